@@ -1,0 +1,1 @@
+"""From finished runs to scaling laws: frames, fits, uncertainty, plots, report."""

@@ -1,0 +1,1 @@
+"""Plan a sweep, run what is missing on an executor, and show how it stands."""

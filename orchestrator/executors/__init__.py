@@ -1,0 +1,1 @@
+"""Engines that carry out launches; one file each, behind one contract."""

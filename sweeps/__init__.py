@@ -1,0 +1,1 @@
+"""The sweep language: a YAML file becomes a list of run specifications. Also the sweeps we ship."""

@@ -1,0 +1,1 @@
+"""What one run is: its specification, models, data, training, evaluation and records."""

@@ -1,0 +1,1 @@
+"""Measure a trained model: loss, perplexity and bits per byte on fixed data."""

@@ -1,0 +1,61 @@
+"""What defines a model: one frozen dataclass per family, and nothing that is not needed to build its weights.
+
+Imports neither torch nor pydantic: planning and fitting read configurations without building models. Each class carries
+`family` as its discriminator; `ModelConfig` is their union. Invalid dimensions raise ValueError naming the field.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+
+def round_up(value: float, multiple: int) -> int:
+    """Smallest multiple of `multiple` that is at least `value` (1.3 * 1024 = 1331.2 -> 1344 for 64)."""
+    return -int(-value // multiple) * multiple
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+_CLOSED = {"extra": "forbid"}
+"""Pydantic's setting for a class that refuses unknown keys, as a plain value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class XLSTMConfig:
+    """xLSTM[a:b] of arXiv 2405.04517: pre-up-projection mLSTM and post-up-projection sLSTM blocks."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    slstm_at: tuple[int, ...] = ()
+    num_heads: int = 4
+    family: Literal["xlstm"] = "xlstm"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        _require(all(0 <= b < self.num_blocks for b in self.slstm_at), "slstm_at must name blocks of the model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Llama: RMSNorm, rotary positions, multi-head attention, SwiGLU of width 8/3 d rounded up to 64; no biases."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    num_heads: int
+    rope_theta: float = 10_000.0
+    family: Literal["llama"] = "llama"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        _require((self.embedding_dim // self.num_heads) % 2 == 0, "the head dimension must be even (rotary positions)")
+
+
+ModelConfig: TypeAlias = XLSTMConfig | LlamaConfig

@@ -1,0 +1,355 @@
+"""The run directory: names and formats of everything a run leaves behind. It is the truth; MLflow is a view of it.
+
+`Workspace` finds the directories, `RunDirectory` reads and writes one run, `Lease` keeps two launchers from one run.
+A file is replaced whole (written aside, fsynced, renamed) or, for `metrics.jsonl`, only appended to. Nothing here is
+unpickled. Imports without torch.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from xlstm.spec import RunSpec
+
+WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
+LEASE_EXPIRY_SECONDS = 120.0
+"""A lease of another host without a heartbeat for this long may be taken."""
+
+
+class State(StrEnum):
+    """Where a run stands. The verdict comes from the run's files, never from an exit code."""
+
+    PLANNED = "PLANNED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PREEMPTED = "PREEMPTED"
+    FAILED = "FAILED"
+    DIVERGED = "DIVERGED"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+
+
+class Metric:
+    """Names of metrics, the same in `metrics.jsonl` and in MLflow."""
+
+    LOSS = "train/loss"
+    LEARNING_RATE = "train/learning_rate"
+    GRADIENT_NORM = "train/gradient_norm"
+    VALIDATION_LOSS = "validation/loss"
+    VALIDATION_PERPLEXITY = "validation/perplexity"
+    VALIDATION_BITS_PER_BYTE = "validation/bits_per_byte"
+    TOKENS_PER_SECOND = "throughput/tokens_per_second"
+    MFU = "throughput/mfu"
+    TOKENS = "progress/tokens"
+    FLOPS = "progress/flops"
+    PEAK_MEMORY = "memory/peak_gib"
+
+
+class Record(BaseModel):
+    """A JSON file of the run directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Holder(Record):
+    """Who may write to a run: one attempt of one launcher."""
+
+    host: str
+    pid: int
+    process_start: float
+    token: str
+    heartbeat: float
+
+
+class Status(Record):
+    """`status.json`: the state, why, and who holds the lease."""
+
+    state: State = State.PLANNED
+    reason: str = ""
+    attempt: int = 0
+    updated: float = 0.0
+    lease: Holder | None = None
+
+
+class Verdict(Record):
+    """`attempts/<n>/exit.json`: how an attempt ended."""
+
+    state: State
+    reason: str = ""
+    step: int | None = None
+    rank: int | None = None
+    traceback: str | None = None
+    time: float = 0.0
+
+
+class Validation(Record):
+    """Quality on the validation split: nats per token, its exponential, and bits per byte of text."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None = None
+    tokens: int
+    evaluation: str
+
+
+class Parameters(Record):
+    """Counts in three conventions."""
+
+    total: int
+    non_embedding: int
+    non_embedding_with_head: int
+
+
+class Result(Record):
+    """`result.json`: what the analysis reads of a completed run."""
+
+    run_id: str
+    family: str
+    size: str
+    seed: int
+    tokens: int
+    steps: int
+    parameters: Parameters
+    flops: dict[str, float]
+    """Training FLOPs of the whole run by convention: `exact`, `6nd`."""
+    validation: Validation
+    wall_seconds: float
+    device_hours: float
+    attempts: int
+    trunk_id: str | None = None
+    quality: list[str] = []
+    """Codes of what an analysis may want to exclude; empty for a clean run."""
+    data_fingerprint: str
+    tokenizer: str
+    schedule: str
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds data, sweeps, runs and the embedded MLflow store."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Workspace":
+        """$SCALING_WORKSPACE, or ./workspace."""
+        return cls(Path(os.environ.get(WORKSPACE_VARIABLE) or "workspace").absolute())
+
+    @property
+    def tracking_uri(self) -> str:
+        """$MLFLOW_TRACKING_URI, or the SQLite store of this workspace."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "mlartifacts"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def sweeps(self) -> Path:
+        return self.root / "sweeps"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def run(self, run_id: str) -> "RunDirectory":
+        return RunDirectory(self.runs / run_id)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run: spec, status, metrics and result as files; attempts, checkpoints and evaluations as folders."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def attempt(self, number: int) -> Path:
+        """`attempts/<n>`: launch.json, one log per rank, exit.json, provenance.json."""
+        return self.path / "attempts" / str(number)
+
+    def spec(self) -> RunSpec:
+        return RunSpec.load(self.path / "spec.json")
+
+    def create(self, spec: RunSpec) -> None:
+        """Make the directory and write `spec.json`. ValueError if another run's specification lies there."""
+        if self.run_id != spec.run_id:
+            raise ValueError(f"{self.path} is not the directory of {spec.run_id}")
+        self.path.mkdir(parents=True, exist_ok=True)
+        spec.save(self.path / "spec.json")
+
+    def status(self) -> Status:
+        """The stored status; PLANNED where there is none yet."""
+        try:
+            return Status.model_validate_json((self.path / "status.json").read_bytes())
+        except FileNotFoundError:
+            return Status()
+
+    def set_state(self, state: State, reason: str = "") -> None:
+        """Change the state, leaving the lease as it is."""
+        with self._locked():
+            self._write_status(self.status(), state=state, reason=reason)
+
+    def result(self) -> Result | None:
+        try:
+            return Result.model_validate_json((self.path / "result.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def verdict(self, attempt: int) -> Verdict | None:
+        """How attempt `attempt` ended, or None where it left no verdict."""
+        try:
+            return Verdict.model_validate_json((self.attempt(attempt) / "exit.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def acquire(self, token: str) -> "Lease":
+        """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
+        with self._locked():
+            status = self.status()
+            if status.lease is not None and _is_alive(status.lease):
+                raise LeaseHeldError(self.run_id, status.lease)
+            holder = Holder(
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                process_start=process_start(os.getpid()) or 0.0,
+                token=token,
+                heartbeat=time.time(),
+            )
+            self._write_status(status, attempt=status.attempt + 1, lease=holder)
+            self.attempt(status.attempt + 1).mkdir(parents=True, exist_ok=True)
+            return Lease(self, token, status.attempt + 1)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row to `metrics.jsonl` in one write. ValueError for NaN and infinities: no measurements."""
+        line = json.dumps(row, allow_nan=False, separators=(",", ":"))
+        with open(self.metrics_file, "ab+") as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of the surviving branch, ordered by step.
+
+        A row is `{"step", "time", "attempt", <metric name>: value, …}`. A row `{"event": "resume", "attempt", "step"}`
+        says that an attempt continued from `step`: rows of later steps written before it are a dead branch.
+        """
+        rows: list[dict[str, Any]] = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.metrics_file.read_bytes().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # a line torn by a kill; its step is written again by the next attempt
+                if row.get("event") == "resume":
+                    rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+                else:
+                    rows.append(row)
+        return rows
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the kernel's lock on the run for one read-modify-write; a dead process holds nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "status.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _write_status(self, status: Status, **changes: Any) -> None:
+        changed = status.model_copy(update=changes | {"updated": time.time()})
+        write_json(self.path / "status.json", changed.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write to a run. Renewed by a heartbeat; checked before each checkpoint is committed."""
+
+    run: RunDirectory
+    token: str
+    attempt: int
+
+    def is_held(self) -> bool:
+        """Whether this lease still stands; a trainer that lost it must stop."""
+        lease = self.run.status().lease
+        return lease is not None and lease.token == self.token
+
+    def renew(self, state: State | None = None, reason: str = "") -> None:
+        """Beat, and change the state if given. LeaseLostError when another launcher has taken the run."""
+        with self.run._locked():
+            status = self.run.status()
+            if status.lease is None or status.lease.token != self.token:
+                raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
+            beat = status.lease.model_copy(update={"heartbeat": time.time()})
+            changes: dict[str, Any] = {"lease": beat}
+            if state is not None:
+                changes |= {"state": state, "reason": reason}
+            self.run._write_status(status, **changes)
+
+    def release(self, state: State, reason: str = "") -> None:
+        """End the attempt with its state and give the lease back; nothing happens if it was lost."""
+        with self.run._locked():
+            status = self.run.status()
+            if status.lease is not None and status.lease.token == self.token:
+                self.run._write_status(status, state=state, reason=reason, lease=None)
+
+
+class LeaseHeldError(RuntimeError):
+    """Another launcher holds the run."""
+
+    def __init__(self, run_id: str, holder: Holder) -> None:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.heartbeat))
+        super().__init__(f"{run_id} is held by process {holder.pid} on {holder.host}, last seen {since}")
+
+
+class LeaseLostError(RuntimeError):
+    """The lease was taken by another launcher: stop without writing."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def process_start(pid: int) -> float | None:
+    """Start time of a process in clock ticks since boot, or None if there is none: tells a reused pid apart."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else float(fields[18])
+
+
+def _is_alive(holder: Holder) -> bool:
+    if holder.host == socket.gethostname():
+        return process_start(holder.pid) == holder.process_start
+    return time.time() - holder.heartbeat < LEASE_EXPIRY_SECONDS

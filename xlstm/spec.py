@@ -1,0 +1,242 @@
+"""What one run is, in three rings, and its identity.
+
+`Physics` is all that may change the trained weights; only it is hashed into `run_id`. `Execution` is how the run is
+carried out (devices, sharding, cadences); changing it changes neither the identity nor, beyond rounding, the result.
+`Presentation` is for people. `Evaluation` says what is measured: it is keyed by (run_id, evaluation fingerprint), so a
+new one needs no training.
+
+Imports without torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from xlstm.models.configs import ModelConfig
+from xlstm.models.naming import family_label, size_label
+
+SCHEMA_VERSION = 1
+"""Version of the hashed payload: raised when the meaning of a physics field changes."""
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Ring(BaseModel):
+    """A part of a specification: immutable, strict about types, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Data(Ring):
+    """The training data as declared; where the files lie is `Execution.data_paths`."""
+
+    corpus: str = Field(description="`python-stdlib`, `text`, `jsonl`, or another name in xlstm.data.")
+    revision: str = Field(description="Revision of a named corpus, or sha256:… of the content of local files.")
+    tokenizer: str = Field("bytes", description="`bytes`, or another name in xlstm.data.tokenizers.")
+    context_length: PositiveInt = Field(description="Tokens per training sequence.")
+
+
+class Optimizer(Ring):
+    """AdamW (Loshchilov & Hutter 2019). Weight decay falls on the parameters each model names for it."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: float = Field(1e-5, gt=0, description="The xLSTM paper's value.")
+    weight_decay: float = Field(0.1, ge=0)
+    gradient_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm; null for none.")
+
+
+class Schedule(Ring):
+    """Learning rate against optimizer step. Lengths are steps of the global batch."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0, description="Linear from 0 to the peak.")
+    decay_steps: int | None = Field(
+        None, ge=1, description="cosine: step that reaches the floor (default: the run's last); wsd: steps of decay."
+    )
+    final_ratio: float = Field(0.1, ge=0, le=1, description="Floor as a fraction of the peak.")
+
+    @model_validator(mode="after")
+    def _wsd_states_its_decay(self) -> Self:
+        if self.kind == "wsd" and self.decay_steps is None:
+            raise ValueError("schedule.decay_steps is needed for a wsd schedule")
+        return self
+
+
+class Physics(Ring):
+    """Ring 1: everything that may change the trained weights. Only this is hashed."""
+
+    task: Literal["language-modeling"] = "language-modeling"
+    model: Annotated[ModelConfig, Field(discriminator="family")]
+    data: Data
+    tokens: PositiveInt = Field(description="Token budget; trained are whole steps of `batch_tokens`, rounded down.")
+    batch_tokens: PositiveInt = Field(description="Global batch in tokens: sequences times context length.")
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    precision: Literal["float32", "bf16-mixed"] = "float32"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _batch_is_whole_sequences_and_budget_at_least_one_step(self) -> Self:
+        if self.batch_tokens % self.data.context_length:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is not a multiple of the context length {self.data.context_length}"
+            )
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens {self.tokens} is less than one global batch of {self.batch_tokens}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.tokens // self.batch_tokens
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in one global batch."""
+        return self.batch_tokens // self.data.context_length
+
+
+class Execution(Ring):
+    """Ring 2: how the run is carried out. Recorded per attempt, never part of the identity."""
+
+    nodes: PositiveInt = 1
+    devices: PositiveInt = Field(1, description="Ranks per node: GPUs, or processes on CPU.")
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    micro_batch_sequences: PositiveInt | None = Field(
+        None, description="Sequences per rank and forward pass; null: all of the rank's on CPU, probed on GPU."
+    )
+    sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    kernels: Literal["auto", "reference", "torch", "triton"] = "auto"
+    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads per rank; null: cores over ranks.")
+    log_every: PositiveInt = Field(10, description="Steps between rows of metrics.")
+    validate_every: PositiveInt | None = Field(None, description="Steps between validations; null: at the end only.")
+    checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
+    data_paths: tuple[str, ...] = Field((), description="Files or folders of a `text` or `jsonl` corpus.")
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the whole gang."""
+        return self.nodes * self.devices
+
+
+class Presentation(Ring):
+    """Ring 3: names and notes for people."""
+
+    name: str = ""
+    size: str = Field("", description="Size as the sweep wrote it, such as 125M.")
+    tags: dict[str, str] = {}
+    notes: str = ""
+
+
+class Evaluation(Ring):
+    """What is measured on the trained model."""
+
+    name: str = "validation"
+    sequences: PositiveInt | None = Field(None, description="Validation sequences, from the first; null: all of them.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits that name this evaluation: equal fingerprints, comparable losses."""
+        return _digest(self.model_dump(mode="json"))
+
+
+class RunSpec(Ring):
+    """One training run, fully resolved: what the planner writes, the trainer reads and the analysis cites."""
+
+    physics: Physics
+    execution: Execution = Execution()
+    presentation: Presentation = Presentation()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _batch_divides_over_ranks(self) -> Self:
+        sequences, ranks = self.physics.batch_sequences, self.execution.ranks
+        micro = self.execution.micro_batch_sequences
+        if sequences % ranks:
+            raise ValueError(f"a global batch of {sequences} sequences cannot be divided over {ranks} ranks")
+        if micro and (sequences // ranks) % micro:
+            raise ValueError(f"{sequences // ranks} sequences per rank are not a multiple of the micro-batch {micro}")
+        return self
+
+    @cached_property
+    def run_id(self) -> str:
+        """Readable slug and eight hex digits of the physics, such as `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
+        model = self.physics.model
+        label = "".join(c if c.isalnum() else "-" for c in family_label(model)).strip("-")
+        slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
+        return f"{slug}-{_digest(self.canonical_payload())}"
+
+    def canonical_payload(self) -> dict[str, Any]:
+        """What is hashed: ring 1 as plain values, with the schema version."""
+        return {"schema": SCHEMA_VERSION, "physics": self.physics.model_dump(mode="json")}
+
+    def save(self, path: Path) -> None:
+        """Write `spec.json`: all rings, the evaluation, and the canonical payload of the hash."""
+        identity = {"run_id": self.run_id, "canonical": canonical(self.canonical_payload())}
+        content = self.model_dump(mode="json") | identity
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "RunSpec":
+        """Read `spec.json`. ValueError when the stored run_id is not that of the stored physics."""
+        content = json.loads(path.read_text())
+        run_id = content.pop("run_id", None)
+        content.pop("canonical", None)
+        spec = cls.model_validate(content)
+        if run_id not in (None, spec.run_id):
+            raise ValueError(f"{path}: run_id {run_id} does not belong to its physics, which gives {spec.run_id}")
+        return spec
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a plain value: sorted keys, no blanks. TypeError or ValueError for what has none."""
+    _refuse_without_canonical_form(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted path, left, right) for each leaf in which two plain values differ; an absent side is None."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in sorted(left.keys() | right.keys()):
+            yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
+    elif left != right:
+        yield path, left, right
+
+
+def compact(count: int) -> str:
+    """Short name of a count: 15_000_000_000 -> 15B, 1_234_567 -> 1.23M. For slugs and tables, never for arithmetic."""
+    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
+
+
+def _refuse_without_canonical_form(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a key of type {type(key).__name__} has no canonical form")
+            _refuse_without_canonical_form(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_without_canonical_form(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} has no canonical form")
+    elif dataclasses.is_dataclass(value) or not isinstance(value, str | bool | int | float | None):
+        raise TypeError(f"{type(value).__name__} has no canonical form")

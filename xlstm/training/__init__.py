@@ -1,0 +1,1 @@
+"""Train one run under torchrun: model, data and optimizer in, checkpoints and metrics out."""
