@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from xlstm.spec import RunSpec
+from xlstm.spec import Execution, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
@@ -90,6 +90,33 @@ class Verdict(Record):
     rank: int | None = None
     traceback: str | None = None
     time: float = 0.0
+
+
+class Fork(Record):
+    """A checkpoint of another run from which a run starts: their shared stable phase was trained once."""
+
+    run_id: str
+    step: int
+
+
+class Launch(Record):
+    """`attempts/<n>/launch.json`: how an attempt is carried out, every default resolved."""
+
+    run_id: str
+    attempt: int
+    token: str
+    """Of the lease this attempt writes under."""
+    executor: str
+    execution: Execution
+    """With threads per rank and device filled in; what the sweep left open is taken over from earlier attempts."""
+    host: str
+    rendezvous: str
+    """host:port at which the nodes of the gang meet."""
+    started: float
+    fork: Fork | None = None
+    """Where to start when the run has no checkpoint of its own."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept because other runs fork from them."""
 
 
 class Validation(Record):
@@ -217,6 +244,13 @@ class RunDirectory:
     def result(self) -> Result | None:
         try:
             return Result.model_validate_json((self.path / "result.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def launch(self, attempt: int) -> Launch | None:
+        """How attempt `attempt` is carried out, or None where it was never launched."""
+        try:
+            return Launch.model_validate_json((self.attempt(attempt) / "launch.json").read_bytes())
         except FileNotFoundError:
             return None
 
