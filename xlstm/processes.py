@@ -2,7 +2,7 @@
 
 torchrun puts its workers into sessions of their own, so that killing the launcher's process group misses them: each
 link of the chain controller -> supervisor -> torchrun -> worker therefore asks the kernel to be killed when the link
-above dies, and what slipped through is found by the lease's token in its environment. Linux only; imports without torch.
+above dies, and what slipped through is found by the lease's token in its environment. Linux only; no torch.
 """
 
 import ctypes
