@@ -1,4 +1,4 @@
-"""From the last hidden vectors to logits, or straight to losses without holding the logits of a whole batch."""
+"""From the last hidden vectors to what a model returns: logits, or each token's loss without all logits held at once."""
 
 import torch
 import torch.nn.functional as F
@@ -6,30 +6,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-"""Target of a token that is not to be predicted."""
+"""The target that is not counted: its loss is 0."""
 CHUNK_LOGITS = 2**24
-"""Logits held at once: float32 logits of a whole batch would dwarf the model (64 MiB of them here)."""
+"""Logits held at once (64 MiB in float32): those of a whole batch would dwarf the model."""
 
 
 def logits_or_losses(hidden: Tensor, head: nn.Linear, targets: Tensor | None) -> Tensor:
-    """Logits (batch, time, vocab) in the head's dtype; with targets, losses in nats (batch, time), float32.
+    """Logits of `head` over `hidden` (batch, time, d); with `targets` (batch, time), the losses instead.
 
-    The loss of a token whose target is -100 is 0. With gradients on, each chunk's logits are computed again in the
-    backward pass.
+    Losses are in nats, float32 (float64 for float64 models), (batch, time), 0 where the target is -100. The caller sums
+    and divides, since only it knows how many tokens the global batch counts. Where the logits of the batch are many,
+    they are computed chunk by chunk, and again in the backward pass.
     """
     if targets is None:
-        return head(hidden)
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    labels = targets.reshape(-1)
+        logits: Tensor = head(hidden)
+        return logits
+    if targets.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, expected (batch, time) {tuple(hidden.shape[:-1])}"
+        )
+    rows, labels = hidden.flatten(0, 1), targets.flatten()
     chunk = max(1, CHUNK_LOGITS // head.out_features)
     if rows.shape[0] <= chunk:
-        return _losses(rows, head.weight, labels).view(targets.shape)
+        return _losses(rows, head, labels).view(targets.shape)
     losses = [
-        checkpoint(_losses, part, head.weight, label, use_reentrant=False)
+        checkpoint(_losses, part, head, label, use_reentrant=False)
         for part, label in zip(rows.split(chunk), labels.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
 
 
-def _losses(rows: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(rows, weight).float(), labels, reduction="none", ignore_index=IGNORED)
+def _losses(rows: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
+    logits = head(rows)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
