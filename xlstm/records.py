@@ -263,6 +263,24 @@ class RunDirectory:
         except FileNotFoundError:
             return None
 
+    def logs(self, attempt: int) -> list[Path]:
+        """Log files of an attempt: those of the ranks, then those of torchrun."""
+        directory = self.attempt(attempt)
+        return [*sorted(directory.glob("rank-*.log")), *sorted(directory.glob("torchrun-*.log"))]
+
+    def checkpoint(self, step: int) -> Path:
+        """`checkpoints/step-…`: complete once it holds the file COMPLETE."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the checkpoint of a step was written whole."""
+        return (self.checkpoint(step) / "COMPLETE").exists()
+
+    def is_held(self) -> bool:
+        """Whether a living launcher holds the run."""
+        lease = self.status().lease
+        return lease is not None and _is_alive(lease)
+
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
         with self._locked():
