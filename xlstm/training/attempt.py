@@ -28,7 +28,6 @@ from xlstm.training.checkpoints import (
     latest_sound,
 )
 from xlstm.training.gang import Gang
-from xlstm.training.provenance import provenance
 from xlstm.training.result import make_result
 from xlstm.training.trainer import Trainer
 from xlstm.training.verdict import DivergedError, leave_failure, leave_verdict
@@ -83,7 +82,6 @@ class _Attempt:
         self.watch.start()
         if self.gang.leads:
             self.lease.renew(State.RUNNING)
-            write_json(run.attempt(number) / "provenance.json", provenance())
         self.data = open_prepared(self.spec.physics.data, self.workspace)
         self.trainer = Trainer(run, self.spec, number, self.gang, self.data, self.watch.alive)
         physics = self.spec.physics
