@@ -281,6 +281,15 @@ class RunDirectory:
         lease = self.status().lease
         return lease is not None and _is_alive(lease)
 
+    def attempt_seconds(self, number: int) -> float:
+        """Wall time of an attempt: from its launch to its verdict, or to the last row that a killed one wrote."""
+        launch, verdict = self.launch(number), self.verdict(number)
+        if launch is None:
+            return 0.0
+        times = [row["time"] for row in self._all_rows() if row.get("attempt") == number and "time" in row]
+        end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
+        return max(0.0, end - launch.started)
+
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
         with self._locked():
@@ -313,17 +322,23 @@ class RunDirectory:
         events say what happened and measure nothing.
         """
         rows: list[dict[str, Any]] = []
+        for row in self._all_rows():
+            if row.get("event") == "resume":
+                rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+            elif "event" not in row:
+                rows.append(row)
+        return rows
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Rows `{"event": name, …}`, in the order in which they happened."""
+        return [row for row in self._all_rows() if row.get("event") == name]
+
+    def _all_rows(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
             for line in self.metrics_file.read_bytes().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # a line torn by a kill; its step is written again by the next attempt
-                if row.get("event") == "resume":
-                    rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-                elif "event" not in row:
-                    rows.append(row)
-        return rows
+                # A line torn by a kill is no row; its step is written again by the next attempt.
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -140,6 +140,6 @@ def _validate(corpus: Corpus, revision: str) -> None:
         pass
 
 
-def tokenizer_of(data: Data) -> Tokenizer:
-    """The tokenizer that a specification names."""
+def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
+    """The tokenizer that made the prepared data in `folder`."""
     return open_tokenizer(data.tokenizer)

@@ -85,7 +85,9 @@ class _Attempt:
         self.data = open_prepared(self.spec.physics.data, self.workspace)
         self.trainer = Trainer(run, self.spec, number, self.gang, self.data, self.watch.alive)
         physics = self.spec.physics
-        keep = {*launch.checkpoint_at, physics.steps, physics.undecided_steps}
+        keep = {*launch.checkpoint_at, physics.steps}
+        if physics.schedule.kind == "wsd":
+            keep.add(physics.undecided_steps)  # a longer budget asked for later starts there
         self.checkpointer = Checkpointer(self.lease, self.gang, self.spec.execution.keep_checkpoints, keep)
         self.saved_step: int | None = None
         self.checkpoint_at = keep

@@ -116,7 +116,7 @@ class Checkpointer:
     def __init__(self, lease: Lease, gang: Gang, keep: int, keep_steps: Collection[int]) -> None:
         self.lease, self.gang, self.keep, self.keep_steps = lease, gang, keep, frozenset(keep_steps)
         # Its own group: the collectives of a save run beside those of the training.
-        self.group = dist.new_group(backend="gloo") if gang.size > 1 else None
+        self.group = dist.new_group(backend="gloo")
         self.pending: Future[None] | None = None
 
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
@@ -148,11 +148,7 @@ class Checkpointer:
         run = self.lease.run
         aside = run.checkpoints / f".step-{record.step:08d}.attempt-{self.lease.attempt}"
         planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        writer = JsonIndexWriter(aside)
-        if self.group is None:
-            dcp.save(staged, storage_writer=writer, planner=planner, no_dist=True)
-        else:
-            dcp.save(staged, storage_writer=writer, planner=planner, process_group=self.group)
+        dcp.save(staged, storage_writer=JsonIndexWriter(aside), planner=planner, process_group=self.group)
         # save() returns once every rank's files are on disk and the index is written.
         if self.gang.leads:
             self._commit(aside, _folder(run, record.step), record)

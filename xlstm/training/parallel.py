@@ -6,6 +6,7 @@ The model knows nothing of this file: `model.blocks` is all it needs.
 import torch
 from torch import nn
 
+from xlstm.models.initialization import initial_value
 from xlstm.spec import Execution, Physics
 from xlstm.training.gang import Gang
 
@@ -51,6 +52,20 @@ def _checkpoint_activations(model: nn.Module, mode: str) -> None:
     for index, block in enumerate(blocks):
         if mode == "full" or index % 2 == 0:  # selective: every other block
             blocks[index] = checkpoint_wrapper(block)
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Give every parameter its initial value, each rank its shards: one whole parameter at a time is in memory."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = initial_value(model, plain_name(name), parameter.shape, seed)  # type: ignore[arg-type]
+            if hasattr(parameter, "to_local"):
+                from torch.distributed.tensor import distribute_tensor
+
+                # Every rank has the same value: without a source rank each takes its part and nothing is sent.
+                placed = value.to(parameter.device)
+                value = distribute_tensor(placed, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            parameter.copy_(value)
 
 
 def plain_name(name: str) -> str:

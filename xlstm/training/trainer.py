@@ -16,12 +16,12 @@ from torch import nn
 from xlstm.data.batches import IGNORED, Windows
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
-from xlstm.models import build, initialize
+from xlstm.models import build
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
-from xlstm.training.parallel import parallelize
+from xlstm.training.parallel import fill, parallelize
 from xlstm.training.schedule import learning_rate
 from xlstm.training.speed import Speed
 from xlstm.training.verdict import DivergedError
@@ -46,7 +46,7 @@ class Trainer:
             self.model: nn.Module = build(physics.model)
         parallelize(self.model, physics, execution, self.gang)
         self.model.to_empty(device=self.gang.device)
-        initialize(self.model, physics.seed)
+        fill(self.model, physics.seed)
         self.model.train()
         self.optimizer = build_optimizer(self.model, physics.optimizer)
         self.state = training_state(self.model, self.optimizer)
