@@ -33,8 +33,8 @@ def permuted(indices: NDArray[np.integer], size: int, seed: int) -> NDArray[np.i
 
 def _permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    stream = _mix(_mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
-    keys = _mix(stream + np.arange(_ROUNDS, dtype=np.uint64))
+    stream = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(epoch))
+    keys = _mix(np.arange(_ROUNDS, dtype=np.uint64) + stream)
     result = _feistel(positions, half_bits, keys)
     # The network permutes 4**half_bits >= size values; those outside walk on until they fall inside.
     outside = result >= size

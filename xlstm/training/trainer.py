@@ -89,7 +89,7 @@ class Trainer:
         """Quality of the model as it is now; equal on all ranks."""
         result = validate(self.model, self.data, self.spec, self.gang, self.alive)
         if hasattr(self.model, "reshard"):
-            self.model.reshard()  # the root keeps what it gathered until the next backward pass
+            self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
         return result
 
     def _optimizer_step(self) -> tuple[float, float, float]:
