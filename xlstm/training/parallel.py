@@ -36,7 +36,7 @@ def _shard(model: nn.Module, physics: Physics, execution: Execution, gang: Gang)
     policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
     for block in model.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # The root's own parameters (embedding, head) are needed first and last: to gather them twice costs more than it frees.
+    # The root's own parameters (embedding, head) are needed first and last: gathering them twice does not pay.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
