@@ -1,6 +1,6 @@
 """The additive law on the points of Hoffmann et al.'s figure 4, against Epoch AI's published replication."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +11,13 @@ from analysis import fitting, runs
 from analysis.findings import RefusalError
 from analysis.laws import AdditiveLaw
 
-REFERENCE = Path(
-    os.environ.get("SCALING_REFERENCE_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data")
-)
-CHINCHILLA = REFERENCE / "scaling" / "chinchilla" / "svg_extracted_data.csv"
 COLUMNS = {"parameters": "Model Size", "flops": "Training FLOP"}
-
-needs_reference_data = pytest.mark.skipif(not CHINCHILLA.exists(), reason=f"no reference data at {REFERENCE}")
 
 
 @pytest.fixture(scope="module")
-def chinchilla() -> fitting.Fit:
-    frame = runs.load(str(CHINCHILLA), columns=COLUMNS)
+def chinchilla(reference_data: Callable[[str], Path]) -> fitting.Fit:
+    table = reference_data("scaling/chinchilla/svg_extracted_data.csv")
+    frame = runs.load(str(table), columns=COLUMNS)
     fifth_highest = frame["loss"].sort()[-5]
     outlier = pl.when(pl.col("loss") >= fifth_highest).then(pl.lit("one of the five highest losses"))
     frame = frame.with_columns(pl.coalesce("excluded", outlier).alias("excluded"))
@@ -30,7 +25,6 @@ def chinchilla() -> fitting.Fit:
     return fitted
 
 
-@needs_reference_data
 def test_the_optimum_of_the_published_objective_is_found(chinchilla: fitting.Fit) -> None:
     # The published parameters lie 0.036 % above this value, Hoffmann's rounded ones at four times it.
     assert chinchilla.used.height == 240
@@ -41,7 +35,6 @@ def test_the_optimum_of_the_published_objective_is_found(chinchilla: fitting.Fit
     assert chinchilla.certificate.agreeing_starts > 0.8
 
 
-@needs_reference_data
 def test_bootstrap_standard_errors_are_those_of_the_replication(chinchilla: fitting.Fit) -> None:
     # Besiroglu et al. 2024, 4,000 resamples: 0.01540, 0.02060, 0.02566. A standard error from 1,000 draws has a
     # relative error of 1/sqrt(2 * 1000) = 2.2 %; theirs 1.1 %. Four joint deviations: 10 %.
