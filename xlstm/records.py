@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from xlstm.accounting import Parameters as Parameters
 from xlstm.spec import Execution, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
@@ -127,14 +128,6 @@ class Validation(Record):
     bits_per_byte: float | None = None
     tokens: int
     evaluation: str
-
-
-class Parameters(Record):
-    """Counts in three conventions."""
-
-    total: int
-    non_embedding: int
-    non_embedding_with_head: int
 
 
 class Result(Record):
