@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from xlstm.accounting import Parameters as Parameters
 from xlstm.spec import Execution, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
@@ -129,14 +130,6 @@ class Validation(Record):
     evaluation: str
     by_source: dict[str, float] = {}
     """Loss by source of the corpus, where it states more than one."""
-
-
-class Parameters(Record):
-    """Counts in three conventions."""
-
-    total: int
-    non_embedding: int
-    non_embedding_with_head: int
 
 
 class Result(Record):
