@@ -76,6 +76,10 @@ class TrainSettings(Section):
     precision: Literal["float32", "bf16-mixed"] | None = None
 
 
+class Settings(DataSettings, TrainSettings):
+    """What a rule may set, and what may be an axis beside model, size, budget and seed."""
+
+
 class Resources(Section):
     """Where and how a run is carried out. Changing any of it keeps the run's identity."""
 
@@ -95,7 +99,7 @@ class Resources(Section):
     runs_per_device: Count | None = Field(None, description="How many such runs may share one device.")
 
 
-class Point(DataSettings, TrainSettings):
+class Point(Settings):
     """Every axis a grid may have: what is run, for how long, and any setting of `data` and `train`."""
 
     task: Literal["language-modeling"] | None = None
@@ -106,8 +110,6 @@ class Point(DataSettings, TrainSettings):
     tokens_per_parameter: Positive | None = Field(None, description="Token budget as a multiple of all parameters.")
     flops: Positive | None = Field(None, description="Compute budget; tokens are solved from exact training FLOPs.")
 
-
-SETTINGS = tuple(DataSettings.model_fields) + tuple(TrainSettings.model_fields)
 
 
 def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
@@ -128,10 +130,14 @@ Axes: Any = create_model(
 
 
 class Rule(Section):
-    """Settings for the runs it matches. Of all matching rules the first that sets a key wins that key."""
+    """Settings for the runs it matches.
+
+    An axis of the point wins over every rule, the first matching rule that sets a key over later ones, and a rule over
+    `data` and `train`.
+    """
 
     when: Axes = Field(default_factory=Axes, description="Axis values; a run matches if each axis has one of them.")
-    set: Point = Field(description="Settings of `data` and `train`.")
+    set: Settings
 
 
 class ResourceRule(Section):
