@@ -57,5 +57,10 @@ class LlamaConfig:
         _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
         _require((self.embedding_dim // self.num_heads) % 2 == 0, "the head dimension must be even (rotary positions)")
 
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU: 8/3 d, rounded up to a multiple of 64."""
+        return round_up(8 * self.embedding_dim / 3, 64)
+
 
 ModelConfig: TypeAlias = XLSTMConfig | LlamaConfig

@@ -1,0 +1,123 @@
+"""Llama (Touvron et al. 2023): pre-norm Transformer with rotary positions and SwiGLU, without biases.
+
+Per block: x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)) of width 8/3 d rounded up to a multiple of 64:
+4 d² + 3 d · r64(8d/3) + 2 d parameters. The vocabulary's embedding and the head are untied, as in the xLSTM paper.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlstm.models.attention import Layout, Past, attend, lay_out
+from xlstm.models.configs import LlamaConfig
+from xlstm.models.head import logits_or_losses
+
+NORM_EPSILON = 1e-6
+"""Of RMSNorm, as released with the first Llama."""
+
+INITIAL_STD = 0.02
+"""Of every matrix (GPT-2; Gu & Dao 2023 use it for their Transformer++ too)."""
+
+
+class Llama(nn.Module):
+    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.norm = nn.RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: Past | None = None,
+        *,
+        resets: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, Past | None]:
+        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
+
+        `state` is the past's keys and values. In training (gradients on, targets given, no state) none is kept, since
+        it would hold every block's activations alive, and None is returned.
+        """
+        layout = lay_out(tokens, state, resets)
+        keep = state is not None or targets is None or not torch.is_grad_enabled()
+        cos, sin = rotations(
+            layout.positions, self.config.embedding_dim // self.config.num_heads, self.config.rope_theta
+        )
+        x = self.embedding(tokens)
+        cache: list[tuple[Tensor, Tensor]] = []
+        for index, block in enumerate(self.blocks):
+            past = None if state is None else (state.keys[index], state.values[index])
+            x, keys_and_values = block(x, cos, sin, layout, past, keep)
+            if keep:
+                cache.append(keys_and_values)
+        result = logits_or_losses(self.norm(x), self.head, targets)
+        return result, layout.past(cache) if keep else None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Weight decay falls on the matrices, the token embedding excepted (xLSTM paper, Table 7's set-up)."""
+        return parameter.ndim >= 2 and name != "embedding.weight"
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """N(0, 0.02²); projections into the residual stream scaled by 1/sqrt(2 · blocks) (GPT-2); norms one."""
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+            return
+        into_residual = name.endswith(("out.weight", "down.weight"))
+        depth = math.sqrt(2 * self.config.num_blocks) if into_residual else 1.0
+        nn.init.normal_(parameter, std=INITIAL_STD / depth, generator=generator)
+
+
+class Block(nn.Module):
+    """x + Attention(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        d, width = config.embedding_dim, config.feedforward_dim
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.query_key_value = nn.Linear(d, 3 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.feedforward_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.gate_and_up = nn.Linear(d, 2 * width, bias=False)
+        self.down = nn.Linear(width, d, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, past: tuple[Tensor, Tensor] | None, keep: bool
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
+        batch, time, d = x.shape
+        # (batch, 3 * heads, time, head_dim)
+        projected = (
+            self.query_key_value(self.attention_norm(x)).view(batch, time, 3 * self.num_heads, -1).transpose(1, 2)
+        )
+        query, key, value = projected.split(self.num_heads, dim=1)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if past is not None:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        attended = attend(query, key, value, layout)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
+        gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)
+        x = x + self.down(F.silu(gate) * up)
+        return x, (key, value) if keep else None
+
+
+def rotations(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, float32, ([batch, 1,] time, head_dim / 2) (Su 2021, eq. 15)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[..., None] * theta**-exponents
+    if positions.ndim == 2:
+        angles = angles[:, None]  # every head alike
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x_j, x_{j + head_dim/2}) of `x` (batch, heads, time, head_dim); at least in float32."""
+    first, second = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
