@@ -89,3 +89,28 @@ def ledger_line(ledger: Ledger) -> str:
     if saved.tokens:
         text += f"; saved by shared stable phases {compact(saved.tokens)} tokens"
     return text
+
+
+def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
+    """Fitted laws with their intervals, one column per family."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    for document in documents:
+        table.add_column(document["family"], justify="right", no_wrap=True)
+    names = list(documents[0]["parameters"])
+    for name in names:
+        table.add_row(name, *(_estimate(fit["parameters"][name], fit["intervals"][name]) for fit in documents))
+    optimal = [fit["compute_optimal"] for fit in documents]
+    table.add_row("a in N* ~ C^a", *(_estimate(one["parameters_exponent"], one["interval"]) for one in optimal))
+    certificates = [fit["certificate"] for fit in documents]
+    table.add_row("converged", *("yes" if one["converged"] else "no" for one in certificates))
+    table.add_row("starts that agree", *(f"{one['agreeing_starts']:.0%}" for one in certificates))
+    table.add_row("condition number", *(f"{one['condition_number']:.1e}" for one in certificates))
+    table.add_row("bounds hit", *(", ".join(one["bounds_hit"]) or "none" for one in certificates))
+    table.add_row("runs used", *(str(fit["rows"]["used"]) for fit in documents))
+    table.add_row("runs left out", *(str(len(fit["rows"]["excluded"])) for fit in documents))
+    return table
+
+
+def _estimate(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.4g} [{interval[0]:.3g}, {interval[1]:.3g}]"
