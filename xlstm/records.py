@@ -326,6 +326,10 @@ class RunDirectory:
         """Rows `{"event": name, …}`, in the order in which they happened."""
         return [row for row in self._all_rows() if row.get("event") == name]
 
+    def history(self) -> list[dict[str, Any]]:
+        """Every row, also of dead branches, and every event, in the order in which they were written."""
+        return list(self._all_rows())
+
     def _all_rows(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
             for line in self.metrics_file.read_bytes().splitlines():
