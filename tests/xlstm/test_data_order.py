@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlstm.data.order import permuted
+from xlstm.data.order import Order, permuted
 
 
 @settings(deadline=None)
@@ -43,6 +43,16 @@ def test_the_order_is_as_good_as_random() -> None:
     assert (steps == 1).sum() <= 10
     ranks = np.corrcoef(np.arange(size), order)[0, 1]
     assert abs(ranks) < 5 / np.sqrt(size)
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 50_000), takes=st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 40_000)), max_size=4)
+)
+def test_sequences_taken_in_any_way_are_those_of_their_indices(size: int, takes: list[tuple[int, int]]) -> None:
+    order = Order(size, seed=7)
+    for first, count in takes:
+        np.testing.assert_array_equal(order.take(first, count), permuted(np.arange(first, first + count), size, 7))
 
 
 def test_an_empty_corpus_has_no_order() -> None:

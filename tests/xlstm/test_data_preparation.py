@@ -59,7 +59,9 @@ def test_files_named_after_splits_are_those_splits(tmp_path: Path, workspace: Wo
     }
 
 
-@pytest.mark.parametrize("compress", [lambda b: b, gzip.compress, lambda b: __import__("pyarrow").compress(b, "zstd", asbytes=True)])
+@pytest.mark.parametrize(
+    "compress", [lambda b: b, gzip.compress, lambda b: __import__("pyarrow").compress(b, "zstd", asbytes=True)]
+)
 def test_jsonl_gives_every_text_once_with_its_source(tmp_path: Path, workspace: Workspace, compress) -> None:  # type: ignore[no-untyped-def]
     metas = [
         {"redpajama_set_name": "RedPajamaC4"},
@@ -199,7 +201,9 @@ def test_windows_predict_every_token_once(tmp_path: Path, workspace: Workspace) 
     assert not batch.resets[0, 1]
 
 
-def test_streams_over_many_shards_read_as_one(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_over_many_shards_read_as_one(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = (write(tmp_path / "a.txt", TEXT),)
     data, _ = declare("text", "bytes", 8, paths)
     prepare(data, paths, workspace)

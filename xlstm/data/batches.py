@@ -1,7 +1,7 @@
 """Batches: from a stream of tokens to the sequences of a step. Plain arrays; imports without torch.
 
 A training sequence is a window of `context_length` tokens of the stream with the token that follows each as its target.
-Windows do not overlap. Which window comes when is `order.permuted`, so a batch depends on the seed and the step alone.
+Windows do not overlap. Which window comes when is said by `order.Order`, so a batch depends on the seed and the step alone.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm.data.order import permuted
 from xlstm.data.shards import TokenStream
 
 IGNORED = -100
@@ -60,11 +59,3 @@ class Windows:
             tokens = np.where(tokens < 0, self.end_of_document, tokens)
         # The end of a document is read as the start of the next: the state is reset where it is read.
         return Batch(tokens, targets, tokens == self.end_of_document)
-
-    def training_batch(self, seed: int, first: int, count: int) -> Batch:
-        """The sequences of global indices [first, first + count). ValueError where the split has no whole window."""
-        if self.whole == 0:
-            raise ValueError(
-                f"the training split holds {len(self.stream)} tokens: not one sequence of {self.context_length}"
-            )
-        return self.batch(permuted(np.arange(first, first + count), self.whole, seed))

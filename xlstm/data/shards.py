@@ -226,7 +226,9 @@ def _verify(folder: Path, manifest: Manifest) -> None:
             if not path.is_file():
                 raise DataDriftError(f"{path}: the file is missing; {_remedy(folder)}")
             if path.stat().st_size != file.size:
-                raise DataDriftError(f"{path}: {path.stat().st_size} bytes, recorded were {file.size}; {_remedy(folder)}")
+                raise DataDriftError(
+                    f"{path}: {path.stat().st_size} bytes, recorded were {file.size}; {_remedy(folder)}"
+                )
             if noted.get(file.name) != _stamp(path):
                 if _describe(path).sha256 != file.sha256:
                     raise DataDriftError(f"{path}: its content is not what was prepared; {_remedy(folder)}")

@@ -40,7 +40,8 @@ class ByteTokenizer:
         return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
 
     def decode(self, tokens: Tokens) -> str:
-        return tokens[tokens != self.end_of_document].astype(np.uint8).tobytes().decode(errors="replace")
+        content: bytes = tokens[tokens != self.end_of_document].astype(np.uint8).tobytes()
+        return content.decode(errors="replace")
 
 
 def open_tokenizer(name: str) -> Tokenizer:

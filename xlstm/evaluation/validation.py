@@ -46,9 +46,7 @@ def validate(
     loss = float(nats.sum() / tokens.sum())
     by_source = {}
     if len(windows.stream.sources) > 1:
-        by_source = {
-            name: float(n / t) for name, n, t in zip(windows.stream.sources, nats, tokens, strict=True) if t
-        }
+        by_source = {name: float(n / t) for name, n, t in zip(windows.stream.sources, nats, tokens, strict=True) if t}
     return Validation(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),

@@ -1,4 +1,4 @@
-"""From the last hidden vectors to what a model returns: logits, or each token's loss without all logits held at once."""
+"""From the last hidden vectors to what a model returns: logits, or each token's loss without all logits at once."""
 
 import torch
 import torch.nn.functional as F

@@ -21,8 +21,8 @@ from xlstm.records import (
 from xlstm.spec import RunSpec, shared_steps
 from xlstm.training.checkpoints import (
     Checkpoint,
-    CheckpointError,
     Checkpointer,
+    CheckpointError,
     CheckpointRecord,
     fork_checkpoint,
     latest_sound,
@@ -143,7 +143,9 @@ class _Attempt:
         """CheckpointError unless the checkpoint is of this run, or of one that is the same up to its step."""
         record, physics = checkpoint.record(), self.spec.physics
         if record.physics != physics and shared_steps(record.physics, physics) < record.step:
-            raise CheckpointError(f"{checkpoint.path} is of {record.run_id}, which shares no {record.step} steps with this")
+            raise CheckpointError(
+                f"{checkpoint.path} is of {record.run_id}, which shares no {record.step} steps with this"
+            )
         fingerprint = self.data.manifest.fingerprint
         if record.data_fingerprint != fingerprint:
             raise CheckpointError(

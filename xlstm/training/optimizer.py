@@ -1,6 +1,6 @@
 """AdamW with decay groups, its state as plain tensors, and the clipping of gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -62,9 +62,8 @@ def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
         group["lr"] = rate
 
 
-def clip_gradients(model: nn.Module, limit: float | None) -> float:
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
     """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()

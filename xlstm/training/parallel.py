@@ -36,7 +36,7 @@ def _shard(model: nn.Module, physics: Physics, execution: Execution, gang: Gang)
     policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
     for block in model.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # The root's own parameters (embedding, head) are needed first and last: gathering them twice costs more than it frees.
+    # The root's own parameters (embedding, head) are needed first and last: gathering them twice does not pay.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -60,8 +60,9 @@ def fill(model: nn.Module, seed: int) -> None:
         for name, parameter in model.named_parameters():
             value = initial_value(model, plain_name(name), parameter.shape, seed)  # type: ignore[arg-type]
             if hasattr(parameter, "to_local"):
-                from torch.distributed.tensor import distribute_tensor
+                from torch.distributed.tensor import DTensor, distribute_tensor
 
+                assert isinstance(parameter, DTensor)
                 # Every rank has the same value: without a source rank each takes its part and nothing is sent.
                 placed = value.to(parameter.device)
                 value = distribute_tensor(placed, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -10,9 +10,7 @@ from xlstm.records import Launch, Result, RunDirectory, Validation
 from xlstm.spec import RunSpec
 
 
-def make_result(
-    run: RunDirectory, spec: RunSpec, launch: Launch, data: PreparedData, validation: Validation
-) -> Result:
+def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: PreparedData, validation: Validation) -> Result:
     """Quality, size and cost of a run whose last step is done. The cost counts every attempt, lost work included."""
     physics = spec.physics
     tokens = physics.steps * physics.batch_tokens
@@ -58,4 +56,3 @@ def _quality(run: RunDirectory, spec: RunSpec, data: PreparedData) -> list[str]:
     if run.events("damaged-checkpoint"):
         codes.append("damaged-checkpoint")
     return codes
-

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from xlstm.data.batches import IGNORED, Windows
+from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
@@ -49,10 +50,17 @@ class Trainer:
         fill(self.model, physics.seed)
         self.model.train()
         self.optimizer = build_optimizer(self.model, physics.optimizer)
+        self.parameters = list(self.model.parameters())
         self.state = training_state(self.model, self.optimizer)
         self.windows = Windows(
             self.data.stream("train"), physics.data.context_length, self.data.manifest.end_of_document
         )
+        if self.windows.whole == 0:
+            raise ValueError(
+                f"the training split holds {len(self.windows.stream)} tokens: "
+                f"not one sequence of {physics.data.context_length}"
+            )
+        self.order = Order(self.windows.whole, physics.seed)
         self.per_rank = physics.batch_sequences // self.gang.size
         self.micro = execution.micro_batch_sequences or self.per_rank
         self.speed = Speed(self.spec, self.gang.device)
@@ -89,14 +97,14 @@ class Trainer:
         """Quality of the model as it is now; equal on all ranks."""
         result = validate(self.model, self.data, self.spec, self.gang, self.alive)
         if hasattr(self.model, "reshard"):
-            self.model.reshard()  # the root keeps what it gathered until the next backward pass
+            self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
         return result
 
     def _optimizer_step(self) -> tuple[float, float, float]:
         """One update. Returns the mean loss over the global batch, the gradient norm and the learning rate."""
         physics = self.spec.physics
         first = self.step * physics.batch_sequences + self.gang.rank * self.per_rank
-        batch = self.windows.training_batch(physics.seed, first, self.per_rank)
+        batch = self.windows.batch(self.order.take(first, self.per_rank))
         counted = self.gang.sum(float((batch.targets != IGNORED).sum()))[0]
         total = torch.zeros((), device=self.gang.device, dtype=torch.float64)
         for start in range(0, self.per_rank, self.micro):
@@ -107,7 +115,7 @@ class Trainer:
         (mean,) = self.gang.sum(float(total))
         if not math.isfinite(mean):
             raise DivergedError(self.step + 1, f"the loss is {mean}")
-        norm = clip_gradients(self.model, physics.optimizer.gradient_clip)
+        norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
         if not math.isfinite(norm):
             raise DivergedError(self.step + 1, f"the gradient norm is {norm}")
         rate = learning_rate(physics, self.step)

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from xlstm.records import Lease, LeaseLostError, State, Verdict, write_json
 from xlstm.training.verdict import leave_verdict
@@ -111,10 +112,9 @@ class Watch:
     def _beat_file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.alive"
 
-    def _read_beat(self, rank: int) -> dict | None:  # type: ignore[type-arg]
-        import json
-
+    def _read_beat(self, rank: int) -> dict[str, Any] | None:
         try:
-            return json.loads(self._beat_file(rank).read_text())  # type: ignore[no-any-return]
+            beat: dict[str, Any] = json.loads(self._beat_file(rank).read_text())
         except (OSError, ValueError):
             return None
+        return beat
