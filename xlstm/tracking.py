@@ -241,10 +241,14 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
 
 
 def _parent(client: Any, experiment: str, sweep: str) -> str:
-    found = client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    return str(client.create_run(experiment, run_name=sweep, tags={"kind": "sweep", "sweep": sweep}).info.run_id)
+    made = None
+    if not client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1):
+        made = client.create_run(experiment, run_name=sweep, tags={"kind": "sweep", "sweep": sweep}).info.run_id
+    # Two processes may have made one each: all of them take the first.
+    first = client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1, order_by=["start_time", "run_id"])
+    if made is not None and first[0].info.run_id != made:
+        client.delete_run(made)
+    return str(first[0].info.run_id)
 
 
 def _lives(client: Any, child: str) -> bool:

@@ -143,7 +143,7 @@ def start(
     if wrapper is None:
         command = [sys.executable, "-m", "xlstm.training", *arguments]
     else:
-        program = f"{wrapper}\nimport runpy, sys\nsys.argv[0] = 'training'\nrunpy.run_module('xlstm.training', run_name='__main__')"
+        program = f"{wrapper}\nimport runpy\nrunpy.run_module('xlstm.training', run_name='__main__', alter_sys=True)"
         command = [sys.executable, "-c", program, *arguments]
     processes = []
     for rank in range(ranks):

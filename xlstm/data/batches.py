@@ -1,7 +1,7 @@
 """Batches: from a stream of tokens to the sequences of a step. Plain arrays; imports without torch.
 
 A training sequence is a window of `context_length` tokens of the stream with the token that follows each as its target.
-Windows do not overlap. Which window comes when is said by `order.Order`, so a batch depends on the seed and the step alone.
+Windows do not overlap. Which window comes when, `order.Order` says: a batch depends on the seed and the step alone.
 """
 
 from dataclasses import dataclass
