@@ -103,18 +103,22 @@ class Cluster:
     def stop(self) -> None:
         """Cancel all jobs, stop every daemon, wait until the last process is gone, and remove the scratch folder."""
         if "slurmctld" in self._daemons:
-            with contextlib.suppress(subprocess.SubprocessError):
-                self.command("scancel", "--signal=KILL", "--state=RUNNING", f"--user={self.layout.user}", timeout=10)
-                self.command("scancel", f"--user={self.layout.user}", timeout=10)
-                deadline = time.monotonic() + STOP_SECONDS
-                while self.command("squeue", "--noheader", timeout=10).strip() and time.monotonic() < deadline:
-                    time.sleep(0.2)
+            with contextlib.suppress(subprocess.SubprocessError, ClusterError):
+                self.clear()
         for name in list(self._daemons)[::-1]:
             self._stop_daemon(name)
         for pid in self._step_daemons():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def clear(self) -> None:
+        """End every job at once and wait until none is left in the queue."""
+        user = f"--user={self.layout.user}"
+        self.command("scancel", "--state=PENDING", user)
+        self.command("scancel", "--signal=KILL", "--full", user)
+        self.command("scancel", user)
+        self._wait("the queue to be empty", lambda: not self.command("squeue", "--noheader").strip(), "slurmctld")
 
     def command(self, *arguments: str, timeout: float = 30.0) -> str:
         """Standard output of one of Slurm's commands on this cluster. CalledProcessError where it fails."""
