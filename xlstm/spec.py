@@ -151,6 +151,9 @@ class Execution(Ring):
     keep_checkpoints: PositiveInt = Field(2, description="Latest checkpoints kept, besides those at fork points.")
     watchdog_seconds: float = Field(600.0, gt=0, description="Seconds without a step after which a run counts as hung.")
     data_paths: tuple[str, ...] = Field((), description="Files or folders of a `text` or `jsonl` corpus.")
+    slurm: dict[str, str | int | bool | dict[str, str]] = Field(
+        default_factory=dict, description="What the run asks of Slurm: partition, account, time and more."
+    )
 
     @property
     def ranks(self) -> int:
