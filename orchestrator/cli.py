@@ -105,7 +105,7 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
         console.print(f"no sweep was submitted to {workspace.root} yet: scaling submit quickstart --on local")
     for standing in standings:
         counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
-        console.print(f"[bold]{standing.sweep}[/bold]: {len(standing.runs)} runs, {counts}", highlight=False)
+        console.print(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", highlight=False, style="bold")
         console.print(runs_table(standing.runs))
         console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
@@ -220,7 +220,7 @@ def fit(source: SourceArgument, columns: ColumnsOption = None, as_json: JsonOpti
     console = _console()
     first = documents[0]
     console.print(
-        f"[bold]L(N, D) = {first['law']}[/bold], {first['objective']}; "
+        f"L(N, D) = {first['law']}, {first['objective']}; "
         + ", ".join(f"{name} = {meaning}" for name, meaning in first["conventions"].items()),
         highlight=False,
     )
@@ -441,7 +441,7 @@ def _carry_out(made: "Plan", executor: "Executor") -> None:
 
     console = _console()
     document = made.document()
-    console.print(f"[bold]{made.name}[/bold]: {plan_summary(document)}", highlight=False)
+    console.print(f"{made.name}: {plan_summary(document)}", highlight=False)
     made.save()
     statuses = {}
     if made.missing:
@@ -514,9 +514,9 @@ def _workspace() -> "Workspace":
 def _console() -> "Console":
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     # Piped into a file or a program, a table keeps its columns instead of folding them into 80.
-    return console if console.is_terminal else Console(width=200)
+    return console if console.is_terminal else Console(markup=False, width=200)
 
 
 def _print_json(document: Any) -> None:
