@@ -6,7 +6,7 @@ A file is read into a `SweepFile`: strict, closed to unknown keys, every error l
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -76,6 +76,10 @@ class TrainSettings(Section):
     precision: Literal["float32", "bf16-mixed"] | None = None
 
 
+class Settings(DataSettings, TrainSettings):
+    """What a rule may set, and what may be an axis beside model, size, budget and seed."""
+
+
 class Resources(Section):
     """Where and how a run is carried out. Changing any of it keeps the run's identity."""
 
@@ -95,7 +99,7 @@ class Resources(Section):
     runs_per_device: Count | None = Field(None, description="How many such runs may share one device.")
 
 
-class Point(DataSettings, TrainSettings):
+class Point(Settings):
     """Every axis a grid may have: what is run, for how long, and any setting of `data` and `train`."""
 
     task: Literal["language-modeling"] | None = None
@@ -107,31 +111,39 @@ class Point(DataSettings, TrainSettings):
     flops: Positive | None = Field(None, description="Compute budget; tokens are solved from exact training FLOPs.")
 
 
-SETTINGS = tuple(DataSettings.model_fields) + tuple(TrainSettings.model_fields)
-
-
 def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
     one: Any = Annotated[(annotation, *metadata)] if metadata else annotation
     return Annotated[list[one], BeforeValidator(_as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
 
 
-Axes: Any = create_model(
-    "Axes",
-    __base__=Section,
-    __doc__="Values of axes: one, or a list.",
-    **{
-        name: (_axis(list[str] if name == "paths" else field.annotation, field.metadata), Field(None))
+def _axes() -> Any:
+    """Every axis of `Point`, as one value or a list of them."""
+    fields: dict[str, Any] = {
+        name: (_axis(field.annotation, field.metadata), Field(None, description=field.description))
         for name, field in Point.model_fields.items()
         if name != "paths"
-    },
-)
+    }
+    return create_model("Axes", __base__=Section, __doc__="Values of axes: one, or a list.", **fields)
+
+
+if TYPE_CHECKING:
+
+    class Axes(Section):
+        """Values of axes: one, or a list."""
+
+else:
+    Axes = _axes()
 
 
 class Rule(Section):
-    """Settings for the runs it matches. Of all matching rules the first that sets a key wins that key."""
+    """Settings for the runs it matches.
+
+    An axis of the point wins over every rule, the first matching rule that sets a key over later ones, and a rule over
+    `data` and `train`.
+    """
 
     when: Axes = Field(default_factory=Axes, description="Axis values; a run matches if each axis has one of them.")
-    set: Point = Field(description="Settings of `data` and `train`.")
+    set: Settings
 
 
 class ResourceRule(Section):

@@ -128,6 +128,8 @@ class Validation(Record):
     bits_per_byte: float | None = None
     tokens: int
     evaluation: str
+    by_source: dict[str, float] = {}
+    """Loss by source of the corpus, where it states more than one."""
 
 
 class Result(Record):
@@ -272,6 +274,15 @@ class RunDirectory:
         lease = self.status().lease
         return lease is not None and _is_alive(lease)
 
+    def attempt_seconds(self, number: int) -> float:
+        """Wall time of an attempt: from its launch to its verdict, or to the last row that a killed one wrote."""
+        launch, verdict = self.launch(number), self.verdict(number)
+        if launch is None:
+            return 0.0
+        times = [row["time"] for row in self._all_rows() if row.get("attempt") == number and "time" in row]
+        end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
+        return max(0.0, end - launch.started)
+
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
         with self._locked():
@@ -300,20 +311,31 @@ class RunDirectory:
         """Rows of the surviving branch, ordered by step.
 
         A row is `{"step", "time", "attempt", <metric name>: value, …}`. A row `{"event": "resume", "attempt", "step"}`
-        says that an attempt continued from `step`: rows of later steps written before it are a dead branch.
+        says that an attempt continued from `step`: rows of later steps written before it are a dead branch. Other
+        events say what happened and measure nothing.
         """
         rows: list[dict[str, Any]] = []
+        for row in self._all_rows():
+            if row.get("event") == "resume":
+                rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+            elif "event" not in row:
+                rows.append(row)
+        return rows
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Rows `{"event": name, …}`, in the order in which they happened."""
+        return [row for row in self._all_rows() if row.get("event") == name]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every row, also of dead branches, and every event, in the order in which they were written."""
+        return list(self._all_rows())
+
+    def _all_rows(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
             for line in self.metrics_file.read_bytes().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # a line torn by a kill; its step is written again by the next attempt
-                if row.get("event") == "resume":
-                    rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-                else:
-                    rows.append(row)
-        return rows
+                # A line torn by a kill is no row; its step is written again by the next attempt.
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -341,13 +363,18 @@ class Lease:
         lease = self.run.status().lease
         return lease is not None and lease.token == self.token
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run's lock for one commit, so that nobody takes the run meanwhile. LeaseLostError if it is lost."""
+        with self.run._locked():
+            self._require(self.run.status())
+            yield
+
     def renew(self, state: State | None = None, reason: str = "") -> None:
         """Beat, and change the state if given. LeaseLostError when another launcher has taken the run."""
         with self.run._locked():
             status = self.run.status()
-            if status.lease is None or status.lease.token != self.token:
-                raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
-            beat = status.lease.model_copy(update={"heartbeat": time.time()})
+            beat = self._require(status).model_copy(update={"heartbeat": time.time()})
             changes: dict[str, Any] = {"lease": beat}
             if state is not None:
                 changes |= {"state": state, "reason": reason}
@@ -359,6 +386,11 @@ class Lease:
             status = self.run.status()
             if status.lease is not None and status.lease.token == self.token:
                 self.run._write_status(status, state=state, reason=reason, lease=None)
+
+    def _require(self, status: Status) -> Holder:
+        if status.lease is None or status.lease.token != self.token:
+            raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
+        return status.lease
 
 
 class LeaseHeldError(RuntimeError):

@@ -1,0 +1,78 @@
+"""Choosing the implementation of an operator, and the reasons why one cannot run.
+
+Every public function of this package takes `implementation`:
+
+- `auto`: `triton` where the tensors live on a CUDA device and the kernels take the shapes, else `torch`;
+- `reference`: the plain recurrence, the definition; slow, differentiated by autograd;
+- `torch`: fast on any device, with a hand-written backward;
+- `triton`: compiled kernels; on CPU only through Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
+
+Asking for one that cannot run raises ImplementationError with the reason; only `auto` may choose another.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Literal, TypeAlias, cast, get_args
+
+import torch
+from torch import Tensor
+
+Implementation: TypeAlias = Literal["auto", "reference", "torch", "triton"]
+Chosen: TypeAlias = Literal["reference", "torch", "triton"]
+
+
+class ImplementationError(ValueError):
+    """The implementation asked for does not exist or cannot run here; the message says why and what would."""
+
+
+def triton_obstacle(tensor: Tensor) -> str | None:
+    """Why Triton kernels cannot run on this tensor's device, or None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if tensor.is_cuda:
+        major, minor = torch.cuda.get_device_capability(tensor.device)
+        return None if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"the tensors are on {tensor.device} and Triton's interpreter is off (TRITON_INTERPRET=1 turns it on)"
+
+
+def choose(
+    operator: str, implementation: str, tensor: Tensor, shape_obstacle: Callable[[], str | None] = lambda: None
+) -> Chosen:
+    """The implementation that will run for `tensor`; `shape_obstacle` says why the Triton kernels refuse the shapes.
+
+    Raises ImplementationError for an unknown name, or for `triton` where it cannot run.
+    """
+    names = get_args(Implementation)
+    if implementation not in names:
+        raise ImplementationError(f"{operator}: implementation {implementation!r} is none of {', '.join(names)}")
+    if implementation == "auto":
+        runs = tensor.is_cuda and triton_obstacle(tensor) is None and shape_obstacle() is None
+        return "triton" if runs else "torch"
+    if implementation == "triton":
+        obstacle = triton_obstacle(tensor) or shape_obstacle()
+        if obstacle is not None:
+            raise ImplementationError(f"{operator}: implementation 'triton' cannot run: {obstacle}")
+    return cast(Chosen, implementation)
+
+
+def state_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of states and accumulators: float64 for float64 inputs, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where autocast is on for their device, else as they are."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def expect_shape(operator: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless `tensor` has this shape; the message names the operator, the argument and the axes."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected {shape} = {meaning}")
