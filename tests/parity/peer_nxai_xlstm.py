@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from xlstm import (
     FeedForwardConfig,
     mLSTMBlockConfig,

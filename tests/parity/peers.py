@@ -1,7 +1,7 @@
 """Run a peer's implementation in its own environment: tensors in, tensors out, through files.
 
-A peer is a script of this folder, `peer_<name>.py`, that the other environment's Python runs: it reads `request.json` and
-`inputs.npz` in the folder named by its only argument and leaves `outputs.npz` there. A process of its own is needed
+A peer is a script of this folder, `peer_<name>.py`, that the other environment's Python runs: it reads `request.json`
+and `inputs.npz` in the folder named by its only argument and leaves `outputs.npz` there. A process of its own is needed
 because peers bring packages of the same name as ours.
 """
 

@@ -1,8 +1,8 @@
 """Weights of other packages' models, in and out.
 
-- NX-AI's package `xlstm` (xLSTMLMModel): `from_nxai`, `to_nxai`. There, a norm's stored weight is what is added to one;
-  the sLSTM layer applies its member `fgate` to the input gate and `igate` to the forget gate; and the recurrent matrices
-  are laid out by backend: (head, gate and out, in) for `vanilla`, (head, in, gate and out) for `cuda`.
+- NX-AI's package `xlstm` (xLSTMLMModel): `from_nxai`, `to_nxai`. There, a norm's stored weight is what is added to
+  one; the sLSTM layer applies its member `fgate` to the input gate and `igate` to the forget gate; and the recurrent
+  matrices are laid out by backend: (head, gate and out, in) for `vanilla`, (head, in, gate and out) for `cuda`.
 
 Values are tensors of any device and dtype; nothing is read from or written to disk here.
 """
