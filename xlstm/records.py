@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from xlstm.spec import RunSpec
+from xlstm.accounting import Parameters as Parameters
+from xlstm.spec import Execution, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
@@ -92,6 +93,33 @@ class Verdict(Record):
     time: float = 0.0
 
 
+class Fork(Record):
+    """A checkpoint of another run from which a run starts: their shared stable phase was trained once."""
+
+    run_id: str
+    step: int
+
+
+class Launch(Record):
+    """`attempts/<n>/launch.json`: how an attempt is carried out, every default resolved."""
+
+    run_id: str
+    attempt: int
+    token: str
+    """Of the lease this attempt writes under."""
+    executor: str
+    execution: Execution
+    """With threads per rank and device filled in; what the sweep left open is taken over from earlier attempts."""
+    host: str
+    rendezvous: str
+    """host:port at which the nodes of the gang meet."""
+    started: float
+    fork: Fork | None = None
+    """Where to start when the run has no checkpoint of its own."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept because other runs fork from them."""
+
+
 class Validation(Record):
     """Quality on the validation split: nats per token, its exponential, and bits per byte of text."""
 
@@ -100,14 +128,8 @@ class Validation(Record):
     bits_per_byte: float | None = None
     tokens: int
     evaluation: str
-
-
-class Parameters(Record):
-    """Counts in three conventions."""
-
-    total: int
-    non_embedding: int
-    non_embedding_with_head: int
+    by_source: dict[str, float] = {}
+    """Loss by source of the corpus, where it states more than one."""
 
 
 class Result(Record):
@@ -220,12 +242,46 @@ class RunDirectory:
         except FileNotFoundError:
             return None
 
+    def launch(self, attempt: int) -> Launch | None:
+        """How attempt `attempt` is carried out, or None where it was never launched."""
+        try:
+            return Launch.model_validate_json((self.attempt(attempt) / "launch.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
         try:
             return Verdict.model_validate_json((self.attempt(attempt) / "exit.json").read_bytes())
         except FileNotFoundError:
             return None
+
+    def logs(self, attempt: int) -> list[Path]:
+        """Log files of an attempt: those of the ranks, then those of torchrun."""
+        directory = self.attempt(attempt)
+        return [*sorted(directory.glob("rank-*.log")), *sorted(directory.glob("torchrun-*.log"))]
+
+    def checkpoint(self, step: int) -> Path:
+        """`checkpoints/step-…`: complete once it holds the file COMPLETE."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the checkpoint of a step was written whole."""
+        return (self.checkpoint(step) / "COMPLETE").exists()
+
+    def is_held(self) -> bool:
+        """Whether a living launcher holds the run."""
+        lease = self.status().lease
+        return lease is not None and _is_alive(lease)
+
+    def attempt_seconds(self, number: int) -> float:
+        """Wall time of an attempt: from its launch to its verdict, or to the last row that a killed one wrote."""
+        launch, verdict = self.launch(number), self.verdict(number)
+        if launch is None:
+            return 0.0
+        times = [row["time"] for row in self._all_rows() if row.get("attempt") == number and "time" in row]
+        end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
+        return max(0.0, end - launch.started)
 
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
@@ -255,20 +311,31 @@ class RunDirectory:
         """Rows of the surviving branch, ordered by step.
 
         A row is `{"step", "time", "attempt", <metric name>: value, …}`. A row `{"event": "resume", "attempt", "step"}`
-        says that an attempt continued from `step`: rows of later steps written before it are a dead branch.
+        says that an attempt continued from `step`: rows of later steps written before it are a dead branch. Other
+        events say what happened and measure nothing.
         """
         rows: list[dict[str, Any]] = []
+        for row in self._all_rows():
+            if row.get("event") == "resume":
+                rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+            elif "event" not in row:
+                rows.append(row)
+        return rows
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Rows `{"event": name, …}`, in the order in which they happened."""
+        return [row for row in self._all_rows() if row.get("event") == name]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every row, also of dead branches, and every event, in the order in which they were written."""
+        return list(self._all_rows())
+
+    def _all_rows(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
             for line in self.metrics_file.read_bytes().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # a line torn by a kill; its step is written again by the next attempt
-                if row.get("event") == "resume":
-                    rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-                else:
-                    rows.append(row)
-        return rows
+                # A line torn by a kill is no row; its step is written again by the next attempt.
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -296,13 +363,18 @@ class Lease:
         lease = self.run.status().lease
         return lease is not None and lease.token == self.token
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run's lock for one commit, so that nobody takes the run meanwhile. LeaseLostError if it is lost."""
+        with self.run._locked():
+            self._require(self.run.status())
+            yield
+
     def renew(self, state: State | None = None, reason: str = "") -> None:
         """Beat, and change the state if given. LeaseLostError when another launcher has taken the run."""
         with self.run._locked():
             status = self.run.status()
-            if status.lease is None or status.lease.token != self.token:
-                raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
-            beat = status.lease.model_copy(update={"heartbeat": time.time()})
+            beat = self._require(status).model_copy(update={"heartbeat": time.time()})
             changes: dict[str, Any] = {"lease": beat}
             if state is not None:
                 changes |= {"state": state, "reason": reason}
@@ -314,6 +386,11 @@ class Lease:
             status = self.run.status()
             if status.lease is not None and status.lease.token == self.token:
                 self.run._write_status(status, state=state, reason=reason, lease=None)
+
+    def _require(self, status: Status) -> Holder:
+        if status.lease is None or status.lease.token != self.token:
+            raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
+        return status.lease
 
 
 class LeaseHeldError(RuntimeError):

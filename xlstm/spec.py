@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xlstm.models.configs import ModelConfig
+from xlstm.models.naming import compact as compact
 from xlstm.models.naming import family_label, size_label
 
 SCHEMA_VERSION = 1
@@ -41,6 +42,9 @@ class Data(Ring):
     revision: str = Field(description="Revision of a named corpus, or sha256:… of the content of local files.")
     tokenizer: str = Field("bytes", description="`bytes`, or another name in xlstm.data.tokenizers.")
     context_length: PositiveInt = Field(description="Tokens per training sequence.")
+    documents: Literal["continue", "reset"] = Field(
+        "continue", description="Whether state and attention run on from one document into the next, or start anew."
+    )
 
 
 class Optimizer(Ring):
@@ -95,6 +99,17 @@ class Physics(Ring):
             raise ValueError(f"tokens {self.tokens} is less than one global batch of {self.batch_tokens}")
         return self
 
+    @model_validator(mode="after")
+    def _warmup_and_decay_fit_into_the_run(self) -> Self:
+        schedule = self.schedule
+        decay = (schedule.decay_steps or 0) if schedule.kind == "wsd" else 0
+        if schedule.warmup_steps + decay > self.steps:
+            raise ValueError(
+                f"a run of {self.steps} steps is shorter than its warm-up of {schedule.warmup_steps}"
+                + (f" and decay of {decay}" if decay else "")
+            )
+        return self
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -104,6 +119,16 @@ class Physics(Ring):
     def batch_sequences(self) -> int:
         """Sequences in one global batch."""
         return self.batch_tokens // self.data.context_length
+
+    @property
+    def undecided_steps(self) -> int:
+        """Leading steps that do not depend on the token budget: for wsd, those before the decay starts."""
+        schedule = self.schedule
+        if schedule.kind == "wsd":
+            return self.steps - (schedule.decay_steps or 0)
+        if schedule.kind == "cosine" and schedule.decay_steps is None:
+            return schedule.warmup_steps
+        return self.steps
 
 
 class Execution(Ring):
@@ -123,7 +148,12 @@ class Execution(Ring):
     log_every: PositiveInt = Field(10, description="Steps between rows of metrics.")
     validate_every: PositiveInt | None = Field(None, description="Steps between validations; null: at the end only.")
     checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
+    keep_checkpoints: PositiveInt = Field(2, description="Latest checkpoints kept, besides those at fork points.")
+    watchdog_seconds: float = Field(600.0, gt=0, description="Seconds without a step after which a run counts as hung.")
     data_paths: tuple[str, ...] = Field((), description="Files or folders of a `text` or `jsonl` corpus.")
+    slurm: dict[str, str | int | bool | dict[str, str]] = Field(
+        default_factory=dict, description="What the run asks of Slurm: partition, account, time and more."
+    )
 
     @property
     def ranks(self) -> int:
@@ -190,14 +220,29 @@ class RunSpec(Ring):
 
     @classmethod
     def load(cls, path: Path) -> "RunSpec":
-        """Read `spec.json`. ValueError when the stored run_id is not that of the stored physics."""
+        """Read `spec.json`. ValueError, with the differences, when its physics is not the one of its run_id."""
         content = json.loads(path.read_text())
         run_id = content.pop("run_id", None)
-        content.pop("canonical", None)
+        hashed = content.pop("canonical", None)
         spec = cls.model_validate(content)
         if run_id not in (None, spec.run_id):
-            raise ValueError(f"{path}: run_id {run_id} does not belong to its physics, which gives {spec.run_id}")
+            changed = differences(json.loads(hashed or "{}"), spec.canonical_payload())
+            listed = "; ".join(f"{key}: {before} became {after}" for key, before, after in changed)
+            raise ValueError(f"{path}: the physics of {run_id} was changed, which gives {spec.run_id}: {listed}")
         return spec
+
+
+def shared_steps(left: Physics, right: Physics) -> int:
+    """Leading optimizer steps in which two runs are one: 0 unless they differ in nothing but the token budget.
+
+    The length and floor of a wsd decay belong to the budget: they change nothing before the decay starts.
+    """
+    budget: dict[str, Any] = {"tokens": True}
+    if left.schedule.kind == right.schedule.kind == "wsd":
+        budget["schedule"] = {"decay_steps", "final_ratio"}
+    if left.model_dump(exclude=budget) != right.model_dump(exclude=budget):
+        return 0
+    return min(left.undecided_steps, right.undecided_steps)
 
 
 def canonical(value: Any) -> str:
@@ -213,14 +258,6 @@ def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, An
             yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
     elif left != right:
         yield path, left, right
-
-
-def compact(count: int) -> str:
-    """Short name of a count: 15_000_000_000 -> 15B, 1_234_567 -> 1.23M. For slugs and tables, never for arithmetic."""
-    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name}"
-    return str(count)
 
 
 def _digest(value: Any) -> str:

@@ -1,1 +1,28 @@
-"""The model families, one file each. This module imports without torch; `build` imports what it needs."""
+"""The model families, one file each. This module imports without torch; `build` imports what it needs.
+
+Every model is a plain `nn.Module` that knows nothing of devices and parallelism:
+
+- `model(tokens, state=None, *, resets=None, targets=None)` returns (logits, state), or with targets
+  (loss of every token in nats, state); see `LanguageModel`.
+- `model.blocks` is the list of blocks: the unit of sharding, checkpointing and compilation.
+- `model.decays(name, parameter)` says whether a parameter takes weight decay.
+- `model.initialize_parameter(name, parameter, generator)` fills one parameter; see `initialization`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from xlstm.models.configs import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CLASSES = {"xlstm": ("xlstm.models.xlstm", "XLSTM"), "llama": ("xlstm.models.llama", "Llama")}
+"""Where the class of each family lives."""
+
+
+def build(config: ModelConfig) -> "nn.Module":
+    """The model of a configuration, its parameters yet to be initialised; builds on the meta device too."""
+    module, name = _CLASSES[config.family]
+    model: nn.Module = getattr(import_module(module), name)(config)
+    return model

@@ -1,27 +1,42 @@
-"""From the last hidden states to what a model returns: logits, or each token's loss."""
+"""From the last hidden vectors to what a model returns: logits, or each token's loss without all logits at once."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 """The target that is not counted: its loss is 0."""
+CHUNK_LOGITS = 2**24
+"""Logits held at once (64 MiB in float32): those of a whole batch would dwarf the model."""
 
 
-def logits_or_losses(hidden: Tensor, head: nn.Module, targets: Tensor | None) -> Tensor:
+def logits_or_losses(hidden: Tensor, head: nn.Linear, targets: Tensor | None) -> Tensor:
     """Logits of `head` over `hidden` (batch, time, d); with `targets` (batch, time), the losses instead.
 
     Losses are in nats, float32 (float64 for float64 models), (batch, time), 0 where the target is -100. The caller sums
-    and divides, since only it knows how many tokens the global batch counts.
+    and divides, since only it knows how many tokens the global batch counts. Where the logits of the batch are many,
+    they are computed chunk by chunk, and again in the backward pass.
     """
-    logits: Tensor = head(hidden)
     if targets is None:
+        logits: Tensor = head(hidden)
         return logits
-    if targets.shape != logits.shape[:-1]:
+    if targets.shape != hidden.shape[:-1]:
         raise ValueError(
-            f"targets have shape {tuple(targets.shape)}, expected (batch, time) {tuple(logits.shape[:-1])}"
+            f"targets have shape {tuple(targets.shape)}, expected (batch, time) {tuple(hidden.shape[:-1])}"
         )
-    logits = logits.flatten(0, 1)
+    rows, labels = hidden.flatten(0, 1), targets.flatten()
+    chunk = max(1, CHUNK_LOGITS // head.out_features)
+    if rows.shape[0] <= chunk:
+        return _losses(rows, head, labels).view(targets.shape)
+    losses = [
+        checkpoint(_losses, part, head, label, use_reentrant=False)
+        for part, label in zip(rows.split(chunk), labels.split(chunk), strict=True)
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def _losses(rows: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
+    logits = head(rows)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)
-    return losses.view(targets.shape)
+    return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)

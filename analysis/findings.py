@@ -1,0 +1,19 @@
+"""What the analysis says besides numbers: refusals (no honest answer) and warnings (limits of the answer)."""
+
+from dataclasses import dataclass
+
+
+class RefusalError(ValueError):
+    """The question cannot be answered honestly from these rows. `code` names why, for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Warning:
+    """Something that limits what a fit may be used for."""
+
+    code: str
+    message: str

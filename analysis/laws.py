@@ -1,0 +1,69 @@
+"""Forms of scaling laws: how loss depends on parameters N and training tokens D."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AdditiveLaw:
+    """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv 2203.15556, equation 2)."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    NAMES = ("E", "A", "B", "alpha", "beta")
+
+    def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Array:
+        """Loss in nats per token at N parameters and D tokens; broadcasts."""
+        n, d = np.asarray(parameters, float), np.asarray(tokens, float)
+        return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
+
+    @property
+    def parameters_exponent(self) -> float:
+        """a of N* ~ C^a: the compute-optimal split under C = 6ND."""
+        return self.beta / (self.alpha + self.beta)
+
+    def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
+        """(N*, D*) that minimise the loss at C = 6ND (Hoffmann et al. 2022, equation 4)."""
+        c = np.asarray(flops, float)
+        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        n = g * (c / 6) ** self.parameters_exponent
+        return n, c / (6 * n)
+
+    @classmethod
+    def from_vector(cls, theta: Array) -> "AdditiveLaw":
+        """From (log A, log B, log E, alpha, beta), the coordinates in which it is fitted."""
+        a, b, e, alpha, beta = (float(x) for x in theta)
+        return cls(E=math.exp(e), A=math.exp(a), B=math.exp(b), alpha=alpha, beta=beta)
+
+    def to_vector(self) -> Array:
+        """(log A, log B, log E, alpha, beta)."""
+        return np.array([math.log(self.A), math.log(self.B), math.log(self.E), self.alpha, self.beta])
+
+
+def log_loss(theta: Array, log_n: Array, log_d: Array) -> tuple[Array, Array]:
+    """Logarithm of the additive law at each point, and the shares of its three terms.
+
+    `theta` (starts, 5), `log_n` and `log_d` (points,). Returns (starts, points) and (starts, 3, points); the shares are
+    the derivatives by log A, log B and log E.
+    """
+    terms = np.stack(
+        [
+            theta[:, 0:1] - theta[:, 3:4] * log_n,
+            theta[:, 1:2] - theta[:, 4:5] * log_d,
+            np.broadcast_to(theta[:, 2:3], (len(theta), len(log_n))),
+        ],
+        axis=1,
+    )
+    top = terms.max(axis=1)
+    shares = np.exp(terms - top[:, None])
+    total = shares.sum(axis=1)
+    return top + np.log(total), shares / total[:, None]

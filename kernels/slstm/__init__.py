@@ -1,0 +1,43 @@
+"""The sLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2): scalar memories that mix within a head, step by step."""
+
+from torch import Tensor
+
+from kernels.dispatch import Implementation, choose, expect_shape
+from kernels.slstm.reference import SLSTMState, recurrence_step, slstm_reference, zero_state
+from kernels.slstm.torch_loop import slstm_loop
+
+__all__ = ["SLSTMState", "slstm", "slstm_step"]
+
+
+def slstm(
+    gates: Tensor,
+    recurrent: Tensor,
+    *,
+    initial_state: SLSTMState | None = None,
+    resets: Tensor | None = None,
+    gradient_clip: float | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, SLSTMState]:
+    """Outputs h (batch, time, heads, head_dim) in the gates' dtype, and the state after the last token.
+
+    `gates` (batch, time, 4, heads, head_dim): pre-activations W x + b of input gate, forget gate (a sigmoid), cell
+    input and output gate; `recurrent` (4, heads, head_dim, head_dim) adds h_{t-1} @ R to each. `resets` bool (batch, time):
+    the state is forgotten before that token. `gradient_clip` bounds each element of the gradient through R.
+    Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
+    """
+    batch, time, _, heads, head_dim = gates.shape
+    expect_shape("slstm", "gates", gates, (batch, time, 4, heads, head_dim), "(batch, time, 4, heads, head_dim)")
+    expect_shape("slstm", "recurrent", recurrent, (4, heads, head_dim, head_dim), "(4, heads, head_dim, head_dim)")
+    if resets is not None:
+        expect_shape("slstm", "resets", resets, (batch, time), "(batch, time)")
+    state = zero_state(gates) if initial_state is None else initial_state
+    chosen = choose("slstm", implementation, gates, lambda: "there are no Triton kernels for the sLSTM")
+    if chosen == "reference":
+        return slstm_reference(gates, recurrent, state, resets, gradient_clip)
+    return slstm_loop(gates, recurrent, state, resets, gradient_clip)
+
+
+def slstm_step(gates: Tensor, recurrent: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:
+    """One token: gates (batch, 4, heads, head_dim). Returns h (batch, heads, head_dim) and the state."""
+    after = recurrence_step(gates, recurrent, state, None, None)
+    return after.h.to(gates.dtype), after

@@ -1,0 +1,206 @@
+"""From a plan to finished runs: launch what is missing, retry what is worth it, and tell whoever watches.
+
+The controller keeps nothing that the run directories do not hold: killed at any moment, the next one reads them and
+goes on. Completed runs are not touched; a run that another launcher holds is left to it; failures are retried a few
+times (the same traceback twice ends it), preemptions are free, divergence is final.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.executors.contract import Executor, Handle, Job, JobState
+from xlstm.records import Fork, RunDirectory, State, Status, Workspace
+from xlstm.spec import RunSpec
+
+MAXIMUM_FAILURES = 3
+"""Failed attempts of one run, within one submission, after which it is set aside."""
+POLL_SECONDS = 0.5
+
+
+class Happening(StrEnum):
+    """What may happen to a run."""
+
+    ALREADY_COMPLETE = "already complete"
+    SUBMITTED = "submitted"
+    STARTED = "started"
+    RETRIED = "retried"
+    HELD = "held by another launcher"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a run, for progress displays and logs."""
+
+    run: RunDirectory
+    what: Happening
+    status: Status
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run as the controller takes it: its specification, where it forks from, and who forks from it."""
+
+    spec: RunSpec
+    fork: Fork | None = None
+    checkpoint_at: tuple[int, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        return self.spec.run_id
+
+
+@dataclass
+class _Progress:
+    planned: PlannedRun
+    run: RunDirectory
+    handle: Handle | None = None
+    started: bool = False
+    failures: list[str] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass
+class Controller:
+    """Carries out runs of one sweep on one executor.
+
+    `watch` is called for every event; `tick` about twice a second, for a display and for the shipping of metrics.
+    """
+
+    workspace: Workspace
+    executor: Executor
+    runs: Sequence[PlannedRun]
+    watch: Callable[[Event], None] = lambda event: None
+    tick: Callable[[], None] = lambda: None
+    maximum_failures: int = MAXIMUM_FAILURES
+
+    def __post_init__(self) -> None:
+        self._progress = {
+            planned.run_id: _Progress(planned, self.workspace.run(planned.run_id)) for planned in self.runs
+        }
+
+    def __call__(self) -> dict[str, Status]:
+        """Run until nothing is left to do; returns the status of every run.
+
+        On KeyboardInterrupt the trainers write checkpoints, everything ends, and the interrupt goes on.
+        """
+        for progress in self._progress.values():
+            self._admit(progress)
+        try:
+            while any(not progress.finished for progress in self._progress.values()):
+                self._submit_ready()
+                self._poll()
+                self.tick()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.executor.cancel(list(self._handles()))
+            raise
+        finally:
+            self.tick()
+        return {run_id: progress.run.status() for run_id, progress in self._progress.items()}
+
+    def _admit(self, progress: _Progress) -> None:
+        progress.run.create(progress.planned.spec)
+        if is_complete(progress.run, progress.planned.spec):
+            self._finish(progress, Happening.ALREADY_COMPLETE)
+
+    def _submit_ready(self) -> None:
+        ready = [
+            progress
+            for progress in self._progress.values()
+            if not progress.finished and progress.handle is None and self._may_start(progress.planned)
+        ]
+        jobs = [
+            Job(
+                run=progress.run,
+                spec=progress.planned.spec,
+                token=uuid.uuid4().hex,
+                fork=progress.planned.fork,
+                checkpoint_at=progress.planned.checkpoint_at,
+            )
+            for progress in ready
+        ]
+        for progress in ready:
+            if not progress.run.is_held():
+                progress.run.set_state(State.QUEUED, f"waiting for {self.executor.name}")
+        for progress, handle in zip(ready, self.executor.submit(jobs), strict=True):
+            progress.handle, progress.started = handle, False
+            self._tell(progress, Happening.SUBMITTED)
+
+    def _may_start(self, planned: PlannedRun) -> bool:
+        """A fork waits for the checkpoint it starts from, or for its trunk to end without one."""
+        if planned.fork is None:
+            return True
+        trunk = self._progress.get(planned.fork.run_id)
+        if trunk is None or trunk.finished:
+            return True
+        return trunk.run.has_checkpoint(planned.fork.step)
+
+    def _poll(self) -> None:
+        waiting = [progress for progress in self._progress.values() if progress.handle is not None]
+        states = self.executor.poll([progress.handle for progress in waiting if progress.handle is not None])
+        for progress, state in zip(waiting, states, strict=True):
+            if state is JobState.RUNNING and not progress.started:
+                progress.started = True
+                self._tell(progress, Happening.STARTED)
+            elif state is JobState.ENDED:
+                self._judge(progress)
+
+    def _judge(self, progress: _Progress) -> None:
+        """Decide, from the run directory, what the end of a job means."""
+        assert progress.handle is not None
+        status = progress.run.status()
+        launch = progress.run.launch(status.attempt)
+        if status.lease is not None and status.lease.token != progress.handle.token:
+            if progress.run.is_held():
+                self._finish(progress, Happening.HELD)
+                return
+        elif launch is None or launch.token != progress.handle.token:
+            log = progress.run.path / "supervisor.log"
+            progress.run.set_state(State.FAILED, f"the supervisor ended before it began; see {log}")
+            status = progress.run.status()
+        if status.state is State.PREEMPTED:
+            self._again(progress)
+        elif status.state in (State.COMPLETED, State.DIVERGED, State.CANCELLED):
+            self._finish(progress, Happening.ENDED)
+        else:
+            self._judge_failure(progress, status)
+
+    def _judge_failure(self, progress: _Progress, status: Status) -> None:
+        if status.state is not State.FAILED:
+            # Whoever was to write the verdict is gone: killed between two lines.
+            progress.run.set_state(State.FAILED, "the supervisor ended without a verdict")
+            status = progress.run.status()
+        verdict = progress.run.verdict(status.attempt)
+        cause = verdict.traceback if verdict and verdict.traceback else ""
+        repeated = bool(cause) and cause in progress.failures
+        progress.failures.append(cause)
+        if repeated or len(progress.failures) >= self.maximum_failures:
+            why = "the same error twice" if repeated else f"{len(progress.failures)} failed attempts"
+            progress.run.set_state(State.FAILED, f"set aside after {why}: {status.reason}")
+            self._finish(progress, Happening.ENDED)
+        else:
+            self._again(progress)
+
+    def _again(self, progress: _Progress) -> None:
+        self._tell(progress, Happening.RETRIED)
+        progress.handle = None
+
+    def _finish(self, progress: _Progress, what: Happening) -> None:
+        progress.finished, progress.handle = True, None
+        self._tell(progress, what)
+
+    def _tell(self, progress: _Progress, what: Happening) -> None:
+        self.watch(Event(progress.run, what, progress.run.status()))
+
+    def _handles(self) -> Iterator[Handle]:
+        return (progress.handle for progress in self._progress.values() if progress.handle is not None)
+
+
+def is_complete(run: RunDirectory, spec: RunSpec) -> bool:
+    """Whether the run is trained and measured as the specification asks."""
+    result = run.result()
+    return result is not None and result.validation.evaluation == spec.evaluation.fingerprint

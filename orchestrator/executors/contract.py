@@ -1,0 +1,63 @@
+"""What the controller asks of an engine: submit, poll, cancel, logs. Nothing of it is a verdict.
+
+An executor carries jobs to machines and tells whether they still exist. How a run ended is read from its directory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from xlstm.records import Fork, RunDirectory
+from xlstm.spec import RunSpec
+
+
+class JobState(StrEnum):
+    """Where a job is, as its engine knows it."""
+
+    WAITING = "WAITING"
+    RUNNING = "RUNNING"
+    ENDED = "ENDED"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt to carry out: a run, the token its lease will carry, and what the plan shares between runs."""
+
+    run: RunDirectory
+    spec: RunSpec
+    token: str
+    fork: Fork | None = None
+    checkpoint_at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A submitted job: enough to find it again from another process."""
+
+    run: RunDirectory
+    token: str
+    job: str
+
+
+class Executor(Protocol):
+    """One engine. Every call handles all its jobs at once: one query however many runs."""
+
+    name: str
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Queue jobs in order; returns one handle each, at once."""
+        ...
+
+    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        """The state of each job."""
+        ...
+
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+        """End the jobs: trainers are asked to write a checkpoint, and killed when the grace is over."""
+        ...
+
+    def logs(self, handle: Handle) -> list[Path]:
+        """Log files of the job's latest attempt."""
+        ...

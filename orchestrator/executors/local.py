@@ -1,0 +1,130 @@
+"""This machine: a queue over its devices, one supervisor process per running job.
+
+A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores. Jobs start in the order submitted; none
+overtakes, so that a large one is not starved. Everything dies with this process.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import supervisor
+from orchestrator.executors.contract import Handle, Job, JobState
+from xlstm.processes import die_with_parent, kill_tagged
+
+
+@dataclass
+class _Running:
+    process: subprocess.Popen[bytes]
+    slots: tuple[int, ...]
+
+
+@dataclass
+class LocalExecutor:
+    """Runs jobs on this machine's GPUs, or on its cores where it has none."""
+
+    name: str = "local"
+    gpus: int = field(default_factory=supervisor.count_gpus)
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    _queue: deque[Job] = field(default_factory=deque)
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
+    _free: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._free = list(range(self.gpus or self.cores))
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Queue the jobs. ValueError for one that this machine can never hold."""
+        for job in jobs:
+            if job.spec.execution.nodes > 1:
+                raise ValueError(f"{job.run.run_id} asks for {job.spec.execution.nodes} nodes; this machine is one")
+            if self.gpus and self._slots(job) > self.gpus:
+                raise ValueError(f"{job.run.run_id} asks for {self._slots(job)} GPUs; this machine has {self.gpus}")
+        self._queue.extend(jobs)
+        self._start_what_fits()
+        return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
+
+    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        """The state of each job; starts what fits into the slots that became free."""
+        for token, running in list(self._running.items()):
+            if running.process.poll() is not None:
+                self._free = sorted([*self._free, *running.slots])
+                self._ended.add(token)
+                del self._running[token]
+        self._start_what_fits()
+        return [self._state(handle.job) for handle in handles]
+
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+        """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
+        tokens = {handle.job for handle in handles}
+        self._ended |= {job.token for job in self._queue if job.token in tokens}
+        self._queue = deque(job for job in self._queue if job.token not in tokens)
+        ending = {token: running for token, running in self._running.items() if token in tokens}
+        for running in ending.values():
+            running.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        for token, running in ending.items():
+            try:
+                running.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+                running.process.wait()
+                kill_tagged(token)
+        self.poll(handles)
+
+    def logs(self, handle: Handle) -> list[Path]:
+        return handle.run.logs(handle.run.status().attempt)
+
+    def _state(self, token: str) -> JobState:
+        if token in self._running:
+            return JobState.RUNNING
+        if token in self._ended:
+            return JobState.ENDED
+        return JobState.WAITING
+
+    def _slots(self, job: Job) -> int:
+        """GPUs, or cores. A job wider than the machine's cores takes them all."""
+        execution = job.spec.execution
+        if self.gpus:
+            return execution.ranks
+        return min(execution.ranks * (execution.threads_per_rank or 1), self.cores)
+
+    def _start_what_fits(self) -> None:
+        while self._queue and self._slots(self._queue[0]) <= len(self._free):
+            job = self._queue.popleft()
+            slots = tuple(self._free[: self._slots(job)])
+            self._free = self._free[len(slots) :]
+            self._running[job.token] = _Running(self._start(job, slots), slots)
+
+    def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        arguments = ["--parent", str(os.getpid())]
+        if job.fork is not None:
+            arguments += ["--fork-run", job.fork.run_id, "--fork-step", str(job.fork.step)]
+        if job.checkpoint_at:
+            arguments += ["--checkpoint-at", *map(str, job.checkpoint_at)]
+        environment = dict(os.environ)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in slots)
+        parent = os.getpid()
+        with open(job.run.path / "supervisor.log", "ab") as log:
+            return subprocess.Popen(
+                supervisor.command(job.run, job.token, self.name, arguments=arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # A session of its own: Ctrl-C reaches the controller alone, which then asks for checkpoints.
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(parent),
+            )
+
+
+def _visible_gpus(count: int) -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(count)]

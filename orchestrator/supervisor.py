@@ -1,0 +1,247 @@
+"""One attempt of one run on one node: lease, torchrun, heartbeat, verdict.
+
+`python -m orchestrator.supervisor RUN_DIRECTORY --token TOKEN …` is what every executor starts, once per node. The
+first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. torchrun dies with
+its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from an exit
+code: a clean preemption and a crash look the same to torchrun. Imports without torch.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from orchestrator import provenance
+from xlstm.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
+from xlstm.records import (
+    Fork,
+    Launch,
+    Lease,
+    LeaseHeldError,
+    LeaseLostError,
+    RunDirectory,
+    State,
+    Verdict,
+    write_json,
+)
+from xlstm.spec import Execution, RunSpec
+
+HEARTBEAT_SECONDS = 10.0
+GRACE_SECONDS = 600
+"""What torchrun leaves its workers between SIGTERM and SIGKILL: time to write a checkpoint (its default is 30)."""
+FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+"""Signals that torchrun hands on to its workers; unnamed, SIGUSR2 would kill it and orphan them."""
+JOIN_SECONDS = 300.0
+"""How long the other nodes of a gang wait for the first one's launch.json."""
+
+
+@dataclass
+class Supervisor:
+    """Carries out one attempt on this node."""
+
+    run: RunDirectory
+    token: str
+    executor: str
+    node_rank: int = 0
+    rendezvous: str = ""
+    fork: Fork | None = None
+    checkpoint_at: tuple[int, ...] = ()
+    _torchrun: subprocess.Popen[bytes] | None = None
+    _stopping: bool = field(default=False)
+
+    def __call__(self) -> State:
+        """Carry out the attempt; returns the state in which the run was left."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._stop)
+        return self._lead() if self.node_rank == 0 else self._follow()
+
+    def _lead(self) -> State:
+        spec = self.run.spec()
+        lease = self.run.acquire(self.token)
+        launch = self._launch(spec, lease)
+        directory = self.run.attempt(lease.attempt)
+        write_json(directory / "launch.json", launch.model_dump(mode="json"))
+        write_json(directory / "provenance.json", provenance.collect())
+        lease.renew(State.RUNNING)
+        code = self._train(launch, lease)
+        verdict = self.run.verdict(lease.attempt)
+        if verdict is None:
+            verdict = self._verdict_from_outside(directory, code)
+            write_json(directory / "exit.json", verdict.model_dump(mode="json"))
+        lease.release(verdict.state, verdict.reason)
+        return verdict.state
+
+    def _follow(self) -> State:
+        deadline = time.monotonic() + JOIN_SECONDS
+        while (launch := self._launch_of_the_first_node()) is None:
+            if time.monotonic() > deadline:
+                sys.exit(f"{self.run.run_id}: the first node did not write launch.json within {JOIN_SECONDS:.0f} s")
+            time.sleep(0.2)
+        self._train(launch, None)
+        verdict = self.run.verdict(launch.attempt)
+        return verdict.state if verdict else State.RUNNING
+
+    def _launch_of_the_first_node(self) -> Launch | None:
+        launch = self.run.launch(self.run.status().attempt)
+        return launch if launch and launch.token == self.token else None
+
+    def _launch(self, spec: RunSpec, lease: Lease) -> Launch:
+        return Launch(
+            run_id=self.run.run_id,
+            attempt=lease.attempt,
+            token=self.token,
+            executor=self.executor,
+            execution=resolve(spec.execution, self._earlier_launch(lease.attempt)),
+            host=socket.gethostname(),
+            rendezvous=self.rendezvous,
+            started=time.time(),
+            fork=self.fork,
+            checkpoint_at=self.checkpoint_at,
+        )
+
+    def _earlier_launch(self, attempt: int) -> Launch | None:
+        earlier = (self.run.launch(number) for number in range(attempt - 1, 0, -1))
+        return next((launch for launch in earlier if launch is not None), None)
+
+    def _train(self, launch: Launch, lease: Lease | None) -> int:
+        """Run torchrun to its end, renewing the lease; returns its exit code."""
+        log = self.run.attempt(launch.attempt) / f"torchrun-{self.node_rank}.log"
+        environment = os.environ | {
+            TOKEN_VARIABLE: self.token,
+            "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
+            "PYTHONUNBUFFERED": "1",
+        }
+        supervisor = os.getpid()
+        with open(log, "ab") as output:
+            self._torchrun = subprocess.Popen(
+                self._command(launch),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=lambda: die_with_parent(supervisor),
+            )
+            if self._stopping:
+                self._torchrun.terminate()
+            try:
+                return self._wait(lease)
+            finally:
+                # A worker that torchrun lost would hold its device for ever.
+                kill_tagged(self.token)
+
+    def _wait(self, lease: Lease | None) -> int:
+        assert self._torchrun is not None
+        beat = time.monotonic()
+        while True:
+            try:
+                return self._torchrun.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                if lease is None or time.monotonic() - beat < HEARTBEAT_SECONDS:
+                    continue
+            beat = time.monotonic()
+            try:
+                lease.renew()
+            except LeaseLostError:
+                self._torchrun.kill()
+                raise
+
+    def _command(self, launch: Launch) -> list[str]:
+        execution = launch.execution
+        if execution.nodes == 1:
+            # Port 0: torchrun picks a free one, so nothing can clash and nothing stale can answer.
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        else:
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", launch.rendezvous]
+            meeting += ["--rdzv-conf", f"is_host={int(self.node_rank == 0)}"]
+        return [
+            *(sys.executable, "-m", "torch.distributed.run", *meeting, "--rdzv-id", launch.token),
+            *("--nnodes", str(execution.nodes), "--nproc-per-node", str(execution.devices)),
+            *("--max-restarts", "0", "--monitor-interval", "0.2"),
+            *("--signals-to-handle", FORWARDED, "--shutdown-timeout", str(GRACE_SECONDS)),
+            *("-m", "xlstm.training", str(self.run.path), "--attempt", str(launch.attempt), "--token", self.token),
+        ]
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+        if self._torchrun is not None and self._torchrun.poll() is None:
+            self._torchrun.send_signal(signal.SIGTERM)
+
+    def _verdict_from_outside(self, directory: Path, code: int) -> Verdict:
+        """A trainer that was killed leaves no verdict: say what can be known from outside."""
+        died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        state = State.PREEMPTED if self._stopping else State.FAILED
+        reason = f"the trainer left no verdict; torchrun {died}; see {directory / f'torchrun-{self.node_rank}.log'}"
+        return Verdict(state=state, reason=reason, time=time.time())
+
+
+def resolve(execution: Execution, earlier: Launch | None) -> Execution:
+    """Fill in what the sweep left open: from the earlier attempt, so that a resumed run keeps its arithmetic.
+
+    Without one, the device is CUDA where this node has one, and a rank on CPU computes with one thread: the result then
+    does not depend on how many cores the machine has.
+    """
+    if execution.device == "auto":
+        device = earlier.execution.device if earlier else ("cuda" if count_gpus() else "cpu")
+        execution = execution.model_copy(update={"device": device})
+    if execution.threads_per_rank is None:
+        threads = earlier.execution.threads_per_rank if earlier else 1
+        execution = execution.model_copy(update={"threads_per_rank": threads})
+    return execution
+
+
+def count_gpus() -> int:
+    """NVIDIA devices this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len([entry for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit()])
+
+
+def command(run: RunDirectory, token: str, executor: str, *, arguments: list[str] | None = None) -> list[str]:
+    """The command line that starts a supervisor; `arguments` add what a gang or a fork needs."""
+    return [
+        *(sys.executable, "-m", "orchestrator.supervisor", str(run.path)),
+        *("--token", token, "--executor", executor),
+        *(arguments or []),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Carry out one attempt of one run on this node.")
+    parser.add_argument("run_directory", type=Path)
+    parser.add_argument("--token", default=uuid.uuid4().hex)
+    parser.add_argument("--executor", default="local")
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--rendezvous", default="", help="host:port on the first node, for a gang of several nodes")
+    parser.add_argument("--fork-run", default="", help="run whose checkpoint this one starts from")
+    parser.add_argument("--fork-step", type=int, default=0)
+    parser.add_argument("--checkpoint-at", type=int, nargs="*", default=[], help="steps at which other runs fork off")
+    parser.add_argument("--parent", type=int, default=None, help="process id to die with")
+    options = parser.parse_args()
+    if options.parent is not None:
+        die_with_parent(options.parent)
+    supervisor = Supervisor(
+        run=RunDirectory(options.run_directory.absolute()),
+        token=options.token,
+        executor=options.executor,
+        node_rank=options.node_rank,
+        rendezvous=options.rendezvous,
+        fork=Fork(run_id=options.fork_run, step=options.fork_step) if options.fork_run else None,
+        checkpoint_at=tuple(options.checkpoint_at),
+    )
+    try:
+        state = supervisor()
+    except (LeaseHeldError, LeaseLostError) as error:
+        sys.exit(str(error))
+    sys.exit(0 if state in (State.COMPLETED, State.PREEMPTED) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What was handed to Slurm, as files: one folder per array, written before sbatch is called.
+
+    <workspace>/sweeps/<sweep>/slurm/<batch>/
+      batch.json     the runs of the array, by index
+      script.sh      as sbatch took it
+      submitted.json Slurm's number of the array, once it is known
+      <job>.log      what the jobs themselves say
+
+A job finds its run by its index in the array, never by its number, so a job whose number never reached us still knows
+what to do.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from xlstm.records import Fork, RunDirectory, Workspace, write_json
+
+
+class Part(BaseModel):
+    """One job: a run, or, where other runs fork from it, the part of a run up to a fork point."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    token: str
+    """Every attempt of this job trains under a lease whose token begins with this."""
+    fork: Fork | None = None
+    checkpoint_at: tuple[int, ...] = ()
+    until: int | None = None
+    """Step whose checkpoint ends this job; None for the end of the run."""
+
+
+class Contents(BaseModel):
+    """`batch.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[Part, ...]
+    nodes: int
+    cpus_per_task: int
+    container: tuple[str, ...] = ()
+    python: str = ""
+    """Python on the nodes; empty for the one that runs the job."""
+    srun: tuple[str, ...] = ()
+
+
+class Submitted(BaseModel):
+    """`submitted.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One array of jobs, or a single job, and its folder."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """Unique name, which Slurm keeps as the jobs' comment."""
+        return self.folder.name
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.folder.parents[3])
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "script.sh"
+
+    def contents(self) -> Contents:
+        return Contents.model_validate_json((self.folder / "batch.json").read_bytes())
+
+    def write(self, contents: Contents) -> None:
+        self.folder.mkdir(parents=True)
+        write_json(self.folder / "batch.json", contents.model_dump(mode="json"))
+
+    def number(self) -> str | None:
+        """Slurm's number of the array, or None where sbatch has not answered."""
+        try:
+            return Submitted.model_validate_json((self.folder / "submitted.json").read_bytes()).number
+        except FileNotFoundError:
+            return None
+
+    def set_number(self, number: str) -> None:
+        write_json(self.folder / "submitted.json", Submitted(number=number).model_dump())
+
+    def run(self, part: Part) -> RunDirectory:
+        return self.workspace.run(part.run_id)
+
+
+def job_number(number: str, index: int, parts: int) -> str:
+    """Slurm's name of one job: `12_3` in an array, `12` alone."""
+    return number if parts == 1 else f"{number}_{index}"
+
+
+def folder_of(workspace: Workspace, sweep: str) -> Path:
+    """Where the batches of a sweep lie."""
+    return workspace.sweeps / sweep / "slurm"
+
+
+def batches_of(workspace: Workspace, sweep: str) -> list[Batch]:
+    """Every batch of a sweep, oldest first."""
+    return [Batch(path.parent) for path in sorted(folder_of(workspace, sweep).glob("*/batch.json"))]

@@ -1,0 +1,329 @@
+"""The Slurm engine: everything is handed over at once, and from then on Slurm and the jobs themselves carry it out.
+
+Retries, requeueing and the dependencies of forks happen inside the cluster, so nothing of ours stays alive. All jobs of
+a sweep carry one name, by which one squeue finds them.
+"""
+
+import contextlib
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.executors.contract import Handle, Job, JobState
+from slurm import commands
+from slurm.batches import Batch, Contents, Part, batches_of, folder_of, job_number
+from slurm.chains import Link, links
+from slurm.commands import NoAccountingError, QueuedJob, SlurmError
+from slurm.script import script
+from slurm.site import Site
+from xlstm.records import RunDirectory, State, Workspace
+
+SEARCH_SECONDS = 30.0
+"""How long a job is looked for in the queue after sbatch failed: it may have been accepted all the same."""
+_FINAL = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What jobs of one array have in common."""
+
+    nodes: int
+    gpus: int
+    site: str
+    after: tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """One job that was handed over: its part of a run and Slurm's number, None where that never reached us."""
+
+    batch: Batch
+    part: Part
+    number: str | None
+
+    @property
+    def submission(self) -> str:
+        """Token that the controller gave the run, which all jobs of its chain share."""
+        return self.part.token.rpartition(".")[0]
+
+
+@dataclass
+class SlurmExecutor:
+    """Hands the runs of one sweep to Slurm, and finds them again from any process on the login node."""
+
+    workspace: Workspace
+    sweep: str
+    site: Site | None = None
+    name: str = "slurm"
+    _array_limit: int | None = field(default=None, init=False)
+    _gpus: bool | None = field(default=None, init=False)
+    _written: int = field(default=0, init=False)
+
+    @property
+    def job_name(self) -> str:
+        """Name of all jobs of this sweep in this workspace."""
+        place = hashlib.sha256(str(self.workspace.root.absolute()).encode()).hexdigest()[:6]
+        return f"scaling-{re.sub(r'[^A-Za-z0-9._-]', '-', self.sweep)}-{place}"
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Hand all jobs over, forks with their dependencies, and return; their runs are QUEUED.
+
+        ValueError for a fork whose checkpoint nobody will leave, SiteError for settings that are not valid; nothing is
+        submitted then. SlurmError where sbatch refuses; what was submitted until then is in the queue.
+        """
+        site = self.site or Site.load(self.workspace)
+        promised = self._promised()
+        planned = links(jobs, promised)
+        sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
+        for job in jobs:
+            if not job.run.is_held():
+                job.run.set_state(State.QUEUED, "waiting for Slurm")
+        numbers: dict[str, str] = {}
+        for shape, group in self._arrays(planned, sites):
+            batch = self._write(group, shape, promised[shape.after] if shape.after else "")
+            array = self._sbatch(batch)
+            batch.set_number(array)
+            for index, link in enumerate(group):
+                number = numbers[link.part.token] = job_number(array, index, len(group))
+                if link.part.until is not None:
+                    promised[link.part.run_id, link.part.until] = number
+        return [self._handle(job, numbers) for job in jobs]
+
+    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        """The state of each job, with one squeue; as the run directories have it where the controller is away."""
+        try:
+            shown = {job.number: job for job in commands.squeue(self.job_name)}
+        except SlurmError:
+            return [_state_from_files(handle.run) for handle in handles]
+        return [_state_of([shown.get(number) for number in _numbers(handle)]) for handle in handles]
+
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+        """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
+        wanted = {number for handle in handles for number in _numbers(handle)}
+        shown = [job for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended]
+        running = [job.number for job in shown if job.is_running]
+        if waiting := [job.number for job in shown if not job.is_running]:
+            commands.scancel(waiting)
+        if running:
+            commands.forbid_requeue(running)
+            commands.scancel(running, signal="TERM")
+            self._wait_for_end(set(running), grace_seconds)
+        if still := [
+            job.number for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended
+        ]:
+            commands.scancel(still)
+            self._wait_for_end(set(still), grace_seconds)
+        for handle in handles:
+            if handle.run.status().state not in _FINAL:
+                handle.run.set_state(State.CANCELLED, "cancelled")
+
+    def logs(self, handle: Handle) -> list[Path]:
+        """Log files of the latest attempt, then those of the jobs around it."""
+        jobs = [placed for placed in self._placed() if placed.submission == handle.token]
+        own = [placed.batch.folder / f"{placed.number}.log" for placed in jobs if placed.number]
+        return [*handle.run.logs(handle.run.status().attempt), *(path for path in own if path.exists())]
+
+    def handles(self) -> list[Handle]:
+        """The latest submission of every run of this sweep, found again from the files; one query for lost numbers."""
+        latest: dict[str, dict[str, list[str]]] = {}
+        for placed in self._placed():
+            submissions = latest.setdefault(placed.part.run_id, {})
+            submissions.setdefault(placed.submission, []).append(placed.number or "")
+        found = []
+        for run_id, submissions in latest.items():
+            token, numbers = next(reversed(submissions.items()))
+            found.append(Handle(self.workspace.run(run_id), token, ",".join(filter(None, numbers))))
+        return found
+
+    def reconcile(self) -> None:
+        """Write into the run directories what Slurm alone knows: jobs cancelled, killed, or vanished.
+
+        Every reading verb calls this first. Verdicts that are there are not touched.
+        """
+        unsettled = [handle for handle in self.handles() if handle.run.status().state not in _FINAL]
+        if not unsettled:
+            return
+        try:
+            shown = {job.number: job for job in commands.squeue(self.job_name)}
+        except SlurmError:
+            return  # nothing can be told while the controller is away
+        ended = [h for h in unsettled if _state_of([shown.get(number) for number in _numbers(h)]) is JobState.ENDED]
+        missing = [number for handle in ended for number in _numbers(handle) if number not in shown]
+        if missing:
+            with contextlib.suppress(NoAccountingError):
+                shown |= {job.number: job for job in commands.sacct(missing)}
+        for handle in ended:
+            self._settle(handle, [shown.get(number) for number in _numbers(handle)])
+
+    def _settle(self, handle: Handle, jobs: Sequence[QueuedJob | None]) -> None:
+        """Give a run whose jobs have all ended, and which has no verdict, its state."""
+        if handle.run.is_held() or handle.run.status().state in _FINAL:
+            return
+        job = next((job for job in jobs if job is not None and job.state != "COMPLETED"), None)
+        if why := self._waited_in_vain(handle):
+            handle.run.set_state(State.CANCELLED, why)
+        elif job is None:
+            numbers = handle.job or "whose number never reached us"
+            handle.run.set_state(State.FAILED, f"job {numbers} is gone from Slurm without a verdict")
+        elif job.state == "CANCELLED":
+            who = f" {job.reason}" if job.reason.startswith("by ") else ""
+            handle.run.set_state(State.CANCELLED, f"job {job.number} was cancelled in Slurm{who}")
+        elif job.state == "TIMEOUT":
+            why = "reached its time limit before its checkpoint was written; set a larger `signal_seconds`"
+            handle.run.set_state(State.PREEMPTED, f"job {job.number} {why}")
+        else:
+            handle.run.set_state(State.FAILED, f"job {job.number} ended in Slurm as {job.state} without a verdict")
+
+    def _waited_in_vain(self, handle: Handle) -> str | None:
+        """Why the checkpoint that a fork was to start from can no longer come, or None."""
+        fork = next((placed.part.fork for placed in self._placed() if placed.submission == handle.token), None)
+        if fork is None or self.workspace.run(fork.run_id).has_checkpoint(fork.step):
+            return None
+        trunk = self.workspace.run(fork.run_id).status()
+        if trunk.state not in _FINAL:
+            return None
+        return (
+            f"starts from step {fork.step} of {fork.run_id}, which can no longer come: that run is {trunk.state} "
+            f"({trunk.reason})"
+        )
+
+    def _placed(self) -> Iterator[_Placed]:
+        """Every job ever handed over for this sweep, oldest first; lost numbers are looked for once."""
+        unknown: dict[str, str] | None = None
+        for batch in batches_of(self.workspace, self.sweep):
+            contents, number = batch.contents(), batch.number()
+            if number is None:
+                unknown = _arrays_by_comment(self.job_name) if unknown is None else unknown
+                if number := unknown.get(batch.id):
+                    batch.set_number(number)
+            for index, part in enumerate(contents.parts):
+                name = job_number(number, index, len(contents.parts)) if number else None
+                yield _Placed(batch, part, name)
+
+    def _promised(self) -> dict[tuple[str, int], str]:
+        """Checkpoints that jobs still in the queue will leave, and which job."""
+        chained = {
+            p.number: (p.part.run_id, p.part.until) for p in self._placed() if p.number and p.part.until is not None
+        }
+        if not chained:
+            return {}
+        alive = (job.number for job in commands.squeue(self.job_name) if not job.has_ended)
+        return {checkpoint: number for number in alive if (checkpoint := chained.get(number)) is not None}
+
+    def _arrays(self, planned: Sequence[Link], sites: dict[int, Site]) -> Iterator[tuple[_Shape, list[Link]]]:
+        """Jobs of one shape and one dependency together, in order, no array longer than the site allows."""
+        groups: dict[_Shape, list[Link]] = {}
+        for link in planned:
+            execution, site = link.job.spec.execution, sites[id(link.job)]
+            gpus = (
+                0
+                if execution.device == "cpu" or (execution.device == "auto" and not self._has_gpus())
+                else execution.devices
+            )
+            cpus = site.cpus_per_task or execution.devices * (execution.threads_per_rank or 1)
+            wanted = site.model_copy(update={"cpus_per_task": cpus}).model_dump_json()
+            groups.setdefault(_Shape(execution.nodes, gpus, wanted, link.after), []).append(link)
+        for shape, group in groups.items():
+            for start in range(0, len(group), self._longest_array()):
+                yield shape, group[start : start + self._longest_array()]
+
+    def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
+        """The folder of one array: its runs and its script, before sbatch is called."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        batch = Batch(folder_of(self.workspace, self.sweep) / f"{stamp}-{self._sequence():04d}-{uuid.uuid4().hex[:8]}")
+        site = Site.model_validate_json(shape.site)
+        assert site.cpus_per_task is not None
+        contents = Contents(
+            parts=tuple(link.part for link in group),
+            nodes=shape.nodes,
+            cpus_per_task=site.cpus_per_task,
+            container=tuple(site.container),
+            python=site.container_python if site.container else "",
+            srun=tuple(site.srun),
+        )
+        batch.write(contents)
+        text = script(
+            batch.folder,
+            site,
+            name=self.job_name,
+            comment=batch.id,
+            nodes=shape.nodes,
+            gpus=shape.gpus,
+            parts=len(group),
+            after=after,
+        )
+        batch.script.write_text(text)
+        return batch
+
+    def _sequence(self) -> int:
+        """Keeps batches of one second in the order in which they were written."""
+        self._written += 1
+        return self._written
+
+    def _sbatch(self, batch: Batch) -> str:
+        """Submit a batch once: where sbatch fails, the job may be in the queue all the same."""
+        try:
+            return commands.sbatch(batch.script)
+        except SlurmError:
+            deadline = time.monotonic() + SEARCH_SECONDS
+            while True:
+                with contextlib.suppress(SlurmError):
+                    if number := _arrays_by_comment(self.job_name).get(batch.id):
+                        return number
+                    break
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(1.0)
+            raise
+
+    def _handle(self, job: Job, numbers: Mapping[str, str]) -> Handle:
+        """All jobs of the run's chain, in order."""
+        own = [number for token, number in numbers.items() if token.rpartition(".")[0] == job.token]
+        return Handle(run=job.run, token=job.token, job=",".join(own))
+
+    def _wait_for_end(self, numbers: set[str], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            shown = commands.squeue(self.job_name)
+            if not any(job.number in numbers and not job.has_ended for job in shown):
+                return
+            time.sleep(0.5)
+
+    def _longest_array(self) -> int:
+        if self._array_limit is None:
+            self._array_limit = int(commands.configuration().get("MaxArraySize", "1001")) - 1
+        return max(self._array_limit, 1)
+
+    def _has_gpus(self) -> bool:
+        if self._gpus is None:
+            self._gpus = commands.has_gpus()
+        return self._gpus
+
+
+def _numbers(handle: Handle) -> list[str]:
+    return [number for number in handle.job.split(",") if number]
+
+
+def _state_of(jobs: Sequence[QueuedJob | None]) -> JobState:
+    """The state of a chain of jobs, None for those that Slurm no longer shows."""
+    shown = [job for job in jobs if job is not None]
+    if any(job.is_running for job in shown):
+        return JobState.RUNNING
+    if any(not job.has_ended for job in shown):
+        return JobState.WAITING
+    return JobState.ENDED
+
+
+def _state_from_files(run: RunDirectory) -> JobState:
+    if run.is_held():
+        return JobState.RUNNING
+    return JobState.ENDED if run.status().state in _FINAL else JobState.WAITING
+
+
+def _arrays_by_comment(name: str) -> dict[str, str]:
+    """Slurm's numbers of the arrays of a sweep, by the batch they carry."""
+    return {job.comment: job.number.partition("_")[0] for job in commands.squeue(name)}

@@ -1,0 +1,277 @@
+"""What a job does: attempt after attempt of its run, until the run, or its part of it, is done.
+
+`python -m slurm.job batch.json` runs in the job's batch step, on its first node. Each attempt is one srun, whose tasks,
+one per node, become supervisors. Then the run directory is read, and decides:
+
+- done: the job ends well, and what waits for it may start;
+- preempted, or stopped ahead of the time limit: the job asks Slurm to requeue it, and goes on where it stopped;
+- failed: another attempt in this allocation, a few times; the same traceback twice ends it;
+- diverged, or preempted again and again without a new checkpoint: the job ends badly.
+
+Whoever ends the job itself (scancel, `scontrol requeue`, a partition that preempts, a dead node) has Slurm decide
+whether it comes back, so then nothing is asked for. Only a job at its time limit is requeued from here.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from slurm import commands
+from slurm.batches import Batch, Contents, Part, job_number
+from slurm.commands import SlurmError
+from xlstm.records import LEASE_EXPIRY_SECONDS, Launch, RunDirectory, State, Status, Verdict
+
+MAXIMUM_FAILURES = 3
+"""Failed attempts of one submission after which a run is set aside."""
+MAXIMUM_STANDSTILLS = 5
+"""Attempts in a row without a new checkpoint after which a run is set aside: it would be requeued for ever."""
+REQUEUE_SECONDS = 300.0
+"""How long a controller that does not answer is asked again to requeue the job."""
+WAIT_FOR_OTHERS_SECONDS = 660
+"""What srun leaves the other nodes when the first has ended: more than a supervisor leaves its trainers."""
+
+
+@dataclass
+class SlurmJob:
+    """One job of a batch, inside its allocation."""
+
+    run: RunDirectory
+    part: Part
+    contents: Contents
+    number: str
+    restart: int
+    _srun: subprocess.Popen[bytes] | None = None
+    _terminated: bool = False
+    _lost: list[str] = field(default_factory=list)
+
+    def __call__(self) -> int:
+        """Carry out the run or its part. Returns the job's exit code: 0 where its checkpoint, or the run, is there."""
+        signal.signal(signal.SIGTERM, self._on_end)
+        # Sent by hand to all of the job; the supervisors act on it. Not ignored: srun would inherit that.
+        signal.signal(signal.SIGUSR2, lambda number, frame: None)
+        for attempt in range(sys.maxsize):
+            if self._is_done():
+                return 0
+            if why := self._hopeless():
+                return self._give_up(why)
+            token = f"{self.part.token}.{self.restart}.{attempt}"
+            self._train(token)
+            if self._is_done():
+                return 0
+            if self._terminated:
+                return 1
+            if (code := self._after(token)) is not None:
+                return code
+        raise AssertionError("unreachable")
+
+    def _train(self, token: str) -> None:
+        """One attempt on all nodes."""
+        nodes, cpus = self.contents.nodes, self.contents.cpus_per_task
+        endpoint = f"{_first_node()}:{_free_port()}"
+        run = [str(self.run.path), "--token", token, "--executor", "slurm", "--rendezvous", endpoint]
+        if self.part.fork is not None:
+            run += ["--fork-run", self.part.fork.run_id, "--fork-step", str(self.part.fork.step)]
+        if self.part.checkpoint_at:
+            run += ["--checkpoint-at", *map(str, self.part.checkpoint_at)]
+        layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
+        ending = ["--kill-on-bad-exit=0", f"--wait={WAIT_FOR_OTHERS_SECONDS}", "--unbuffered"]
+        python = [*self.contents.container, self.contents.python or sys.executable]
+        command = ["srun", *layout, *ending, *self.contents.srun, *python, "-m", "slurm.task", *run]
+        self._say(f"attempt {token}, meeting at {endpoint}")
+        self._srun = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        if self._terminated:
+            self._srun.terminate()
+        self._wait(self._srun)
+
+    def _wait(self, srun: subprocess.Popen[bytes]) -> None:
+        cut = asked = False
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                srun.wait(timeout=0.5)
+                if self._terminated and not asked:
+                    self._end_with_slurm()
+                return
+            if self._terminated and not asked:
+                self._end_with_slurm()
+                asked = True
+            until = self.part.until
+            if until is not None and not cut and self.run.has_checkpoint(until):
+                self._say(f"step {until} is saved, from which other runs start; the next job of the chain goes on")
+                srun.send_signal(signal.SIGUSR2)
+                cut = True
+
+    def _is_done(self) -> bool:
+        if self.part.until is not None and self.run.has_checkpoint(self.part.until):
+            if self.run.status().state is State.PREEMPTED:
+                self.run.set_state(State.QUEUED, f"saved step {self.part.until}; the next job of its chain goes on")
+            return True
+        result = self.run.result()
+        return result is not None and result.validation.evaluation == self.run.spec().evaluation.fingerprint
+
+    def _after(self, token: str) -> int | None:
+        """Decide, from the run directory, what the end of an attempt means. None: try again here."""
+        status = self.run.status()
+        launch = self.run.launch(status.attempt)
+        if launch is None or launch.token != token:
+            if status.lease is not None and self.run.is_held():
+                return self._wait_for_the_lease(status)
+            self._lost.append(f"the supervisor ended before it began; see the log of job {self.number}")
+            return None
+        if status.state is State.PREEMPTED:
+            return self._give_up(why) if (why := self._hopeless()) else self._requeue()
+        if status.state is State.DIVERGED:
+            self._say(f"diverged: {status.reason}")
+            return 1
+        if status.state is not State.FAILED:
+            # Whoever was to write the verdict is gone: killed between two lines.
+            self._lost.append("the supervisor ended without a verdict")
+            self.run.set_state(State.FAILED, self._lost[-1])
+        self._say(f"failed: {self.run.status().reason}")
+        return None
+
+    def _hopeless(self) -> str | None:
+        """Why no further attempt is made, or None."""
+        verdicts = [verdict for _, verdict in self._attempts() if verdict and verdict.state is State.FAILED]
+        causes = [verdict.traceback for verdict in verdicts if verdict.traceback]
+        failures = len(verdicts) + len(self._lost)
+        if failures == 0:
+            return self._standstill()
+        last = verdicts[-1].reason if verdicts else self._lost[-1]
+        if len(set(causes)) < len(causes):
+            return f"set aside after the same error twice: {last}"
+        if failures >= MAXIMUM_FAILURES:
+            return f"set aside after {failures} failed attempts: {last}"
+        return self._standstill()
+
+    def _standstill(self) -> str | None:
+        recent = list(self._attempts())[-MAXIMUM_STANDSTILLS:]
+        if len(recent) < MAXIMUM_STANDSTILLS:
+            return None
+        saved = [path.stat().st_mtime for path in self.run.checkpoints.glob("step-*/COMPLETE")]
+        if any(time >= recent[0][0].started for time in saved):
+            return None
+        return (
+            f"set aside after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; give a job more "
+            "`time`, checkpoint more often (`checkpoint_every`), or signal earlier (`signal_seconds`)"
+        )
+
+    def _attempts(self) -> Iterator[tuple[Launch, Verdict | None]]:
+        """The attempts of this submission of the run, oldest first: those of all jobs of its chain."""
+        submission = self.part.token.rpartition(".")[0]
+        for number in range(1, self.run.status().attempt + 1):
+            launch = self.run.launch(number)
+            if launch is not None and launch.token.startswith(submission + "."):
+                yield launch, self.run.verdict(number)
+
+    def _wait_for_the_lease(self, status: Status) -> int | None:
+        """Another launcher seems to live. A dead node's lease expires; one that is renewed is left to its holder."""
+        assert status.lease is not None
+        holder = status.lease
+        self._say(f"held by process {holder.pid} on {holder.host}; waiting whether it lives")
+        deadline = time.monotonic() + 1.5 * LEASE_EXPIRY_SECONDS
+        while time.monotonic() < deadline and not self._terminated:
+            if not self.run.is_held():
+                return None
+            time.sleep(1.0)
+        if self._terminated:
+            return self._end_with_slurm()
+        self._say("it lives; this job leaves the run to it")
+        return 1
+
+    def _end_with_slurm(self) -> int:
+        """Slurm is ending the job, and sends SIGKILL after its KillWait. Exit as the reason for it demands."""
+        try:
+            job = commands.job_fields(self.number)
+        except SlurmError:
+            return 1  # the controller is away; on its return it knows why this job ended
+        if int(job.get("Restarts", "0")) > self.restart:
+            self._say("Slurm has requeued this job")
+        elif job.get("Reason") == "TimeLimit" or job.get("JobState") in ("RUNNING", "PREEMPTED"):
+            if self._hopeless() is None:
+                self._requeue()
+        elif not self._is_done():
+            self.run.set_state(State.CANCELLED, f"job {self.number} was cancelled in Slurm")
+        return 1
+
+    def _requeue(self) -> int:
+        """Wait in Slurm's queue again, under the same number. Slurm then ends this job; returns its exit code."""
+        deadline = time.monotonic() + REQUEUE_SECONDS
+        while True:
+            try:
+                if commands.job_fields(self.number).get("Requeue") == "0":
+                    self.run.set_state(State.CANCELLED, "cancelled; its last checkpoint is kept")
+                    return 1
+                commands.requeue(self.number)
+                break
+            except SlurmError as error:
+                self._say(f"not requeued yet: {error}")
+                if time.monotonic() > deadline:
+                    reason = f"{self.run.status().reason}; Slurm did not requeue the job: {error}"
+                    self.run.set_state(State.PREEMPTED, reason)
+                    return 1
+                time.sleep(5.0)
+        self._say("requeued")
+        while not self._terminated:
+            time.sleep(0.2)
+        return 1
+
+    def _give_up(self, why: str) -> int:
+        self.run.set_state(State.FAILED, why)
+        self._say(why)
+        return 1
+
+    def _on_end(self, number: int, _frame: FrameType | None) -> None:
+        """Slurm has sent the same to the supervisors; they ask for a checkpoint as long as they may."""
+        self._terminated = True
+
+    def _say(self, what: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{stamp} job {self.number} {self.run.run_id}: {what}", flush=True)
+
+
+def _first_node() -> str:
+    """The name of this node if it can be resolved, else the address at which Slurm reaches it."""
+    name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    try:
+        socket.getaddrinfo(name, None)
+    except socket.gaierror:
+        return commands.node_address(name)
+    return name
+
+
+def _free_port() -> int:
+    """A port nobody listens on. Taken anew for every attempt; the lease's token keeps out whoever met here before."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Carry out one job of a batch, inside its allocation.")
+    parser.add_argument("batch", type=Path)
+    batch = Batch(parser.parse_args().batch.absolute().parent)
+    contents = batch.contents()
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    array = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+    part = contents.parts[index]
+    return SlurmJob(
+        run=batch.run(part),
+        part=part,
+        contents=contents,
+        number=job_number(array, index, len(contents.parts)),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

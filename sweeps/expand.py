@@ -1,0 +1,355 @@
+"""From a sweep to its runs: the points of the grid, and for each point one resolved specification.
+
+What a point says wins over rules, rules over `data` and `train`. Derived budgets are rounded to whole optimizer steps.
+Every problem of every point is collected, once, with the line of the key that causes it. Imports without torch.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from sweeps.language import BUDGETS, Axes, Resources, Settings, SweepFile
+from sweeps.located import Document, Path, Problem, SweepError, nearest
+from xlstm import accounting
+from xlstm.data import declare
+from xlstm.data.tokenizers import model_vocabulary, open_tokenizer
+from xlstm.models.configs import ModelConfig
+from xlstm.models.naming import parse_family
+from xlstm.models.sizes import SIZES, config_for
+from xlstm.spec import Data, Evaluation, Execution, Optimizer, Physics, Presentation, RunSpec, Schedule
+
+_ALTERNATIVES = (("batch_sequences", "batch_tokens"), ("decay_steps", "decay_fraction"), ("devices", "gpus"))
+"""Two ways to say one thing: the one stated nearest to the point is taken whole."""
+
+_OPTIMIZER = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_clip")
+_SCHEDULE = ("warmup_steps", "final_ratio")
+_EXECUTION = tuple(name for name in Resources.model_fields if name in Execution.model_fields)
+
+Choice = tuple[Any, Path]
+"""A value, and the path of the key that gave it."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep: its specification, the point it comes from, and how it is to be scheduled."""
+
+    spec: RunSpec
+    point: Mapping[str, Any]
+    """Axis values: model, size, budget, seed and whatever else varies."""
+    priority: int = 0
+    runs_per_device: int = 1
+
+
+@dataclass
+class _Point:
+    """Axis values with where they were written; `origin` is where the point as a whole was."""
+
+    choices: dict[str, Choice]
+    origin: Path
+
+    def values(self) -> dict[str, Any]:
+        return {axis: value for axis, (value, _) in self.choices.items()}
+
+
+def expand(file: SweepFile, document: Document) -> list[SweepRun]:
+    """Every run of a sweep, in the order written; a run that two points name appears once.
+
+    SweepError with every problem. CorpusError's text becomes a problem at the line of the data.
+    """
+    expansion = _Expansion(file, document)
+    points = list(expansion.points())
+    expansion.check_words()
+    expansion.stop_at_problems()
+    runs: dict[str, SweepRun] = {}
+    for point in points:
+        run = expansion.run(point)
+        if run is not None:
+            runs.setdefault(run.spec.run_id, run)
+    expansion.stop_at_problems()
+    return list(runs.values())
+
+
+@dataclass
+class _Expansion:
+    file: SweepFile
+    document: Document
+    problems: set[Problem] = field(default_factory=set)
+
+    def complain(self, path: Path, message: str) -> None:
+        self.problems.add(self.document.problem(path, message))
+
+    def stop_at_problems(self) -> None:
+        if self.problems:
+            raise SweepError(self.problems)
+
+    # Points ---------------------------------------------------------------------------------------------------------
+
+    def points(self) -> Iterator[_Point]:
+        """Grid times zip without what is excluded, then what is included."""
+        grid = _lists(self.file.grid, ("grid",))
+        zipped = _lists(self.file.zip, ("zip",))
+        for axis in grid.keys() & zipped.keys():
+            self.complain(("zip", axis), f"`{axis}` is an axis of `grid` and of `zip`; keep one")
+        if len({len(values) for values in zipped.values()}) > 1:
+            lengths = ", ".join(f"{axis} has {len(values)}" for axis, values in zipped.items())
+            self.complain(("zip",), f"lists of `zip` must be equally long: {lengths}")
+            return
+        rows = [dict(zip(zipped, row, strict=True)) for row in zip(*zipped.values(), strict=True)] or [{}]
+        if grid or zipped:
+            for combination in itertools.product(*grid.values()):
+                for row in rows:
+                    point = _Point(dict(zip(grid, combination, strict=True)) | row, ("grid",) if grid else ("zip",))
+                    if not any(matches(where, point.values()) for where in self.file.exclude):
+                        yield from self._complete(point)
+        for index in range(len(self.file.include)):
+            yield from self._included(index, grid | zipped)
+        if not (grid or zipped or self.file.include):
+            self.complain((), "no runs: give `grid`, `zip` or `include`")
+
+    def _included(self, index: int, axes: Mapping[str, list[Choice]]) -> Iterator[_Point]:
+        given = _lists(self.file.include[index], ("include", index))
+        inherited = {axis: values for axis, values in axes.items() if axis not in given}
+        if any(budget in given for budget in BUDGETS):
+            inherited = {axis: values for axis, values in inherited.items() if axis not in BUDGETS}
+        for axis, values in inherited.items():
+            if len(values) > 1:
+                self.complain(("include", index), f"the point leaves `{axis}` open, and the grid has several values")
+        columns = given | {axis: values[:1] for axis, values in inherited.items()}
+        for combination in itertools.product(*columns.values()):
+            yield from self._complete(_Point(dict(zip(columns, combination, strict=True)), ("include", index)))
+
+    def _complete(self, point: _Point) -> Iterator[_Point]:
+        """The point if it says what a run needs, with the seed and task it may leave out."""
+        missing = [axis for axis in ("model", "size") if axis not in point.choices]
+        budgets = [budget for budget in BUDGETS if budget in point.choices]
+        if missing:
+            self.complain(point.origin, f"no axis `{'`, `'.join(missing)}`: each run needs a model and a size")
+        if len(budgets) != 1:
+            stated = f"states {' and '.join(budgets)}" if budgets else "states no budget"
+            self.complain(point.origin, f"a run {stated}; give one of {', '.join(BUDGETS)}")
+        if not missing and len(budgets) == 1:
+            point.choices.setdefault("seed", (0, ("grid",)))
+            yield point
+
+    def check_words(self) -> None:
+        """Every model and size that is written anywhere must exist, and `best_of` must be an axis that varies."""
+        file = self.file
+        groups: list[tuple[Axes, Path]] = [(file.grid, ("grid",)), (file.zip, ("zip",))]
+        groups += [(where, ("include", index)) for index, where in enumerate(file.include)]
+        groups += [(where, ("exclude", index)) for index, where in enumerate(file.exclude)]
+        groups += [(rule.when, ("rules", index, "when")) for index, rule in enumerate(file.rules)]
+        groups += [(rule.when, ("resources", index, "when")) for index, rule in enumerate(file.resources)]
+        for axes, path in groups:
+            for axis in ("model", "size"):
+                for value, where in _lists(axes, path).get(axis, []):
+                    self._check_word(axis, value, where)
+        varying = {axis for axes, path in groups[:2] for axis, values in _lists(axes, path).items() if len(values) > 1}
+        if file.best_of is not None and file.best_of not in varying:
+            self.complain(("best_of",), f"`{file.best_of}` is no axis with several values; {nearest('', varying)}")
+
+    def _check_word(self, axis: str, value: str, where: Path) -> None:
+        if axis == "size":
+            if value not in self.file.sizes and value not in SIZES:
+                known = [*self.file.sizes, *SIZES]
+                self.complain(where, f"unknown size `{value}`; {nearest(value, known)} (own sizes go under `sizes`)")
+            return
+        try:
+            parse_family(value)
+        except ValueError as error:
+            self.complain(where, str(error))
+
+    # Runs -----------------------------------------------------------------------------------------------------------
+
+    def run(self, point: _Point) -> SweepRun | None:
+        """The run of a point, or None after noting what is wrong with it."""
+        settings = self._choose(Settings.model_fields, self._settings_levels(point))
+        resources = self._choose(Resources.model_fields, self._resource_levels(point.values()))
+        sources = {name: path for name, (_, path) in (point.choices | settings | resources).items()}
+        values = {name: value for name, (value, _) in settings.items()}
+        declared = self._data(settings, point)
+        if declared is None:
+            return None
+        data, vocabulary = declared
+        config = self._config(point, vocabulary)
+        batch = self._batch(values, data, point)
+        if config is None or batch is None:
+            return None
+        try:
+            physics = self._physics(point, values, data, config, batch)
+            spec = RunSpec(
+                physics=physics,
+                execution=_execution(resources, values),
+                presentation=Presentation(size=point.values()["size"], tags=self.file.tags, notes=self.file.notes),
+                evaluation=Evaluation(**self.file.evaluation.model_dump(exclude_none=True)),
+            )
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                self._blame(detail, sources, point)
+            return None
+        shared = {name: resources[name][0] for name in ("priority", "runs_per_device") if name in resources}
+        return SweepRun(spec, point.values(), **shared)
+
+    def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
+        yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}
+        for index, rule in enumerate(self.file.rules):
+            if matches(rule.when, point.values()):
+                yield _stated(rule.set, ("rules", index, "set"))
+        yield _stated(self.file.train, ("train",)) | _stated(self.file.data, ("data",))
+
+    def _resource_levels(self, values: Mapping[str, Any]) -> Iterator[dict[str, Choice]]:
+        for index, rule in enumerate(self.file.resources):
+            if matches(rule.when, values):
+                yield _stated(rule.set, ("resources", index, "set"))
+
+    def _choose(self, names: Iterable[str], levels: Iterable[dict[str, Choice]]) -> dict[str, Choice]:
+        """For each name the first level that states it; alternatives exclude each other."""
+        chosen: dict[str, Choice] = {}
+        for level in levels:
+            taken = set(chosen)
+            for pair in _ALTERNATIVES:
+                if all(name in level for name in pair):
+                    self.complain(level[pair[1]][1], f"give {' or '.join(f'`{name}`' for name in pair)}, not both")
+                if taken & set(pair):
+                    taken |= set(pair)
+            chosen |= {name: choice for name, choice in level.items() if name in names and name not in taken}
+        return chosen
+
+    def _data(self, settings: Mapping[str, Choice], point: _Point) -> tuple[Data, int] | None:
+        for name in ("corpus", "context_length"):
+            if settings.get(name, (None,))[0] is None:
+                self.complain(("data",), f"`data.{name}` is missing")
+                return None
+        values = {name: settings[name][0] for name in ("corpus", "tokenizer", "context_length") if name in settings}
+        revision = settings.get("revision", (None,))[0]
+        paths = tuple(settings.get("paths", ((),))[0] or ())
+        try:
+            return _declared(
+                values["corpus"], values.get("tokenizer") or "bytes", values["context_length"], paths, revision
+            )
+        except (ValueError, OSError) as error:
+            about = "tokenizer" if "tokenizer" in str(error) else "paths" if paths else "corpus"
+            self.complain(settings.get(about, settings["corpus"])[1], str(error))
+            return None
+
+    def _config(self, point: _Point, vocabulary: int) -> ModelConfig | None:
+        model, size = point.values()["model"], point.values()["size"]
+        own = self.file.sizes.get(size)
+        where: Path = ("sizes", size) if own is not None else point.choices["size"][1]
+        dimensions: Any = size
+        if own is not None:
+            by_family = all(isinstance(value, dict) for value in own.values()) and bool(own)
+            if by_family:
+                name = next((name for name in (model, parse_family(model)[0]) if name in own), None)
+                if name is None:
+                    self.complain(where, f"size `{size}` says nothing of `{model}`")
+                    return None
+                where = (*where, name)
+            dimensions = own[name] if by_family and name else own
+        try:
+            return config_for(model, dimensions, vocabulary)
+        except (TypeError, ValueError) as error:
+            self.complain(where, f"size `{size}` of `{model}`: {error}")
+            return None
+
+    def _batch(self, values: Mapping[str, Any], data: Data, point: _Point) -> int | None:
+        if values.get("batch_tokens"):
+            return int(values["batch_tokens"])
+        if values.get("batch_sequences"):
+            return int(values["batch_sequences"]) * data.context_length
+        self.complain(("train",), "`train.batch_sequences` is missing")
+        return None
+
+    def _physics(
+        self, point: _Point, values: Mapping[str, Any], data: Data, config: ModelConfig, batch: int
+    ) -> Physics:
+        """ValidationError where the values do not make a run."""
+        stated = point.values()
+        tokens = stated.get("tokens") or _derived_tokens(stated, config, data.context_length, batch)
+        schedule = {name: values[name] for name in _SCHEDULE if name in values}
+        decay = values.get("decay_steps")
+        if values.get("decay_fraction"):
+            decay = max(1, round(values["decay_fraction"] * (tokens // batch)))
+        return Physics(
+            task=stated.get("task") or self.file.task,
+            model=config,
+            data=data,
+            tokens=tokens,
+            batch_tokens=batch,
+            optimizer=Optimizer.model_validate({name: values[name] for name in _OPTIMIZER if name in values}),
+            schedule=Schedule(kind=values.get("schedule") or "cosine", decay_steps=decay, **schedule),
+            precision=values.get("precision") or "float32",
+            seed=stated["seed"],
+        )
+
+    def _blame(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
+        """Note a problem of a specification at the key that most likely causes it."""
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        key = next((part for part in reversed(detail["loc"]) if isinstance(part, str)), None)
+        if detail["type"] == "missing" and key in Settings.model_fields:
+            self.complain(("train",), f"`train.{key}` is missing")
+            return
+        if key not in sources:
+            suspects = {
+                "ranks": ("devices", "gpus", "nodes"),
+                "micro-batch": ("micro_batch_sequences",),
+                "batch": ("batch_sequences", "batch_tokens"),
+                "decay": ("decay_steps", "decay_fraction"),
+                "warm-up": ("warmup_steps",),
+                "tokens": BUDGETS,
+            }
+            names = [name for word, names in suspects.items() if word in message for name in names if name in sources]
+            key = names[0] if names else None
+        self.complain(sources.get(key or "", point.origin), message)
+
+
+def matches(where: Axes, values: Mapping[str, Any]) -> bool:
+    """Whether a point has, on each axis that is stated, one of the values stated."""
+    return all(
+        axis in values and values[axis] in stated
+        for axis, stated in ((name, getattr(where, name)) for name in where.model_fields_set)
+        if stated is not None
+    )
+
+
+def _lists(axes: Axes, path: Path) -> dict[str, list[Choice]]:
+    """The stated axes in the order written, each value with its path."""
+    return {
+        name: [(value, (*path, name, index)) for index, value in enumerate(getattr(axes, name))]
+        for name in axes.__pydantic_fields_set__
+        if getattr(axes, name) is not None
+    }
+
+
+def _stated(section: Any, path: Path) -> dict[str, Choice]:
+    return {name: (getattr(section, name), (*path, name)) for name in section.model_fields_set}
+
+
+@lru_cache(maxsize=256)
+def _declared(
+    corpus: str, tokenizer: str, context_length: int, paths: tuple[str, ...], revision: str | None
+) -> tuple[Data, int]:
+    """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
+    if revision is not None:
+        data = Data(corpus=corpus, revision=revision, tokenizer=tokenizer, context_length=context_length)
+        return data, model_vocabulary(open_tokenizer(tokenizer))
+    return declare(corpus, tokenizer, context_length, paths)
+
+
+def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:
+    """Tokens of a budget given per parameter or in FLOPs, to the nearest whole step; at least one step."""
+    if "flops" in stated:
+        tokens = stated["flops"] / accounting.training_flops_per_token(config, context_length)
+    else:
+        tokens = stated["tokens_per_parameter"] * accounting.parameters(config).total
+    return max(1, round(float(tokens) / batch)) * batch
+
+
+def _execution(resources: Mapping[str, Choice], values: Mapping[str, Any]) -> Execution:
+    stated = {name: resources[name][0] for name in _EXECUTION if name in resources}
+    if "gpus" in resources:
+        stated |= {"devices": resources["gpus"][0], "device": "cuda"}
+    return Execution(**stated, data_paths=tuple(values.get("paths") or ()))

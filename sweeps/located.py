@@ -1,0 +1,203 @@
+"""YAML 1.2 as plain values that remember their lines.
+
+`1e-3` is a number, `no` a string, `010` ten; a repeated key is an error. Problems are collected, not raised one by one:
+a `Problem` has the file, the line, what is wrong and what would be right.
+"""
+
+import difflib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+Path = tuple[str | int, ...]
+"""Keys and indices that lead from the top of a document to a value."""
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong with a file."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+class SweepError(ValueError):
+    """Everything wrong with a sweep, one line each."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(set(problems))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A value, and the file and line of every key and item of it."""
+
+    file: str
+    value: Any
+    places: Mapping[Path, tuple[str, int]]
+
+    def place(self, path: Sequence[str | int]) -> tuple[str, int]:
+        """File and line of the value at `path`, or of its nearest ancestor that was written down."""
+        path = tuple(path)
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path, (self.file, 1))
+
+    def problem(self, path: Sequence[str | int], message: str) -> Problem:
+        return Problem(*self.place(path), message)
+
+    def over(self, base: "Document", prepend: Iterable[str] = ()) -> "Document":
+        """This document laid over another: mappings merge key by key, anything else replaces what it covers.
+
+        Lists at the top-level keys `prepend` are put before those of the base instead of replacing them.
+        """
+        places = dict(base.places)
+        value = _lay_over(self.value, base.value, (), self.places, places, frozenset(prepend))
+        return Document(self.file, value, places)
+
+
+def parse(text: str, file: str) -> Document:
+    """Parse one YAML document. SweepError with every repeated key, or with where the syntax breaks."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 2)
+    try:
+        node = yaml.compose(io.StringIO(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise SweepError([Problem(file, mark.line + 1 if mark else 1, f"not valid YAML: {what}")]) from None
+    except (YAMLError, ValueError) as error:
+        raise SweepError([Problem(file, 1, f"not valid YAML: {str(error).splitlines()[0]}")]) from None
+    reader = _Reader(file)
+    value = {} if node is None else reader.read(node, ())
+    if reader.problems:
+        raise SweepError(reader.problems)
+    return Document(file, value, reader.places)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`did you mean …?` or, where nothing is near, the list of what is valid."""
+    valid = sorted(words)
+    close = difflib.get_close_matches(word, valid, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"valid here: {', '.join(valid)}"
+
+
+def _lay_over(
+    above: Any,
+    below: Any,
+    path: Path,
+    places_above: Mapping[Path, tuple[str, int]],
+    places: dict[Path, tuple[str, int]],
+    prepend: frozenset[str],
+) -> Any:
+    if isinstance(above, dict) and isinstance(below, dict):
+        places[path] = places_above.get(path, places.get(path, ("", 0)))
+        merged = dict(below)
+        for key, value in above.items():
+            merged[key] = _lay_over(value, below.get(key), (*path, key), places_above, places, prepend)
+        return merged
+    if isinstance(above, list) and isinstance(below, list) and len(path) == 1 and path[0] in prepend:
+        moved = {_shifted(place, len(above)): where for place, where in places.items() if place[:1] == path}
+        _forget(path, places)
+        places.update(moved)
+        places.update({place: where for place, where in places_above.items() if place[:1] == path})
+        return above + below
+    _forget(path, places)
+    places.update({place: where for place, where in places_above.items() if place[: len(path)] == path})
+    return above
+
+
+def _shifted(path: Path, by: int) -> Path:
+    return path if len(path) < 2 or isinstance(path[1], str) else (path[0], path[1] + by, *path[2:])
+
+
+def _forget(path: Path, places: dict[Path, tuple[str, int]]) -> None:
+    for place in [place for place in places if place[: len(path)] == path]:
+        del places[place]
+
+
+class _Reader:
+    """Turns nodes into plain values, noting lines and problems."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.places: dict[Path, tuple[str, int]] = {}
+        self.problems: list[Problem] = []
+        self._open: set[int] = set()
+
+    def read(self, node: Node, path: Path) -> Any:
+        self.places.setdefault(path, (self.file, node.start_mark.line + 1))
+        if id(node) in self._open:
+            self._complain(node, "an alias may not contain itself")
+            return None
+        self._open.add(id(node))
+        try:
+            if isinstance(node, MappingNode):
+                return self._mapping(node, path)
+            if isinstance(node, SequenceNode):
+                return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+            assert isinstance(node, ScalarNode)
+            return self._scalar(node)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode):
+                self._complain(key_node, "a key must be a word")
+                continue
+            key = str(key_node.value)
+            if key in result:
+                self._complain(key_node, f"`{key}` is given twice, first in line {self.places[(*path, key)][1]}")
+                continue
+            self.places[(*path, key)] = (self.file, key_node.start_mark.line + 1)
+            result[key] = self.read(value_node, (*path, key))
+        return result
+
+    def _scalar(self, node: ScalarNode) -> Any:
+        text, kind = str(node.value), str(node.tag).rpartition(":")[2]
+        try:
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return _BOOLEANS[text.lower()]
+            if kind == "int":
+                return _integer(text)
+            if kind == "float":
+                return _finite(text)
+            if kind in ("str", "timestamp", "value"):
+                return text
+        except (KeyError, ValueError):
+            self._complain(node, f"`{text}` is not a finite number")
+            return text
+        self._complain(node, f"the tag {node.tag} has no meaning here")
+        return text
+
+    def _complain(self, node: Node, message: str) -> None:
+        self.problems.append(Problem(self.file, node.start_mark.line + 1, message))
+
+
+def _integer(text: str) -> int:
+    digits = text.replace("_", "").lower()
+    return int(digits, 0) if digits.lstrip("+-").startswith(("0x", "0o", "0b")) else int(digits)
+
+
+def _finite(text: str) -> float:
+    value = float(text.replace("_", ""))
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

@@ -1,0 +1,131 @@
+"""A sweep as an object: found by path or by the name of a shipped one, laid over what it extends, and checked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.language import SweepFile, validate
+from sweeps.located import Document, Problem, SweepError, nearest, parse
+
+if TYPE_CHECKING:
+    from sweeps.expand import SweepRun
+
+SHIPPED = Path(__file__).parent
+_BUDGETS = ("tokens", "tokens_per_parameter", "flops")
+_STACKED = ("rules", "resources")
+"""Lists in which what extends comes before what is extended, since the first match wins."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A valid sweep file, with the places of its keys."""
+
+    file: SweepFile
+    document: Document
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Sweep":
+        """Read a sweep by path or shipped name; `overrides` are `key.path=value` with YAML values.
+
+        SweepError names every problem with file and line.
+        """
+        document = _read(find(source), ())
+        for override in overrides:
+            document = _override(override).over(document)
+        return cls(validate(document), document)
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @cached_property
+    def runs(self) -> "list[SweepRun]":
+        """Every run of the sweep, in the order written. SweepError names every problem with file and line."""
+        from sweeps.expand import expand
+
+        return expand(self.file, self.document)
+
+    def dump(self) -> str:
+        """The sweep with everything it extends, as JSON (which is YAML): loads into the same runs."""
+        return json.dumps(self.document.value, indent=2) + "\n"
+
+
+def find(source: str | Path) -> Path:
+    """The file of a sweep given by path or by the name of a shipped one. SweepError where there is none."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1 or path.exists():
+        if path.is_file():
+            return path
+        raise SweepError([Problem(str(source), 0, "no such file")])
+    shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
+    if str(source) in shipped:
+        return shipped[str(source)]
+    raise SweepError([Problem(str(source), 0, f"neither a file nor a shipped sweep; {nearest(str(source), shipped)}")])
+
+
+def _read(path: Path, extended_by: tuple[Path, ...]) -> Document:
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise SweepError([Problem(str(path), 1, f"not UTF-8 text: {error.reason} at byte {error.start}")]) from None
+    except OSError as error:
+        raise SweepError([Problem(str(path), 0, error.strerror or str(error))]) from None
+    document = _with_absolute_paths(parse(text, str(path)), path.parent)
+    base = document.value.get("extends") if isinstance(document.value, dict) else None
+    if not isinstance(base, str):
+        return document
+    beside = path.parent / base
+    try:
+        base_path = beside if beside.is_file() else find(base)
+    except SweepError as error:
+        raise SweepError([document.problem(("extends",), error.problems[0].message)]) from None
+    here = path.resolve()
+    if base_path.resolve() in (*extended_by, here):
+        raise SweepError([document.problem(("extends",), f"`{base}` extends itself")])
+    return _over(document, _read(base_path, (*extended_by, here)))
+
+
+def _over(document: Document, base: Document) -> Document:
+    """Lay a sweep over another. A budget it states replaces whichever kind of budget the base had."""
+    value = document.value
+    stated = [value[part] for part in ("grid", "zip") if isinstance(value.get(part), dict)]
+    if isinstance(base.value, dict) and any(budget in axes for axes in stated for budget in _BUDGETS):
+        kept = {
+            key: {axis: values for axis, values in part.items() if axis not in _BUDGETS}
+            if key in ("grid", "zip") and isinstance(part, dict)
+            else part
+            for key, part in base.value.items()
+        }
+        base = Document(base.file, kept, base.places)
+    return document.over(base, prepend=_STACKED)
+
+
+def _override(text: str) -> Document:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SweepError([Problem(f"--set {text}", 0, "write key.path=value, such as train.learning_rate=1e-3")])
+    place = (f"--set {text}", 0)
+    content = parse(value, place[0]).value if value.strip() else ""
+    path = tuple(key.strip().split("."))
+    for part in reversed(path):
+        content = {part: content}
+    return Document(place[0], content, {path[:length]: place for length in range(len(path) + 1)})
+
+
+def _with_absolute_paths(document: Document, folder: Path) -> Document:
+    """Make `data.paths` independent of where the sweep is read from; rules may name paths too."""
+    value = document.value
+    if not isinstance(value, dict):
+        return document
+    sections = [value.get("data")]
+    rules = value.get("rules")
+    for rule in rules if isinstance(rules, list) else []:
+        sections.append(rule.get("set") if isinstance(rule, dict) else None)
+    for section in sections:
+        paths = section.get("paths") if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(paths, list):
+            section["paths"] = [str((folder / path).absolute()) if isinstance(path, str) else path for path in paths]
+    return document

@@ -1,0 +1,21 @@
+"""What the tests of all rooms share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Callable[[str], Path]:
+    """Path of a file under $SCALING_REFERENCE_DATA (default: ../shared/data beside the checkout); skips without it."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("SCALING_REFERENCE_DATA", beside))
+
+    def find(name: str) -> Path:
+        if not (root / name).exists():
+            pytest.skip(f"no reference data {name} under {root}; set SCALING_REFERENCE_DATA")
+        return root / name
+
+    return find

@@ -1,0 +1,187 @@
+"""Real attempts of tiny runs for the tests: prepared data, a lease, and one process per rank."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xlstm.data import declare, prepare
+from xlstm.models.configs import LlamaConfig, ModelConfig
+from xlstm.records import Fork, Launch, Result, RunDirectory, State, Verdict, Workspace, write_json
+from xlstm.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
+
+REPOSITORY = Path(__file__).parents[2]
+CONTEXT, SEQUENCES = 32, 8
+BATCH = CONTEXT * SEQUENCES
+MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=2, num_heads=2)
+
+
+def make_run(
+    workspace: Workspace,
+    *,
+    steps: int = 20,
+    model: ModelConfig = MODEL,
+    schedule: Schedule | None = None,
+    physics: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **execution: Any,
+) -> RunDirectory:
+    """A run over a small text of its own, planned and its data prepared."""
+    text = workspace.root / "corpus.txt"
+    if not text.exists():
+        text.parent.mkdir(parents=True, exist_ok=True)
+        # Numbers in words of different lengths: something to learn, and no two documents alike.
+        text.write_text(" ".join(f"{i} squared is {i * i}; " + "ab" * (i % 7) for i in range(4000)))
+    declared, _ = declare("text", "bytes", CONTEXT, (str(text),))
+    declared = declared.model_copy(update=data or {})
+    prepare(declared, (str(text),), workspace)
+    execution = {"device": "cpu", "threads_per_rank": 1, "log_every": 1, "checkpoint_every": 5, **execution}
+    spec = RunSpec(
+        physics=Physics(
+            model=model,
+            data=declared,
+            tokens=steps * BATCH,
+            batch_tokens=BATCH,
+            optimizer=Optimizer(learning_rate=1e-2),
+            schedule=schedule or Schedule(warmup_steps=3),
+            **(physics or {}),
+        ),
+        execution=Execution(**execution, data_paths=(str(text),)),
+        evaluation=Evaluation(sequences=32),
+    )
+    run = workspace.run(spec.run_id)
+    run.create(spec)
+    return run
+
+
+@dataclass
+class Attempt:
+    """The processes of one attempt."""
+
+    run: RunDirectory
+    number: int
+    ranks: list[subprocess.Popen[bytes]]
+    token: str
+    port: int = 0
+    torchrun: subprocess.Popen[bytes] | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def wait(self, seconds: float = 60.0) -> "Attempt":
+        """Wait until every process has ended."""
+        for process in self.ranks:
+            process.wait(timeout=seconds)
+        return self
+
+    def wait_for_step(self, step: int, seconds: float = 60.0) -> "Attempt":
+        """Wait until a row of this attempt for `step` is in the metrics."""
+        wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()), seconds)
+        return self
+
+    def kill(self, number: int = signal.SIGKILL) -> "Attempt":
+        """Send a signal to every rank, SIGKILL unless told, and wait for the end."""
+        for process in self.ranks:
+            process.send_signal(number)
+        return self.wait()
+
+    @property
+    def verdict(self) -> Verdict:
+        verdict = self.run.verdict(self.number)
+        assert verdict is not None, self.log()
+        return verdict
+
+    def log(self) -> str:
+        """What all ranks printed."""
+        return "\n".join(p.read_text() for p in sorted(self.run.attempt(self.number).glob("rank-*.log")))
+
+    def completed(self) -> Result:
+        """The run's result, after the attempt completed it."""
+        self.wait()
+        assert self.verdict.state is State.COMPLETED, f"{self.verdict}\n{self.log()}"
+        result = self.run.result()
+        assert result is not None
+        return result
+
+
+def start(
+    run: RunDirectory,
+    ranks: int = 1,
+    *,
+    fork: Fork | None = None,
+    checkpoint_at: tuple[int, ...] = (),
+    environment: dict[str, str] | None = None,
+    wrapper: str | None = None,
+    **execution: Any,
+) -> Attempt:
+    """Begin the next attempt of a run on `ranks` processes. `wrapper` is Python run in each before the trainer."""
+    token = uuid.uuid4().hex
+    _end_lease(run)
+    lease = run.acquire(token)
+    resolved = run.spec().execution.model_copy(update={"devices": ranks, **execution})
+    launch = Launch(
+        run_id=run.run_id,
+        attempt=lease.attempt,
+        token=token,
+        executor="test",
+        execution=resolved,
+        host=socket.gethostname(),
+        rendezvous="",
+        started=time.time(),
+        fork=fork,
+        checkpoint_at=checkpoint_at,
+    )
+    write_json(run.attempt(lease.attempt) / "launch.json", launch.model_dump(mode="json"))
+    port = free_port()
+    arguments = [str(run.path), "--attempt", str(lease.attempt), "--token", token]
+    if wrapper is None:
+        command = [sys.executable, "-m", "xlstm.training", *arguments]
+    else:
+        program = f"{wrapper}\nimport runpy\nrunpy.run_module('xlstm.training', run_name='__main__', alter_sys=True)"
+        command = [sys.executable, "-c", program, *arguments]
+    processes = []
+    for rank in range(ranks):
+        variables = os.environ | {
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(subprocess.Popen(command, env=variables | (environment or {}), cwd=REPOSITORY))
+    return Attempt(run, lease.attempt, processes, token, port)
+
+
+def losses(run: RunDirectory) -> list[tuple[int, float]]:
+    """(step, training loss) of the surviving rows."""
+    return [(row["step"], row["train/loss"]) for row in run.metrics() if "train/loss" in row]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for a condition; AssertionError when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+def _end_lease(run: RunDirectory) -> None:
+    """Give back the lease of the attempt before, which this process holds as its launcher."""
+    status = run.status()
+    if status.lease is not None:
+        content = status.model_dump(mode="json") | {"lease": None}
+        (run.path / "status.json").write_text(json.dumps(content))

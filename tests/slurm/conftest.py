@@ -1,0 +1,36 @@
+"""One real Slurm for all tests of this folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.testing import Cluster, missing_programs
+from xlstm.records import Workspace
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def _started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if missing := missing_programs():
+        pytest.skip(f"no Slurm on this machine ({', '.join(missing)}); slurm/testing/install-debian.sh installs it")
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(_started: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The cluster, with this process's Slurm commands pointed at it; no job is left in its queue."""
+    monkeypatch.setenv("SLURM_CONF", _started.environment["SLURM_CONF"])
+    path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield _started
+    _started.clear()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")

@@ -1,0 +1,27 @@
+"""Runs on a real Slurm of two nodes end as they do here, whatever happens to their jobs."""
+
+import pytest
+from tiny_runs import job, losses, make_run, wait_for
+
+from orchestrator.executors.local import LocalExecutor
+from slurm.executor import SlurmExecutor
+from slurm.testing import Cluster
+from xlstm.records import State, Workspace
+
+pytestmark = pytest.mark.serial
+
+
+def test_two_nodes_of_slurm_train_what_two_ranks_train_here_bit_for_bit(cluster: Cluster, workspace: Workspace) -> None:
+    there = make_run(workspace, nodes=2)
+    SlurmExecutor(workspace, "sweep").submit([job(there)])
+    here = make_run(Workspace(workspace.root.with_name("here")), devices=2)
+    local = LocalExecutor()
+    handles = local.submit([job(here)])
+    wait_for(here, State.COMPLETED)
+    wait_for(there, State.COMPLETED)
+    local.poll(handles)
+    assert losses(there) == losses(here)
+    mine, theirs = here.result(), there.result()
+    assert mine is not None
+    assert theirs is not None
+    assert theirs.validation == mine.validation

@@ -1,0 +1,61 @@
+"""Batches: from a stream of tokens to the sequences of a step. Plain arrays; imports without torch.
+
+A training sequence is a window of `context_length` tokens of the stream with the token that follows each as its target.
+Windows do not overlap. Which window comes when, `order.Order` says: a batch depends on the seed and the step alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm.data.shards import TokenStream
+
+IGNORED = -100
+"""Target of a position that counts for nothing."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences: int64 arrays `(sequences, context_length)`; `resets` is true where a document starts."""
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    resets: NDArray[np.bool_]
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Some of the sequences, as views."""
+        return Batch(self.tokens[start:stop], self.targets[start:stop], self.resets[start:stop])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The stream of a split, cut into sequences."""
+
+    stream: TokenStream
+    context_length: int
+    end_of_document: int
+
+    @property
+    def whole(self) -> int:
+        """Number of windows whose every position has a target: those that are trained on."""
+        return (len(self.stream) - 1) // self.context_length
+
+    @property
+    def covering(self) -> int:
+        """Number of windows that hold every target once, the last perhaps padded: those that are validated on."""
+        return -(-(len(self.stream) - 1) // self.context_length)
+
+    def batch(self, windows: NDArray[np.int64]) -> Batch:
+        """The given windows as a batch; a number past the end gives a window without targets."""
+        length, end = self.context_length, len(self.stream)
+        rows = np.full((len(windows), length + 1), IGNORED, dtype=np.int64)
+        for row, window in zip(rows, windows.tolist(), strict=True):
+            start = min(window * length, end)
+            span = self.stream.read(start, min(start + length + 1, end))
+            row[: len(span)] = span
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        if (tokens < 0).any():  # padding is read as ends of documents
+            tokens = np.where(tokens < 0, self.end_of_document, tokens)
+        # The end of a document is read as the start of the next: the state is reset where it is read.
+        return Batch(tokens, targets, tokens == self.end_of_document)

@@ -1,0 +1,250 @@
+"""Corpora: where documents come from, in which order, and to which split each belongs.
+
+A corpus is a list of files and a way to read documents from one of them; `CORPORA` is the table. Documents are read in
+the order of the files' names, so a corpus is the same on every machine that holds the same files. Bad input raises
+`CorpusError`, which names the file, the place and what would be right. Imports without torch.
+"""
+
+import functools
+import gzip
+import hashlib
+import io
+import json
+import platform
+import re
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+SplitName: TypeAlias = Literal["train", "validation", "test"]
+
+VALIDATION_SHARE = 20
+"""One document in twenty is held out, by a hash of its key, where files are not named after splits."""
+
+_SPLIT_WORDS: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+class CorpusError(ValueError):
+    """The corpus cannot be used as declared: says which file, where in it, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. `key` decides its split where files do not; `source` names the part of the corpus it came from."""
+
+    text: str
+    key: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """A file of a corpus: where it lies, its name within the corpus, and the split that its name states."""
+
+    path: Path
+    name: str
+    split: SplitName | None = None
+
+
+@dataclass(frozen=True)
+class CorpusKind:
+    """How a corpus is found and read."""
+
+    find: Callable[[Sequence[str]], list[CorpusFile]]
+    read: Callable[[CorpusFile], Iterator[Document]]
+    revision: Callable[[Sequence[CorpusFile]], str]
+
+
+def open_corpus(corpus: str, paths: Sequence[str]) -> "Corpus":
+    """Find the files of a corpus. CorpusError for an unknown name, and for paths that are missing or hold nothing."""
+    if corpus not in CORPORA:
+        raise CorpusError(f"unknown corpus {corpus!r}; known are {', '.join(sorted(CORPORA))}")
+    return Corpus(corpus, tuple(CORPORA[corpus].find(paths)))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named corpus with its files."""
+
+    name: str
+    files: tuple[CorpusFile, ...]
+
+    @property
+    def revision(self) -> str:
+        """The version of a named corpus, or `sha256:…` over the contents of local files."""
+        return CORPORA[self.name].revision(self.files)
+
+    def documents(self, file: CorpusFile) -> Iterator[Document]:
+        """The documents of one file, in order; an empty text is no document."""
+        return (document for document in CORPORA[self.name].read(file) if document.text)
+
+    def split_of(self, file: CorpusFile, document: Document) -> SplitName:
+        """The split that the file's name states, else one document in twenty to validation by a hash of its key."""
+        if file.split is not None:
+            return file.split
+        digest = hashlib.sha256(document.key.encode()).digest()
+        return "validation" if int.from_bytes(digest[:8], "big") % VALIDATION_SHARE == 0 else "train"
+
+
+def _find_python_stdlib(paths: Sequence[str]) -> list[CorpusFile]:
+    if paths:
+        raise CorpusError(f"corpus python-stdlib takes no paths, but {paths[0]!r} was given")
+    root = Path(sysconfig.get_path("stdlib"))
+    # Tests are left out: distributions differ in whether they ship them.
+    elsewhere = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if not elsewhere.intersection(path.relative_to(root).parts) and path.is_file()
+    )
+    if not names:
+        raise CorpusError(f"{root}: this Python carries no source of its standard library; use corpus `text`")
+    return [CorpusFile(root / name, name) for name in names]
+
+
+def _read_python_source(file: CorpusFile) -> Iterator[Document]:
+    content = file.path.read_bytes()
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    yield Document(content.decode(encoding), key=file.name)
+
+
+def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusFile]:
+    if not paths:
+        raise CorpusError("this corpus needs `paths`: files or folders to read")
+    found: list[tuple[Path, str]] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
+            if not inside:
+                raise CorpusError(f"{path}: no file ending in {', '.join(suffixes)} in this folder")
+            found += sorted((p, p.relative_to(path).as_posix()) for p in inside)
+        elif path.is_file():
+            found.append((path, path.name))
+        else:
+            raise CorpusError(f"{path}: no such file or folder")
+    for path, _ in found:
+        if path.stat().st_size == 0:
+            raise CorpusError(f"{path}: the file is empty")
+    splits = [_stated_split(name) for _, name in found]
+    if not {"train", "validation"} <= set(splits):
+        splits = [None] * len(found)  # names that state no whole split state none
+    elif None in splits:
+        stray = found[splits.index(None)][0]
+        raise CorpusError(f"{stray}: other files are named after splits (train, validation, test), this one is not")
+    return [CorpusFile(path, name, split) for (path, name), split in zip(found, splits, strict=True)]
+
+
+def _stated_split(name: str) -> SplitName | None:
+    """The split in the first or last word of the file's name, else in the name of a folder above it."""
+    *folders, last = name.split("/")
+    words = re.findall(r"[a-z]+", last.split(".")[0].lower())
+    for word in [*words[:1], *words[-1:], *(folder.lower() for folder in reversed(folders))]:
+        if word in _SPLIT_WORDS:
+            return _SPLIT_WORDS[word]
+    return None
+
+
+def _read_text(file: CorpusFile) -> Iterator[Document]:
+    content = file.path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{file.path}: not UTF-8 at byte {error.start} ({error.reason})") from None
+    yield Document(text, key=text)
+
+
+def _read_jsonl(file: CorpusFile) -> Iterator[Document]:
+    with _open_maybe_compressed(file.path) as lines:
+        number = 0
+        for number, line in enumerate(_lines(file.path, lines), start=1):
+            if line.isspace():
+                continue
+            yield _json_document(f"{file.path}:{number}", line)
+        if number == 0:
+            raise CorpusError(f"{file.path}: the file is empty")
+
+
+def _lines(path: Path, file: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (OSError, EOFError) as error:
+        raise CorpusError(f"{path}: cannot be decompressed: {error}") from None
+
+
+def _json_document(where: str, line: bytes) -> Document:
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
+    except ValueError as error:
+        raise CorpusError(f"{where}: not JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
+        raise CorpusError(f"{where}: no `text` of type string; found {keys}")
+    text = row["text"]
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CorpusError(f"{where}: `text` holds half of a surrogate pair, which UTF-8 cannot hold") from None
+    return Document(text, key=text, source=_source_of(row.get("meta")))
+
+
+def _source_of(meta: Any) -> str:
+    """SlimPajama's set name; its meta is a struct, a JSON string or the text of a Python dictionary."""
+    if isinstance(meta, dict):
+        name = meta.get("redpajama_set_name", "")
+        return name if isinstance(name, str) else ""
+    match = re.search(r"""["']redpajama_set_name["']\s*:\s*["'](\w+)["']""", meta) if isinstance(meta, str) else None
+    return match[1] if match else ""
+
+
+def _open_maybe_compressed(path: Path) -> BinaryIO:
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if magic == b"\x28\xb5\x2f\xfd":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def _content_revision(files: Sequence[CorpusFile]) -> str:
+    """One SHA-256 over the splits and contents of the files, in order; their names and folders do not count."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.path.stat()
+        content = _file_digest(file.path, stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{file.split or ''} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+CORPORA: dict[str, CorpusKind] = {
+    "python-stdlib": CorpusKind(_find_python_stdlib, _read_python_source, lambda files: platform.python_version()),
+    "text": CorpusKind(functools.partial(_find_files, (".txt",)), _read_text, _content_revision),
+    "jsonl": CorpusKind(
+        functools.partial(
+            _find_files, (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".jsonl.zstd")
+        ),
+        _read_jsonl,
+        _content_revision,
+    ),
+}

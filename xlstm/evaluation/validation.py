@@ -1,0 +1,99 @@
+"""Loss of a model on the validation split, fixed and identical for every family, whatever the number of ranks."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from xlstm.data.batches import IGNORED, Batch, Windows
+from xlstm.data.shards import PreparedData
+from xlstm.records import Validation
+from xlstm.spec import RunSpec
+from xlstm.training.gang import Gang
+
+
+def validate(
+    model: nn.Module, data: PreparedData, spec: RunSpec, gang: Gang, alive: Callable[[], None] = lambda: None
+) -> Validation:
+    """Mean loss (nats per token), perplexity and bits per byte of text, over the windows the evaluation names.
+
+    Each rank takes a contiguous part of the windows, and all run the model equally often, calling `alive` each time.
+    Every token of the split is predicted once, ends of documents included; bytes are those of the text alone.
+    """
+    evaluation, context = spec.evaluation, spec.physics.data.context_length
+    windows = Windows(data.stream("validation"), context, data.manifest.end_of_document)
+    count = min(evaluation.sequences or windows.covering, windows.covering)
+    per_rank = -(-count // gang.size)
+    micro = spec.execution.micro_batch_sequences or min(per_rank, spec.physics.batch_sequences // gang.size)
+    mine = np.arange(gang.rank * per_rank, (gang.rank + 1) * per_rank)
+    mine = np.where(mine < count, mine, windows.covering)  # past the end: without targets
+    tally = _Tally(len(windows.stream.sources))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for first in range(0, per_rank, micro):
+            alive()
+            chosen = mine[first : first + micro]
+            batch = windows.batch(chosen)
+            tally.add(batch, losses(model, batch, spec, gang.device), _sources(windows, chosen, batch))
+    model.train(was_training)
+    nats, tokens = np.array(gang.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
+    last = min(count * context, len(windows.stream) - 1)
+    text_bytes = windows.stream.text_bytes_before(last + 1)
+    loss = float(nats.sum() / tokens.sum())
+    by_source = {}
+    if len(windows.stream.sources) > 1:
+        by_source = {name: float(n / t) for name, n, t in zip(windows.stream.sources, nats, tokens, strict=True) if t}
+    return Validation(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=float(nats.sum()) / math.log(2) / text_bytes if text_bytes else None,
+        tokens=int(tokens.sum()),
+        evaluation=evaluation.fingerprint,
+        by_source=by_source,
+    )
+
+
+def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device) -> torch.Tensor:
+    """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target."""
+    tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (batch.tokens, batch.targets))
+    resets = None
+    if spec.physics.data.documents == "reset":
+        resets = torch.from_numpy(np.ascontiguousarray(batch.resets)).to(device)
+    nll: torch.Tensor = model(tokens, resets=resets, targets=targets)[0]
+    return nll
+
+
+@dataclass
+class _Tally:
+    """Sums over windows, by source, in float64."""
+
+    sources: int
+    nats: np.ndarray = field(init=False)
+    tokens: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nats, self.tokens = np.zeros(self.sources), np.zeros(self.sources)
+
+    def add(self, batch: Batch, nll: torch.Tensor, sources: np.ndarray | None) -> None:
+        counted = batch.targets != IGNORED
+        values = nll.double().cpu().numpy()
+        if sources is None:
+            self.nats[0] += values.sum()
+            self.tokens[0] += counted.sum()
+        else:
+            np.add.at(self.nats, sources[counted], values[counted])
+            np.add.at(self.tokens, sources[counted], 1)
+
+
+def _sources(windows: Windows, chosen: np.ndarray, batch: Batch) -> np.ndarray | None:
+    """Source of the document that each target belongs to, `(sequences, context_length)`; None with one source."""
+    stream = windows.stream
+    if len(stream.sources) < 2:
+        return None
+    positions = chosen[:, None] * windows.context_length + np.arange(1, windows.context_length + 1)
+    documents = np.searchsorted(stream.token_at_end, positions, side="right")
+    return stream.source_of_document[np.minimum(documents, len(stream.source_of_document) - 1)].astype(np.int64)

@@ -1,0 +1,103 @@
+"""The pre-up-projection mLSTM block (Beck et al. 2024, figure 11): x + down(mLSTM(up(norm(x)))).
+
+With d the embedding dimension and D = 2d: 6 d² + 87 d + 8 parameters at four heads. Details follow the authors'
+published models where the paper is silent: the output gate is SiLU of the second half of the up-projection, queries and
+keys see the convolved input and values the plain one, and projections to them are block-diagonal in blocks of four.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.mlstm import MLSTMState, mlstm
+from xlstm.models.causal_conv import CausalConv
+from xlstm.models.configs import XLSTMConfig
+
+NORM_EPSILON = 1e-5
+DENOMINATOR_EPSILON = 1e-6
+PROJECTION_FACTOR = 2
+BLOCK_SIZE = 4
+"""Of the block-diagonal projections to queries, keys and values."""
+
+
+class MLSTMBlockState(NamedTuple):
+    """What an mLSTM block remembers."""
+
+    past: Tensor  # (batch, 3, inner_dim): the convolution's last inputs
+    cell: MLSTMState
+
+
+class BlockDiagonal(nn.Module):
+    """A linear map whose matrix is block-diagonal: channels in groups of four, each with a 4x4 matrix of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels // BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE))  # (block, out, in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, channels) to the same shape."""
+        blocks = x.unflatten(-1, (-1, BLOCK_SIZE))
+        return torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
+
+
+class MLSTMBlock(nn.Module):
+    """One residual block with an mLSTM cell of `num_heads` heads."""
+
+    def __init__(self, config: XLSTMConfig) -> None:
+        super().__init__()
+        d = config.embedding_dim
+        inner = PROJECTION_FACTOR * d
+        self.num_heads = config.num_heads
+        self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
+        self.up = nn.Linear(d, 2 * inner, bias=False)
+        self.conv = CausalConv(inner)
+        self.query = BlockDiagonal(inner)
+        self.key = BlockDiagonal(inner)
+        self.value = BlockDiagonal(inner)
+        self.input_gate = nn.Linear(3 * inner, config.num_heads)
+        self.forget_gate = nn.Linear(3 * inner, config.num_heads)
+        self.head_norm = HeadNorm(inner, config.num_heads)
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.down = nn.Linear(inner, d, bias=False)
+
+    def forward(
+        self, x: Tensor, state: MLSTMBlockState | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, MLSTMBlockState]:
+        """`x` (batch, time, d) to the same shape, and the state after its last token."""
+        inner, gate = self.up(self.norm(x)).chunk(2, dim=-1)
+        convolved, past = self.conv(inner, state.past if state else None, resets)
+        query, key, value = self.query(convolved), self.key(convolved), self.value(inner)
+        gates_input = torch.cat((query, key, value), dim=-1)
+        h, cell = mlstm(
+            self._heads(query),
+            self._heads(key),
+            self._heads(value),
+            self.input_gate(gates_input).transpose(1, 2).float(),
+            self.forget_gate(gates_input).transpose(1, 2).float(),
+            initial_state=state.cell if state else None,
+            resets=resets,
+            eps=DENOMINATOR_EPSILON,
+        )
+        h = self.head_norm(h.transpose(1, 2))  # (batch, time, inner)
+        h = (h + self.skip * convolved) * F.silu(gate)
+        return x + self.down(h), MLSTMBlockState(past, cell)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(batch, time, inner) to (batch, heads, time, head_dim)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over each head's channels by itself; one weight per channel, no bias."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.weight = nn.Parameter(torch.empty(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(batch, time, heads, head_dim) to (batch, time, heads * head_dim)."""
+        normed = F.layer_norm(h, h.shape[-1:], eps=NORM_EPSILON)
+        return normed.flatten(-2) * self.weight

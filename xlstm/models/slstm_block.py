@@ -1,0 +1,62 @@
+"""The post-up-projection sLSTM block (Beck et al. 2024, figure 10): x + sLSTM(norm(x)), then x + GatedMLP(norm(x)).
+
+2 d² + 12 d + 3 d r64(1.3 d) parameters, r64 rounding up to a multiple of 64. The input and forget gate see the
+convolved input, the cell input and the output gate the plain one; all four maps, and the recurrent ones, are
+block-diagonal by head.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.slstm import SLSTMState, slstm
+from xlstm.models.causal_conv import CausalConv
+from xlstm.models.configs import XLSTMConfig
+from xlstm.models.mlstm_block import NORM_EPSILON, HeadNorm
+
+
+class SLSTMBlockState(NamedTuple):
+    """What an sLSTM block remembers."""
+
+    past: Tensor  # (batch, 3, d): the convolution's last inputs
+    cell: SLSTMState
+
+
+class SLSTMBlock(nn.Module):
+    """One residual block with an sLSTM cell, and one with a gated feed-forward layer."""
+
+    def __init__(self, config: XLSTMConfig) -> None:
+        super().__init__()
+        d, heads = config.embedding_dim, config.num_heads
+        width = config.slstm_feedforward_dim
+        self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
+        self.conv = CausalConv(d)
+        # Gates in the order input, forget, cell input, output; both weights map by head, in times weight gives out.
+        self.weight = nn.Parameter(torch.empty(4, heads, d // heads, d // heads))
+        self.recurrent = nn.Parameter(torch.empty(4, heads, d // heads, d // heads))
+        self.bias = nn.Parameter(torch.empty(4, heads, d // heads))
+        self.head_norm = HeadNorm(d, heads)
+        self.feedforward_norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
+        self.gate_and_up = nn.Linear(d, 2 * width, bias=False)
+        self.down = nn.Linear(width, d, bias=False)
+
+    def forward(
+        self, x: Tensor, state: SLSTMBlockState | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, SLSTMBlockState]:
+        """`x` (batch, time, d) to the same shape, and the state after its last token."""
+        heads = self.bias.shape[1]
+        plain = self.norm(x)
+        convolved, past = self.conv(plain, state.past if state else None, resets)
+        inputs = torch.stack((convolved, plain)).unflatten(-1, (heads, -1))  # (2, batch, time, heads, head_dim)
+        gates = torch.einsum("sbthi,sghio->btsgho", inputs, self.weight.unflatten(0, (2, 2))).flatten(2, 3)
+        h, cell = slstm(
+            gates + self.bias,
+            self.recurrent,
+            initial_state=state.cell if state else None,
+            resets=resets,
+        )
+        x = x + self.head_norm(h)
+        gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.gelu(gate) * up), SLSTMBlockState(past, cell)

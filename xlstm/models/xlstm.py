@@ -1,0 +1,91 @@
+"""xLSTM[a:b] (Beck et al. 2024, arXiv 2405.04517): mLSTM blocks, with sLSTM blocks at stated positions.
+
+No positional encoding, no dropout, untied embedding and head, a final LayerNorm without bias.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from xlstm.models.configs import XLSTMConfig
+from xlstm.models.head import logits_or_losses
+from xlstm.models.mlstm_block import NORM_EPSILON, MLSTMBlock, MLSTMBlockState
+from xlstm.models.slstm_block import SLSTMBlock, SLSTMBlockState
+
+State = tuple[MLSTMBlockState | SLSTMBlockState, ...]
+"""What the model remembers: one state per block."""
+
+
+class XLSTM(nn.Module):
+    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+
+    def __init__(self, config: XLSTMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.blocks = nn.ModuleList(
+            SLSTMBlock(config) if index in config.slstm_at else MLSTMBlock(config) for index in range(config.num_blocks)
+        )
+        self.norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON, bias=False)
+        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, State | None]:
+        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
+
+        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
+        """
+        keep = state is not None or targets is None or not torch.is_grad_enabled()
+        x = self.embedding(tokens)
+        states: list[MLSTMBlockState | SLSTMBlockState] = []
+        for index, block in enumerate(self.blocks):
+            x, after = block(x, state[index] if state else None, resets)
+            if keep:
+                states.append(after)
+        return logits_or_losses(self.norm(x), self.head, targets), tuple(states) if keep else None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Weight decay falls on the matrices, the token embedding excepted (paper, appendix D.2)."""
+        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("bias")
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """The authors' initial values: see the comments for each kind of parameter."""
+        d, blocks = self.config.embedding_dim, self.config.num_blocks
+        block, _, leaf = name.removeprefix("blocks.").partition(".")
+        if name.endswith("norm.weight") or leaf == "skip":
+            parameter.fill_(1.0)
+        elif leaf in ("input_gate.weight", "forget_gate.weight", "recurrent"):
+            parameter.zero_()
+        elif leaf == "input_gate.bias":
+            parameter.normal_(std=0.1, generator=generator)
+        elif leaf == "forget_gate.bias":
+            # From short to long memory over the heads.
+            parameter.copy_(torch.linspace(3.0, 6.0, parameter.numel()))
+        elif leaf == "bias":
+            parameter.zero_()
+            parameter[1].copy_(power_law_forget_bias(int(block), blocks, parameter.shape[-1]))
+        elif leaf.startswith("conv."):
+            # torch's own for a convolution of four taps per channel: uniform within 1 / sqrt(4).
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+        elif leaf.startswith("down."):
+            # Wang & Komatsuzaki (2021): the residual stream's variance stays independent of the depth.
+            parameter.normal_(std=2.0 / (blocks * math.sqrt(d)), generator=generator)
+        else:
+            # "Small init" of Nguyen & Salazar (2019): everything that reads the residual stream.
+            parameter.normal_(std=math.sqrt(2.0 / (5.0 * d)), generator=generator)
+
+
+def power_law_forget_bias(block: int, num_blocks: int, head_dim: int) -> Tensor:
+    """Forget-gate biases of an sLSTM head, from +5 to -7: 5 - 12 (j / (head_dim - 1))^(0.3 + 1.3 block / (blocks - 1)).
+
+    Deeper blocks keep more channels with long memory.
+    """
+    position = torch.arange(head_dim) / max(head_dim - 1, 1)
+    return 5.0 - 12.0 * position ** (0.3 + 1.3 * block / max(num_blocks - 1, 1))

@@ -1,0 +1,55 @@
+"""Processes that die with their parent, and processes that are found by a tag when they did not.
+
+torchrun puts its workers into sessions of their own, so that killing the launcher's process group misses them: each
+link of the chain controller -> supervisor -> torchrun -> worker therefore asks the kernel to be killed when the link
+above dies, and what slipped through is found by the lease's token in its environment. Linux only; no torch.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+TOKEN_VARIABLE = "SCALING_TOKEN"
+"""Environment variable by which the processes of one attempt are found: the token of its lease."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel SIGKILL this process when its parent dies; exit at once if the parent `parent` is gone already.
+
+    Safe between fork and exec. The signal follows the death of the *thread* that forked, so fork from one that lasts.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def tagged(token: str) -> Iterator[int]:
+    """Process ids, other than this one, whose environment carries the token."""
+    needle = f"{TOKEN_VARIABLE}={token}".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile, or belongs to somebody else
+        if needle in variables:
+            yield int(entry.name)
+
+
+def kill_tagged(token: str) -> list[int]:
+    """SIGKILL every other process of an attempt. Returns their ids."""
+    killed = []
+    for pid in tagged(token):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        killed.append(pid)
+    return killed

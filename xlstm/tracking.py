@@ -1,0 +1,315 @@
+"""MLflow as a view of the run directories: `sync` makes it equal the files, however often it is called.
+
+Experiment = sweep; parent run = the sweep; child run = run, found by its tag `run_id`, one per (sweep, run) across
+attempts. The step axis is the optimizer step. A cursor beside the metrics says what was shipped; MLflow's history only
+grows, so after a rollback of shipped rows the child is replaced. Calls are short, nothing is raised: what happened is
+returned. mlflow is imported when first needed.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlstm.models.naming import family_label, size_label
+from xlstm.records import Record, Result, RunDirectory, State, Status, write_json
+from xlstm.spec import RunSpec
+
+TIMEOUT_SECONDS = 5
+_ROWS_PER_BATCH = 250
+"""Rows of some eight metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
+
+_STATUS = {
+    State.PLANNED: "SCHEDULED",
+    State.QUEUED: "SCHEDULED",
+    State.RUNNING: "RUNNING",
+    State.PREEMPTED: "SCHEDULED",
+    State.FAILED: "FAILED",
+    State.DIVERGED: "FAILED",
+    State.COMPLETED: "FINISHED",
+    State.CANCELLED: "KILLED",
+}
+_ENDED = {"FAILED", "FINISHED", "KILLED"}
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a call of `sync` did."""
+
+    ok: bool
+    message: str
+    child: str | None = None
+    """MLflow's id of the child run."""
+    rows: int = 0
+    """Rows of metrics shipped by this call."""
+
+
+class _Cursor(Record):
+    """How far one (tracking store, sweep) has followed a run."""
+
+    tracking_uri: str
+    experiment: str
+    child: str
+    offset: int = 0
+    """Bytes of `metrics.jsonl` that were read."""
+    last_step: int = -1
+    """Step of the last row shipped."""
+    state: str = ""
+    """What the tags were written for."""
+
+
+def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
+    """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow."""
+    try:
+        with _exclusive(run, sweep, tracking_uri) as cursor_file:
+            if cursor_file is None:
+                return Synced(True, "another process is shipping this run")
+            return _sync(run, sweep, tracking_uri, cursor_file)
+    except Exception as error:  # the view must not disturb the truth: whatever MLflow raises is reported
+        return Synced(False, f"{run.run_id}: {type(error).__name__}: {_first_line(error)}")
+
+
+def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
+    """Initialise a store once, before others use it: a fresh SQLite file made by two processes at once loses runs.
+
+    Returns None, or what is wrong. `artifacts` is where a new experiment of an embedded store keeps its files.
+    """
+    try:
+        _client(tracking_uri, artifacts).search_experiments(max_results=1)
+    except Exception as error:
+        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+    return None
+
+
+def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> str:
+    """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
+    client = _client(tracking_uri, artifacts)
+    return _parent(client, _experiment(client, sweep, artifacts), sweep)
+
+
+def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
+    artifacts = run.path.parent.parent / "mlartifacts"
+    client = _client(tracking_uri, artifacts)
+    status, spec, result = run.status(), run.spec(), run.result()
+    cursor = _read_cursor(cursor_file)
+    rows, end, rolled_back_to = _new_rows(run, cursor.offset if cursor else 0)
+    if cursor is not None and not _lives(client, cursor.child):
+        cursor = None  # deleted by hand
+    elif cursor is not None and rolled_back_to is not None and rolled_back_to < cursor.last_step:
+        client.delete_run(cursor.child)
+        cursor = None
+    if cursor is None:
+        cursor = _adopt_or_create(client, run, spec, sweep, tracking_uri, artifacts)
+        rows, end, _ = _new_rows(run, 0)
+    for start in range(0, len(rows), _ROWS_PER_BATCH):
+        _log_rows(client, cursor.child, rows[start : start + _ROWS_PER_BATCH])
+    last = max([cursor.last_step, *(row["step"] for row in rows)])
+    state = _describe_state(status, result)
+    if state != cursor.state:
+        _write_state(client, cursor.child, status, result)
+    write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
+    return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
+
+
+def _adopt_or_create(
+    client: Any, run: RunDirectory, spec: RunSpec, sweep: str, tracking_uri: str, artifacts: Path
+) -> _Cursor:
+    """The child of (sweep, run), new. It replaces children of this directory whose cursor was lost."""
+    from mlflow.entities import Param, RunTag
+
+    experiment = _experiment(client, sweep, artifacts)
+    parent = _parent(client, experiment, sweep)
+    for earlier in client.search_runs([experiment], f"tags.run_id = '{run.run_id}'"):
+        if earlier.data.tags.get("directory") != str(run.path):
+            continue  # another workspace tracks its own run of this name on the same server
+        client.delete_run(earlier.info.run_id)
+    tags = {"mlflow.parentRunId": parent, "run_id": run.run_id, "sweep": sweep, "kind": "run"}
+    tags |= {"directory": str(run.path), **spec.presentation.tags}
+    child = client.create_run(experiment, run_name=run.run_id, tags=tags).info.run_id
+    params = [Param(key, str(value)[:6000]) for key, value in _params(spec).items()]
+    client.log_batch(child, params=params, tags=[RunTag("mlflow.note.content", spec.presentation.notes)])
+    return _Cursor(tracking_uri=tracking_uri, experiment=experiment, child=child)
+
+
+def _params(spec: RunSpec) -> dict[str, Any]:
+    """What an analysis needs of a run that it knows from MLflow alone."""
+    physics = spec.physics
+    dimensions = physics.model.__dict__ if hasattr(physics.model, "__dict__") else {}
+    return {
+        "run_id": spec.run_id,
+        "family": family_label(physics.model),
+        "size": spec.presentation.size or size_label(physics.model),
+        "seed": physics.seed,
+        "tokens": physics.steps * physics.batch_tokens,
+        "steps": physics.steps,
+        "batch_tokens": physics.batch_tokens,
+        "context_length": physics.data.context_length,
+        "corpus": physics.data.corpus,
+        "revision": physics.data.revision,
+        "tokenizer": physics.data.tokenizer,
+        "learning_rate": physics.optimizer.learning_rate,
+        "weight_decay": physics.optimizer.weight_decay,
+        "schedule": physics.schedule.kind,
+        "precision": physics.precision,
+        "evaluation": spec.evaluation.fingerprint,
+        **{f"model.{key}": value for key, value in dimensions.items()},
+    }
+
+
+def _log_rows(client: Any, child: str, rows: list[dict[str, Any]]) -> None:
+    """Each number with the time and step of its row, so that a row shipped twice is one point."""
+    from mlflow.entities import Metric
+
+    points = [
+        Metric(key, float(value), int(row["time"] * 1000), row["step"])
+        for row in rows
+        for key, value in row.items()
+        if key not in {"step", "time", "attempt"} and _is_number(value)
+    ]
+    for start in range(0, len(points), 1000):
+        client.log_batch(child, metrics=points[start : start + 1000])
+
+
+def _write_state(client: Any, child: str, status: Status, result: Result | None) -> None:
+    from mlflow.entities import Param, RunTag
+
+    tags = {"state": status.state.value, "reason": status.reason, "attempts": str(status.attempt)}
+    params: dict[str, Any] = {}
+    if result is not None:
+        tags |= {"quality": ",".join(result.quality), "trunk_id": result.trunk_id or ""}
+        tags |= {"wall_seconds": f"{result.wall_seconds:.3f}", "device_hours": f"{result.device_hours:.6f}"}
+        params = {f"parameters.{key}": value for key, value in result.parameters.model_dump().items()}
+        params |= {f"flops.{key}": value for key, value in result.flops.items()}
+        params |= {"data_fingerprint": result.data_fingerprint}
+    client.log_batch(
+        child,
+        params=[Param(key, str(value)) for key, value in params.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    wanted = _STATUS[status.state]
+    if wanted in _ENDED:
+        client.set_terminated(child, wanted, int(status.updated * 1000))
+    else:
+        client.update_run(child, wanted)
+
+
+def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None]:
+    """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to."""
+    rows: list[dict[str, Any]] = []
+    rolled_back_to: int | None = None
+    try:
+        with open(run.metrics_file, "rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return [], offset, None
+    whole = content[: content.rfind(b"\n") + 1]
+    for line in whole.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("event") == "resume":
+            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+            rolled_back_to = row["step"] if rolled_back_to is None else min(rolled_back_to, row["step"])
+        elif "event" not in row:
+            rows.append(row)
+    return rows, offset + len(whole), rolled_back_to
+
+
+def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(sweep)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+    embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
+    try:
+        location = (artifacts / sweep).as_uri() if embedded and artifacts is not None else None
+        return str(client.create_experiment(sweep, artifact_location=location))
+    except MlflowException:  # another process was faster
+        return str(client.get_experiment_by_name(sweep).experiment_id)
+
+
+def _parent(client: Any, experiment: str, sweep: str) -> str:
+    made = None
+    if not client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1):
+        made = client.create_run(experiment, run_name=sweep, tags={"kind": "sweep", "sweep": sweep}).info.run_id
+    # Two processes may have made one each: all of them take the first.
+    first = client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1, order_by=["start_time", "run_id"])
+    if made is not None and first[0].info.run_id != made:
+        client.delete_run(made)
+    return str(first[0].info.run_id)
+
+
+def _lives(client: Any, child: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(child).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+@functools.lru_cache(maxsize=8)
+def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
+    """A client whose calls end within seconds. The first use of an embedded store initialises it under a lock."""
+    # Read by mlflow at every request; what the user has set stands.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow.tracking import MlflowClient
+
+    if not tracking_uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri)
+    store = Path(tracking_uri.removeprefix("sqlite:///"))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with open(store.with_name(f".{store.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextlib.contextmanager
+def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Path | None]:
+    """The cursor's file, held by this process alone; None while another holds it."""
+    folder = run.path / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
+    with open(folder / f"{name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield folder / f"{name}.json"
+
+
+def _read_cursor(path: Path) -> _Cursor | None:
+    try:
+        return _Cursor.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None  # a cursor is worth nothing but time: the child is made anew
+
+
+def _describe_state(status: Status, result: Result | None) -> str:
+    return f"{status.state.value} {status.attempt} {status.reason} {result is not None}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -1,0 +1,193 @@
+"""One rank of one attempt, from the specification to the verdict."""
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from xlstm.data import open_prepared
+from xlstm.records import (
+    Launch,
+    Lease,
+    LeaseLostError,
+    Result,
+    RunDirectory,
+    State,
+    Verdict,
+    Workspace,
+    write_json,
+)
+from xlstm.spec import RunSpec, shared_steps
+from xlstm.training.checkpoints import (
+    Checkpoint,
+    Checkpointer,
+    CheckpointError,
+    CheckpointRecord,
+    fork_checkpoint,
+    latest_sound,
+)
+from xlstm.training.gang import Gang
+from xlstm.training.result import make_result
+from xlstm.training.trainer import Trainer
+from xlstm.training.verdict import DivergedError, leave_failure, leave_verdict
+from xlstm.training.watch import Watch
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run_attempt(directory: Path, number: int, token: str) -> int:
+    """Train the run in `directory` and leave the attempt's verdict. Returns the process's exit code.
+
+    0 where a verdict was left in an orderly way (COMPLETED, PREEMPTED, DIVERGED), 1 where something failed.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    run = RunDirectory(directory)
+    attempt = None
+    try:
+        attempt = _Attempt(run, number, token)
+        verdict = attempt.train()
+    except LeaseLostError as error:
+        print(error, file=sys.stderr)
+        os._exit(1)  # another launcher writes to this run now: leave no trace, wait for nobody
+    except BaseException as error:
+        traceback.print_exc()
+        leave_failure(run, number, rank, error, traceback.format_exc())
+        sys.stderr.flush()
+        os._exit(1)  # the other ranks may wait in a collective that never ends: do not wait for them
+    if rank == 0:
+        leave_verdict(run, number, verdict)
+    attempt.close()
+    return 0
+
+
+class _Attempt:
+    """What one attempt holds together: lease, gang, watch, data, trainer and checkpoints."""
+
+    def __init__(self, run: RunDirectory, number: int, token: str) -> None:
+        self.run, self.number = run, number
+        self.lease = Lease(run, token, number)
+        spec = run.spec()
+        launch = run.launch(number)
+        if launch is None:
+            raise FileNotFoundError(f"{run.attempt(number) / 'launch.json'}: the launcher writes it, and it is missing")
+        self.launch: Launch = launch
+        self.spec: RunSpec = spec.model_copy(update={"execution": launch.execution})
+        self.stop_signal: int | None = None
+        for number_of_signal in _STOP_SIGNALS:
+            signal.signal(number_of_signal, self._on_signal)
+        self.gang = Gang.meet(self.spec.execution)
+        patience = self.spec.execution.watchdog_seconds
+        self.watch = Watch(self.lease, self.gang.rank, self.gang.size, patience)
+        self.watch.start()
+        if self.gang.leads:
+            self.lease.renew(State.RUNNING)
+        self.data = open_prepared(self.spec.physics.data, self.workspace)
+        self.trainer = Trainer(run, self.spec, number, self.gang, self.data, self.watch.alive)
+        physics = self.spec.physics
+        keep = {*launch.checkpoint_at, physics.steps}
+        if physics.schedule.kind == "wsd":
+            keep.add(physics.undecided_steps)  # a longer budget asked for later starts there
+        self.checkpointer = Checkpointer(self.lease, self.gang, self.spec.execution.keep_checkpoints, keep)
+        self.saved_step: int | None = None
+        self.checkpoint_at = keep
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace that this run lies in."""
+        return Workspace(self.run.path.parent.parent)
+
+    def train(self) -> Verdict:
+        """Start where the run stands, train, and leave the result. Returns the verdict."""
+        self._find_start()
+        try:
+            finished = self.trainer.train(self._at_boundary)
+        except DivergedError as error:
+            return Verdict(state=State.DIVERGED, reason=str(error), step=error.step)
+        step = self.trainer.step
+        self._save()
+        self.checkpointer.wait()
+        self.gang.sum(0.0)  # nobody leaves before the checkpoint is committed
+        if not finished:
+            name = signal.Signals(self.stop_signal).name if self.stop_signal else "a signal to another rank"
+            return Verdict(state=State.PREEMPTED, reason=f"stopped by {name} after step {step}", step=step)
+        if self.gang.leads:
+            result = self._result()
+            with self.lease.held():
+                write_json(self.run.path / "result.json", result.model_dump(mode="json"))
+        return Verdict(state=State.COMPLETED, step=step)
+
+    def close(self) -> None:
+        """Part from the other ranks."""
+        self.watch.stop()
+        self.gang.part()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.stop_signal = number
+
+    def _find_start(self) -> None:
+        """Load the run's own latest checkpoint, else that of the trunk it forks from, else start anew."""
+        checkpoint = latest_sound(self.run, self.gang, self._report_damage)
+        if checkpoint is None and self.launch.fork is not None:
+            trunk = self.workspace.run(self.launch.fork.run_id)
+            checkpoint = fork_checkpoint(trunk, self.launch.fork.step, self.gang)
+        if checkpoint is not None:
+            self._require_kinship(checkpoint)
+            checkpoint.load(self.trainer.state)
+            self.trainer.continue_from(checkpoint.step)
+            self.saved_step = checkpoint.step if checkpoint.path.is_relative_to(self.run.path) else None
+        if self.gang.leads and (checkpoint is not None or self.number > 1):
+            self.run.append_metrics({"event": "resume", "attempt": self.number, "step": self.trainer.step})
+
+    def _require_kinship(self, checkpoint: Checkpoint) -> None:
+        """CheckpointError unless the checkpoint is of this run, or of one that is the same up to its step."""
+        record, physics = checkpoint.record(), self.spec.physics
+        if record.physics != physics and shared_steps(record.physics, physics) < record.step:
+            raise CheckpointError(
+                f"{checkpoint.path} is of {record.run_id}, which shares no {record.step} steps with this"
+            )
+        fingerprint = self.data.manifest.fingerprint
+        if record.data_fingerprint != fingerprint:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on data {record.data_fingerprint}, prepared are {fingerprint} "
+                f"in {self.data.path}"
+            )
+
+    def _at_boundary(self) -> bool:
+        """Between two steps: save where it is time, and agree whether to go on."""
+        trainer, every = self.trainer, self.spec.execution.checkpoint_every
+        self.watch.progress(trainer.step)
+        failed = self.checkpointer.failed()
+        signalled, lost, failures = self.gang.sum(
+            float(self.stop_signal is not None), float(self.watch.lease_lost.is_set()), float(failed)
+        )
+        if lost:
+            raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
+        if failures:
+            self.checkpointer.wait()  # raises on the rank that failed
+        due = every is not None and trainer.step % every == 0 and trainer.step > 0
+        if due or (trainer.step in self.checkpoint_at and trainer.step < self.spec.physics.steps):
+            self._save()
+        return not signalled or trainer.step == self.spec.physics.steps
+
+    def _save(self) -> None:
+        step = self.trainer.step
+        if step == self.saved_step or step == 0:
+            return
+        self.saved_step = step
+        record = CheckpointRecord(
+            run_id=self.run.run_id,
+            step=step,
+            physics=self.spec.physics,
+            data_fingerprint=self.data.manifest.fingerprint,
+            ranks=self.gang.size,
+        )
+        self.checkpointer.save(self.trainer.state, record)
+
+    def _report_damage(self, damage: str) -> None:
+        print(f"damaged checkpoint: {damage}; the one before is taken", file=sys.stderr)
+        self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": damage})
+
+    def _result(self) -> Result:
+        assert self.trainer.last_validation is not None
+        return make_result(self.run, self.spec, self.launch, self.data, self.trainer.last_validation)

@@ -1,0 +1,211 @@
+"""Checkpoints of a run: written aside, fsynced, renamed, marked complete; found again, verified and loaded.
+
+`checkpoints/step-00000100/` holds the tensors of all ranks, `index.json`, `record.json` (plain values: step, physics,
+data) and `COMPLETE`, the last file written, which lists size and SHA-256 of every other. A folder without it is no
+checkpoint. One that fails its sums is named, and the one before it is taken, by all ranks alike.
+"""
+
+import copy
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from xlstm.records import Lease, Record, RunDirectory, write_json
+from xlstm.spec import Physics
+from xlstm.training.gang import Gang
+from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
+
+_COMPLETE = "COMPLETE"
+_RECORD = "record.json"
+
+
+class CheckpointRecord(Record):
+    """`record.json`: the plain values of a checkpoint."""
+
+    run_id: str
+    step: int
+    physics: Physics
+    data_fingerprint: str
+    ranks: int
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is needed is missing or cannot be used: says which, and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name.removeprefix("step-"))
+
+    def record(self) -> CheckpointRecord:
+        return CheckpointRecord.model_validate_json((self.path / _RECORD).read_bytes())
+
+    def damage(self, part: int = 0, parts: int = 1) -> str | None:
+        """The first file whose size or sum is wrong, with what is wrong, or None. `part` of `parts` is examined."""
+        try:
+            listed = json.loads((self.path / _COMPLETE).read_text())["files"]
+            for name, expected in sorted(listed.items())[part::parts]:
+                path = self.path / name
+                if path.parent != self.path or not path.is_file():
+                    return f"{path} is missing"
+                if path.stat().st_size != expected["size"]:
+                    return f"{path} has {path.stat().st_size} bytes, written were {expected['size']}"
+                if describe(path)["sha256"] != expected["sha256"]:
+                    return f"{path} is not what was written: its SHA-256 differs"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{self.path / _COMPLETE} cannot be read: {error}"
+        return None
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Fill the tensors of `state` in place, each rank its shards, from however many ranks they were saved."""
+        dcp.load(
+            state,
+            storage_reader=JsonIndexReader(self.path),
+            no_dist=not dist.is_initialized(),
+            planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+        )
+
+
+def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
+    """Complete checkpoints of a run, the latest first."""
+    found = [Checkpoint(path.parent) for path in run.checkpoints.glob(f"step-*/{_COMPLETE}")]
+    return sorted(found, key=lambda checkpoint: -checkpoint.step)
+
+
+def latest_sound(run: RunDirectory, gang: Gang, report: Callable[[str], None]) -> Checkpoint | None:
+    """The latest checkpoint that all ranks find undamaged; each damaged one is reported. None where there is none."""
+    steps = [checkpoint.step for checkpoint in complete_checkpoints(run)] if gang.leads else []
+    for step in _from_leader(steps, gang):
+        checkpoint = Checkpoint(_folder(run, step))
+        damage = checkpoint.damage(gang.rank, gang.size)
+        if damage is not None:
+            report(damage)
+        if gang.sum(float(damage is not None))[0] == 0:
+            return checkpoint
+    return None
+
+
+def fork_checkpoint(trunk: RunDirectory, step: int, gang: Gang) -> Checkpoint:
+    """The checkpoint of another run at which this run starts. CheckpointError where it is missing or damaged."""
+    checkpoint = Checkpoint(_folder(trunk, step))
+    damage = checkpoint.damage(gang.rank, gang.size)
+    if gang.sum(float(damage is not None))[0]:
+        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {damage or 'see other ranks'}")
+    return checkpoint
+
+
+class Checkpointer:
+    """Saves checkpoints of one attempt in the background, one at a time."""
+
+    def __init__(self, lease: Lease, gang: Gang, keep: int, keep_steps: Collection[int]) -> None:
+        self.lease, self.gang, self.keep, self.keep_steps = lease, gang, keep, frozenset(keep_steps)
+        # Its own group: the collectives of a save run beside those of the training.
+        self.group = dist.new_group(backend="gloo")
+        self.pending: Future[None] | None = None
+
+    def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
+        """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""
+        self.wait()
+        staged = {name: _copy_to_cpu(tensor) for name, tensor in state.items()}
+        self.pending = Future()
+        threading.Thread(target=self._run, args=(staged, record, self.pending), name="checkpoint").start()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written. Raises what went wrong: OSError, LeaseLostError."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def failed(self) -> bool:
+        """Whether the save in the background has ended with an error, which `wait` raises."""
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
+
+    def _run(self, staged: dict[str, torch.Tensor], record: CheckpointRecord, done: Future[None]) -> None:
+        try:
+            self._write(staged, record)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def _write(self, staged: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
+        run = self.lease.run
+        aside = run.checkpoints / f".step-{record.step:08d}.attempt-{self.lease.attempt}"
+        planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        dcp.save(staged, storage_writer=JsonIndexWriter(aside), planner=planner, process_group=self.group)
+        # save() returns once every rank's files are on disk and the index is written.
+        if self.gang.leads:
+            self._commit(aside, _folder(run, record.step), record)
+            self._prune(record.step)
+
+    def _commit(self, aside: Path, final: Path, record: CheckpointRecord) -> None:
+        write_json(aside / _RECORD, record.model_dump(mode="json"))
+        files = {}
+        for note in aside.glob("*.sha256"):
+            entry = json.loads(note.read_text())
+            files[entry.pop("name")] = entry
+            note.unlink()
+        for name in (_RECORD, "index.json"):
+            files[name] = describe(aside / name)
+        _sync(aside)
+        _sync(self.lease.run.metrics_file)  # rows up to this step are as durable as the step
+        with self.lease.held():
+            if final.exists():
+                shutil.rmtree(final)  # left incomplete by a kill, or a dead branch's
+            os.rename(aside, final)
+            write_json(final / _COMPLETE, {"files": files})
+            _sync(final)
+            _sync(final.parent)
+
+    def _prune(self, latest: int) -> None:
+        """Drop all but the last few checkpoints, those at fork points, and what other attempts left half-written."""
+        run = self.lease.run
+        rolling = [c for c in complete_checkpoints(run) if c.step not in self.keep_steps]
+        for checkpoint in rolling[self.keep :]:
+            (checkpoint.path / _COMPLETE).unlink()  # first, so that a kill leaves no torso that looks complete
+            shutil.rmtree(checkpoint.path)
+        for left_behind in run.checkpoints.glob(".step-*"):
+            shutil.rmtree(left_behind, ignore_errors=True)
+
+
+def _folder(run: RunDirectory, step: int) -> Path:
+    return run.checkpoints / f"step-{step:08d}"
+
+
+def _from_leader(values: list[int], gang: Gang) -> list[int]:
+    if gang.size == 1:
+        return values
+    box: list[Any] = [values]
+    dist.broadcast_object_list(box, src=0)
+    return copy.copy(box[0])
+
+
+def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    if not path.exists():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,66 @@
+"""The ranks of one run as a whole: they meet, agree on numbers, and part."""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from xlstm.spec import Execution
+
+_TIMEOUT = datetime.timedelta(minutes=30)
+"""Last resort: the watchdog acts long before, and knows which rank is to blame."""
+
+
+@dataclass(frozen=True)
+class Gang:
+    """This process among the ranks of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @classmethod
+    def meet(cls, execution: Execution) -> "Gang":
+        """Join the other ranks, which torchrun's environment names. Sets the device and the number of threads.
+
+        ValueError where torchrun started another number of ranks than the launch says, or there is no such device.
+        """
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if size != execution.ranks:
+            raise ValueError(f"{size} ranks were started, the launch says {execution.ranks}")
+        cuda = execution.device == "cuda" or (execution.device == "auto" and torch.cuda.is_available())
+        if cuda and local_rank >= torch.cuda.device_count():
+            raise ValueError(f"rank {rank} needs GPU {local_rank}, this machine shows {torch.cuda.device_count()}")
+        torch.set_num_threads(execution.threads_per_rank or max(1, (os.cpu_count() or 1) // execution.devices))
+        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        if "MASTER_PORT" not in os.environ:
+            store = dist.HashStore() if size == 1 else None
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+        else:
+            # Decisions are exchanged between CPUs, so that they never wait for the GPUs' queues.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+        return cls(rank, size, local_rank, device)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Element-wise sum over the ranks, in float64, equal on all of them."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def part(self) -> None:
+        """Leave in an orderly way."""
+        dist.destroy_process_group()

@@ -1,0 +1,72 @@
+"""AdamW with decay groups, its state as plain tensors, and the clipping of gradients."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from xlstm.spec import Optimizer
+from xlstm.training.parallel import plain_name
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters under names that do not depend on how the model is spread over ranks."""
+    return ((plain_name(name), parameter) for name, parameter in model.named_parameters())
+
+
+def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
+    """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named_parameters(model):
+        groups[model.decays(name, parameter)].append(parameter)  # type: ignore[operator]
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": optimizer.weight_decay if decays else 0.0}
+            for decays, members in groups.items()
+            if members
+        ],
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.epsilon,
+        fused=True,
+    )
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """All that training continues from, as a flat mapping of tensors; missing moments are made, as zeros.
+
+    The tensors are those of the model and optimizer themselves, so that loading into them restores both. What is not a
+    tensor (the step) belongs to the checkpoint's own record.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in named_parameters(model):
+        moments = optimizer.state[parameter]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in moments:
+                moments[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state[f"{moment}.{name}"] = moments[moment]
+        state[f"model.{name}"] = parameter.detach()
+    return state
+
+
+def set_step(optimizer: torch.optim.AdamW, step: int) -> None:
+    """Tell AdamW how many updates its moments have seen: its bias correction depends on it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["step"] = torch.tensor(float(step), device=parameter.device)
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Learning rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
+    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)

@@ -1,0 +1,74 @@
+"""How a model is spread over ranks: FSDP2 meshes, mixed precision, activation checkpointing, compilation.
+
+The model knows nothing of this file: `model.blocks` is all it needs.
+"""
+
+import torch
+from torch import nn
+
+from xlstm.models.initialization import initial_value
+from xlstm.spec import Execution, Physics
+from xlstm.training.gang import Gang
+
+
+def parallelize(model: nn.Module, physics: Physics, execution: Execution, gang: Gang) -> None:
+    """Prepare a model, in place, for training on the gang. Gradients come out summed over the ranks, not averaged."""
+    if execution.activation_checkpointing != "none":
+        _checkpoint_activations(model, execution.activation_checkpointing)
+    if execution.compile:
+        for block in model.blocks:  # type: ignore[union-attr]
+            block.compile()
+    if gang.size > 1 or physics.precision != "float32":  # one rank in float32 has nothing to shard or to cast
+        _shard(model, physics, execution, gang)
+
+
+def _shard(model: nn.Module, physics: Physics, execution: Execution, gang: Gang) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    per_shard = {"fsdp": gang.size, "hsdp": execution.devices, "none": 1}[execution.sharding]
+    if per_shard == gang.size:
+        mesh = init_device_mesh(gang.device.type, (gang.size,), mesh_dim_names=("shard",))
+    else:
+        shape = (gang.size // per_shard, per_shard)
+        mesh = init_device_mesh(gang.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    parameters = torch.bfloat16 if physics.precision == "bf16-mixed" else None
+    policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # The root's own parameters (embedding, head) are needed first and last: gathering them twice does not pay.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _checkpoint_activations(model: nn.Module, mode: str) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    blocks = model.blocks
+    assert isinstance(blocks, nn.ModuleList)
+    for index, block in enumerate(blocks):
+        if mode == "full" or index % 2 == 0:  # selective: every other block
+            blocks[index] = checkpoint_wrapper(block)
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Give every parameter its initial value, each rank its shards: one whole parameter at a time is in memory."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = initial_value(model, plain_name(name), parameter.shape, seed)  # type: ignore[arg-type]
+            if hasattr(parameter, "to_local"):
+                from torch.distributed.tensor import DTensor, distribute_tensor
+
+                assert isinstance(parameter, DTensor)
+                # Every rank has the same value: without a source rank each takes its part and nothing is sent.
+                placed = value.to(parameter.device)
+                value = distribute_tensor(placed, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            parameter.copy_(value)
+
+
+def plain_name(name: str) -> str:
+    """Name of a parameter without what wrapping put into it: the same however the model is spread."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")

@@ -1,0 +1,58 @@
+"""What a completed run leaves for the analysis: `result.json`."""
+
+import time
+
+from xlstm.accounting import parameters, training_flops
+from xlstm.data.batches import Windows
+from xlstm.data.shards import PreparedData
+from xlstm.models.naming import family_label, size_label
+from xlstm.records import Launch, Result, RunDirectory, Validation
+from xlstm.spec import RunSpec
+
+
+def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: PreparedData, validation: Validation) -> Result:
+    """Quality, size and cost of a run whose last step is done. The cost counts every attempt, lost work included."""
+    physics = spec.physics
+    tokens = physics.steps * physics.batch_tokens
+    seconds = {number: run.attempt_seconds(number) for number in range(1, launch.attempt)}
+    seconds[launch.attempt] = time.time() - launch.started
+    hours = 0.0
+    for number, spent in seconds.items():
+        earlier = run.launch(number)
+        hours += spent * (earlier.execution.ranks if earlier else 1) / 3600
+    return Result(
+        run_id=run.run_id,
+        family=family_label(physics.model),
+        size=spec.presentation.size or size_label(physics.model),
+        seed=physics.seed,
+        tokens=tokens,
+        steps=physics.steps,
+        parameters=parameters(physics.model),
+        flops=training_flops(physics.model, physics.data.context_length, tokens),
+        validation=validation,
+        wall_seconds=sum(seconds.values()),
+        device_hours=hours,
+        attempts=launch.attempt,
+        trunk_id=launch.fork.run_id if launch.fork else None,
+        quality=_quality(run, spec, data),
+        data_fingerprint=data.manifest.fingerprint,
+        tokenizer=physics.data.tokenizer,
+        schedule=physics.schedule.kind,
+    )
+
+
+def _quality(run: RunDirectory, spec: RunSpec, data: PreparedData) -> list[str]:
+    """Codes of what an analysis may want to know or to leave out."""
+    codes = []
+    physics = spec.physics
+    windows = Windows(data.stream("train"), physics.data.context_length, data.manifest.end_of_document)
+    epochs = physics.steps * physics.batch_sequences / windows.whole
+    if epochs > 1:
+        codes.append(f"repeated-data:{epochs:.2f}-epochs")
+    schedule = physics.schedule
+    undecayed = schedule.kind == "cosine" and (schedule.decay_steps or 0) > physics.steps
+    if schedule.kind == "constant" or undecayed:
+        codes.append("learning-rate-not-decayed")
+    if run.events("damaged-checkpoint"):
+        codes.append("damaged-checkpoint")
+    return codes

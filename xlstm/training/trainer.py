@@ -1,0 +1,162 @@
+"""The training loop of one run: batches in, optimizer steps, rows of metrics and checkpoints out.
+
+Everything that decides the weights (batch, order, loss, schedule) is computed from the physics and the step alone, so
+neither the number of ranks nor a restart changes it beyond the rounding of sums.
+"""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from xlstm.data.batches import IGNORED, Windows
+from xlstm.data.order import Order
+from xlstm.data.shards import PreparedData
+from xlstm.evaluation.validation import losses, validate
+from xlstm.models import build
+from xlstm.records import Metric, RunDirectory, Validation
+from xlstm.spec import RunSpec
+from xlstm.training.gang import Gang
+from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
+from xlstm.training.parallel import fill, parallelize
+from xlstm.training.schedule import learning_rate
+from xlstm.training.speed import Speed
+from xlstm.training.verdict import DivergedError
+
+
+@dataclass
+class Trainer:
+    """Model, optimizer and position of one run on one rank."""
+
+    run: RunDirectory
+    spec: RunSpec
+    attempt: int
+    gang: Gang
+    data: PreparedData
+    alive: Callable[[], None]
+    """Called while no step ends, so that a long validation is not taken for a hang."""
+    last_validation: Validation | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        physics, execution = self.spec.physics, self.spec.execution
+        with torch.device("meta"):
+            self.model: nn.Module = build(physics.model)
+        parallelize(self.model, physics, execution, self.gang)
+        self.model.to_empty(device=self.gang.device)
+        fill(self.model, physics.seed)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, physics.optimizer)
+        self.parameters = list(self.model.parameters())
+        self.state = training_state(self.model, self.optimizer)
+        self.windows = Windows(
+            self.data.stream("train"), physics.data.context_length, self.data.manifest.end_of_document
+        )
+        if self.windows.whole == 0:
+            raise ValueError(
+                f"the training split holds {len(self.windows.stream)} tokens: "
+                f"not one sequence of {physics.data.context_length}"
+            )
+        self.order = Order(self.windows.whole, physics.seed)
+        self.per_rank = physics.batch_sequences // self.gang.size
+        self.micro = execution.micro_batch_sequences or self.per_rank
+        self.speed = Speed(self.spec, self.gang.device)
+        self.step = 0
+        set_step(self.optimizer, 0)
+
+    def continue_from(self, step: int) -> None:
+        """Take the position of a checkpoint whose tensors were loaded into `state`."""
+        self.step = step
+        set_step(self.optimizer, step)
+
+    def train(self, at_boundary: Callable[[], bool]) -> bool:
+        """Train to the last step. `at_boundary` runs before each step and may end the loop: then False is returned.
+
+        DivergedError, on all ranks, before the optimizer moves on a loss or gradient that is no number.
+        """
+        spec, execution = self.spec, self.spec.execution
+        while self.step < spec.physics.steps:
+            if not at_boundary():
+                return False
+            started = time.perf_counter()
+            loss, norm, rate = self._optimizer_step()
+            self.speed.step(time.perf_counter() - started)
+            last = self.step == spec.physics.steps
+            if self.step % execution.log_every == 0 or last:
+                self._log_training(loss, norm, rate)
+            if last or (execution.validate_every and self.step % execution.validate_every == 0):
+                self._log_validation()
+        if self.last_validation is None:  # continued from the last checkpoint, which the row of this step precedes
+            self.last_validation = self.validation()
+        return at_boundary()
+
+    def validation(self) -> Validation:
+        """Quality of the model as it is now; equal on all ranks."""
+        result = validate(self.model, self.data, self.spec, self.gang, self.alive)
+        if hasattr(self.model, "reshard"):
+            self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
+        return result
+
+    def _optimizer_step(self) -> tuple[float, float, float]:
+        """One update. Returns the mean loss over the global batch, the gradient norm and the learning rate."""
+        physics = self.spec.physics
+        first = self.step * physics.batch_sequences + self.gang.rank * self.per_rank
+        batch = self.windows.batch(self.order.take(first, self.per_rank))
+        counted = self.gang.sum(float((batch.targets != IGNORED).sum()))[0]
+        total = torch.zeros((), device=self.gang.device, dtype=torch.float64)
+        for start in range(0, self.per_rank, self.micro):
+            nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
+            loss = nll.sum() / counted
+            loss.backward()
+            total += loss.detach()
+        (mean,) = self.gang.sum(float(total))
+        if not math.isfinite(mean):
+            raise DivergedError(self.step + 1, f"the loss is {mean}")
+        norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
+        if not math.isfinite(norm):
+            raise DivergedError(self.step + 1, f"the gradient norm is {norm}")
+        rate = learning_rate(physics, self.step)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return mean, norm, rate
+
+    def _log_training(self, loss: float, norm: float, rate: float) -> None:
+        throughput = self.speed.since_last()
+        if not self.gang.leads:
+            return
+        self._append(
+            {
+                Metric.LOSS: loss,
+                Metric.LEARNING_RATE: rate,
+                Metric.GRADIENT_NORM: norm,
+                Metric.PEAK_MEMORY: self._peak_memory_gib(),
+                **throughput,
+            }
+        )
+
+    def _log_validation(self) -> None:
+        self.last_validation = self.validation()
+        if self.gang.leads:
+            row = {
+                Metric.VALIDATION_LOSS: self.last_validation.loss,
+                Metric.VALIDATION_PERPLEXITY: self.last_validation.perplexity,
+            }
+            if self.last_validation.bits_per_byte is not None:
+                row[Metric.VALIDATION_BITS_PER_BYTE] = self.last_validation.bits_per_byte
+            self._append(row)
+
+    def _append(self, metrics: dict[str, float]) -> None:
+        tokens = self.step * self.spec.physics.batch_tokens
+        progress = {Metric.TOKENS: tokens, Metric.FLOPS: self.speed.flops_per_token * tokens}
+        head = {"step": self.step, "time": time.time(), "attempt": self.attempt}
+        self.run.append_metrics({**head, **progress, **metrics})
+
+    def _peak_memory_gib(self) -> float:
+        if self.gang.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.gang.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

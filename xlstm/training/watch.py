@@ -1,0 +1,120 @@
+"""The threads that watch over a rank while it trains: the lease's heartbeat, the verdict of others, and hangs."""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xlstm.records import Lease, LeaseLostError, State, Verdict, write_json
+from xlstm.training.verdict import leave_verdict
+
+_HEARTBEAT_SECONDS = 10.0
+_LOOK_SECONDS = 0.5
+_WAITING_WORDS = ("distributed_c10d", "_fsdp_collectives", "checkpoint/utils")
+"""Files of torch in whose functions a rank that waits for others is found."""
+
+
+class Watch:
+    """Watches one rank from a thread of its own, while the main thread may be inside torch.
+
+    - rank 0 renews the lease; `lease_lost` tells the loop to stop;
+    - a failure that another rank recorded ends this process at once: it may wait for that rank in a collective;
+    - where no step has ended for `patience` seconds, the rank to blame is named and everything ends.
+    """
+
+    def __init__(self, lease: Lease, rank: int, ranks: int, patience: float, now: Callable[[], float] = time.time):
+        self.lease, self.rank, self.ranks, self.patience, self.now = lease, rank, ranks, patience, now
+        self.folder = lease.run.attempt(lease.attempt)
+        self.lease_lost = threading.Event()
+        self._main = threading.main_thread().ident
+        self._progress = (0, now())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch in an orderly way; its traces of liveness are removed."""
+        self._stop.set()
+        self._thread.join()
+        self._beat_file(self.rank).unlink(missing_ok=True)
+
+    def progress(self, step: int) -> None:
+        """Tell the watch that the main thread moves."""
+        self._progress = (step, self.now())
+
+    def alive(self) -> None:
+        """Tell the watch that the main thread moves, though no step ends."""
+        self.progress(self._progress[0])
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        while not self._stop.wait(_LOOK_SECONDS):
+            self._follow_others()
+            if self.now() >= next_beat:
+                next_beat = self.now() + min(_HEARTBEAT_SECONDS, self.patience / 4)
+                self._beat()
+            if self.now() - self._progress[1] > self.patience:
+                self._blame()
+
+    def _follow_others(self) -> None:
+        verdict = self.lease.run.verdict(self.lease.attempt)
+        if verdict is not None and verdict.state is State.FAILED and not self._stop.is_set():
+            print(f"rank {self.rank} ends: {verdict.reason}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _beat(self) -> None:
+        step, at = self._progress
+        stack = self._main_stack()
+        waits = any(word in frame for frame in stack for word in _WAITING_WORDS)
+        write_json(
+            self._beat_file(self.rank),
+            {"time": self.now(), "step": step, "progress": at, "waits": waits, "stack": stack[-12:]},
+        )
+        if self.rank == 0:
+            try:
+                self.lease.renew()
+            except LeaseLostError:
+                self.lease_lost.set()
+
+    def _main_stack(self) -> list[str]:
+        frame = sys._current_frames().get(self._main or 0)
+        summary = traceback.extract_stack(frame) if frame else []
+        return [f"{entry.filename}:{entry.lineno} in {entry.name}" for entry in summary]
+
+    def _blame(self) -> None:
+        """Name the rank that holds the others up, and end this process; torchrun ends the rest.
+
+        In this order: a rank that gives no sign of life (stopped, or its machine gone); one whose main thread is not
+        waiting for others; the one that made the fewest steps.
+        """
+        self._beat()
+        seen = {rank: self._read_beat(rank) for rank in range(self.ranks)}
+        silent = [r for r, beat in seen.items() if beat is None or self.now() - beat["time"] > self.patience / 2]
+        busy = [r for r, beat in seen.items() if beat is not None and not beat["waits"]]
+        slowest = min(range(self.ranks), key=lambda r: (seen[r] or {}).get("step", 0))
+        culprit = (silent or busy or [slowest])[0]
+        beat = seen[culprit] or {}
+        manner = "gives no sign of life" if culprit in silent else "is stuck in " + (beat.get("stack") or ["?"])[-1]
+        reason = f"rank {culprit} {manner}: no step for {self.patience:g} s after step {beat.get('step', '?')}"
+        trace = "\n".join(beat.get("stack") or []) or None
+        verdict = Verdict(state=State.FAILED, reason=reason, step=beat.get("step"), rank=culprit, traceback=trace)
+        leave_verdict(self.lease.run, self.lease.attempt, verdict)
+        print(reason, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def _beat_file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.alive"
+
+    def _read_beat(self, rank: int) -> dict[str, Any] | None:
+        try:
+            beat: dict[str, Any] = json.loads(self._beat_file(rank).read_text())
+        except (OSError, ValueError):
+            return None
+        return beat
