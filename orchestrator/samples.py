@@ -2,6 +2,7 @@
 
 from xlstm.data import open_prepared
 from xlstm.data.batches import Windows
+from xlstm.data.order import Order
 from xlstm.data.preparation import tokenizer_of
 from xlstm.records import Workspace
 from xlstm.spec import RunSpec
@@ -13,7 +14,7 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
     prepared = open_prepared(physics.data, workspace)
     tokenizer = tokenizer_of(physics.data, prepared.path)
     windows = Windows(prepared.stream("train"), physics.data.context_length, prepared.manifest.end_of_document)
-    batch = windows.training_batch(physics.seed, 0, min(count, windows.whole))
+    batch = windows.batch(Order(windows.whole, physics.seed).take(0, min(count, windows.whole)))
     print(f"{prepared.path}: {windows.whole:,} sequences of {physics.data.context_length} tokens")
     for index, (tokens, resets) in enumerate(zip(batch.tokens, batch.resets, strict=True)):
         print(f"--- sequence {index}, {int(resets.sum())} documents start in it")
