@@ -141,6 +141,14 @@ def test_paths_are_relative_to_the_sweep_that_names_them(load: Load, tmp_path: P
     assert sweep.runs[0].spec.physics.data.revision.startswith("sha256:")
 
 
+def test_text_and_a_path_are_a_corpus_in_one_word(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text to train on, and some more of it. " * 50)
+    data = {"corpus": "text", "tokenizer": "bytes", "context_length": 64, "paths": ["a.txt"]}
+    spelled = load(data=data).runs[0].spec
+    short = load(data={"corpus": "text:a.txt", "tokenizer": "bytes", "context_length": 64}).runs[0].spec
+    assert short == spelled
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_sweep_makes_runs_under_its_own_name(path: Path) -> None:
     sweep = Sweep.load(path.stem)
