@@ -49,8 +49,8 @@ class SlurmJob:
     contents: Contents
     number: str
     restart: int
-    _srun: subprocess.Popen[bytes] | None = None
     _terminated: bool = False
+    _cancelled: bool = False
     _lost: list[str] = field(default_factory=list)
 
     def __call__(self) -> int:
@@ -68,6 +68,8 @@ class SlurmJob:
             if self._is_done():
                 return 0
             if self._terminated:
+                if self._cancelled:
+                    self.run.set_state(State.CANCELLED, f"job {self.number} was cancelled in Slurm")
                 return 1
             if (code := self._after(token)) is not None:
                 return code
@@ -87,22 +89,16 @@ class SlurmJob:
         python = [*self.contents.container, self.contents.python or sys.executable]
         command = ["srun", *layout, *ending, *self.contents.srun, *python, "-m", "slurm.task", *run]
         self._say(f"attempt {token}, meeting at {endpoint}")
-        self._srun = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        if self._terminated:
-            self._srun.terminate()
-        self._wait(self._srun)
+        self._wait(subprocess.Popen(command, stdin=subprocess.DEVNULL))
 
     def _wait(self, srun: subprocess.Popen[bytes]) -> None:
-        cut = asked = False
-        while True:
+        cut = ending = False
+        while srun.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 srun.wait(timeout=0.5)
-                if self._terminated and not asked:
-                    self._end_with_slurm()
-                return
-            if self._terminated and not asked:
+            if self._terminated and not ending:
                 self._end_with_slurm()
-                asked = True
+                ending = True
             until = self.part.until
             if until is not None and not cut and self.run.has_checkpoint(until):
                 self._say(f"step {until} is saved, from which other runs start; the next job of the chain goes on")
@@ -157,7 +153,7 @@ class SlurmJob:
         if len(recent) < MAXIMUM_STANDSTILLS:
             return None
         saved = [path.stat().st_mtime for path in self.run.checkpoints.glob("step-*/COMPLETE")]
-        if any(time >= recent[0][0].started for time in saved):
+        if any(moment >= recent[0][0].started for moment in saved):
             return None
         return (
             f"set aside after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; give a job more "
@@ -183,24 +179,24 @@ class SlurmJob:
                 return None
             time.sleep(1.0)
         if self._terminated:
-            return self._end_with_slurm()
+            self._end_with_slurm()
+            return 1
         self._say("it lives; this job leaves the run to it")
         return 1
 
-    def _end_with_slurm(self) -> int:
-        """Slurm is ending the job, and sends SIGKILL after its KillWait. Exit as the reason for it demands."""
+    def _end_with_slurm(self) -> None:
+        """Slurm is ending the job, and sends SIGKILL after its KillWait. Find out why, and come back if so."""
         try:
             job = commands.job_fields(self.number)
         except SlurmError:
-            return 1  # the controller is away; on its return it knows why this job ended
+            return  # the controller is away; on its return it knows why this job ended
         if int(job.get("Restarts", "0")) > self.restart:
             self._say("Slurm has requeued this job")
         elif job.get("Reason") == "TimeLimit" or job.get("JobState") in ("RUNNING", "PREEMPTED"):
             if self._hopeless() is None:
                 self._requeue()
-        elif not self._is_done():
-            self.run.set_state(State.CANCELLED, f"job {self.number} was cancelled in Slurm")
-        return 1
+        else:
+            self._cancelled = True
 
     def _requeue(self) -> int:
         """Wait in Slurm's queue again, under the same number. Slurm then ends this job; returns its exit code."""
