@@ -139,10 +139,10 @@ class _Expansion:
         """Every model and size that is written anywhere must exist, and `best_of` must be an axis that varies."""
         file = self.file
         groups: list[tuple[Axes, Path]] = [(file.grid, ("grid",)), (file.zip, ("zip",))]
-        for name, axes in (("include", file.include), ("exclude", file.exclude)):
-            groups += [(where, (name, index)) for index, where in enumerate(axes)]
-        for name, rules in (("rules", file.rules), ("resources", file.resources)):
-            groups += [(rule.when, (name, index, "when")) for index, rule in enumerate(rules)]
+        groups += [(where, ("include", index)) for index, where in enumerate(file.include)]
+        groups += [(where, ("exclude", index)) for index, where in enumerate(file.exclude)]
+        groups += [(rule.when, ("rules", index, "when")) for index, rule in enumerate(file.rules)]
+        groups += [(rule.when, ("resources", index, "when")) for index, rule in enumerate(file.resources)]
         for axes, path in groups:
             for axis in ("model", "size"):
                 for value, where in _lists(axes, path).get(axis, []):
@@ -342,10 +342,10 @@ def _declared(
 def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:
     """Tokens of a budget given per parameter or in FLOPs, to the nearest whole step; at least one step."""
     if "flops" in stated:
-        tokens = stated["flops"] / accounting.training_flops(config, context_length)
+        tokens = stated["flops"] / accounting.training_flops_per_token(config, context_length)
     else:
         tokens = stated["tokens_per_parameter"] * accounting.parameters(config).total
-    return max(1, round(tokens / batch)) * batch
+    return max(1, round(float(tokens) / batch)) * batch
 
 
 def _execution(resources: Mapping[str, Choice], values: Mapping[str, Any]) -> Execution:

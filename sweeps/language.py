@@ -6,7 +6,7 @@ A file is read into a `SweepFile`: strict, closed to unknown keys, every error l
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -111,22 +111,28 @@ class Point(Settings):
     flops: Positive | None = Field(None, description="Compute budget; tokens are solved from exact training FLOPs.")
 
 
-
 def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
     one: Any = Annotated[(annotation, *metadata)] if metadata else annotation
     return Annotated[list[one], BeforeValidator(_as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
 
 
-Axes: Any = create_model(
-    "Axes",
-    __base__=Section,
-    __doc__="Values of axes: one, or a list.",
-    **{
-        name: (_axis(list[str] if name == "paths" else field.annotation, field.metadata), Field(None))
+def _axes() -> Any:
+    """Every axis of `Point`, as one value or a list of them."""
+    fields: dict[str, Any] = {
+        name: (_axis(field.annotation, field.metadata), Field(None, description=field.description))
         for name, field in Point.model_fields.items()
         if name != "paths"
-    },
-)
+    }
+    return create_model("Axes", __base__=Section, __doc__="Values of axes: one, or a list.", **fields)
+
+
+if TYPE_CHECKING:
+
+    class Axes(Section):
+        """Values of axes: one, or a list."""
+
+else:
+    Axes = _axes()
 
 
 class Rule(Section):

@@ -149,6 +149,7 @@ class _Reader:
                 return self._mapping(node, path)
             if isinstance(node, SequenceNode):
                 return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+            assert isinstance(node, ScalarNode)
             return self._scalar(node)
         finally:
             self._open.discard(id(node))

@@ -127,7 +127,5 @@ def _with_absolute_paths(document: Document, folder: Path) -> Document:
     for section in sections:
         paths = section.get("paths") if isinstance(section, dict) else None
         if isinstance(section, dict) and isinstance(paths, list):
-            section["paths"] = [
-                str((folder / path).absolute()) if isinstance(path, str) else path for path in paths
-            ]
+            section["paths"] = [str((folder / path).absolute()) if isinstance(path, str) else path for path in paths]
     return document

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from xlstm.accounting import Parameters as Parameters
 from xlstm.spec import Execution, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
@@ -129,14 +130,6 @@ class Validation(Record):
     evaluation: str
     by_source: dict[str, float] = {}
     """Loss by source of the corpus, where it states more than one."""
-
-
-class Parameters(Record):
-    """Counts in three conventions."""
-
-    total: int
-    non_embedding: int
-    non_embedding_with_head: int
 
 
 class Result(Record):
@@ -332,6 +325,10 @@ class RunDirectory:
     def events(self, name: str) -> list[dict[str, Any]]:
         """Rows `{"event": name, …}`, in the order in which they happened."""
         return [row for row in self._all_rows() if row.get("event") == name]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every row, also of dead branches, and every event, in the order in which they were written."""
+        return list(self._all_rows())
 
     def _all_rows(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xlstm.models.configs import ModelConfig
+from xlstm.models.naming import compact as compact
 from xlstm.models.naming import family_label, size_label
 
 SCHEMA_VERSION = 1
@@ -257,14 +258,6 @@ def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, An
             yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
     elif left != right:
         yield path, left, right
-
-
-def compact(count: int) -> str:
-    """Short name of a count: 15_000_000_000 -> 15B, 1_234_567 -> 1.23M. For slugs and tables, never for arithmetic."""
-    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name}"
-    return str(count)
 
 
 def _digest(value: Any) -> str:

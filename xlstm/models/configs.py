@@ -4,8 +4,9 @@ Imports neither torch nor pydantic: planning and fitting read configurations wit
 `family` as its discriminator; `ModelConfig` is their union. Invalid dimensions raise ValueError naming the field.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias, get_args
 
 
 def round_up(value: float, multiple: int) -> int:
@@ -38,6 +39,14 @@ class XLSTMConfig:
     def __post_init__(self) -> None:
         _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
         _require(all(0 <= b < self.num_blocks for b in self.slstm_at), "slstm_at must name blocks of the model")
+        _require(
+            list(self.slstm_at) == sorted(set(self.slstm_at)), "slstm_at must name each block once, in ascending order"
+        )
+
+    @property
+    def slstm_feedforward_dim(self) -> int:
+        """Width of the sLSTM blocks' gated feed-forward layer: 1.3 d, rounded up to a multiple of 64."""
+        return round_up(1.3 * self.embedding_dim, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +73,6 @@ class LlamaConfig:
 
 
 ModelConfig: TypeAlias = XLSTMConfig | LlamaConfig
+
+FAMILIES: Final[Mapping[str, type[ModelConfig]]] = {cls.family: cls for cls in get_args(ModelConfig)}
+"""The configuration class of each family."""

@@ -1,24 +1,106 @@
-"""Names of models, as pure functions of their configuration: `xlstm[7:1]`, `125M`."""
+"""Names of models: from `xlstm[7:1]` to what it says, and from a configuration to `xlstm[7:1]` and `125M`."""
 
-from xlstm.models.configs import ModelConfig, XLSTMConfig
+import math
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from xlstm.accounting import parameters
+from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
+from xlstm.models.published import DIMENSIONS
 
 
-def place_slstm(num_blocks: int, mlstm: int, slstm: int) -> tuple[int, ...]:
-    """Positions of the sLSTM blocks of xLSTM[mlstm:slstm]: the last `slstm` of each group of `mlstm + slstm` blocks."""
-    period = mlstm + slstm
-    return tuple(block for block in range(num_blocks) if block % period >= mlstm)
+class Family(NamedTuple):
+    """What a family's name says. The ratio is that of mLSTM to sLSTM blocks, for xLSTM alone."""
+
+    base: str
+    num_mlstm: int = 0
+    num_slstm: int = 0
+
+
+def parse_family(label: str) -> Family:
+    """`xlstm[7:1]` to (xlstm, 7, 1), `llama` to (llama, 0, 0). ValueError listing the valid names."""
+    ratio = re.fullmatch(r"xlstm\[(\d+):(\d+)\]", label)
+    if ratio and (int(ratio[1]) or int(ratio[2])):
+        return Family("xlstm", int(ratio[1]), int(ratio[2]))
+    if label in FAMILIES and label != "xlstm":
+        return Family(label)
+    others = ", ".join(name for name in FAMILIES if name != "xlstm")
+    raise ValueError(
+        f"unknown model family `{label}`; there are xlstm[a:b] for a mLSTM to b sLSTM blocks "
+        f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}"
+    )
+
+
+PAPER_POSITIONS = {24: (3, 20), 48: (3, 5, 7, 40, 42, 44), 64: (3, 5, 7, 40, 42, 44)}
+"""sLSTM blocks of xLSTM[7:1] where arXiv 2405.04517 states them (appendix D.3), by depth.
+
+The paper gives the list of six for all its sizes but the smallest, so for the deepest too.
+"""
+
+
+def place_slstm(num_blocks: int, num_mlstm: int, num_slstm: int) -> tuple[int, ...]:
+    """Positions of the sLSTM blocks of xLSTM[num_mlstm:num_slstm] at a depth.
+
+    [7:1] at 24, 48 and 64 blocks: the paper's. Otherwise their number is the ratio's share of the depth, rounded, and
+    at least one of each kind where the ratio names both; and they are spread evenly: of the first j blocks,
+    floor(j * number / num_blocks) are sLSTM blocks. So the last is one, as in xLSTM[1:1] of two blocks. ValueError for
+    one block of two kinds.
+    """
+    if (num_mlstm, num_slstm) == (7, 1) and num_blocks in PAPER_POSITIONS:
+        return PAPER_POSITIONS[num_blocks]
+    number = _rounded(num_blocks * num_slstm, num_mlstm + num_slstm)
+    if num_mlstm and num_slstm:
+        if num_blocks < 2:
+            raise ValueError(f"xlstm[{num_mlstm}:{num_slstm}] needs two blocks at least, not {num_blocks}")
+        number = min(max(number, 1), num_blocks - 1)
+    return tuple(
+        block for block in range(num_blocks) if (block + 1) * number // num_blocks > block * number // num_blocks
+    )
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    """The quotient to the nearest integer, halves upwards."""
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def family_label(config: ModelConfig) -> str:
-    """The family as people write it."""
+    """The family as people write it; a pure function of the configuration.
+
+    xLSTM: [1:0] and [0:1] for one kind of block; [7:1] where the positions are those of [7:1] at eight blocks or more;
+    else the smallest ratio that gives the positions; else, for positions chosen by hand, the ratio of the numbers.
+    """
     if not isinstance(config, XLSTMConfig):
         return config.family
-    total, slstm = config.num_blocks, len(config.slstm_at)
-    if slstm in (0, total):
-        return "xlstm[1:0]" if slstm == 0 else "xlstm[0:1]"
-    return f"xlstm[{total - slstm}:{slstm}]"
+    num_mlstm, num_slstm = _ratio(config.num_blocks, config.slstm_at)
+    return f"xlstm[{num_mlstm}:{num_slstm}]"
+
+
+@lru_cache
+def _ratio(depth: int, positions: tuple[int, ...]) -> tuple[int, int]:
+    if len(positions) in (0, depth):
+        return (0, 1) if positions else (1, 0)
+    if depth >= 8 and positions == place_slstm(depth, 7, 1):
+        return 7, 1
+    for total in range(2, depth + 1):
+        for num_slstm in range(1, total):
+            if positions == place_slstm(depth, total - num_slstm, num_slstm):
+                return total - num_slstm, num_slstm
+    divisor = math.gcd(depth, len(positions))
+    return (depth - len(positions)) // divisor, len(positions) // divisor
 
 
 def size_label(config: ModelConfig) -> str:
-    """The size as people write it."""
-    return f"{config.num_blocks}x{config.embedding_dim}"
+    """The size as people write it: `125M` where the dimensions are published ones, else the number of parameters."""
+    for size, dimensions in DIMENSIONS.get(config.family, {}).items():
+        if all(getattr(config, field) == value for field, value in dimensions.items()):
+            return size
+    return compact(parameters(config).total)
+
+
+def compact(count: int) -> str:
+    """Short name of a count: 15_000_000_000 -> 15B, 1_234_567 -> 1.23M. For slugs and tables, never for arithmetic."""
+    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)

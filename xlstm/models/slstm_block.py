@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from kernels.slstm import SLSTMState, slstm
 from xlstm.models.causal_conv import CausalConv
-from xlstm.models.configs import XLSTMConfig, round_up
+from xlstm.models.configs import XLSTMConfig
 from xlstm.models.mlstm_block import NORM_EPSILON, HeadNorm
-
-FEEDFORWARD_FACTOR = 1.3
 
 
 class SLSTMBlockState(NamedTuple):
@@ -32,7 +30,7 @@ class SLSTMBlock(nn.Module):
     def __init__(self, config: XLSTMConfig) -> None:
         super().__init__()
         d, heads = config.embedding_dim, config.num_heads
-        width = round_up(FEEDFORWARD_FACTOR * d, 64)
+        width = config.slstm_feedforward_dim
         self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
         self.conv = CausalConv(d)
         # Gates in the order input, forget, cell input, output; both weights map by head, in times weight gives out.

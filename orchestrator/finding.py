@@ -1,0 +1,39 @@
+"""Finds what people name: a workspace to write to, a run by a part of its id."""
+
+import os
+import tempfile
+
+from orchestrator.errors import InputError
+from sweeps.located import nearest
+from xlstm.records import WORKSPACE_VARIABLE, RunDirectory, Workspace
+
+
+def writable_workspace() -> Workspace:
+    """The workspace, made if missing. InputError where it cannot be written."""
+    workspace = Workspace.default()
+    try:
+        for folder in (workspace.root, workspace.runs, workspace.sweeps, workspace.data):
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workspace.runs):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"workspace {workspace.root} cannot be written: {error.strerror}; "
+            f"set {WORKSPACE_VARIABLE} to a folder of yours"
+        ) from None
+    return workspace
+
+
+def find_run(workspace: Workspace, name: str) -> RunDirectory:
+    """The run with this id, or the only one whose id contains it. InputError for none or several."""
+    known = sorted(entry.name for entry in os.scandir(workspace.runs)) if workspace.runs.is_dir() else []
+    if name in known:
+        return workspace.run(name)
+    found = [run_id for run_id in known if name in run_id]
+    if len(found) == 1:
+        return workspace.run(found[0])
+    if found:
+        listed = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
+        raise InputError(f"`{name}` may be {len(found)} runs: {listed}")
+    hint = nearest(name, known) if known else "no run was started yet: scaling submit SWEEP.yaml --on local"
+    raise InputError(f"no run `{name}` in {workspace.runs}; {hint}")

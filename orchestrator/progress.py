@@ -1,0 +1,248 @@
+"""The progress of a submission, for people: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.controller import Event, Happening
+from orchestrator.status import last_row
+from xlstm.records import Metric, Result, RunDirectory, State
+from xlstm.spec import compact
+
+PLAIN_SECONDS = 30.0
+"""Seconds between the lines that tell a log file how far a submission is."""
+MOST_ROWS = 12
+
+STYLES = {
+    State.PLANNED: "dim",
+    State.QUEUED: "dim",
+    State.RUNNING: "cyan",
+    State.PREEMPTED: "yellow",
+    State.FAILED: "red",
+    State.DIVERGED: "magenta",
+    State.COMPLETED: "green",
+    State.CANCELLED: "yellow",
+}
+
+
+class Display(Protocol):
+    """What a submission tells of itself. A context: nothing is drawn outside it."""
+
+    def __enter__(self) -> "Display": ...
+    def __exit__(self, *error: Any) -> None: ...
+    def happened(self, event: Event) -> None:
+        """Something happened to a run."""
+        ...
+
+    def refresh(self) -> None:
+        """Called about twice a second."""
+        ...
+
+
+def make_display(console: Console, sweep: str, rows: Sequence[Mapping[str, Any]]) -> Display:
+    """The display that fits the console; `rows` are the runs of the plan."""
+    progress = SweepProgress(sweep, {row["run_id"]: _Line(row) for row in rows})
+    return LiveDisplay(console, progress) if console.is_terminal else PlainDisplay(console, progress)
+
+
+@dataclass
+class _Line:
+    planned: Mapping[str, Any]
+    state: State = State.PLANNED
+    reason: str = ""
+    tokens: int = 0
+    loss: float | None = None
+    speed: float | None = None
+    result: Result | None = None
+
+    @property
+    def fraction(self) -> float:
+        return 1.0 if self.state is State.COMPLETED else min(1.0, self.tokens / self.planned["tokens"])
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.planned["tokens"] - self.tokens) / self.speed if self.speed else None
+
+
+@dataclass
+class SweepProgress:
+    """How far the runs are, and when the rest will be done: from the FLOPs of what was done since the start."""
+
+    sweep: str
+    lines: dict[str, _Line]
+    started: float = field(default_factory=time.monotonic)
+    _at_start: float | None = None
+
+    def happened(self, event: Event) -> None:
+        line = self.lines[event.run.run_id]
+        line.state, line.reason = event.status.state, event.status.reason
+        if event.what is Happening.STARTED:
+            line.state = State.RUNNING
+        if line.state is State.COMPLETED:
+            line.result = event.run.result()
+            line.tokens = line.planned["tokens"]
+
+    def read(self, run_directories: Mapping[str, RunDirectory]) -> None:
+        """Look at the metrics of what runs."""
+        for run_id, run in run_directories.items():
+            line = self.lines[run_id]
+            if line.state is State.RUNNING and (row := last_row(run)):
+                line.tokens = int(row.get(Metric.TOKENS, line.tokens))
+                line.loss = row.get(Metric.LOSS)
+                line.speed = row.get(Metric.TOKENS_PER_SECOND)
+        if self._at_start is None:
+            self._at_start = self.flops_done
+
+    @property
+    def flops(self) -> float:
+        return sum(float(line.planned["flops"]["exact"]) for line in self.lines.values())
+
+    @property
+    def flops_done(self) -> float:
+        return sum(line.fraction * float(line.planned["flops"]["exact"]) for line in self.lines.values())
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the rate since the start; None while nothing was done yet."""
+        done = self.flops_done - (self._at_start or 0.0)
+        elapsed = time.monotonic() - self.started
+        return elapsed * (self.flops - self.flops_done) / done if done > 0 else None
+
+    def count(self, *states: State) -> int:
+        return sum(line.state in states for line in self.lines.values())
+
+    def summary(self) -> str:
+        """`7 of 18 runs complete, 2 running, 61% of the FLOPs, 3:20 left`."""
+        parts = [f"{self.count(State.COMPLETED)} of {len(self.lines)} runs complete"]
+        for states, word in (
+            ((State.RUNNING,), "running"),
+            ((State.FAILED,), "failed"),
+            ((State.DIVERGED,), "diverged"),
+        ):
+            if number := self.count(*states):
+                parts.append(f"{number} {word}")
+        parts.append(f"{self.flops_done / max(1.0, self.flops):.0%} of the FLOPs")
+        if self.seconds_left is not None and self.flops_done < self.flops:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+class LiveDisplay:
+    """A table that redraws itself: what runs with its loss and speed, what ended last, and the whole."""
+
+    def __init__(self, console: Console, progress: SweepProgress) -> None:
+        self.console, self.progress = console, progress
+        self._running: dict[str, RunDirectory] = {}
+        self._live = Live(self._draw(), console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "LiveDisplay":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.refresh()
+        self._live.__exit__(*error)
+
+    def happened(self, event: Event) -> None:
+        self.progress.happened(event)
+        self._running[event.run.run_id] = event.run
+        if event.what in (Happening.RETRIED, Happening.HELD) or event.status.state in (State.FAILED, State.DIVERGED):
+            self._live.console.print(_sentence(event))
+
+    def refresh(self) -> None:
+        self.progress.read(self._running)
+        self._live.update(self._draw(), refresh=True)
+
+    def _draw(self) -> Group:
+        progress = self.progress
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for name, justify in (("run", "left"), ("state", "left"), ("", "left")):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for name in ("tokens", "loss", "tokens/s", "left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        shown = [
+            line for line in progress.lines.values() if line.state in (State.RUNNING, State.FAILED, State.DIVERGED)
+        ]
+        ended = [line for line in progress.lines.values() if line.state is State.COMPLETED]
+        shown = shown[:MOST_ROWS]
+        for line in [*ended[max(0, len(ended) - (MOST_ROWS - len(shown))) :], *shown]:
+            loss = line.result.validation.loss if line.result else line.loss
+            left = line.seconds_left if line.state is State.RUNNING else None
+            table.add_row(
+                label(line.planned),
+                Text(line.state.value.lower(), style=STYLES[line.state]),
+                ProgressBar(total=1.0, completed=line.fraction, width=16),
+                f"{compact(line.tokens)}/{compact(line.planned['tokens'])}",
+                f"{loss:.3f}" if loss is not None else "",
+                compact(round(line.speed)) if line.speed and line.state is State.RUNNING else "",
+                duration(left) if left is not None else "",
+            )
+        whole = ProgressBar(total=1.0, completed=progress.flops_done / max(1.0, progress.flops), width=40)
+        return Group(Text(progress.sweep, style="bold"), table, whole, Text(progress.summary()))
+
+
+class PlainDisplay:
+    """One line per event, and every half minute one on the whole."""
+
+    def __init__(self, console: Console, progress: SweepProgress) -> None:
+        self.console, self.progress = console, progress
+        self._directories: dict[str, RunDirectory] = {}
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "PlainDisplay":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._say()
+
+    def happened(self, event: Event) -> None:
+        self.progress.happened(event)
+        self._directories[event.run.run_id] = event.run
+        if event.what is not Happening.SUBMITTED:
+            self.console.print(_sentence(event), soft_wrap=True, highlight=False)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        self._last = time.monotonic()
+        self.progress.read(self._directories)
+        self.console.print(self.progress.summary(), soft_wrap=True, highlight=False)
+
+
+def label(planned: Mapping[str, Any]) -> str:
+    """What people call a run: `xlstm[7:1] 125M 15B s0`, and the axes beyond if there are any."""
+    usual = {"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"}
+    more = [f"{axis}={value}" for axis, value in planned.get("point", {}).items() if axis not in usual]
+    return " ".join([planned["model"], planned["size"], compact(planned["tokens"]), f"s{planned['seed']}", *more])
+
+
+def duration(seconds: float) -> str:
+    """`1:05`, `2:03:20`, `3 d 04:00`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour:02}:{minute:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _sentence(event: Event) -> str:
+    state = event.status.state
+    words = f"{event.run.run_id}: {event.what.value}"
+    if event.what is Happening.ENDED:
+        words = f"{event.run.run_id}: {state.value.lower()}"
+        result = event.run.result() if state is State.COMPLETED else None
+        if result is not None:
+            words += f", validation perplexity {result.validation.perplexity:.3f}"
+            if result.validation.bits_per_byte is not None:
+                words += f", {result.validation.bits_per_byte:.3f} bits per byte"
+    return f"{words} ({event.status.reason})" if event.status.reason and state is not State.QUEUED else words

@@ -1,0 +1,20 @@
+"""Shows training sequences as the model will see them: what was tokenized is what can be read back."""
+
+from xlstm.data import open_prepared
+from xlstm.data.batches import Windows
+from xlstm.data.preparation import tokenizer_of
+from xlstm.records import Workspace
+from xlstm.spec import RunSpec
+
+
+def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
+    """Print the first `count` sequences of the run's order, decoded, and how many documents start in each."""
+    physics = spec.physics
+    prepared = open_prepared(physics.data, workspace)
+    tokenizer = tokenizer_of(physics.data, prepared.path)
+    windows = Windows(prepared.stream("train"), physics.data.context_length, prepared.manifest.end_of_document)
+    batch = windows.training_batch(physics.seed, 0, min(count, windows.whole))
+    print(f"{prepared.path}: {windows.whole:,} sequences of {physics.data.context_length} tokens")
+    for index, (tokens, resets) in enumerate(zip(batch.tokens, batch.resets, strict=True)):
+        print(f"--- sequence {index}, {int(resets.sum())} documents start in it")
+        print(tokenizer.decode(tokens))

@@ -1,0 +1,127 @@
+"""How a sweep stands, read from its run directories at the moment of asking."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.ledger import Ledger, account, total
+from orchestrator.plan import load_document
+from xlstm.records import Metric, Result, RunDirectory, State, Workspace
+
+_TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class RunStanding:
+    """One run of a sweep, as it stands."""
+
+    planned: Mapping[str, Any]
+    """Its row of the plan."""
+    run: RunDirectory
+    state: State
+    reason: str
+    attempts: int
+    tokens: int
+    """Trained and surviving."""
+    loss: float | None
+    """Of the last logged step."""
+    result: Result | None
+    ledger: Ledger
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    def document(self) -> dict[str, Any]:
+        """The run as `scaling status --json` shows it."""
+        validation = self.result.validation if self.result and self.state is State.COMPLETED else None
+        return {
+            "run_id": self.run_id,
+            "model": self.planned["model"],
+            "size": self.planned["size"],
+            "seed": self.planned["seed"],
+            "state": self.state.value,
+            "reason": self.reason,
+            "attempts": self.attempts,
+            "tokens": self.tokens,
+            "tokens_planned": self.planned["tokens"],
+            "loss": self.loss,
+            "validation": validation
+            and {
+                "loss": validation.loss,
+                "perplexity": validation.perplexity,
+                "bits_per_byte": validation.bits_per_byte,
+            },
+            "quality": self.result.quality if self.result else [],
+        }
+
+
+@dataclass(frozen=True)
+class SweepStanding:
+    """A sweep, as it stands."""
+
+    sweep: str
+    runs: tuple[RunStanding, ...]
+
+    @property
+    def ledger(self) -> Ledger:
+        return total(run.ledger for run in self.runs)
+
+    @property
+    def counts(self) -> Counter[State]:
+        return Counter(run.state for run in self.runs)
+
+    def document(self) -> dict[str, Any]:
+        """The sweep as `scaling status --json` shows it."""
+        return {
+            "sweep": self.sweep,
+            "runs": [run.document() for run in self.runs],
+            "ledger": self.ledger.document(),
+        }
+
+
+def look(workspace: Workspace, sweep: str) -> SweepStanding:
+    """How a submitted sweep stands. SweepError for a name that was never submitted."""
+    document = load_document(workspace, sweep)
+    return SweepStanding(sweep, tuple(stand(workspace.run(row["run_id"]), row) for row in document["runs"]))
+
+
+def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
+    """How one run stands. A run whose launcher died without a word is interrupted, whatever its status says."""
+    status, result = run.status(), run.result()
+    state, reason = status.state, status.reason
+    if state is State.RUNNING and not run.is_held():
+        state, reason = State.PREEMPTED, "its launcher died; submit the sweep again to continue"
+    row = {} if result is not None and state is State.COMPLETED else last_row(run)
+    return RunStanding(
+        planned=planned,
+        run=run,
+        state=state,
+        reason=reason,
+        attempts=status.attempt,
+        tokens=result.tokens if result else int(row.get(Metric.TOKENS, 0)),
+        loss=row.get(Metric.LOSS),
+        result=result,
+        ledger=account(run, planned),
+    )
+
+
+def last_row(run: RunDirectory) -> dict[str, Any]:
+    """The last row of metrics that a run logged; empty where there is none."""
+    try:
+        with open(run.metrics_file, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the first line of the tail, or one that is being written
+        if isinstance(row, dict) and Metric.LOSS in row:
+            return row
+    return {}

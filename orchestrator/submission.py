@@ -1,0 +1,89 @@
+"""A submission: prepare the data once, carry out what is missing, show it, and ship it to MLflow meanwhile.
+
+`submit` is what `scaling submit` and `scaling train` do with a plan. Everything it needs to continue after its own
+death lies in the run directories.
+"""
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.controller import Controller, Event, Happening, PlannedRun
+from orchestrator.errors import InputError
+from orchestrator.executors.contract import Executor
+from orchestrator.progress import make_display
+from orchestrator.shipping import Shipper
+from xlstm.data import prepare
+from xlstm.records import State, Status, Workspace
+from xlstm.spec import RunSpec
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+def submit(
+    workspace: Workspace,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[PlannedRun],
+    executor: Executor,
+    console: Console,
+) -> dict[str, Status]:
+    """Carry out `runs` of the sweep `name`, whose plan has `rows`; returns the status of every run.
+
+    InputError where the data cannot be prepared. KeyboardInterrupt, after every trainer has left a checkpoint, when the
+    submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
+    """
+    prepare_data(workspace, [run.spec for run in runs], console)
+    display = make_display(console, name, rows)
+    with Shipper(workspace, name) as shipper, display, _ending_as_interrupt():
+
+        def watch(event: Event) -> None:
+            shipper.touch(event.run, live=event.what is Happening.STARTED)
+            display.happened(event)
+
+        statuses = Controller(workspace, executor, runs, watch=watch, tick=display.refresh)()
+    if shipper.complaint:
+        console.print(
+            f"MLflow could not be written ({shipper.complaint}); `scaling sync` makes up for it", style="yellow"
+        )
+    return statuses
+
+
+def prepare_data(workspace: Workspace, specs: Sequence[RunSpec], console: Console) -> None:
+    """Make the token shards of every corpus the runs train on, once each. InputError where a corpus is at fault."""
+    seen: set[tuple[str, str, str]] = set()
+    for spec in specs:
+        data = spec.physics.data
+        key = (data.corpus, data.revision, data.tokenizer)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            manifest = prepare(data, spec.execution.data_paths, workspace)
+        except (ValueError, OSError) as error:
+            raise InputError(f"data {data.corpus}: {error}") from None
+        splits = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in sorted(manifest.splits.items()))
+        console.print(f"data: {data.corpus} by {data.tokenizer}: {splits}", highlight=False)
+
+
+def failed(statuses: Mapping[str, Status]) -> list[str]:
+    """Runs that ended without a result."""
+    return [run_id for run_id, status in statuses.items() if status.state in (State.FAILED, State.DIVERGED)]
+
+
+@contextmanager
+def _ending_as_interrupt() -> Iterator[None]:
+    """A closed terminal or a polite kill ends a submission like Ctrl-C: with checkpoints."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

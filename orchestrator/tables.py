@@ -1,0 +1,116 @@
+"""Tables of plans and standings for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.ledger import Ledger
+from orchestrator.progress import STYLES, duration
+from orchestrator.status import RunStanding
+from xlstm.records import State
+from xlstm.spec import compact
+
+
+def plan_table(document: Mapping[str, Any]) -> Table:
+    """What each run of a plan is, costs and shares."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", no_wrap=True)
+    for name in ("parameters", "FLOPs", "tokens", "steps", "ranks", "GiB/device", "device time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("starts from", style="dim", no_wrap=True)
+    for run in document["runs"]:
+        fork, state = run["forks_from"], State(run["state"])
+        table.add_row(
+            run["run_id"],
+            compact(run["parameters"]["total"]),
+            f"{run['flops']['exact']:.2e}",
+            compact(run["tokens"]),
+            f"{run['steps']:,}" + (f" × {run['accumulation']}" if run["accumulation"] > 1 else ""),
+            str(run["ranks"]),
+            f"{run['memory_gib_per_device']:.2f}",
+            duration(run["device_hours"] * 3600),
+            Text(state.value.lower(), style=STYLES[state]),
+            f"step {fork['step']} of {fork['run_id']}" if fork else "",
+        )
+    return table
+
+
+def plan_summary(document: Mapping[str, Any]) -> str:
+    """The plan in a sentence: what is done, what is to do, what sharing saves."""
+    totals = document["totals"]
+    missing = totals["runs"] - totals["complete"]
+    if not missing:
+        return f"{totals['runs']} runs, all complete: nothing to train"
+    basis = sorted({run["device_hours_basis"] for run in document["runs"] if run["state"] != State.COMPLETED})
+    text = (
+        f"{totals['runs']} runs, {totals['complete']} complete; to train: {missing} runs, {compact(totals['tokens'])} "
+        f"tokens, {totals['flops']:.2e} FLOPs, {duration(totals['device_hours'] * 3600)} of device time at "
+        f"{' and '.join(basis)} speed"
+    )
+    if totals["independent_flops"] > totals["flops"]:
+        text += f"; shared stable phases save {1 - totals['flops'] / totals['independent_flops']:.0%}"
+    return text
+
+
+def runs_table(runs: Sequence[RunStanding]) -> Table:
+    """The table of a sweep's runs, as status and the end of a submission show it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", style="dim", overflow="fold")
+    for run in runs:
+        validation = run.result.validation if run.result and run.state is State.COMPLETED else None
+        loss = validation.loss if validation else run.loss
+        table.add_row(
+            run.run_id,
+            Text(run.state.value.lower(), style=STYLES[run.state]),
+            compact(run.planned["parameters"]["total"]),
+            compact(run.tokens) if validation else f"{compact(run.tokens)}/{compact(run.planned['tokens'])}",
+            f"{loss:.4f}" if loss is not None else "",
+            f"{validation.perplexity:.3f}" if validation else "",
+            f"{validation.bits_per_byte:.4f}" if validation and validation.bits_per_byte is not None else "",
+            str(run.attempts),
+            run.reason,
+        )
+    return table
+
+
+def ledger_line(ledger: Ledger) -> str:
+    """What was spent, wasted and saved, in a sentence."""
+    spent, wasted, saved = ledger.spent, ledger.wasted, ledger.saved
+    text = f"spent {compact(spent.tokens)} tokens, {spent.flops:.2e} FLOPs, "
+    text += f"{duration(spent.device_hours * 3600)} of device time"
+    text += f"; wasted {compact(wasted.tokens)} tokens, {duration(wasted.device_hours * 3600)}"
+    if saved.tokens:
+        text += f"; saved by shared stable phases {compact(saved.tokens)} tokens"
+    return text
+
+
+def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
+    """Fitted laws with their intervals, one column per family."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    for document in documents:
+        table.add_column(document["family"], justify="right", no_wrap=True)
+    names = list(documents[0]["parameters"])
+    for name in names:
+        table.add_row(name, *(_estimate(fit["parameters"][name], fit["intervals"][name]) for fit in documents))
+    optimal = [fit["compute_optimal"] for fit in documents]
+    table.add_row("a in N* ~ C^a", *(_estimate(one["parameters_exponent"], one["interval"]) for one in optimal))
+    certificates = [fit["certificate"] for fit in documents]
+    table.add_row("converged", *("yes" if one["converged"] else "no" for one in certificates))
+    table.add_row("starts that agree", *(f"{one['agreeing_starts']:.0%}" for one in certificates))
+    table.add_row("condition number", *(f"{one['condition_number']:.1e}" for one in certificates))
+    table.add_row("bounds hit", *(", ".join(one["bounds_hit"]) or "none" for one in certificates))
+    table.add_row("runs used", *(str(fit["rows"]["used"]) for fit in documents))
+    table.add_row("runs left out", *(str(len(fit["rows"]["excluded"])) for fit in documents))
+    return table
+
+
+def _estimate(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.4g} [{interval[0]:.3g}, {interval[1]:.3g}]"

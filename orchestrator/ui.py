@@ -1,0 +1,21 @@
+"""The MLflow server on a workspace."""
+
+import os
+import sys
+from typing import NoReturn
+
+from orchestrator.errors import InputError
+from xlstm.records import Workspace
+
+
+def serve(workspace: Workspace, host: str, port: int) -> NoReturn:
+    """Become the MLflow server: this process is replaced. InputError where the tracking store is a server already."""
+    if workspace.tracking_uri.startswith(("http://", "https://")):
+        raise InputError(f"the tracking store is a server already: open {workspace.tracking_uri}")
+    print(f"MLflow on {workspace.root}: http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", workspace.tracking_uri),
+        *("--artifacts-destination", str(workspace.artifacts)),
+    ]
+    os.execv(sys.executable, command)

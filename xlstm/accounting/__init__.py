@@ -1,0 +1,94 @@
+"""What any model costs: parameters, FLOPs and memory, one closed form per family. Imports without torch.
+
+Conventions are named, never implied:
+- parameters: `total`; `non_embedding` (neither token embedding nor head); `non_embedding_with_head`.
+- FLOPs: `exact` counts matrix products, sequence mixing (chunkwise for mLSTM, only pairs that may see each other) and
+  recurrences; `6nd` is 6 times total parameters times tokens. Norms, activations and residuals count as nothing. A
+  backward pass costs twice its forward pass. Recomputation is no part of the model's FLOPs.
+
+A family's file has `blocks(config, sequence)`, the cost of each block, and `outside(config)`, what is neither block nor
+embedding nor head.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from xlstm.accounting.cost import Cost, Sequence, linear, total
+from xlstm.models.configs import ModelConfig
+
+CHUNK_SIZE = 64
+"""Chunk at which `exact` counts the mLSTM, whatever chunk a kernel takes: the count belongs to the model."""
+
+
+class Parameters(BaseModel):
+    """Counts in three conventions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    total: int
+    non_embedding: int
+    non_embedding_with_head: int
+
+
+def parameters(config: ModelConfig) -> Parameters:
+    """Parameters of the model of a configuration."""
+    inner = total(costs(config, Sequence(1, 1, True))).parameters
+    return Parameters(
+        total=inner + embedding_parameters(config) + head(config).parameters,
+        non_embedding=inner,
+        non_embedding_with_head=inner + head(config).parameters,
+    )
+
+
+def flops_per_token(
+    config: ModelConfig,
+    context_length: int,
+    *,
+    backward: bool = False,
+    include_head: bool = True,
+    causal: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> Cost:
+    """FLOPs per token, mean over a sequence: `products` that a counter of operators sees, and `recurrence` by hand.
+
+    Forward alone, or with `backward` the forward and backward pass. `causal` counts only pairs of tokens that may see
+    each other; False counts whole squares, as a counter of operators does. `chunk_size` is that of the mLSTM.
+    """
+    if context_length < 1 or chunk_size < 1:
+        raise ValueError(f"context_length {context_length} and chunk_size {chunk_size} must be at least 1")
+    cost = total(costs(config, Sequence(context_length, chunk_size, causal)))
+    if include_head:
+        cost += head(config)
+    passes = 3 if backward else 1
+    return Cost(cost.parameters, passes * cost.products, passes * cost.recurrence)
+
+
+def training_flops_per_token(config: ModelConfig, context_length: int) -> float:
+    """FLOPs per trained token by the convention `exact`: forward and backward, head included."""
+    return flops_per_token(config, context_length, backward=True).flops
+
+
+def training_flops(config: ModelConfig, context_length: int, tokens: int) -> dict[str, float]:
+    """FLOPs of training on `tokens` by convention: `exact` and `6nd`."""
+    return {
+        "exact": training_flops_per_token(config, context_length) * tokens,
+        "6nd": 6.0 * parameters(config).total * tokens,
+    }
+
+
+def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
+    """The cost of each block, and last of what is neither block nor embedding nor head."""
+    family: Any = import_module(f"xlstm.accounting.{config.family.replace('-', '_')}")
+    return [*family.blocks(config, sequence), family.outside(config)]
+
+
+def head(config: ModelConfig) -> Cost:
+    """The map from the last hidden vector to the vocabulary."""
+    return linear(config.embedding_dim, config.vocab_size)
+
+
+def embedding_parameters(config: ModelConfig) -> int:
+    """Of the token embedding."""
+    return config.vocab_size * config.embedding_dim

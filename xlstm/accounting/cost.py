@@ -1,0 +1,67 @@
+"""What a part of a model costs: the terms every family's closed form is made of."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Over which sequence the costs per token are averaged, and how sequences are mixed."""
+
+    length: int
+    """Tokens that one sequence has."""
+    chunk: int
+    """Chunk of the chunkwise-parallel mLSTM, in tokens."""
+    causal: bool
+    """Whether only pairs of tokens that may see each other are counted, or whole squares."""
+
+    def pairs(self, window: int | None = None) -> float:
+        """Pairs (query, key) per token, mean over the sequence; `window` cuts it into chunks that mix alone."""
+        window = self.length if window is None else min(window, self.length)
+        chunks, rest = divmod(self.length, window)
+        return (chunks * self._pairs(window) + self._pairs(rest)) / self.length
+
+    def _pairs(self, length: int) -> float:
+        return length * (length + 1) / 2 if self.causal else float(length * length)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and forward FLOPs per token. A multiplication and an addition are two FLOPs."""
+
+    parameters: int = 0
+    products: float = 0.0
+    """In matrix products, among them those of attention: what `torch.utils.flop_counter` sees."""
+    recurrence: float = 0.0
+    """In convolutions over time, scans, gates and normalisers of recurrences: elementwise, counted by hand."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.parameters + other.parameters, self.products + other.products, self.recurrence + other.recurrence
+        )
+
+    @property
+    def flops(self) -> float:
+        """Forward FLOPs per token of both kinds."""
+        return self.products + self.recurrence
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum."""
+    return sum(costs, Cost())
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = False, blocks: int = 1) -> Cost:
+    """A linear map; `blocks` diagonal blocks of equal size make up the matrix."""
+    weights = inputs * outputs // blocks
+    return Cost(weights + (outputs if bias else 0), 2 * weights)
+
+
+def norm(channels: int) -> Cost:
+    """A norm with one weight per channel; its FLOPs, as those of activations and residuals, count as nothing."""
+    return Cost(channels)
+
+
+def causal_conv(channels: int, taps: int = 4) -> Cost:
+    """A depthwise convolution over time, with bias."""
+    return Cost(channels * (taps + 1), recurrence=2 * taps * channels)

@@ -1,0 +1,22 @@
+"""Llama: 4 d² + 3 d r64(8 d / 3) + 2 d parameters per block."""
+
+from xlstm.accounting.cost import Cost, Sequence, linear, norm
+from xlstm.models.configs import LlamaConfig
+
+
+def blocks(config: LlamaConfig, sequence: Sequence) -> list[Cost]:
+    """The cost of each block."""
+    d, width = config.embedding_dim, config.feedforward_dim
+    projections = linear(d, 3 * d) + linear(d, d)
+    feedforward = linear(d, 2 * width) + linear(width, d)
+    return [norm(d) + projections + attention(d, sequence) + norm(d) + feedforward] * config.num_blocks
+
+
+def outside(config: LlamaConfig) -> Cost:
+    """What is neither block, embedding nor head: the last norm."""
+    return norm(config.embedding_dim)
+
+
+def attention(channels: int, sequence: Sequence) -> Cost:
+    """Queries times keys and weights times values: two products of 2 d per pair, whatever the number of heads."""
+    return Cost(products=4 * channels * sequence.pairs())

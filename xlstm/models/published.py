@@ -1,0 +1,57 @@
+"""Published dimensions and learning rates: arXiv 2405.04517, Table 7; for `xlstm-large` those of arXiv 2510.02228.
+
+Plain data. The paper has no LSTM and no GPT at these sizes: here they take the widths and depths of xLSTM and Llama.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+Dimensions = Mapping[str, Any]
+"""Fields of a family's configuration."""
+
+
+def _table(embedding_dims: tuple[int, ...], num_blocks: tuple[int, ...], **others: tuple[int, ...]) -> dict[str, Any]:
+    columns = {"embedding_dim": embedding_dims, "num_blocks": num_blocks} | others
+    names = ("125M", "350M", "760M", "1.3B", "2.7B", "7B")
+    return {names[i]: {field: values[i] for field, values in columns.items()} for i in range(len(embedding_dims))}
+
+
+_WIDTHS: Final = (768, 1024, 1536, 2048, 2560)
+_HALF_DEPTHS: Final = (12, 24, 24, 24, 32)
+_DEPTHS: Final = (24, 48, 48, 48, 64)
+_ATTENTION_HEADS: Final = (12, 16, 16, 16, 32)
+
+DIMENSIONS: Final[Mapping[str, Mapping[str, Dimensions]]] = {
+    "xlstm": _table(_WIDTHS, _DEPTHS, num_heads=(4,) * 5),
+    "xlstm-large": _table((*_WIDTHS, 4096), (*_HALF_DEPTHS, 32), num_heads=(6, 4, 4, 4, 5, 8)),
+    "llama": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS),
+    "gpt": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS),
+    "mamba": _table(_WIDTHS, _DEPTHS),
+    "rwkv4": _table(_WIDTHS, _HALF_DEPTHS),
+    "lstm": _table(_WIDTHS, _DEPTHS),
+}
+"""By family and size."""
+
+_RATES: Final[Mapping[str, Mapping[str, tuple[float, ...]]]] = {
+    "15B": {
+        "xlstm": (3e-3, 1e-3, 9e-4, 9e-4, 8e-4),
+        "llama": (3e-3, 1.5e-3, 1.25e-3, 1e-3, 8e-4),
+        "mamba": (3e-3, 1.5e-3, 1.25e-3, 1e-3, 8e-4),
+        "rwkv4": (3e-3, 1e-3, 2e-3, 1e-3, 8e-4),
+    },
+    "300B": {
+        "xlstm": (1.5e-3, 7.5e-4, 6.25e-4, 5e-4),
+        "llama": (3e-3, 1.5e-3, 1.25e-3, 1e-3),
+        "mamba": (3e-3, 1.5e-3, 1.25e-3, 1e-3),
+        "rwkv4": (6e-4, 4e-4, 2.5e-4, 2e-4),
+    },
+}
+
+LEARNING_RATES: Final[Mapping[str, Mapping[str, Mapping[str, float]]]] = {
+    tokens: {
+        family: dict(zip(("125M", "350M", "760M", "1.3B", "2.7B"), rates, strict=False))
+        for family, rates in families.items()
+    }
+    for tokens, families in _RATES.items()
+}
+"""Peak learning rates by token budget (`15B`, `300B`), family and size; absent where none was published."""
