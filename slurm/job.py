@@ -28,6 +28,7 @@ from types import FrameType
 from slurm import commands
 from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
+from slurm.shipping import shipped
 from xlstm.records import LEASE_EXPIRY_SECONDS, Launch, RunDirectory, State, Status, Verdict
 
 MAXIMUM_FAILURES = 3
@@ -78,7 +79,7 @@ class SlurmJob:
     def _train(self, token: str) -> None:
         """One attempt on all nodes."""
         nodes, cpus = self.contents.nodes, self.contents.cpus_per_task
-        endpoint = f"{_first_node()}:{_free_port()}"
+        endpoint = f"{first_node()}:{free_port()}"
         run = [str(self.run.path), "--token", token, "--executor", "slurm", "--rendezvous", endpoint]
         if self.part.fork is not None:
             run += ["--fork-run", self.part.fork.run_id, "--fork-step", str(self.part.fork.step)]
@@ -234,7 +235,7 @@ class SlurmJob:
         print(f"{stamp} job {self.number} {self.run.run_id}: {what}", flush=True)
 
 
-def _first_node() -> str:
+def first_node() -> str:
     """The name of this node if it can be resolved, else the address at which Slurm reaches it."""
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     try:
@@ -244,7 +245,7 @@ def _first_node() -> str:
     return name
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port nobody listens on. Taken anew for every attempt; the lease's token keeps out whoever met here before."""
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -260,13 +261,15 @@ def main() -> int:
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     array = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
     part = contents.parts[index]
-    return SlurmJob(
+    job = SlurmJob(
         run=batch.run(part),
         part=part,
         contents=contents,
         number=job_number(array, index, len(contents.parts)),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-    )()
+    )
+    with shipped(job.run, batch.sweep, batch.workspace.tracking_uri):
+        return job()
 
 
 if __name__ == "__main__":
