@@ -272,18 +272,17 @@ def predict(
     with _one_line_errors():
         size, budget = _quantity("--parameters", parameters), _quantity("--tokens", tokens)
         fits, _ = _fit(source, columns)
-    rows = []
-    for fitted in fits:
-        center, low, high = (float(value) for value in fitted.predict(size, budget))
-        rows.append(
-            {"family": fitted.family, "parameters": size, "tokens": budget, "loss": center, "interval": [low, high]}
-        )
+    predictions = [(fitted.family, *(float(value) for value in fitted.predict(size, budget))) for fitted in fits]
     if as_json:
-        _print_json(rows)
+        _print_json(
+            [
+                {"family": family, "parameters": size, "tokens": budget, "loss": loss, "interval": [low, high]}
+                for family, loss, low, high in predictions
+            ]
+        )
         return
-    for row in rows:
-        low, high = row["interval"]
-        print(f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}")
+    for family, loss, low, high in predictions:
+        print(f"{family}: loss {loss:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}")
 
 
 @app.command()

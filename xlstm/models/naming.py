@@ -68,7 +68,8 @@ def family_label(config: ModelConfig) -> str:
     """The family as people write it; a pure function of the configuration.
 
     xLSTM: [1:0] and [0:1] for one kind of block; [7:1] where the positions are those of [7:1] at eight blocks or more;
-    else the smallest ratio that gives the positions; else, for positions chosen by hand, the ratio of the numbers.
+    else the ratio of the numbers of blocks, where it gives the positions, or else the smallest that does; else, for
+    positions chosen by hand, the ratio of the numbers.
     """
     if not isinstance(config, XLSTMConfig):
         return config.family
@@ -82,12 +83,15 @@ def _ratio(depth: int, positions: tuple[int, ...]) -> tuple[int, int]:
         return (0, 1) if positions else (1, 0)
     if depth >= 8 and positions == place_slstm(depth, 7, 1):
         return 7, 1
+    divisor = math.gcd(depth, len(positions))
+    exact = ((depth - len(positions)) // divisor, len(positions) // divisor)
+    if positions == place_slstm(depth, *exact):
+        return exact
     for total in range(2, depth + 1):
         for num_slstm in range(1, total):
             if positions == place_slstm(depth, total - num_slstm, num_slstm):
                 return total - num_slstm, num_slstm
-    divisor = math.gcd(depth, len(positions))
-    return (depth - len(positions)) // divisor, len(positions) // divisor
+    return exact
 
 
 def size_label(config: ModelConfig) -> str:
