@@ -17,7 +17,11 @@ from xlstm.models.configs import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
-_CLASSES = {"xlstm": ("xlstm.models.xlstm", "XLSTM"), "llama": ("xlstm.models.llama", "Llama")}
+_CLASSES = {
+    "xlstm": ("xlstm.models.xlstm", "XLSTM"),
+    "xlstm-large": ("xlstm.models.xlstm_large", "XLSTMLarge"),
+    "llama": ("xlstm.models.llama", "Llama"),
+}
 """Where the class of each family lives."""
 
 
