@@ -21,6 +21,10 @@ _CLASSES = {
     "xlstm": ("xlstm.models.xlstm", "XLSTM"),
     "xlstm-large": ("xlstm.models.xlstm_large", "XLSTMLarge"),
     "llama": ("xlstm.models.llama", "Llama"),
+    "gpt": ("xlstm.models.gpt", "GPT"),
+    "mamba": ("xlstm.models.mamba", "Mamba"),
+    "rwkv4": ("xlstm.models.rwkv4", "RWKV4"),
+    "lstm": ("xlstm.models.lstm", "LSTM"),
 }
 """Where the class of each family lives."""
 

@@ -25,8 +25,10 @@ def config_for(family: str, size: str | Mapping[str, Any], vocab_size: int) -> M
     named = parse_family(family)
     cls = FAMILIES[named.base]
     given = {"size": size} if isinstance(size, str) else dict(size)
-    base = _named(named.base, given.pop("size")) if "size" in given else {}
+    base = _named(family if named.variant else named.base, given.pop("size")) if "size" in given else {}
     dimensions = _checked(cls, {**base, **given})
+    if named.variant and dimensions.setdefault("variant", named.variant) != named.variant:
+        raise ValueError(f"{family} is not of the variant {dimensions['variant']!r}")
     if cls is XLSTMConfig:
         placed = place_slstm(dimensions["num_blocks"], named.num_mlstm, named.num_slstm)
         dimensions["slstm_at"] = tuple(dimensions.get("slstm_at", placed))
