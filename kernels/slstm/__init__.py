@@ -21,8 +21,8 @@ def slstm(
     """Outputs h (batch, time, heads, head_dim) in the gates' dtype, and the state after the last token.
 
     `gates` (batch, time, 4, heads, head_dim): pre-activations W x + b of input gate, forget gate (a sigmoid), cell
-    input and output gate; `recurrent` (4, heads, head_dim, head_dim) adds h_{t-1} @ R to each. `resets` bool (batch, time):
-    the state is forgotten before that token. `gradient_clip` bounds each element of the gradient through R.
+    input and output gate; `recurrent` (4, heads, head_dim, head_dim) adds h_{t-1} @ R to each. `resets` bool (batch,
+    time): the state is forgotten before that token. `gradient_clip` bounds each element of the gradient through R.
     Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
     """
     batch, time, _, heads, head_dim = gates.shape

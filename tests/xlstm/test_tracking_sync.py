@@ -224,7 +224,7 @@ def test_a_completed_run_carries_what_a_fit_needs(store: str, run: RunDirectory)
     (child,) = children(store, run)
     wanted = {
         "family": "llama",
-        "size": "1x32",
+        "size": run.result().size,
         "tokens": "800",
         "parameters.total": "30",
         "parameters.non_embedding": "10",

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from xlstm.accounting import parameters
-from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
 from xlstm.models.published import DIMENSIONS
 
 
@@ -16,6 +16,8 @@ class Family(NamedTuple):
     base: str
     num_mlstm: int = 0
     num_slstm: int = 0
+    variant: str = ""
+    """Of the LSTM: the rung of its ladder, where it is not the last."""
 
 
 def parse_family(label: str) -> Family:
@@ -23,9 +25,12 @@ def parse_family(label: str) -> Family:
     ratio = re.fullmatch(r"xlstm\[(\d+):(\d+)\]", label)
     if ratio and (int(ratio[1]) or int(ratio[2])):
         return Family("xlstm", int(ratio[1]), int(ratio[2]))
+    rung = re.fullmatch(r"lstm\[(vanilla|residual)\]", label)
+    if rung:
+        return Family("lstm", variant=rung[1])
     if label in FAMILIES and label != "xlstm":
         return Family(label)
-    others = ", ".join(name for name in FAMILIES if name != "xlstm")
+    others = ", ".join([*(name for name in FAMILIES if name != "xlstm"), "lstm[vanilla]", "lstm[residual]"])
     raise ValueError(
         f"unknown model family `{label}`; there are xlstm[a:b] for a mLSTM to b sLSTM blocks "
         f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}"
@@ -68,8 +73,11 @@ def family_label(config: ModelConfig) -> str:
     """The family as people write it; a pure function of the configuration.
 
     xLSTM: [1:0] and [0:1] for one kind of block; [7:1] where the positions are those of [7:1] at eight blocks or more;
-    else the smallest ratio that gives the positions; else, for positions chosen by hand, the ratio of the numbers.
+    else the ratio of the numbers of blocks, where it gives the positions, or else the smallest that does; else, for
+    positions chosen by hand, the ratio of the numbers.
     """
+    if isinstance(config, LSTMConfig) and config.variant != "up-projection":
+        return f"lstm[{config.variant}]"
     if not isinstance(config, XLSTMConfig):
         return config.family
     num_mlstm, num_slstm = _ratio(config.num_blocks, config.slstm_at)
@@ -82,17 +90,25 @@ def _ratio(depth: int, positions: tuple[int, ...]) -> tuple[int, int]:
         return (0, 1) if positions else (1, 0)
     if depth >= 8 and positions == place_slstm(depth, 7, 1):
         return 7, 1
+    divisor = math.gcd(depth, len(positions))
+    exact = ((depth - len(positions)) // divisor, len(positions) // divisor)
+    if positions == place_slstm(depth, *exact):
+        return exact
     for total in range(2, depth + 1):
         for num_slstm in range(1, total):
             if positions == place_slstm(depth, total - num_slstm, num_slstm):
                 return total - num_slstm, num_slstm
-    divisor = math.gcd(depth, len(positions))
-    return (depth - len(positions)) // divisor, len(positions) // divisor
+    return exact
+
+
+def dimensions_key(config: ModelConfig) -> str:
+    """Which table of published dimensions a configuration belongs to."""
+    return config.family if isinstance(config, XLSTMConfig) else family_label(config)
 
 
 def size_label(config: ModelConfig) -> str:
     """The size as people write it: `125M` where the dimensions are published ones, else the number of parameters."""
-    for size, dimensions in DIMENSIONS.get(config.family, {}).items():
+    for size, dimensions in DIMENSIONS.get(dimensions_key(config), {}).items():
         if all(getattr(config, field) == value for field, value in dimensions.items()):
             return size
     return compact(parameters(config).total)
