@@ -92,6 +92,11 @@ def has_gpus() -> bool:
     return "gpu" in _call(["sinfo", "--noheader", "--format=%G"])
 
 
+def nodes() -> list[str]:
+    """Names of all nodes."""
+    return sorted(set(_call(["sinfo", "--noheader", "--Node", "--format=%N"]).split()))
+
+
 def configuration() -> dict[str, str]:
     """The controller's settings, by name."""
     lines = (line.partition("=") for line in _call(["scontrol", "show", "config"]).splitlines())

@@ -5,6 +5,7 @@ a sweep carry one name, by which one squeue finds them.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import re
 import time
@@ -72,26 +73,46 @@ class SlurmExecutor:
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Hand all jobs over, forks with their dependencies, and return; their runs are QUEUED.
 
-        ValueError for a fork whose checkpoint nobody will leave, SiteError for settings that are not valid; nothing is
-        submitted then. SlurmError where sbatch refuses; what was submitted until then is in the queue.
+        A run that already has jobs in the queue is not submitted again: its handle is that of those jobs. ValueError
+        for a fork whose checkpoint nobody will leave, SiteError for settings that are not valid; nothing is submitted
+        then. SlurmError where sbatch refuses; what was submitted until then is in the queue.
         """
         site = self.site or Site.load(self.workspace)
+        sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
+        with self._alone():
+            alive = self._alive()
+            handles = self._submit([job for job in jobs if job.run.run_id not in alive], sites)
+        return [(alive | handles)[job.run.run_id] for job in jobs]
+
+    def _alive(self) -> dict[str, Handle]:
+        """Runs of this sweep whose jobs are waiting or running."""
+        handles = self.handles()
+        shown = {job.number: job for job in commands.squeue(self.job_name)} if handles else {}
+        states = [_state_of([shown.get(number) for number in _numbers(handle)]) for handle in handles]
+        return {h.run.run_id: h for h, state in zip(handles, states, strict=True) if state is not JobState.ENDED}
+
+    def _submit(self, jobs: Sequence[Job], sites: Mapping[int, Site]) -> dict[str, Handle]:
         promised = self._promised()
         planned = links(jobs, promised)
-        sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
         for job in jobs:
             if not job.run.is_held():
                 job.run.set_state(State.QUEUED, "waiting for Slurm")
         numbers: dict[str, str] = {}
         for shape, group in self._arrays(planned, sites):
             batch = self._write(group, shape, promised[shape.after] if shape.after else "")
-            array = self._sbatch(batch)
+            try:
+                array = self._sbatch(batch)
+            except SlurmError as error:
+                for job in jobs:
+                    if f"{job.token}.0" not in numbers:
+                        job.run.set_state(State.PLANNED, f"not submitted: {error}")
+                raise
             batch.set_number(array)
             for index, link in enumerate(group):
                 number = numbers[link.part.token] = job_number(array, index, len(group))
                 if link.part.until is not None:
                     promised[link.part.run_id, link.part.until] = number
-        return [self._handle(job, numbers) for job in jobs]
+        return {job.run.run_id: self._handle(job, numbers) for job in jobs}
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job, with one squeue; as the run directories have it where the controller is away."""
@@ -214,7 +235,7 @@ class SlurmExecutor:
         alive = (job.number for job in commands.squeue(self.job_name) if not job.has_ended)
         return {checkpoint: number for number in alive if (checkpoint := chained.get(number)) is not None}
 
-    def _arrays(self, planned: Sequence[Link], sites: dict[int, Site]) -> Iterator[tuple[_Shape, list[Link]]]:
+    def _arrays(self, planned: Sequence[Link], sites: Mapping[int, Site]) -> Iterator[tuple[_Shape, list[Link]]]:
         """Jobs of one shape and one dependency together, in order, no array longer than the site allows."""
         groups: dict[_Shape, list[Link]] = {}
         for link in planned:
@@ -230,6 +251,15 @@ class SlurmExecutor:
         for shape, group in groups.items():
             for start in range(0, len(group), self._longest_array()):
                 yield shape, group[start : start + self._longest_array()]
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One submission of this sweep at a time: the next finds the jobs of the one before."""
+        folder = folder_of(self.workspace, self.sweep)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""

@@ -38,7 +38,7 @@ def fit(source: SourceArgument, columns: ColumnsOption = None, as_json: JsonOpti
     console = make_console()
     first = documents[0]
     console.print(
-        f"[bold]L(N, D) = {first['law']}[/bold], {first['objective']}; "
+        f"L(N, D) = {first['law']}, {first['objective']}; "
         + ", ".join(f"{name} = {meaning}" for name, meaning in first["conventions"].items()),
         highlight=False,
     )

@@ -76,7 +76,7 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
         console.print(f"no sweep was submitted to {workspace.root} yet: scaling submit quickstart --on local")
     for standing in standings:
         counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
-        console.print(f"[bold]{standing.sweep}[/bold]: {len(standing.runs)} runs, {counts}", highlight=False)
+        console.print(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", highlight=False, style="bold")
         console.print(runs_table(standing.runs))
         console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
@@ -97,7 +97,7 @@ def _carry_out(made: "Plan", executor: "Executor", source: str) -> None:
 
     console = make_console()
     document = made.document()
-    console.print(f"[bold]{made.name}[/bold]: {plan_summary(document)}", highlight=False)
+    console.print(f"{made.name}: {plan_summary(document)}", highlight=False)
     made.save()
     statuses = {}
     if made.missing:

@@ -57,9 +57,9 @@ def workspace_here() -> "Workspace":
 def make_console() -> "Console":
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     # Piped into a file or a program, a table keeps its columns instead of folding them into 80.
-    return console if console.is_terminal else Console(width=200)
+    return console if console.is_terminal else Console(markup=False, width=200)
 
 
 def print_json(document: Any) -> None:
