@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Corpora and their token shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+slurm_app = typer.Typer(help="Slurm sites.", no_args_is_help=True)
+app.add_typer(slurm_app, name="slurm")
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a shipped sweep.")]
 NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name (or file) of a sweep that was submitted.")]
@@ -80,9 +82,12 @@ def submit(
 
     with _one_line_errors():
         writable_workspace()
-        executor = _executor(on)
+        executor = None if on == "slurm" else _executor(on)
     made = _plan(sweep, override)
-    _carry_out(made, executor)
+    if executor is None:
+        _hand_to_slurm(made)
+    else:
+        _carry_out(made, executor)
 
 
 @app.command()
@@ -95,6 +100,8 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     workspace = _workspace()
     with _one_line_errors():
         names = [_name(sweep)] if sweep else submitted(workspace)
+        for name in names:
+            _hear_from_slurm(workspace, name)
         standings = [look(workspace, name) for name in names]
     if as_json:
         documents = [standing.document() for standing in standings]
@@ -312,6 +319,25 @@ def schema() -> None:
     _print_json(sweep_schema())
 
 
+@slurm_app.command("check")
+def slurm_check(
+    nodes: Annotated[int, typer.Option(help="Also run one small job on so many nodes.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a Slurm site offers and what it lacks, before a first job."""
+    from dataclasses import asdict
+
+    from slurm.check import examine, show
+
+    findings = examine(_workspace(), nodes)
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        show(findings)
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(A_RUN_FAILED)
+
+
 @data_app.command("prepare")
 def data_prepare(sweep: SweepArgument, override: SetOption = None) -> None:
     """Make the token shards that a sweep trains on."""
@@ -454,6 +480,51 @@ def _carry_out(made: "Plan", executor: "Executor") -> None:
         raise typer.Exit(A_RUN_FAILED)
 
 
+def _hand_to_slurm(made: "Plan") -> None:
+    """Nothing of ours stays alive: retries, requeueing and forks are carried out by Slurm and the jobs themselves."""
+    import uuid
+
+    from orchestrator.errors import InputError
+    from orchestrator.executors.contract import Job
+    from orchestrator.submission import prepare_data
+    from orchestrator.tables import plan_summary
+    from slurm.commands import SlurmError
+    from slurm.executor import SlurmExecutor
+
+    console, workspace = _console(), made.workspace
+    console.print(f"[bold]{made.name}[/bold]: {plan_summary(made.document())}", highlight=False)
+    made.save()
+    missing = {run.spec.run_id for run in made.missing}
+    launches = [launch for launch in made.launches if launch.run_id in missing]
+    for launch in launches:
+        workspace.run(launch.run_id).create(launch.spec)
+    jobs = [
+        Job(workspace.run(launch.run_id), launch.spec, uuid.uuid4().hex, launch.fork, launch.checkpoint_at)
+        for launch in launches
+    ]
+    with _one_line_errors():
+        prepare_data(workspace, [job.spec for job in jobs], console)
+        try:
+            handles = SlurmExecutor(workspace, made.name).submit(jobs)
+        except (SlurmError, ValueError) as error:
+            raise InputError(str(error)) from None
+    console.print(f"{len(handles)} runs are with Slurm: scaling status {made.name}", highlight=False)
+
+
+def _hear_from_slurm(workspace: "Workspace", sweep: str) -> None:
+    """Bring run directories and an embedded MLflow up to date with what happened on the cluster."""
+    if not (workspace.sweeps / sweep / "slurm").exists():
+        return
+    from orchestrator.shipping import ship
+    from slurm.executor import SlurmExecutor
+    from xlstm import tracking
+
+    executor = SlurmExecutor(workspace, sweep)
+    executor.reconcile()
+    if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
+        ship(workspace, sweep, [handle.run.run_id for handle in executor.handles()])
+
+
 def _executor(on: str) -> "Executor":
     from orchestrator.errors import InputError
     from sweeps.located import nearest
@@ -462,7 +533,7 @@ def _executor(on: str) -> "Executor":
         from orchestrator.executors.local import LocalExecutor
 
         return LocalExecutor()
-    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local',))}")
+    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'slurm'))}")
 
 
 def _sync_all(workspace: "Workspace", say: bool = False) -> None:
