@@ -2,15 +2,15 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from kernels.dispatch import Implementation, choose, expect_shape
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+from kernels.mlstm.ops import mlstm_op
 from kernels.mlstm.reference import MLSTMState, mlstm_reference, recurrence_step, zero_state
-from kernels.mlstm.torch_chunkwise import mlstm_chunkwise
+from kernels.mlstm.torch_chunkwise import default_chunk_size
 
 __all__ = ["MLSTMState", "mlstm", "mlstm_step"]
-
-CHUNK_SIZE = 64
 
 
 def mlstm(
@@ -30,23 +30,57 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """Outputs h (batch, heads, time, value_dim) in v's dtype, and the state after the last token.
 
-    q, k (batch, heads, time, key_dim); v (batch, heads, time, value_dim); i, f (batch, heads, time): pre-activations of
-    the input and forget gate (the latter a sigmoid). The factor 1/sqrt(key_dim) is applied inside, on k. `resets` bool
-    (batch, time): the state is forgotten before that token. `eps` is added to the denominator, outside the maximum.
+    q, k (batch, heads, time, key_dim); v (batch, heads, time, value_dim); i, f (batch, heads, time): pre-activations
+    of the input and forget gate (the latter a sigmoid), float32 also where q, k, v are bfloat16. The factor
+    1/sqrt(key_dim) is applied inside, on k. `resets` bool (batch, time): the state is forgotten before that token.
+    `eps` is added to the denominator, outside the maximum; with `normalize` false there is no denominator. Under
+    autocast q, k and v are cast, gates and states are not. The state's m is a scale and carries no gradient.
     Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
     """
+    if q.ndim != 4:
+        raise ValueError(f"mlstm: q has shape {tuple(q.shape)}, expected (batch, heads, time, key_dim)")
+    if input_gate not in ("exponential", "sigmoid"):
+        raise ValueError(f"mlstm: input_gate {input_gate!r} is none of exponential, sigmoid")
     batch, heads, time, key_dim = q.shape
     expect_shape("mlstm", "k", k, (batch, heads, time, key_dim), "(batch, heads, time, key_dim)")
     expect_shape("mlstm", "v", v, (batch, heads, time, v.shape[-1]), "(batch, heads, time, value_dim)")
     expect_shape("mlstm", "i", i, (batch, heads, time), "(batch, heads, time)")
     expect_shape("mlstm", "f", f, (batch, heads, time), "(batch, heads, time)")
+    if time == 0:
+        raise ValueError("mlstm: the sequence is empty, expected at least one token")
     if resets is not None:
         expect_shape("mlstm", "resets", resets, (batch, time), "(batch, time)")
-    state = zero_state(q, v) if initial_state is None else initial_state
-    chosen = choose("mlstm", implementation, q, lambda: "there are no Triton kernels for the mLSTM")
+    q, k, v = cast_for_autocast(q, k, v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"mlstm: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
+    chosen = choose("mlstm", implementation, q, lambda: _triton_obstacle(q, v))
     if chosen == "reference":
-        return mlstm_reference(q, k, v, i, f, state, resets, input_gate, normalize, eps)
-    return mlstm_chunkwise(q, k, v, i, f, state, resets, input_gate, normalize, eps, chunk_size or CHUNK_SIZE)
+        start = zero_state(q, v) if initial_state is None else initial_state
+        return mlstm_reference(q, k, v, i, f, start, resets, input_gate, normalize, eps)
+    C, n, m = (None, None, None) if initial_state is None else initial_state
+    needed = [t for t in (q, k, v, i, f, C, n) if t is not None and t.requires_grad]
+    h, C, n, m, *_ = mlstm_op(
+        q,
+        k,
+        v,
+        i,
+        f,
+        C,
+        n,
+        None if m is None else m.detach(),
+        resets,
+        input_gate,
+        normalize,
+        eps,
+        chunk_size or default_chunk_size(time, key_dim, v.shape[-1]),
+        bool(needed) and torch.is_grad_enabled(),
+        chosen,
+    )
+    return h, MLSTMState(C, n, m)
+
+
+def _triton_obstacle(q: Tensor, v: Tensor) -> str | None:
+    return "there are no Triton kernels for the mLSTM"
 
 
 def mlstm_step(

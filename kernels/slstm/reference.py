@@ -4,7 +4,6 @@ Beck et al. 2024 (arXiv 2405.04517), equations 8-18, with a sigmoid forget gate.
 stabiliser m is a gauge (h does not depend on it), so it carries no gradient.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -61,7 +60,8 @@ def recurrence_step(
     log_f = F.logsigmoid(f)
     m_new = torch.where(n == 0, i, torch.maximum(log_f + m, i)).detach()
     write = torch.exp(i - m_new)
-    keep = torch.exp(log_f + m - m_new)
+    # An empty memory (n = 0) may meet an input gate far below its arbitrary scale: 0 times a finite number stays 0.
+    keep = torch.exp(log_f + m - m_new).clamp(max=torch.finfo(m.dtype).max)
     c = keep * c + write * torch.tanh(z)
     n = keep * n + write
     return SLSTMState(torch.sigmoid(o) * c / n, c, n, m_new)
@@ -77,8 +77,6 @@ def slstm_reference(
     gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor | None, gradient_clip: float | None
 ) -> tuple[Tensor, SLSTMState]:
     """The whole sequence, token by token; arguments as in `kernels.slstm.slstm`."""
-    if gradient_clip is not None and not (gradient_clip > 0 and math.isfinite(gradient_clip)):
-        raise ValueError(f"slstm: gradient_clip is {gradient_clip}, expected a positive number or None")
     outputs = []
     for t in range(gates.shape[1]):
         state = recurrence_step(

@@ -9,12 +9,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig, ModelConfig
+from xlstm.processes import TOKEN_VARIABLE
 from xlstm.records import Fork, Launch, Result, RunDirectory, State, Verdict, Workspace, write_json
 from xlstm.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
 
@@ -70,9 +71,6 @@ class Attempt:
     number: int
     ranks: list[subprocess.Popen[bytes]]
     token: str
-    port: int = 0
-    torchrun: subprocess.Popen[bytes] | None = None
-    started: float = field(default_factory=time.monotonic)
 
     def wait(self, seconds: float = 60.0) -> "Attempt":
         """Wait until every process has ended."""
@@ -83,6 +81,11 @@ class Attempt:
     def wait_for_step(self, step: int, seconds: float = 60.0) -> "Attempt":
         """Wait until a row of this attempt for `step` is in the metrics."""
         wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()), seconds)
+        return self
+
+    def wait_for_checkpoint(self, seconds: float = 60.0) -> "Attempt":
+        """Wait until a checkpoint of the run is complete."""
+        wait_until(lambda: any(self.run.checkpoints.glob("step-*/COMPLETE")), seconds)
         return self
 
     def kill(self, number: int = signal.SIGKILL) -> "Attempt":
@@ -124,7 +127,7 @@ def start(
     token = uuid.uuid4().hex
     _end_lease(run)
     lease = run.acquire(token)
-    resolved = run.spec().execution.model_copy(update={"devices": ranks, **execution})
+    resolved = run.spec().execution.model_copy(update={"devices": ranks} | execution)
     launch = Launch(
         run_id=run.run_id,
         attempt=lease.attempt,
@@ -157,7 +160,7 @@ def start(
             "MASTER_PORT": str(port),
         }
         processes.append(subprocess.Popen(command, env=variables | (environment or {}), cwd=REPOSITORY))
-    return Attempt(run, lease.attempt, processes, token, port)
+    return Attempt(run, lease.attempt, processes, token)
 
 
 def losses(run: RunDirectory) -> list[tuple[int, float]]:
@@ -185,3 +188,27 @@ def _end_lease(run: RunDirectory) -> None:
     if status.lease is not None:
         content = status.model_dump(mode="json") | {"lease": None}
         (run.path / "status.json").write_text(json.dumps(content))
+
+
+def start_under_torchrun(run: RunDirectory, ranks: int = 1) -> Attempt:
+    """Like `start`, with a real torchrun above the ranks, as the launcher starts it."""
+    prepared = start(run, 0, devices=ranks)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    command += ["--nproc-per-node", str(ranks), "--max-restarts", "0", "--monitor-interval", "0.1"]
+    command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
+    command += ["-m", "xlstm.training", str(run.path), "--attempt", str(prepared.number), "--token", prepared.token]
+    variables = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        TOKEN_VARIABLE: prepared.token,
+    }
+    torchrun = subprocess.Popen(command, env=variables, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    return Attempt(run, prepared.number, [torchrun], prepared.token)

@@ -3,7 +3,7 @@
 mLSTM block at four heads: 6 d² + 87 d + 8 parameters. sLSTM block: 2 d² + 12 d + 3 d r64(1.3 d).
 """
 
-from xlstm.accounting.cost import Cost, Sequence, causal_conv, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, norm
 from xlstm.models.configs import XLSTMConfig
 
 
@@ -67,3 +67,23 @@ def slstm_block(config: XLSTMConfig) -> Cost:
     cell = Cost(recurrence=SLSTM_OPERATIONS * d)
     feedforward = norm(d) + linear(d, 2 * width) + linear(width, d)
     return norm(d) + causal_conv(d) + gates + recurrent + cell + norm(d) + feedforward
+
+
+def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    mLSTM block: normed input, both halves of the up-projection, the convolution's input, output and activation,
+    [q, k, v] for the gates, and what follows the cell, 27 d; and the cell's. sLSTM block: 8 d, and four times the
+    feed-forward layer's width; of its recurrence eight values per channel.
+    """
+    d, width = config.embedding_dim, config.slstm_feedforward_dim
+    mlstm = Saved(27 * d, mlstm_cell_saved(config.num_heads, 2 * d, 2 * d, sequence), input=d)
+    slstm = Saved(8 * d + 4 * width, 8 * d, input=d)
+    return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
+
+
+def mlstm_cell_saved(heads: int, key_channels: int, value_channels: int, sequence: Sequence) -> float:
+    """Elements per token of the chunkwise mLSTM: queries, keys and values, the weights of pairs, chunks' memories."""
+    chunk = min(sequence.chunk, sequence.length)
+    memories = key_channels * value_channels / heads / chunk
+    return 4 * key_channels + 2 * value_channels + 4 * heads * chunk + memories

@@ -72,7 +72,83 @@ class LlamaConfig:
         return round_up(8 * self.embedding_dim / 3, 64)
 
 
-ModelConfig: TypeAlias = XLSTMConfig | LlamaConfig
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """GPT-3-style: LayerNorm, learned positions, multi-head attention, GELU of width 4 d, biases, tied embedding."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    num_heads: int
+    context_length: int
+    family: Literal["gpt"] = "gpt"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        _require(self.context_length > 0, "context_length must be positive (one learned position per token)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig:
+    """Mamba: selective state spaces in 2 d channels after a convolution of four taps; step sizes of rank d / 16."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    state_dim: int = 16
+    family: Literal["mamba"] = "mamba"
+
+    def __post_init__(self) -> None:
+        _require(self.state_dim > 0, "state_dim must be positive")
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels of convolution and scan."""
+        return 2 * self.embedding_dim
+
+    @property
+    def delta_rank(self) -> int:
+        """Rank of the map from channels to step sizes."""
+        return round_up(self.embedding_dim / 16, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV4Config:
+    """RWKV-4: token shift, WKV with per-channel decay, channel mixing of width 4 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    family: Literal["rwkv4"] = "rwkv4"
+
+
+LSTMVariant: TypeAlias = Literal["vanilla", "residual", "up-projection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMConfig:
+    """The LSTM ladder of arXiv 2405.04517, Table 2: a plain stack; residual and pre-norm; and an up-projection."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    variant: LSTMVariant = "up-projection"
+    family: Literal["lstm"] = "lstm"
+
+    def __post_init__(self) -> None:
+        variants = get_args(LSTMVariant)
+        _require(self.variant in variants, f"variant must be one of {', '.join(variants)}, not {self.variant!r}")
+
+
+ModelConfig: TypeAlias = XLSTMConfig | LlamaConfig | GPTConfig | MambaConfig | RWKV4Config | LSTMConfig
 
 FAMILIES: Final[Mapping[str, type[ModelConfig]]] = {cls.family: cls for cls in get_args(ModelConfig)}
 """The configuration class of each family."""

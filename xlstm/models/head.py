@@ -1,8 +1,10 @@
 """From the last hidden vectors to what a model returns: logits, or each token's loss without all logits at once."""
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
@@ -11,7 +13,15 @@ CHUNK_LOGITS = 2**24
 """Logits held at once (64 MiB in float32): those of a whole batch would dwarf the model."""
 
 
-def logits_or_losses(hidden: Tensor, head: nn.Linear, targets: Tensor | None) -> Tensor:
+class Head(Protocol):
+    """A map from hidden vectors to the vocabulary: `nn.Linear`, or one that is tied to the embedding."""
+
+    out_features: int
+
+    def __call__(self, hidden: Tensor, /) -> Any: ...
+
+
+def logits_or_losses(hidden: Tensor, head: Head, targets: Tensor | None) -> Tensor:
     """Logits of `head` over `hidden` (batch, time, d); with `targets` (batch, time), the losses instead.
 
     Losses are in nats, float32 (float64 for float64 models), (batch, time), 0 where the target is -100. The caller sums
@@ -36,7 +46,7 @@ def logits_or_losses(hidden: Tensor, head: nn.Linear, targets: Tensor | None) ->
     return torch.cat(losses).view(targets.shape)
 
 
-def _losses(rows: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    logits = head(rows)
+def _losses(rows: Tensor, head: Head, labels: Tensor) -> Tensor:
+    logits: Tensor = head(rows)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)

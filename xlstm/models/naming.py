@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from xlstm.accounting import parameters
-from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
 from xlstm.models.published import DIMENSIONS
 
 
@@ -16,6 +16,8 @@ class Family(NamedTuple):
     base: str
     num_mlstm: int = 0
     num_slstm: int = 0
+    variant: str = ""
+    """Of the LSTM: the rung of its ladder, where it is not the last."""
 
 
 def parse_family(label: str) -> Family:
@@ -23,9 +25,12 @@ def parse_family(label: str) -> Family:
     ratio = re.fullmatch(r"xlstm\[(\d+):(\d+)\]", label)
     if ratio and (int(ratio[1]) or int(ratio[2])):
         return Family("xlstm", int(ratio[1]), int(ratio[2]))
+    rung = re.fullmatch(r"lstm\[(vanilla|residual)\]", label)
+    if rung:
+        return Family("lstm", variant=rung[1])
     if label in FAMILIES and label != "xlstm":
         return Family(label)
-    others = ", ".join(name for name in FAMILIES if name != "xlstm")
+    others = ", ".join([*(name for name in FAMILIES if name != "xlstm"), "lstm[vanilla]", "lstm[residual]"])
     raise ValueError(
         f"unknown model family `{label}`; there are xlstm[a:b] for a mLSTM to b sLSTM blocks "
         f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}"
@@ -71,6 +76,8 @@ def family_label(config: ModelConfig) -> str:
     else the ratio of the numbers of blocks, where it gives the positions, or else the smallest that does; else, for
     positions chosen by hand, the ratio of the numbers.
     """
+    if isinstance(config, LSTMConfig) and config.variant != "up-projection":
+        return f"lstm[{config.variant}]"
     if not isinstance(config, XLSTMConfig):
         return config.family
     num_mlstm, num_slstm = _ratio(config.num_blocks, config.slstm_at)
@@ -94,9 +101,14 @@ def _ratio(depth: int, positions: tuple[int, ...]) -> tuple[int, int]:
     return exact
 
 
+def dimensions_key(config: ModelConfig) -> str:
+    """Which table of published dimensions a configuration belongs to."""
+    return config.family if isinstance(config, XLSTMConfig) else family_label(config)
+
+
 def size_label(config: ModelConfig) -> str:
     """The size as people write it: `125M` where the dimensions are published ones, else the number of parameters."""
-    for size, dimensions in DIMENSIONS.get(config.family, {}).items():
+    for size, dimensions in DIMENSIONS.get(dimensions_key(config), {}).items():
         if all(getattr(config, field) == value for field, value in dimensions.items()):
             return size
     return compact(parameters(config).total)

@@ -24,12 +24,14 @@ def config_for(family: str, size: str | Mapping[str, Any], vocab_size: int) -> M
     named = parse_family(family)
     cls = FAMILIES[named.base]
     if isinstance(size, str):
-        sizes = DIMENSIONS.get(named.base, {})
+        sizes = DIMENSIONS.get(family if named.variant else named.base, {})
         if size not in sizes:
             raise ValueError(f"unknown size `{size}` of {named.base}; there are {', '.join(sizes) or 'none'}")
         dimensions = dict(sizes[size])
     else:
         dimensions = _checked(cls, size)
+        if named.variant and dimensions.setdefault("variant", named.variant) != named.variant:
+            raise ValueError(f"{family} is not of the variant {dimensions['variant']!r}")
     if cls is XLSTMConfig:
         depth = dimensions["num_blocks"]
         dimensions["slstm_at"] = tuple(dimensions.get("slstm_at", place_slstm(depth, named.num_mlstm, named.num_slstm)))

@@ -186,7 +186,8 @@ class _Attempt:
 
     def _report_damage(self, damage: str) -> None:
         print(f"damaged checkpoint: {damage}; the one before is taken", file=sys.stderr)
-        self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": damage})
+        if self.gang.leads:
+            self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": damage})
 
     def _result(self) -> Result:
         assert self.trainer.last_validation is not None

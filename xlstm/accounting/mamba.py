@@ -1,0 +1,24 @@
+"""Mamba: 6.25 d² + 111 d parameters per block, where d is a multiple of 16 and the state has 16 dimensions."""
+
+from xlstm.accounting.cost import Cost, Sequence, causal_conv, linear, norm
+from xlstm.models.configs import MambaConfig
+
+SCAN_OPERATIONS = 7
+"""Per element of the state and step: delta A and its exponential 2, delta u times B 1, the recurrence 2, the read 2."""
+
+CHANNEL_OPERATIONS = 3
+"""Per channel and step: delta u 1, the skip 2."""
+
+
+def blocks(config: MambaConfig, sequence: Sequence) -> list[Cost]:
+    """The cost of each block."""
+    d, inner, state_dim, rank = config.embedding_dim, config.inner_dim, config.state_dim, config.delta_rank
+    selection = linear(inner, rank + 2 * state_dim) + linear(rank, inner, bias=True)
+    scan = Cost(inner * state_dim + inner, recurrence=inner * (SCAN_OPERATIONS * state_dim + CHANNEL_OPERATIONS))
+    block = norm(d) + linear(d, 2 * inner) + causal_conv(inner) + selection + scan + linear(inner, d)
+    return [block] * config.num_blocks
+
+
+def outside(config: MambaConfig) -> Cost:
+    """What is neither block, embedding nor head: the last norm."""
+    return norm(config.embedding_dim)
