@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
@@ -51,9 +52,12 @@ def submit(
 
     with one_line_errors():
         writable_workspace()
-        executor = _executor(on)
+        executor = None if on == "slurm" else _executor(on)
     made = plan_sweep(sweep, override)
-    _carry_out(made, executor, sweep)
+    if executor is None:
+        slurm.hand_over(made)
+    else:
+        _carry_out(made, executor, sweep)
 
 
 @app.command()
@@ -66,6 +70,8 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     workspace = workspace_here()
     with one_line_errors():
         names = [sweep_name(sweep)] if sweep else submitted(workspace)
+        for name in names:
+            slurm.catch_up(workspace, name)
         standings = [look(workspace, name) for name in names]
     if as_json:
         documents = [standing.document() for standing in standings]
@@ -118,4 +124,4 @@ def _executor(on: str) -> "Executor":
         from orchestrator.executors.local import LocalExecutor
 
         return LocalExecutor()
-    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local',))}")
+    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'slurm'))}")

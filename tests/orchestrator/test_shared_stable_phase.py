@@ -94,9 +94,20 @@ def write_result(workspace: Workspace, run: Any) -> None:
     spec = run.spec
     validation = {"loss": 2.0, "perplexity": 7.4, "tokens": 1, "evaluation": spec.evaluation.fingerprint}
     result = {
-        "run_id": run.run_id, "family": "llama", "size": "small", "seed": 0, "tokens": 5120, "steps": 20,
-        "parameters": run.parameters.model_dump(), "flops": dict(run.flops), "validation": validation,
-        "wall_seconds": 1.0, "device_hours": 0.1, "attempts": 1, "data_fingerprint": "", "tokenizer": "bytes",
+        "run_id": run.run_id,
+        "family": "llama",
+        "size": "small",
+        "seed": 0,
+        "tokens": 5120,
+        "steps": 20,
+        "parameters": run.parameters.model_dump(),
+        "flops": dict(run.flops),
+        "validation": validation,
+        "wall_seconds": 1.0,
+        "device_hours": 0.1,
+        "attempts": 1,
+        "data_fingerprint": "",
+        "tokenizer": "bytes",
         "schedule": "wsd",
     }
     path: Path = workspace.run(run.run_id).path / "result.json"
