@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
@@ -57,15 +58,14 @@ def submit(
         executor = None if on == "slurm" else _executor(on)
     made = plan_sweep(sweep, override)
     if executor is None:
-        _hand_to_slurm(made)
-        return
-    if detach:
+        slurm.hand_over(made)
+    elif detach:
         made.save()
         pid, log = detach_submission(workspace, made.name, on)
         print(f"process {pid} carries out {made.name}; its log is {log}")
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
-        return
-    _carry_out(made, executor, sweep)
+    else:
+        _carry_out(made, executor, sweep)
 
 
 @app.command()
@@ -78,6 +78,8 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     workspace = workspace_here()
     with one_line_errors():
         names = [sweep_name(sweep)] if sweep else submitted(workspace)
+        for name in names:
+            slurm.catch_up(workspace, name)
         standings = [look(workspace, name) for name in names]
     if as_json:
         documents = [standing.document() for standing in standings]
@@ -181,34 +183,6 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
-
-
-def _hand_to_slurm(made: "Plan") -> None:
-    """Slurm takes all missing runs at once, forks as dependencies; nothing of ours has to stay alive."""
-    import uuid
-
-    from orchestrator.errors import InputError
-    from orchestrator.executors.contract import Job
-    from orchestrator.submission import prepare_data
-    from orchestrator.tables import plan_summary
-    from slurm.executor import SlurmExecutor
-
-    console = make_console()
-    console.print(f"[bold]{made.name}[/bold]: {plan_summary(made.document())}", highlight=False)
-    made.save()
-    jobs = []
-    for run in made.missing:
-        directory = made.workspace.run(run.run_id)
-        directory.create(run.spec)
-        directory.withdraw_cancel()
-        jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
-    with one_line_errors():
-        prepare_data(made.workspace, [run.spec for run in made.missing], console)
-        try:
-            handles = SlurmExecutor(made.workspace, made.name).submit(jobs)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(f"--on slurm: {error}") from None
-    print(f"{len(handles)} runs are with Slurm; look with: scaling status {made.name}")
 
 
 def _executor(on: str) -> "Executor":
