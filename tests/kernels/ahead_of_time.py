@@ -54,10 +54,14 @@ def _through(tiling: dict[str, int], to_keys: bool, later: bool) -> dict[str, An
 def compile_one(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, capability: int) -> dict:
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    integers = re.compile(r"^(time|chunks|heads|batch|[a-z]_[bht])$")
-    signature = {name: "i32" if integers.match(name) else types[name] for name in kernel.arg_names}
+    strides = re.compile(r"^[a-z]_[bht]$")
+    lengths = ("time", "chunks", "heads", "batch")
+    signature = {name: "i32" if strides.match(name) or name in lengths else types[name] for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    # What a launch finds: pointers and strides are multiples of 16; lengths are not specialised.
+    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or strides.match(name)]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
@@ -78,6 +82,17 @@ def compile_one(kernel: Any, types: dict[str, str], constants: dict[str, Any], w
         "spilled": sum(spilled),
         "registers": int(registers[1]) if registers else None,
     }
+
+
+def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
+    """Kernel, pointer types, constants and warps for every published head dimension, and the smallest."""
+    from kernels.slstm import triton_scan as kernels
+
+    for head_dim in (64, 192, 256, 384, 512, 640):
+        for kernel in (kernels.forward_kernel, kernels.backward_kernel):
+            types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
+            constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
+            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, 4
 
 
 if __name__ == "__main__":
