@@ -138,7 +138,7 @@ class Execution(Ring):
     devices: PositiveInt = Field(1, description="Ranks per node: GPUs, or processes on CPU.")
     device: Literal["cpu", "cuda", "auto"] = "auto"
     micro_batch_sequences: PositiveInt | None = Field(
-        None, description="Sequences per rank and forward pass; null: all of the rank's on CPU, probed on GPU."
+        None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as should fit on GPU."
     )
     sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

@@ -207,7 +207,7 @@ def test_the_lease_taken_by_another_stops_the_trainer_before_it_writes(workspace
     assert status.lease is not None
     stolen = status.model_copy(update={"lease": status.lease.model_copy(update={"token": "another"})})
     (run.path / "status.json").write_text(stolen.model_dump_json())
-    attempt.wait(30)
+    attempt.wait()
     assert attempt.ranks[0].returncode == 1
     assert run.verdict(attempt.number) is None
     assert not list(run.checkpoints.glob("step-*"))
