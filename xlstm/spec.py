@@ -174,7 +174,7 @@ class Presentation(Ring):
 class Evaluation(Ring):
     """What is measured on the trained model."""
 
-    name: str = "validation"
+    name: str = Field("validation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the file it leaves.")
     sequences: PositiveInt | None = Field(None, description="Validation sequences, from the first; null: all of them.")
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from launching import BATCH, CONTEXT, SEQUENCES, losses, make_run, start
 
-from xlstm.models.configs import LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config, XLSTMConfig
+from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, XLSTMConfig
 from xlstm.records import Fork, RunDirectory, State, Workspace
 from xlstm.spec import Schedule
 
@@ -55,12 +55,10 @@ def test_how_a_step_is_carried_out_changes_nothing_but_rounding(
     [
         XLSTMConfig(vocab_size=256, embedding_dim=32, num_blocks=2, num_heads=2, slstm_at=(1,)),
         MambaConfig(vocab_size=256, embedding_dim=32, num_blocks=2),
-        RWKV4Config(vocab_size=256, embedding_dim=32, num_blocks=2),
-        LSTMConfig(vocab_size=256, embedding_dim=32, num_blocks=2),
     ],
     ids=lambda model: model.family,
 )
-def test_every_family_learns_the_same_on_two_ranks(workspace: Workspace, model: ModelConfig) -> None:
+def test_recurrent_families_learn_the_same_on_two_ranks(workspace: Workspace, model: ModelConfig) -> None:
     runs = {}
     for ranks in (1, 2):
         place = Workspace(workspace.root.with_name(f"on-{ranks}"))
