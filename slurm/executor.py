@@ -20,7 +20,7 @@ from slurm.batches import Batch, Contents, Part, batches_of, folder_of, job_numb
 from slurm.chains import Link, links
 from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
-from slurm.site import Site
+from slurm.site import Site, SiteError
 from xlstm.records import RunDirectory, State, Workspace
 
 SEARCH_SECONDS = 30.0
@@ -77,6 +77,7 @@ class SlurmExecutor:
         for a fork whose checkpoint nobody will leave, SiteError for settings that are not valid; nothing is submitted
         then. SlurmError where sbatch refuses; what was submitted until then is in the queue.
         """
+        _refuse_what_slurm_rewrites(self.workspace.root.absolute())
         site = self.site or Site.load(self.workspace)
         sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
         with self._alone():
@@ -272,7 +273,7 @@ class SlurmExecutor:
             nodes=shape.nodes,
             cpus_per_task=site.cpus_per_task,
             container=tuple(site.container),
-            python=site.container_python if site.container else "",
+            python=site.task_python,
             srun=tuple(site.srun),
         )
         batch.write(contents)
@@ -332,6 +333,12 @@ class SlurmExecutor:
         if self._gpus is None:
             self._gpus = commands.has_gpus()
         return self._gpus
+
+
+def _refuse_what_slurm_rewrites(root: Path) -> None:
+    """Slurm expands % in the path of a log and drops backslashes, and then cannot open it."""
+    if found := [character for character in "%\\" if character in str(root)]:
+        raise SiteError(f"workspace {root}: Slurm cannot write logs below a path that holds {found[0]}; move it")
 
 
 def _numbers(handle: Handle) -> list[str]:

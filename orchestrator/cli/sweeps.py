@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
@@ -51,9 +52,12 @@ def submit(
 
     with one_line_errors():
         writable_workspace()
-        executor = _executor(on)
+        executor = None if on == "slurm" else _executor(on)
     made = plan_sweep(sweep, override)
-    _carry_out(made, executor)
+    if executor is None:
+        slurm.hand_over(made)
+    else:
+        _carry_out(made, executor, sweep)
 
 
 @app.command()
@@ -66,6 +70,8 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     workspace = workspace_here()
     with one_line_errors():
         names = [sweep_name(sweep)] if sweep else submitted(workspace)
+        for name in names:
+            slurm.catch_up(workspace, name)
         standings = [look(workspace, name) for name in names]
     if as_json:
         documents = [standing.document() for standing in standings]
@@ -89,7 +95,7 @@ def schema() -> None:
     print_json(sweep_schema())
 
 
-def _carry_out(made: "Plan", executor: "Executor") -> None:
+def _carry_out(made: "Plan", executor: "Executor", source: str) -> None:
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
@@ -101,7 +107,7 @@ def _carry_out(made: "Plan", executor: "Executor") -> None:
     made.save()
     statuses = {}
     if made.missing:
-        with one_line_errors(), interruption(console, f"scaling submit {made.name} --on {executor.name}"):
+        with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
             statuses = carry_out(made.workspace, made.name, document["runs"], made.launches, executor, console)
     standing = look(made.workspace, made.name)
     console.print(runs_table(standing.runs))
@@ -118,4 +124,4 @@ def _executor(on: str) -> "Executor":
         from orchestrator.executors.local import LocalExecutor
 
         return LocalExecutor()
-    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local',))}")
+    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'slurm'))}")

@@ -67,7 +67,7 @@ def test_an_array_no_longer_than_the_site_allows(nothing_starts: None, workspace
     assert [len(batch.contents().parts) for batch in batches_of(workspace, "parts")] == [3, 3, 1]
 
 
-HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n*%j\\ ü 漢"
+HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n* ü 漢"
 
 
 def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Cluster, tmp_path: Path) -> None:
@@ -79,6 +79,13 @@ def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Clus
     assert not Path("pwned").exists()
     (batch,) = batches_of(workspace, "hostile")
     assert "touch" not in batch.script.read_text()
+
+
+@pytest.mark.parametrize("character", ["%", "\\"])
+def test_a_workspace_below_which_slurm_cannot_write_is_refused(tmp_path: Path, character: str) -> None:
+    workspace = Workspace(tmp_path / f"a{character}j")
+    with pytest.raises(SiteError, match="Slurm cannot write logs below a path that holds"):
+        SlurmExecutor(workspace, "refused").submit([job(make_run(workspace))])
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "gres", "mem", "time"])
