@@ -43,7 +43,6 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
     """
     rank = int(os.environ.get("RANK", "0"))
     run = RunDirectory(directory)
-    attempt = None
     try:
         attempt = _Attempt(run, number, token)
         verdict = attempt.train()
@@ -103,6 +102,7 @@ class _Attempt:
         try:
             finished = self.trainer.train(self._at_boundary)
         except DivergedError as error:
+            self.checkpointer.wait()
             return Verdict(state=State.DIVERGED, reason=str(error), step=error.step)
         step = self.trainer.step
         self._save()
