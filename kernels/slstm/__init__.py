@@ -1,10 +1,12 @@
 """The sLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2): scalar memories that mix within a head, step by step."""
 
+import math
+
 from torch import Tensor
 
 from kernels.dispatch import Implementation, choose, expect_shape
+from kernels.slstm.ops import slstm_op
 from kernels.slstm.reference import SLSTMState, recurrence_step, slstm_reference, zero_state
-from kernels.slstm.torch_loop import slstm_loop
 
 __all__ = ["SLSTMState", "slstm", "slstm_step"]
 
@@ -25,16 +27,30 @@ def slstm(
     time): the state is forgotten before that token. `gradient_clip` bounds each element of the gradient through R.
     Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
     """
+    if gates.ndim != 5:
+        raise ValueError(f"slstm: gates has shape {tuple(gates.shape)}, expected (batch, time, 4, heads, head_dim)")
     batch, time, _, heads, head_dim = gates.shape
     expect_shape("slstm", "gates", gates, (batch, time, 4, heads, head_dim), "(batch, time, 4, heads, head_dim)")
     expect_shape("slstm", "recurrent", recurrent, (4, heads, head_dim, head_dim), "(4, heads, head_dim, head_dim)")
+    if time == 0:
+        raise ValueError("slstm: the sequence is empty, expected at least one token")
     if resets is not None:
         expect_shape("slstm", "resets", resets, (batch, time), "(batch, time)")
+    if gradient_clip is not None and not (gradient_clip > 0 and math.isfinite(gradient_clip)):
+        raise ValueError(f"slstm: gradient_clip is {gradient_clip}, expected a positive number or None")
     state = zero_state(gates) if initial_state is None else initial_state
-    chosen = choose("slstm", implementation, gates, lambda: "there are no Triton kernels for the sLSTM")
+    chosen = choose("slstm", implementation, gates, lambda: _triton_obstacle(gates))
     if chosen == "reference":
         return slstm_reference(gates, recurrent, state, resets, gradient_clip)
-    return slstm_loop(gates, recurrent, state, resets, gradient_clip)
+    hs, c, n, m, *_ = slstm_op(
+        gates, recurrent, state.h, state.c, state.n, state.m.detach(), resets, gradient_clip, chosen
+    )
+    last = hs[-1].transpose(0, 1)
+    return hs.permute(2, 0, 1, 3).to(gates.dtype), SLSTMState(last, c, n, m)
+
+
+def _triton_obstacle(gates: Tensor) -> str | None:
+    return "there are no Triton kernels for the sLSTM"
 
 
 def slstm_step(gates: Tensor, recurrent: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:

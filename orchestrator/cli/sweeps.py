@@ -57,7 +57,7 @@ def submit(
     if executor is None:
         slurm.hand_over(made)
     else:
-        _carry_out(made, executor)
+        _carry_out(made, executor, sweep)
 
 
 @app.command()
@@ -95,7 +95,7 @@ def schema() -> None:
     print_json(sweep_schema())
 
 
-def _carry_out(made: "Plan", executor: "Executor") -> None:
+def _carry_out(made: "Plan", executor: "Executor", source: str) -> None:
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
@@ -107,7 +107,7 @@ def _carry_out(made: "Plan", executor: "Executor") -> None:
     made.save()
     statuses = {}
     if made.missing:
-        with one_line_errors(), interruption(console, f"scaling submit {made.name} --on {executor.name}"):
+        with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
             statuses = carry_out(made.workspace, made.name, document["runs"], made.launches, executor, console)
     standing = look(made.workspace, made.name)
     console.print(runs_table(standing.runs))

@@ -33,15 +33,16 @@ def make_run(
     schedule: Schedule | None = None,
     physics: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    corpus: str = "text",
     **execution: Any,
 ) -> RunDirectory:
     """A run over a small text of its own, planned and its data prepared."""
-    text = workspace.root / "corpus.txt"
+    text = workspace.root / ("corpus.txt" if corpus == "text" else "corpus.jsonl")
     if not text.exists():
         text.parent.mkdir(parents=True, exist_ok=True)
         # Numbers in words of different lengths: something to learn, and no two documents alike.
         text.write_text(" ".join(f"{i} squared is {i * i}; " + "ab" * (i % 7) for i in range(4000)))
-    declared, _ = declare("text", "bytes", CONTEXT, (str(text),))
+    declared, _ = declare(corpus, "bytes", CONTEXT, (str(text),))
     declared = declared.model_copy(update=data or {})
     prepare(declared, (str(text),), workspace)
     execution = {"device": "cpu", "threads_per_rank": 1, "log_every": 1, "checkpoint_every": 5, **execution}

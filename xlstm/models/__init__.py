@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "xlstm": ("xlstm.models.xlstm", "XLSTM"),
+    "xlstm-large": ("xlstm.models.xlstm_large", "XLSTMLarge"),
     "llama": ("xlstm.models.llama", "Llama"),
     "gpt": ("xlstm.models.gpt", "GPT"),
     "mamba": ("xlstm.models.mamba", "Mamba"),

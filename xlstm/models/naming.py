@@ -1,5 +1,6 @@
 """Names of models: from `xlstm[7:1]` to what it says, and from a configuration to `xlstm[7:1]` and `125M`."""
 
+import dataclasses
 import math
 import re
 from functools import lru_cache
@@ -74,14 +75,24 @@ def family_label(config: ModelConfig) -> str:
 
     xLSTM: [1:0] and [0:1] for one kind of block; [7:1] where the positions are those of [7:1] at eight blocks or more;
     else the ratio of the numbers of blocks, where it gives the positions, or else the smallest that does; else, for
-    positions chosen by hand, the ratio of the numbers.
+    positions chosen by hand, the ratio of the numbers. What an ablation changed follows, as in
+    `xlstm[1:0]+convolution=False`: another model, another law.
     """
     if isinstance(config, LSTMConfig) and config.variant != "up-projection":
         return f"lstm[{config.variant}]"
     if not isinstance(config, XLSTMConfig):
         return config.family
     num_mlstm, num_slstm = _ratio(config.num_blocks, config.slstm_at)
-    return f"xlstm[{num_mlstm}:{num_slstm}]"
+    changed = "".join(
+        f"+{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name not in _NO_ABLATION and getattr(config, field.name) != field.default
+    )
+    return f"xlstm[{num_mlstm}:{num_slstm}]{changed}"
+
+
+_NO_ABLATION = ("family", "vocab_size", "embedding_dim", "num_blocks", "slstm_at", "num_heads")
+"""Fields of xLSTM's configuration that its size and its ratio say."""
 
 
 @lru_cache

@@ -1,0 +1,165 @@
+"""The sLSTM over time with few kernel launches per step, forward and backward: fast on any device.
+
+On CPU, and on GPU without a kernel of its own, a step costs its launches, so the recurrence is written at the scale
+where the normaliser is 1: c is then the cell divided by the normaliser and l the logarithm of the true normaliser,
+
+    a_t = log sigmoid(f_t) + l_{t-1}          weight of the past         w_t = sigmoid(i_t - a_t)
+    l_t = logaddexp(a_t, i_t)                 weight of past and now     c_t = c_{t-1} + w_t (tanh z_t - c_{t-1})
+    h_t = sigmoid(o_t) c_t
+
+which is exactly the sLSTM (the scale is a gauge), without stabiliser and division: nine launches a step. The zero state
+is l = -inf. Going back, with dc and dn the gradients of cell and normaliser at that scale, keep = exp(a_t - l_t):
+
+    dc += o dh            dz~ = w (1 - z^2) dc           df~ = keep sigmoid(-f~) (c_{t-1} dc + dn)
+    dn -= o c dh          di~ = w (z dc + dn)            do~ = c o (1 - o) dh            (dc, dn) <- keep (dc, dn)
+
+All factors are formed for a block of steps at once; a step is six launches. The gates are kept in the order z, f, i, o,
+in which those that share a launch are neighbours.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dispatch import state_dtype
+
+ORDER = (2, 1, 0, 3)
+"""Positions of z, f, i, o among i, f, z, o; its own inverse."""
+STEPS_AT_ONCE = 128
+"""Steps whose backward factors are formed together: nine tensors of this many steps are alive at a time."""
+
+
+def _by_head(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
+    """(4, heads, head_dim, head_dim) in our order as one matrix per head, (heads, head_dim, 4 * head_dim)."""
+    return torch.stack([recurrent[gate] for gate in ORDER], dim=2).flatten(2).to(dtype)
+
+
+def _resetting(resets: Tensor | None, time: int) -> list[bool]:
+    """Which steps reset any sequence of the batch."""
+    return [False] * time if resets is None else resets.any(0).tolist()
+
+
+def forward(
+    gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, c and l of every step, (time, heads, batch, head_dim), and the activations (…, 5, head_dim).
+
+    The activations are tanh z, f, w, sigmoid o and a. The state is (batch, heads, head_dim).
+    """
+    batch, time, _, heads, head_dim = gates.shape
+    dtype = state_dtype(gates)
+    active = gates.new_empty(time, heads, batch, 4, head_dim, dtype=dtype)
+    for place, gate in enumerate(ORDER):
+        active[:, :, :, place].copy_(gates[:, :, gate].permute(1, 2, 0, 3))
+    matrices = _by_head(recurrent, dtype)
+    hs, cs, ls, past = (gates.new_empty(time, heads, batch, head_dim, dtype=dtype) for _ in range(4))
+    h, c, n, m = (s.to(dtype).transpose(0, 1) for s in (h, c, n, m))
+    c, l = torch.where(n == 0, 0.0, c / n), m + torch.log(n)
+    resetting = _resetting(resets, time)
+    steps = zip(
+        active.flatten(3).unbind(0), active.unbind(0), hs.unbind(0), cs.unbind(0), ls.unbind(0), past.unbind(0),
+        strict=True,
+    )  # fmt: skip
+    for t, (flat, pre, h_t, c_t, l_t, a_t) in enumerate(steps):
+        if resets is not None and resetting[t]:
+            at = resets[:, t, None]  # (batch, 1)
+            h, c, l = h.masked_fill(at, 0.0), c.masked_fill(at, 0.0), l.masked_fill(at, -torch.inf)
+        flat.baddbmm_(h, matrices)
+        z, f, i, _ = pre.unbind(2)
+        torch.add(F.logsigmoid(f), l, out=a_t)
+        torch.logaddexp(a_t, i, out=l_t)
+        i.sub_(a_t)
+        pre[:, :, 2:].sigmoid_()
+        z.tanh_()
+        torch.lerp(c, z, i, out=c_t)
+        torch.mul(pre[:, :, 3], c_t, out=h_t)
+        h, c, l = h_t, c_t, l_t
+    return hs, cs, ls, torch.cat([active, past[:, :, :, None]], dim=3)
+
+
+def _shifted(first: Tensor, rest: Tensor, at: Tensor | None) -> Tensor:
+    """What each step finds from the step before it: zeros at resets. `at` (time, batch)."""
+    before = torch.cat([first[None], rest[:-1]])
+    return before if at is None else before.masked_fill(at[:, None, :, None], 0.0)
+
+
+def backward(
+    grad_h: Tensor,
+    grad_c: Tensor | None,
+    grad_n: Tensor | None,
+    recurrent: Tensor,
+    h: Tensor,
+    c: Tensor,
+    n: Tensor,
+    m: Tensor,
+    resets: Tensor | None,
+    hs: Tensor,
+    cs: Tensor,
+    ls: Tensor,
+    active: Tensor,
+    gradient_clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the gates (batch, time, 4, heads, head_dim), of the recurrent matrices, and of the initial h, c, n.
+
+    `grad_h` (time, heads, batch, head_dim) holds all gradients of the outputs; `grad_c`, `grad_n` are those of the
+    final state at its scale n = 1, (batch, heads, head_dim).
+    """
+    time, heads, batch, head_dim = hs.shape
+    dtype = hs.dtype
+    transposed = _by_head(recurrent, dtype).mT.contiguous()
+    resetting = _resetting(resets, time)
+    at = None if resets is None else resets.t()  # (time, batch)
+    h, c, n, m = (s.to(dtype).transpose(0, 1) for s in (h, c, n, m))
+    c_before = _shifted(torch.where(n == 0, 0.0, c / n), cs, at)
+    dh = grad_h.clone(memory_format=torch.contiguous_format)
+    dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
+    state = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
+    for part, grad in zip(state, (grad_c, grad_n), strict=True):
+        if grad is not None:
+            part.copy_(grad.transpose(0, 1))
+    keep_next: Tensor | None = None
+    recurrent_grad = torch.zeros_like(dh[0])
+    for block in reversed(range(0, time, STEPS_AT_ONCE)):
+        steps = slice(block, min(time, block + STEPS_AT_ONCE))
+        z, f, w, o, a = active[steps].unbind(3)
+        cell, before = cs[steps], c_before[steps]
+        keep = torch.exp(a - ls[steps])
+        forget = keep * torch.sigmoid(-f)
+        to_state = torch.stack([o, -o * cell], dim=1)  # (steps, 2, heads, batch, head_dim)
+        from_cell = torch.stack([w * (1 - z * z), forget * before, w * z], dim=3)
+        from_normalizer = torch.stack([forget, w], dim=3)
+        to_output_gate = cell * o * (1 - o)
+        for s in reversed(range(keep.shape[0])):
+            t = block + s
+            dh_t, dpre_t = dh[t], dpre[t]
+            if t + 1 < time:
+                dh_t.add_(recurrent_grad)
+            if keep_next is not None:
+                state.mul_(keep_next)
+                if resetting[t + 1] and at is not None:
+                    state.masked_fill_(at[t + 1, :, None], 0.0)
+            state.addcmul_(to_state[s], dh_t)
+            dc, dn = state[0, :, :, None], state[1, :, :, None]
+            torch.mul(from_cell[s], dc, out=dpre_t[:, :, :3])
+            dpre_t[:, :, 1:3].addcmul_(from_normalizer[s], dn)
+            torch.mul(to_output_gate[s], dh_t, out=dpre_t[:, :, 3])
+            torch.bmm(dpre_t.flatten(2), transposed, out=recurrent_grad)
+            if gradient_clip is not None:
+                recurrent_grad.clamp_(-gradient_clip, gradient_clip)
+            if resetting[t] and at is not None:
+                recurrent_grad.masked_fill_(at[t, :, None], 0.0)
+            keep_next = keep[s]
+
+    # The initial state stands at a scale of its own: n may be 0 there, the first step's weight of it is finite.
+    first = torch.exp(F.logsigmoid(active[0, :, :, 1]) + m - ls[0])
+    if at is not None:
+        first = first.masked_fill(at[0, :, None], 0.0)
+    dc, dn = (state * first).transpose(1, 2).unbind(0)
+    h_before = _shifted(h, hs, at)
+    grad_matrices = torch.bmm(
+        h_before.transpose(0, 1).reshape(heads, time * batch, head_dim).mT,
+        dpre.transpose(0, 1).reshape(heads, time * batch, 4 * head_dim),
+    ).view(heads, head_dim, 4, head_dim)
+    grad_gates = torch.stack([dpre[:, :, :, place].permute(2, 0, 1, 3) for place in ORDER], dim=2)
+    grad_recurrent = torch.stack([grad_matrices[:, :, place] for place in ORDER], dim=0)
+    return grad_gates, grad_recurrent, recurrent_grad.transpose(0, 1).contiguous(), dc.contiguous(), dn.contiguous()
