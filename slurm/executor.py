@@ -81,11 +81,11 @@ class SlurmExecutor:
         site = self.site or Site.load(self.workspace)
         sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
         with self._alone():
-            alive = self._alive()
+            alive = self.alive()
             handles = self._submit([job for job in jobs if job.run.run_id not in alive], sites)
         return [(alive | handles)[job.run.run_id] for job in jobs]
 
-    def _alive(self) -> dict[str, Handle]:
+    def alive(self) -> dict[str, Handle]:
         """Runs of this sweep whose jobs are waiting or running."""
         handles = self.handles()
         shown = {job.number: job for job in commands.squeue(self.job_name)} if handles else {}
@@ -125,6 +125,8 @@ class SlurmExecutor:
 
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
         """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
+        if not handles:
+            return
         wanted = {number for handle in handles for number in _numbers(handle)}
         shown = [job for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended]
         running = [job.number for job in shown if job.is_running]

@@ -49,5 +49,7 @@ def test_a_sweep_is_handed_over_and_looked_at_and_nothing_of_ours_lives_meanwhil
     assert run["state"] == "COMPLETED"
     assert (workspace.root / "mlflow.db").exists()
     assert "all complete" in scaling(workspace, "submit", str(sweep), "--on", "slurm")
+    assert "nothing to retry" in scaling(workspace, "retry", "typed")
+    assert "nothing to cancel" in scaling(workspace, "cancel", "typed")
     (batch,) = (workspace.sweeps / "typed" / "slurm").glob("*/script.sh")
     assert "#SBATCH --time=30\n" in batch.read_text()
