@@ -113,7 +113,11 @@ def watch(
     workspace, console = workspace_here(), make_console()
     going_on = {State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED}
     with one_line_errors(), Live(console=console, auto_refresh=False) as live:
+        ask_slurm = 0.0
         while True:
+            if time.monotonic() > ask_slurm:
+                slurm.reconcile(workspace, sweep_name(sweep))
+                ask_slurm = time.monotonic() + slurm.ASK_SECONDS
             standing = look(workspace, sweep_name(sweep))
             live.update(Group(runs_table(standing.runs), ledger_line(standing.ledger)), refresh=console.is_terminal)
             if not going_on & standing.counts.keys():
@@ -135,7 +139,8 @@ def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A su
             runs = [workspace.run(row["run_id"]) for row in load_document(workspace, name)["runs"]]
         else:
             runs = [find_run(workspace, target)]
-        cancelled = cancel_runs(runs)
+        cancelled = slurm.cancel(workspace, runs)
+        cancelled += cancel_runs([run for run in runs if run not in cancelled])
     print(f"{len(cancelled)} runs cancelled" if cancelled else "nothing to cancel: no run is waiting or running")
 
 
@@ -152,7 +157,11 @@ def retry(sweep: NameArgument) -> None:
     if not again:
         print("nothing to retry: no run failed, diverged or was cancelled")
         return
-    _carry_out(made, LocalExecutor(), sweep, only=replace(made, runs=again))
+    only = replace(made, runs=again)
+    if slurm.has(made.workspace, made.name):
+        slurm.hand_over(made, only)
+    else:
+        _carry_out(made, LocalExecutor(), sweep, only=only)
 
 
 @app.command()
