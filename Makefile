@@ -1,10 +1,11 @@
 # quickstart: fresh machine -> environment -> sweep -> law -> plot.   test: everything that runs without a GPU.
 PYTHON ?= python3
 VENV := .venv
+PARITY := .venv-parity
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint parity clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,16 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial"
 	$(BIN)/python -m pytest -m serial
 
+# Models against other packages' implementations, which live in an environment of their own.
+$(PARITY)/installed: tests/parity/requirements.txt
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet "torch==2.13.0"
+	$(PARITY)/bin/python -m pip install --quiet --requirement tests/parity/requirements.txt
+	touch $@
+
+parity: $(VENV)/installed $(PARITY)/installed
+	SCALING_PARITY_PYTHON=$(abspath $(PARITY))/bin/python $(BIN)/python -m pytest tests/parity
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

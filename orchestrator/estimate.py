@@ -1,4 +1,4 @@
-"""What a run will cost, before it is paid: memory per device, and device-hours at measured or stated speed.
+"""What a run will cost, before it is paid: device-hours at measured speed where runs have finished, else stated.
 
 A finished run tells how many exact FLOPs per second one device gave to its family at its size; the nearest size of the
 same family counts first, then the nearest of any family. Without one, the stated share of the device's peak is used.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.supervisor import count_gpus
 from xlstm.models.naming import family_label
-from xlstm.records import Parameters, RunDirectory
+from xlstm.records import RunDirectory
 from xlstm.spec import RunSpec
 
 STATED_FLOPS = {"cuda": 0.4 * 989e12, "cpu": 10e9}
@@ -59,26 +59,3 @@ class Speeds:
             usable, key=lambda one: (one.family != family, abs(math.log(one.parameters / max(1, parameters))))
         )
         return flops / nearest.flops_per_device_second / 3600, "measured"
-
-
-def memory_bytes(spec: RunSpec, parameters: Parameters) -> float:
-    """Estimated peak per device: weights, gradients, AdamW's two moments, one gathered block, activations.
-
-    State is float32, 16 bytes a parameter over the ranks that shard it. Activations follow Korthikanti et al. 2022
-    (arXiv 2205.05198): 34 bytes per token, width and block in 16-bit precision without the attention matrix, twice that
-    in float32; with full activation checkpointing one block's, and each block's input. A micro-batch left open counts
-    as the whole of a rank's batch on CPU and as one sequence on GPU, the least that a probe can end at.
-    """
-    physics, execution = spec.physics, spec.execution
-    ranks = {"fsdp": execution.ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
-    width = 2 if physics.precision == "bf16-mixed" else 4
-    blocks, dim = physics.model.num_blocks, physics.model.embedding_dim
-    state = 16 * parameters.total / ranks
-    outside = parameters.total - parameters.non_embedding
-    gathered = 2 * width * (outside + parameters.non_embedding / blocks) if ranks > 1 else 0.0
-    per_rank = physics.batch_sequences // execution.ranks
-    sequences = execution.micro_batch_sequences or (1 if execution.device == "cuda" else per_rank)
-    tokens = sequences * physics.data.context_length
-    block = 17 * width * dim * tokens
-    kept = {"none": blocks * block, "selective": blocks * block / 2, "full": block + blocks * width * dim * tokens}
-    return state + gathered + kept[execution.activation_checkpointing]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.controller import PlannedRun, is_complete
-from orchestrator.estimate import Speeds, memory_bytes
+from orchestrator.estimate import Speeds
 from orchestrator.sharing import Share, share
 from sweeps.expand import SweepRun
 from sweeps.located import Problem, SweepError, nearest
@@ -191,7 +191,7 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         sweep_run=run,
         parameters=parameters,
         flops=flops,
-        memory_gib_per_device=memory_bytes(run.spec, parameters) / 2**30,
+        memory_gib_per_device=accounting.memory(run.spec).total / 2**30,
         device_hours=hours,
         basis=basis,
         state=state,

@@ -1,10 +1,8 @@
 """Shows training sequences as the model will see them: what was tokenized is what can be read back."""
 
-import numpy as np
-
 from xlstm.data import open_prepared
 from xlstm.data.batches import Windows
-from xlstm.data.order import permuted
+from xlstm.data.order import Order
 from xlstm.data.preparation import tokenizer_of
 from xlstm.records import Workspace
 from xlstm.spec import RunSpec
@@ -16,7 +14,8 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
     prepared = open_prepared(physics.data, workspace)
     tokenizer = tokenizer_of(physics.data, prepared.path)
     windows = Windows(prepared.stream("train"), physics.data.context_length, prepared.manifest.end_of_document)
-    batch = windows.batch(permuted(np.arange(min(count, windows.whole)), windows.whole, physics.seed))
+    order = Order(windows.whole, physics.seed)
+    batch = windows.batch(order.take(0, min(count, windows.whole)))
     print(f"{prepared.path}: {windows.whole:,} sequences of {physics.data.context_length} tokens")
     for index, (tokens, resets) in enumerate(zip(batch.tokens, batch.resets, strict=True)):
         print(f"--- sequence {index}, {int(resets.sum())} documents start in it")

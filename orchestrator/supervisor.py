@@ -7,6 +7,7 @@ code: a clean preemption and a crash look the same to torchrun. Imports without 
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator import provenance
-from xlstm.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
+from xlstm.processes import TOKEN_VARIABLE, children, die_with_parent, kill_tagged
 from xlstm.records import (
     Fork,
     Launch,
@@ -35,9 +36,11 @@ from xlstm.spec import Execution, RunSpec
 
 HEARTBEAT_SECONDS = 10.0
 GRACE_SECONDS = 600
-"""What torchrun leaves its workers between SIGTERM and SIGKILL: time to write a checkpoint (its default is 30)."""
-FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-"""Signals that torchrun hands on to its workers; unnamed, SIGUSR2 would kill it and orphan them."""
+"""What the trainers are left between SIGTERM and SIGKILL: time to write a checkpoint."""
+ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask for a checkpoint and the end. The trainers get them from here, and torchrun never: it raises out of
+its handler, so that the second of two signals (schedulers signal every process of a job, and we forward) would end
+it, and its trainers with it, before the checkpoint is written."""
 JOIN_SECONDS = 300.0
 """How long the other nodes of a gang wait for the first one's launch.json."""
 
@@ -55,10 +58,11 @@ class Supervisor:
     checkpoint_at: tuple[int, ...] = ()
     _torchrun: subprocess.Popen[bytes] | None = None
     _stopping: bool = field(default=False)
+    _asked: float | None = None
 
     def __call__(self) -> State:
         """Carry out the attempt; returns the state in which the run was left."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        for number in ASKED_TO_STOP:
             signal.signal(number, self._stop)
         return self._lead() if self.node_rank == 0 else self._follow()
 
@@ -126,10 +130,8 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                preexec_fn=lambda: die_with_parent(supervisor),
+                preexec_fn=lambda: _become_torchrun(supervisor),
             )
-            if self._stopping:
-                self._torchrun.terminate()
             try:
                 return self._wait(lease)
             finally:
@@ -143,6 +145,8 @@ class Supervisor:
             try:
                 return self._torchrun.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
+                if self._stopping:
+                    self._ask_trainers_to_stop()
                 if lease is None or time.monotonic() - beat < HEARTBEAT_SECONDS:
                     continue
             beat = time.monotonic()
@@ -164,14 +168,24 @@ class Supervisor:
             *(sys.executable, "-m", "torch.distributed.run", *meeting, "--rdzv-id", launch.token),
             *("--nnodes", str(execution.nodes), "--nproc-per-node", str(execution.devices)),
             *("--max-restarts", "0", "--monitor-interval", "0.2"),
-            *("--signals-to-handle", FORWARDED, "--shutdown-timeout", str(GRACE_SECONDS)),
+            # One that nobody sends: see ASKED_TO_STOP.
+            *("--signals-to-handle", "SIGQUIT"),
             *("-m", "xlstm.training", str(self.run.path), "--attempt", str(launch.attempt), "--token", self.token),
         ]
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self._stopping = True
-        if self._torchrun is not None and self._torchrun.poll() is None:
-            self._torchrun.send_signal(signal.SIGTERM)
+
+    def _ask_trainers_to_stop(self) -> None:
+        """Again and again, as one that has just started does not listen yet; SIGKILL when the grace is over."""
+        assert self._torchrun is not None
+        now = time.monotonic()
+        self._asked = self._asked or now
+        if now - self._asked > GRACE_SECONDS:
+            self._torchrun.kill()
+        for trainer in children(self._torchrun.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(trainer, signal.SIGTERM)
 
     def _verdict_from_outside(self, directory: Path, code: int) -> Verdict:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""
@@ -179,6 +193,13 @@ class Supervisor:
         state = State.PREEMPTED if self._stopping else State.FAILED
         reason = f"the trainer left no verdict; torchrun {died}; see {directory / f'torchrun-{self.node_rank}.log'}"
         return Verdict(state=state, reason=reason, time=time.time())
+
+
+def _become_torchrun(supervisor: int) -> None:
+    """Between fork and exec: die with the supervisor, and leave the signals that ask to stop to it."""
+    die_with_parent(supervisor)
+    for number in ASKED_TO_STOP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def resolve(execution: Execution, earlier: Launch | None) -> Execution:

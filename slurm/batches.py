@@ -70,6 +70,10 @@ class Batch:
         return Workspace(self.folder.parents[3])
 
     @property
+    def sweep(self) -> str:
+        return self.folder.parents[1].name
+
+    @property
     def script(self) -> Path:
         return self.folder / "script.sh"
 

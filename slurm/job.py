@@ -28,6 +28,7 @@ from types import FrameType
 from slurm import commands
 from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
+from slurm.shipping import shipped
 from xlstm.records import LEASE_EXPIRY_SECONDS, Launch, RunDirectory, State, Status, Verdict
 
 MAXIMUM_FAILURES = 3
@@ -49,8 +50,8 @@ class SlurmJob:
     contents: Contents
     number: str
     restart: int
-    _srun: subprocess.Popen[bytes] | None = None
     _terminated: bool = False
+    _cancelled: bool = False
     _lost: list[str] = field(default_factory=list)
 
     def __call__(self) -> int:
@@ -68,6 +69,8 @@ class SlurmJob:
             if self._is_done():
                 return 0
             if self._terminated:
+                if self._cancelled:
+                    self.run.set_state(State.CANCELLED, f"job {self.number} was cancelled in Slurm")
                 return 1
             if (code := self._after(token)) is not None:
                 return code
@@ -76,7 +79,7 @@ class SlurmJob:
     def _train(self, token: str) -> None:
         """One attempt on all nodes."""
         nodes, cpus = self.contents.nodes, self.contents.cpus_per_task
-        endpoint = f"{_first_node()}:{_free_port()}"
+        endpoint = f"{first_node()}:{free_port()}"
         run = [str(self.run.path), "--token", token, "--executor", "slurm", "--rendezvous", endpoint]
         if self.part.fork is not None:
             run += ["--fork-run", self.part.fork.run_id, "--fork-step", str(self.part.fork.step)]
@@ -87,22 +90,16 @@ class SlurmJob:
         python = [*self.contents.container, self.contents.python or sys.executable]
         command = ["srun", *layout, *ending, *self.contents.srun, *python, "-m", "slurm.task", *run]
         self._say(f"attempt {token}, meeting at {endpoint}")
-        self._srun = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        if self._terminated:
-            self._srun.terminate()
-        self._wait(self._srun)
+        self._wait(subprocess.Popen(command, stdin=subprocess.DEVNULL))
 
     def _wait(self, srun: subprocess.Popen[bytes]) -> None:
-        cut = asked = False
-        while True:
+        cut = ending = False
+        while srun.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 srun.wait(timeout=0.5)
-                if self._terminated and not asked:
-                    self._end_with_slurm()
-                return
-            if self._terminated and not asked:
+            if self._terminated and not ending:
                 self._end_with_slurm()
-                asked = True
+                ending = True
             until = self.part.until
             if until is not None and not cut and self.run.has_checkpoint(until):
                 self._say(f"step {until} is saved, from which other runs start; the next job of the chain goes on")
@@ -157,7 +154,7 @@ class SlurmJob:
         if len(recent) < MAXIMUM_STANDSTILLS:
             return None
         saved = [path.stat().st_mtime for path in self.run.checkpoints.glob("step-*/COMPLETE")]
-        if any(time >= recent[0][0].started for time in saved):
+        if any(moment >= recent[0][0].started for moment in saved):
             return None
         return (
             f"set aside after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; give a job more "
@@ -183,24 +180,24 @@ class SlurmJob:
                 return None
             time.sleep(1.0)
         if self._terminated:
-            return self._end_with_slurm()
+            self._end_with_slurm()
+            return 1
         self._say("it lives; this job leaves the run to it")
         return 1
 
-    def _end_with_slurm(self) -> int:
-        """Slurm is ending the job, and sends SIGKILL after its KillWait. Exit as the reason for it demands."""
+    def _end_with_slurm(self) -> None:
+        """Slurm is ending the job, and sends SIGKILL after its KillWait. Find out why, and come back if so."""
         try:
             job = commands.job_fields(self.number)
         except SlurmError:
-            return 1  # the controller is away; on its return it knows why this job ended
+            return  # the controller is away; on its return it knows why this job ended
         if int(job.get("Restarts", "0")) > self.restart:
             self._say("Slurm has requeued this job")
         elif job.get("Reason") == "TimeLimit" or job.get("JobState") in ("RUNNING", "PREEMPTED"):
             if self._hopeless() is None:
                 self._requeue()
-        elif not self._is_done():
-            self.run.set_state(State.CANCELLED, f"job {self.number} was cancelled in Slurm")
-        return 1
+        else:
+            self._cancelled = True
 
     def _requeue(self) -> int:
         """Wait in Slurm's queue again, under the same number. Slurm then ends this job; returns its exit code."""
@@ -238,7 +235,7 @@ class SlurmJob:
         print(f"{stamp} job {self.number} {self.run.run_id}: {what}", flush=True)
 
 
-def _first_node() -> str:
+def first_node() -> str:
     """The name of this node if it can be resolved, else the address at which Slurm reaches it."""
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     try:
@@ -248,7 +245,7 @@ def _first_node() -> str:
     return name
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port nobody listens on. Taken anew for every attempt; the lease's token keeps out whoever met here before."""
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -264,13 +261,15 @@ def main() -> int:
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     array = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
     part = contents.parts[index]
-    return SlurmJob(
+    job = SlurmJob(
         run=batch.run(part),
         part=part,
         contents=contents,
         number=job_number(array, index, len(contents.parts)),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-    )()
+    )
+    with shipped(job.run, batch.sweep, batch.workspace.tracking_uri):
+        return job()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from sweeps.language import BUDGETS, Axes, Resources, Settings, SweepFile
 from sweeps.located import Document, Path, Problem, SweepError, nearest
 from xlstm import accounting
 from xlstm.data import declare
-from xlstm.data.tokenizers import model_vocabulary, open_tokenizer
+from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
 from xlstm.models.sizes import SIZES, config_for
@@ -90,8 +90,8 @@ class _Expansion:
 
     def points(self) -> Iterator[_Point]:
         """Grid times zip without what is excluded, then what is included."""
-        grid = _lists(self.file.grid, ("grid",))
-        zipped = _lists(self.file.zip, ("zip",))
+        grid = self.lists(self.file.grid, ("grid",))
+        zipped = self.lists(self.file.zip, ("zip",))
         for axis in grid.keys() & zipped.keys():
             self.complain(("zip", axis), f"`{axis}` is an axis of `grid` and of `zip`; keep one")
         if len({len(values) for values in zipped.values()}) > 1:
@@ -111,7 +111,7 @@ class _Expansion:
             self.complain((), "no runs: give `grid`, `zip` or `include`")
 
     def _included(self, index: int, axes: Mapping[str, list[Choice]]) -> Iterator[_Point]:
-        given = _lists(self.file.include[index], ("include", index))
+        given = self.lists(self.file.include[index], ("include", index))
         inherited = {axis: values for axis, values in axes.items() if axis not in given}
         if any(budget in given for budget in BUDGETS):
             inherited = {axis: values for axis, values in inherited.items() if axis not in BUDGETS}
@@ -135,6 +135,17 @@ class _Expansion:
             point.choices.setdefault("seed", (0, ("grid",)))
             yield point
 
+    def lists(self, axes: Axes, path: Path) -> dict[str, list[Choice]]:
+        """The stated axes in the order written, each value with its path."""
+        written = self.document.value
+        for part in path:
+            written = written.get(part, {}) if isinstance(written, dict) else written[part]
+        return {
+            name: [(value, (*path, name, index)) for index, value in enumerate(getattr(axes, name))]
+            for name in written
+            if getattr(axes, name) is not None
+        }
+
     def check_words(self) -> None:
         """Every model and size that is written anywhere must exist, and `best_of` must be an axis that varies."""
         file = self.file
@@ -145,9 +156,11 @@ class _Expansion:
         groups += [(rule.when, ("resources", index, "when")) for index, rule in enumerate(file.resources)]
         for axes, path in groups:
             for axis in ("model", "size"):
-                for value, where in _lists(axes, path).get(axis, []):
+                for value, where in self.lists(axes, path).get(axis, []):
                     self._check_word(axis, value, where)
-        varying = {axis for axes, path in groups[:2] for axis, values in _lists(axes, path).items() if len(values) > 1}
+        varying = {
+            axis for axes, path in groups[:2] for axis, values in self.lists(axes, path).items() if len(values) > 1
+        }
         if file.best_of is not None and file.best_of not in varying:
             self.complain(("best_of",), f"`{file.best_of}` is no axis with several values; {nearest('', varying)}")
 
@@ -294,12 +307,12 @@ class _Expansion:
             return
         if key not in sources:
             suspects = {
+                "less than one global batch": BUDGETS,
                 "ranks": ("devices", "gpus", "nodes"),
                 "micro-batch": ("micro_batch_sequences",),
                 "batch": ("batch_sequences", "batch_tokens"),
                 "decay": ("decay_steps", "decay_fraction"),
                 "warm-up": ("warmup_steps",),
-                "tokens": BUDGETS,
             }
             names = [name for word, names in suspects.items() if word in message for name in names if name in sources]
             key = names[0] if names else None
@@ -315,15 +328,6 @@ def matches(where: Axes, values: Mapping[str, Any]) -> bool:
     )
 
 
-def _lists(axes: Axes, path: Path) -> dict[str, list[Choice]]:
-    """The stated axes in the order written, each value with its path."""
-    return {
-        name: [(value, (*path, name, index)) for index, value in enumerate(getattr(axes, name))]
-        for name in axes.__pydantic_fields_set__
-        if getattr(axes, name) is not None
-    }
-
-
 def _stated(section: Any, path: Path) -> dict[str, Choice]:
     return {name: (getattr(section, name), (*path, name)) for name in section.model_fields_set}
 
@@ -334,8 +338,11 @@ def _declared(
 ) -> tuple[Data, int]:
     """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
     if revision is not None:
+        vocabulary = stated_vocabulary(canonical_name(tokenizer))
+        if vocabulary is None:
+            raise ValueError(f"tokenizer {tokenizer}: its vocabulary comes from the corpus: state no revision")
         data = Data(corpus=corpus, revision=revision, tokenizer=tokenizer, context_length=context_length)
-        return data, model_vocabulary(open_tokenizer(tokenizer))
+        return data, model_vocabulary(vocabulary.size)
     return declare(corpus, tokenizer, context_length, paths)
 
 
@@ -352,4 +359,6 @@ def _execution(resources: Mapping[str, Choice], values: Mapping[str, Any]) -> Ex
     stated = {name: resources[name][0] for name in _EXECUTION if name in resources}
     if "gpus" in resources:
         stated |= {"devices": resources["gpus"][0], "device": "cuda"}
-    return Execution(**stated, data_paths=tuple(values.get("paths") or ()))
+    tokenizer = values.get("tokenizer") or ""
+    tokenizer_path = tokenizer if tokenizer.endswith(".json") else None
+    return Execution(**stated, data_paths=tuple(values.get("paths") or ()), tokenizer_path=tokenizer_path)

@@ -73,7 +73,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> Document:
         raise SweepError([Problem(str(path), 1, f"not UTF-8 text: {error.reason} at byte {error.start}")]) from None
     except OSError as error:
         raise SweepError([Problem(str(path), 0, error.strerror or str(error))]) from None
-    document = _with_absolute_paths(parse(text, str(path)), path.parent)
+    document = _with_located_corpora(parse(text, str(path)), path.parent)
     base = document.value.get("extends") if isinstance(document.value, dict) else None
     if not isinstance(base, str):
         return document
@@ -112,20 +112,24 @@ def _override(text: str) -> Document:
     path = tuple(key.strip().split("."))
     for part in reversed(path):
         content = {part: content}
-    return Document(place[0], content, {path[:length]: place for length in range(len(path) + 1)})
+    document = Document(place[0], content, {path[:length]: place for length in range(len(path) + 1)})
+    return _with_located_corpora(document, Path.cwd())
 
 
-def _with_absolute_paths(document: Document, folder: Path) -> Document:
-    """Make `data.paths` independent of where the sweep is read from; rules may name paths too."""
+def _with_located_corpora(document: Document, folder: Path) -> Document:
+    """Spell out `corpus: text:PATH`, and make paths independent of where the sweep is read from. Changes the value."""
     value = document.value
     if not isinstance(value, dict):
         return document
-    sections = [value.get("data")]
     rules = value.get("rules")
-    for rule in rules if isinstance(rules, list) else []:
-        sections.append(rule.get("set") if isinstance(rule, dict) else None)
-    for section in sections:
-        paths = section.get("paths") if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(paths, list):
+    for holder, key in [(value, "data"), *((rule, "set") for rule in (rules if isinstance(rules, list) else []))]:
+        section = holder.get(key) if isinstance(holder, dict) else None
+        if not isinstance(section, dict):
+            continue
+        corpus, paths = section.get("corpus"), section.get("paths")
+        if isinstance(corpus, str) and ":" in corpus:
+            section["corpus"], _, path = corpus.partition(":")
+            paths = [path, *(paths if isinstance(paths, list) else [])]
+        if isinstance(paths, list):
             section["paths"] = [str((folder / path).absolute()) if isinstance(path, str) else path for path in paths]
     return document

@@ -43,6 +43,20 @@ def tagged(token: str) -> Iterator[int]:
             yield int(entry.name)
 
 
+def children(parent: int) -> list[int]:
+    """Process ids of the direct children of a process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it ended meanwhile
+            if int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
+
+
 def kill_tagged(token: str) -> list[int]:
     """SIGKILL every other process of an attempt. Returns their ids."""
     killed = []

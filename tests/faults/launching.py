@@ -9,12 +9,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig, ModelConfig
+from xlstm.processes import TOKEN_VARIABLE
 from xlstm.records import Fork, Launch, Result, RunDirectory, State, Verdict, Workspace, write_json
 from xlstm.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
 
@@ -32,15 +33,16 @@ def make_run(
     schedule: Schedule | None = None,
     physics: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    corpus: str = "text",
     **execution: Any,
 ) -> RunDirectory:
     """A run over a small text of its own, planned and its data prepared."""
-    text = workspace.root / "corpus.txt"
+    text = workspace.root / ("corpus.txt" if corpus == "text" else "corpus.jsonl")
     if not text.exists():
         text.parent.mkdir(parents=True, exist_ok=True)
         # Numbers in words of different lengths: something to learn, and no two documents alike.
         text.write_text(" ".join(f"{i} squared is {i * i}; " + "ab" * (i % 7) for i in range(4000)))
-    declared, _ = declare("text", "bytes", CONTEXT, (str(text),))
+    declared, _ = declare(corpus, "bytes", CONTEXT, (str(text),))
     declared = declared.model_copy(update=data or {})
     prepare(declared, (str(text),), workspace)
     execution = {"device": "cpu", "threads_per_rank": 1, "log_every": 1, "checkpoint_every": 5, **execution}
@@ -70,19 +72,21 @@ class Attempt:
     number: int
     ranks: list[subprocess.Popen[bytes]]
     token: str
-    port: int = 0
-    torchrun: subprocess.Popen[bytes] | None = None
-    started: float = field(default_factory=time.monotonic)
 
-    def wait(self, seconds: float = 60.0) -> "Attempt":
+    def wait(self, seconds: float = 240.0) -> "Attempt":
         """Wait until every process has ended."""
         for process in self.ranks:
             process.wait(timeout=seconds)
         return self
 
-    def wait_for_step(self, step: int, seconds: float = 60.0) -> "Attempt":
+    def wait_for_step(self, step: int, seconds: float = 240.0) -> "Attempt":
         """Wait until a row of this attempt for `step` is in the metrics."""
         wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()), seconds)
+        return self
+
+    def wait_for_checkpoint(self, seconds: float = 240.0) -> "Attempt":
+        """Wait until a checkpoint of the run is complete."""
+        wait_until(lambda: any(self.run.checkpoints.glob("step-*/COMPLETE")), seconds)
         return self
 
     def kill(self, number: int = signal.SIGKILL) -> "Attempt":
@@ -124,7 +128,7 @@ def start(
     token = uuid.uuid4().hex
     _end_lease(run)
     lease = run.acquire(token)
-    resolved = run.spec().execution.model_copy(update={"devices": ranks, **execution})
+    resolved = run.spec().execution.model_copy(update={"devices": ranks} | execution)
     launch = Launch(
         run_id=run.run_id,
         attempt=lease.attempt,
@@ -157,7 +161,7 @@ def start(
             "MASTER_PORT": str(port),
         }
         processes.append(subprocess.Popen(command, env=variables | (environment or {}), cwd=REPOSITORY))
-    return Attempt(run, lease.attempt, processes, token, port)
+    return Attempt(run, lease.attempt, processes, token)
 
 
 def losses(run: RunDirectory) -> list[tuple[int, float]]:
@@ -171,7 +175,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     """Wait for a condition; AssertionError when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -185,3 +189,27 @@ def _end_lease(run: RunDirectory) -> None:
     if status.lease is not None:
         content = status.model_dump(mode="json") | {"lease": None}
         (run.path / "status.json").write_text(json.dumps(content))
+
+
+def start_under_torchrun(run: RunDirectory, ranks: int = 1) -> Attempt:
+    """Like `start`, with a real torchrun above the ranks, as the launcher starts it."""
+    prepared = start(run, 0, devices=ranks)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    command += ["--nproc-per-node", str(ranks), "--max-restarts", "0", "--monitor-interval", "0.1"]
+    command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
+    command += ["-m", "xlstm.training", str(run.path), "--attempt", str(prepared.number), "--token", prepared.token]
+    variables = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        TOKEN_VARIABLE: prepared.token,
+    }
+    torchrun = subprocess.Popen(command, env=variables, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    return Attempt(run, prepared.number, [torchrun], prepared.token)

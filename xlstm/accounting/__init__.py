@@ -6,17 +6,26 @@ Conventions are named, never implied:
   recurrences; `6nd` is 6 times total parameters times tokens. Norms, activations and residuals count as nothing. A
   backward pass costs twice its forward pass. Recomputation is no part of the model's FLOPs.
 
-A family's file has `blocks(config, sequence)`, the cost of each block, and `outside(config)`, what is neither block nor
-embedding nor head.
+A family's file has `blocks(config, sequence)`, the cost of each block; `outside(config)`, what is neither block nor
+embedding nor head; and `saved(config, sequence)`, what each block keeps for its backward pass.
 """
-
-from importlib import import_module
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from xlstm.accounting.cost import Cost, Sequence, linear, total
+from xlstm.accounting.cost import Cost, Sequence, total
+from xlstm.accounting.families import costs, embedding_parameters, head
+from xlstm.accounting.memory import Memory, memory
 from xlstm.models.configs import ModelConfig
+
+__all__ = [
+    "Memory",
+    "Parameters",
+    "flops_per_token",
+    "memory",
+    "parameters",
+    "training_flops",
+    "training_flops_per_token",
+]
 
 CHUNK_SIZE = 64
 """Chunk at which `exact` counts the mLSTM, whatever chunk a kernel takes: the count belongs to the model."""
@@ -76,19 +85,3 @@ def training_flops(config: ModelConfig, context_length: int, tokens: int) -> dic
         "exact": training_flops_per_token(config, context_length) * tokens,
         "6nd": 6.0 * parameters(config).total * tokens,
     }
-
-
-def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
-    """The cost of each block, and last of what is neither block nor embedding nor head."""
-    family: Any = import_module(f"xlstm.accounting.{config.family.replace('-', '_')}")
-    return [*family.blocks(config, sequence), family.outside(config)]
-
-
-def head(config: ModelConfig) -> Cost:
-    """The map from the last hidden vector to the vocabulary."""
-    return linear(config.embedding_dim, config.vocab_size)
-
-
-def embedding_parameters(config: ModelConfig) -> int:
-    """Of the token embedding."""
-    return config.vocab_size * config.embedding_dim

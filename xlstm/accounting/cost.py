@@ -46,6 +46,22 @@ class Cost:
         return self.products + self.recurrence
 
 
+@dataclass(frozen=True)
+class Saved:
+    """Elements per token that a block keeps between its forward and its backward pass, beside its input."""
+
+    computed: float
+    """In the dtype of the computation: float32, or bfloat16 in mixed precision."""
+    float32: float = 0.0
+    """In float32 whatever the precision: recurrences and their states."""
+    input: float = 0.0
+    """The block's input, in the dtype of the computation: all that is kept of a block that is recomputed."""
+
+    def bytes_per_token(self, itemsize: int) -> float:
+        """Bytes, the input's included."""
+        return (self.computed + self.input) * itemsize + self.float32 * 4
+
+
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum."""
     return sum(costs, Cost())

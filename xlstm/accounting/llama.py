@@ -1,6 +1,6 @@
 """Llama: 4 d² + 3 d r64(8 d / 3) + 2 d parameters per block."""
 
-from xlstm.accounting.cost import Cost, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.models.configs import LlamaConfig
 
 
@@ -15,6 +15,16 @@ def blocks(config: LlamaConfig, sequence: Sequence) -> list[Cost]:
 def outside(config: LlamaConfig) -> Cost:
     """What is neither block, embedding nor head: the last norm."""
     return norm(config.embedding_dim)
+
+
+def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    Two inputs normed, before and after the norm's weight; q, k, v; attention's output; the sum after it; and the
+    feed-forward layer's gate and up, the gate's activation, and their product.
+    """
+    d, width = config.embedding_dim, config.feedforward_dim
+    return [Saved(9 * d + 4 * width, input=d)] * config.num_blocks
 
 
 def attention(channels: int, sequence: Sequence) -> Cost:

@@ -3,13 +3,14 @@
 mLSTM block at four heads: 6 d² + 87 d + 8 parameters. sLSTM block: 2 d² + 12 d + 3 d r64(1.3 d).
 """
 
-from xlstm.accounting.cost import Cost, Sequence, causal_conv, linear, norm
-from xlstm.models.configs import XLSTMConfig
+from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, norm
+from xlstm.models.configs import XLSTMConfig, XLSTMLargeConfig
 
 
 def blocks(config: XLSTMConfig, sequence: Sequence) -> list[Cost]:
     """The cost of each block."""
-    mlstm, slstm = mlstm_block(config, sequence), slstm_block(config)
+    mlstm = (mlstm_post_up_block if config.mlstm_block == "post-up" else mlstm_block)(config, sequence)
+    slstm = slstm_block(config)
     return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
 
 
@@ -20,37 +21,53 @@ def outside(config: XLSTMConfig) -> Cost:
 
 def mlstm_block(config: XLSTMConfig, sequence: Sequence) -> Cost:
     """Pre-up-projection block: up-projection, convolution, q, k, v in blocks of four, gates, cell, down-projection."""
-    d, inner, heads = config.embedding_dim, 2 * config.embedding_dim, config.num_heads
-    projection = linear(inner, inner, blocks=inner // 4)
-    gate = linear(3 * inner, heads, bias=True)
-    learnable_skip = Cost(inner)
+    d, inner = config.embedding_dim, 2 * config.embedding_dim
+    cost = norm(d) + linear(d, 2 * inner) + linear(inner, d)
+    for _ in ("query", "key", "value"):
+        cost += linear(inner, inner, blocks=inner // 4)
+    if config.convolution:
+        cost += causal_conv(inner)
+    if config.learnable_skip:
+        cost += Cost(inner)
+    return cost + mlstm_gates(config, 3 * inner) + mlstm_cell(config, inner, inner, sequence) + norm(inner)
+
+
+def mlstm_post_up_block(config: XLSTMConfig, sequence: Sequence) -> Cost:
+    """Post-up-projection block: q, k, v and output gate, gates, cell, projection; feed-forward layer of 4 d."""
+    d = config.embedding_dim
+    cell = mlstm_gates(config, d) + mlstm_cell(config, d, d, sequence) + norm(d)
     return (
-        norm(d)
-        + linear(d, 2 * inner)
-        + causal_conv(inner)
-        + projection
-        + projection
-        + projection
-        + gate
-        + gate
-        + mlstm_cell(heads, inner // heads, inner // heads, sequence)
-        + norm(inner)
-        + learnable_skip
-        + linear(inner, d)
+        norm(d) + linear(d, 3 * d) + linear(d, d) + cell + linear(d, d) + norm(d) + linear(d, 4 * d) + linear(4 * d, d)
     )
 
 
-def mlstm_cell(heads: int, key_dim: int, value_dim: int, sequence: Sequence) -> Cost:
-    """The matrix memory in its chunkwise form (Beck et al. 2025, arXiv 2503.14376).
+def mlstm_gates(config: XLSTMConfig, channels: int) -> Cost:
+    """Input and forget gate, each from `channels` inputs, a learnable bias, or nothing."""
+    cost = Cost()
+    for kind in (config.input_gate, config.forget_gate):
+        if kind == "input":
+            cost += linear(channels, config.num_heads, bias=True)
+        elif kind == "bias":
+            cost += Cost(config.num_heads)
+    return cost
 
-    Per token: a query reads the chunk's initial memory and a key and value are written to its final one (2 k v each);
-    within the chunk, queries meet keys and weights meet values (2 k and 2 v per pair). By hand: the normaliser (4 k),
-    four operations per pair on the gates' matrix, and the memory's decay once per chunk.
+
+def mlstm_cell(
+    config: XLSTMConfig | XLSTMLargeConfig, key_channels: int, value_channels: int, sequence: Sequence
+) -> Cost:
+    """The matrix memory in its chunkwise form (Beck et al. 2025, arXiv 2503.14376), of all heads.
+
+    Per token and head of k key and v value channels: a query reads the chunk's initial memory and a key and value are
+    written to its final one (2 k v each); within the chunk, queries meet keys and weights meet values (2 k and 2 v per
+    pair). By hand: the normaliser (4 k), four operations per pair on the gates' matrix, and the memory's decay once
+    per chunk.
     """
-    chunk = min(sequence.chunk, sequence.length)
+    heads, chunk = config.num_heads, min(sequence.chunk, sequence.length)
+    key_dim, value_dim = key_channels // heads, value_channels // heads
     pairs = sequence.pairs(chunk)
     products = 4 * key_dim * value_dim + 2 * pairs * (key_dim + value_dim)
-    recurrence = 4 * key_dim + 4 * pairs + key_dim * value_dim / chunk
+    normalizer = 4 * key_dim if getattr(config, "normalizer", True) else 0
+    recurrence = normalizer + 4 * pairs + key_dim * value_dim / chunk
     return Cost(0, heads * products, heads * recurrence)
 
 
@@ -60,10 +77,35 @@ gates 5, the cell 3, the normaliser 2, the output 2 (arXiv 2405.04517, equations
 
 
 def slstm_block(config: XLSTMConfig) -> Cost:
-    """Post-up-projection block: convolution, four gates by head, recurrent matrices by head, cell; gated GELU."""
+    """Post-up-projection block: convolution, four gates, recurrent matrices by head, cell; gated GELU."""
     d, heads, width = config.embedding_dim, config.num_heads, config.slstm_feedforward_dim
-    gates = linear(d, 4 * d, blocks=heads)
+    gates = linear(d, 4 * d, blocks=heads if config.slstm_gates == "headwise" else 1)
     recurrent = linear(d, 4 * d, bias=True, blocks=heads)
     cell = Cost(recurrence=SLSTM_OPERATIONS * d)
     feedforward = norm(d) + linear(d, 2 * width) + linear(width, d)
-    return norm(d) + causal_conv(d) + gates + recurrent + cell + norm(d) + feedforward
+    cost = norm(d) + gates + recurrent + cell + norm(d) + feedforward
+    return cost + causal_conv(d) if config.convolution else cost
+
+
+def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    mLSTM block: normed input, both halves of the up-projection, the convolution's input, output and activation,
+    [q, k, v] for the gates, and what follows the cell, 27 d; and the cell's. The post-up block: its two normed inputs,
+    q, k, v, the output gate and what follows the cell, 9 d, and the feed-forward layer's three times 4 d. sLSTM block:
+    8 d, and four times the feed-forward layer's width; of its recurrence eight values per channel.
+    """
+    d, width = config.embedding_dim, config.slstm_feedforward_dim
+    if config.mlstm_block == "post-up":
+        mlstm = Saved(9 * d + 12 * d, mlstm_cell_saved(config.num_heads, d, d, sequence), input=d)
+    else:
+        mlstm = Saved(27 * d, mlstm_cell_saved(config.num_heads, 2 * d, 2 * d, sequence), input=d)
+    slstm = Saved(8 * d + 4 * width, 8 * d, input=d)
+    return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
+
+
+def mlstm_cell_saved(heads: int, key_channels: int, value_channels: int, sequence: Sequence) -> float:
+    """Elements per token of the chunkwise mLSTM: queries, keys and values, the weights of pairs, chunks' memories."""
+    chunk = min(sequence.chunk, sequence.length)
+    memories = key_channels * value_channels / heads / chunk
+    return 4 * key_channels + 2 * value_channels + 4 * heads * chunk + memories

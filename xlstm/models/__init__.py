@@ -17,7 +17,15 @@ from xlstm.models.configs import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
-_CLASSES = {"xlstm": ("xlstm.models.xlstm", "XLSTM"), "llama": ("xlstm.models.llama", "Llama")}
+_CLASSES = {
+    "xlstm": ("xlstm.models.xlstm", "XLSTM"),
+    "xlstm-large": ("xlstm.models.xlstm_large", "XLSTMLarge"),
+    "llama": ("xlstm.models.llama", "Llama"),
+    "gpt": ("xlstm.models.gpt", "GPT"),
+    "mamba": ("xlstm.models.mamba", "Mamba"),
+    "rwkv4": ("xlstm.models.rwkv4", "RWKV4"),
+    "lstm": ("xlstm.models.lstm", "LSTM"),
+}
 """Where the class of each family lives."""
 
 

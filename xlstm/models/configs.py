@@ -25,7 +25,10 @@ _CLOSED = {"extra": "forbid"}
 
 @dataclass(frozen=True, kw_only=True)
 class XLSTMConfig:
-    """xLSTM[a:b] of arXiv 2405.04517: pre-up-projection mLSTM and post-up-projection sLSTM blocks."""
+    """xLSTM[a:b] of arXiv 2405.04517: pre-up-projection mLSTM and post-up-projection sLSTM blocks.
+
+    The defaults are the paper's models; the other values are its ablations (Tables 2, 8 and following).
+    """
 
     __pydantic_config__: ClassVar = _CLOSED
 
@@ -33,7 +36,28 @@ class XLSTMConfig:
     embedding_dim: int
     num_blocks: int
     slstm_at: tuple[int, ...] = ()
+    """Blocks with the vector memory of the sLSTM; all others have the matrix memory of the mLSTM."""
     num_heads: int = 4
+    mlstm_block: Literal["pre-up", "post-up"] = "pre-up"
+    """`post-up`: the cell at width d with dense q, k, v, then a feed-forward layer with squared ReLU."""
+    input_gate: Literal["input", "bias", "none"] = "input"
+    """Of the mLSTM. `input`: a linear map of the input; `bias`: learnable, alike for all tokens; `none`: always one."""
+    forget_gate: Literal["input", "bias", "fixed", "none"] = "input"
+    """Of the mLSTM, as `input_gate`; `fixed`: biases from 3 to 6 over the heads, not learnt."""
+    input_gate_activation: Literal["exponential", "sigmoid"] = "exponential"
+    """`sigmoid`: mLSTMsig of arXiv 2503.14376."""
+    normalizer: bool = True
+    """Whether the mLSTM divides by max(|n·q|, 1)."""
+    convolution: bool = True
+    """Whether queries, keys (mLSTM) and input and forget gates (sLSTM) see the causal convolution of four tokens."""
+    learnable_skip: bool = True
+    """Whether the mLSTM cell's input is added to its output, with a weight per channel."""
+    slstm_gates: Literal["headwise", "dense"] = "headwise"
+    """Input weights of the sLSTM: block-diagonal by head, or full matrices."""
+    slstm_feedforward_factor: float = 1.3
+    """Width of the sLSTM blocks' feed-forward layer over d, before rounding up to a multiple of 64."""
+    recurrent_gradient_clip: float | None = None
+    """Largest element of the gradient through the sLSTM's recurrent weights; the paper's text says 10."""
     family: Literal["xlstm"] = "xlstm"
 
     def __post_init__(self) -> None:
@@ -42,11 +66,52 @@ class XLSTMConfig:
         _require(
             list(self.slstm_at) == sorted(set(self.slstm_at)), "slstm_at must name each block once, in ascending order"
         )
+        _require(
+            self.input_gate != "none" or self.input_gate_activation == "exponential",
+            "input_gate none is always one, which only the exponential activation can be",
+        )
+        _require(self.slstm_feedforward_factor > 0, "slstm_feedforward_factor must be positive")
+        clip = self.recurrent_gradient_clip
+        _require(clip is None or clip > 0, "recurrent_gradient_clip must be positive, or null for none")
 
     @property
     def slstm_feedforward_dim(self) -> int:
-        """Width of the sLSTM blocks' gated feed-forward layer: 1.3 d, rounded up to a multiple of 64."""
-        return round_up(1.3 * self.embedding_dim, 64)
+        """Width of the sLSTM blocks' gated feed-forward layer, a multiple of 64."""
+        return round_up(self.slstm_feedforward_factor * self.embedding_dim, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XLSTMLargeConfig:
+    """The block of xLSTM-7B (arXiv 2503.13427): mLSTM at width d with soft-capped gates, RMSNorm, SwiGLU.
+
+    Queries and keys have half the width of values; the feed-forward layer 2.667 d, rounded up to a multiple of 64.
+    """
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    num_heads: int
+    gate_soft_cap: float = 15.0
+    """Bound c of the gates' pre-activations: c tanh(x / c)."""
+    logit_soft_cap: float = 30.0
+    """Bound of the logits, likewise."""
+    family: Literal["xlstm-large"] = "xlstm-large"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % (2 * self.num_heads) == 0, "embedding_dim must be a multiple of twice num_heads")
+        _require(self.gate_soft_cap > 0 and self.logit_soft_cap > 0, "soft caps must be positive")
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of all queries, and of all keys."""
+        return self.embedding_dim // 2
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU."""
+        return round_up(2.667 * self.embedding_dim, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +137,85 @@ class LlamaConfig:
         return round_up(8 * self.embedding_dim / 3, 64)
 
 
-ModelConfig: TypeAlias = XLSTMConfig | LlamaConfig
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """GPT-3-style: LayerNorm, learned positions, multi-head attention, GELU of width 4 d, biases, tied embedding."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    num_heads: int
+    context_length: int
+    family: Literal["gpt"] = "gpt"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        _require(self.context_length > 0, "context_length must be positive (one learned position per token)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig:
+    """Mamba: selective state spaces in 2 d channels after a convolution of four taps; step sizes of rank d / 16."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    state_dim: int = 16
+    family: Literal["mamba"] = "mamba"
+
+    def __post_init__(self) -> None:
+        _require(self.state_dim > 0, "state_dim must be positive")
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels of convolution and scan."""
+        return 2 * self.embedding_dim
+
+    @property
+    def delta_rank(self) -> int:
+        """Rank of the map from channels to step sizes."""
+        return round_up(self.embedding_dim / 16, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV4Config:
+    """RWKV-4: token shift, WKV with per-channel decay, channel mixing of width 4 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    family: Literal["rwkv4"] = "rwkv4"
+
+
+LSTMVariant: TypeAlias = Literal["vanilla", "residual", "up-projection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMConfig:
+    """The LSTM ladder of arXiv 2405.04517, Table 2: a plain stack; residual and pre-norm; and an up-projection."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    variant: LSTMVariant = "up-projection"
+    family: Literal["lstm"] = "lstm"
+
+    def __post_init__(self) -> None:
+        variants = get_args(LSTMVariant)
+        _require(self.variant in variants, f"variant must be one of {', '.join(variants)}, not {self.variant!r}")
+
+
+ModelConfig: TypeAlias = (
+    XLSTMConfig | XLSTMLargeConfig | LlamaConfig | GPTConfig | MambaConfig | RWKV4Config | LSTMConfig
+)
 
 FAMILIES: Final[Mapping[str, type[ModelConfig]]] = {cls.family: cls for cls in get_args(ModelConfig)}
 """The configuration class of each family."""

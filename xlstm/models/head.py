@@ -1,8 +1,10 @@
 """From the last hidden vectors to what a model returns: logits, or each token's loss without all logits at once."""
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
@@ -11,16 +13,23 @@ CHUNK_LOGITS = 2**24
 """Logits held at once (64 MiB in float32): those of a whole batch would dwarf the model."""
 
 
-def logits_or_losses(hidden: Tensor, head: nn.Linear, targets: Tensor | None) -> Tensor:
+class Head(Protocol):
+    """A map from hidden vectors to the vocabulary: `nn.Linear`, or one that is tied to the embedding."""
+
+    out_features: int
+
+    def __call__(self, hidden: Tensor, /) -> Any: ...
+
+
+def logits_or_losses(hidden: Tensor, head: Head, targets: Tensor | None, soft_cap: float | None = None) -> Tensor:
     """Logits of `head` over `hidden` (batch, time, d); with `targets` (batch, time), the losses instead.
 
     Losses are in nats, float32 (float64 for float64 models), (batch, time), 0 where the target is -100. The caller sums
     and divides, since only it knows how many tokens the global batch counts. Where the logits of the batch are many,
-    they are computed chunk by chunk, and again in the backward pass.
+    they are computed chunk by chunk, and again in the backward pass. `soft_cap` c bounds logits: c tanh(logit / c).
     """
     if targets is None:
-        logits: Tensor = head(hidden)
-        return logits
+        return _logits(hidden, head, soft_cap)
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(
             f"targets have shape {tuple(targets.shape)}, expected (batch, time) {tuple(hidden.shape[:-1])}"
@@ -28,15 +37,20 @@ def logits_or_losses(hidden: Tensor, head: nn.Linear, targets: Tensor | None) ->
     rows, labels = hidden.flatten(0, 1), targets.flatten()
     chunk = max(1, CHUNK_LOGITS // head.out_features)
     if rows.shape[0] <= chunk:
-        return _losses(rows, head, labels).view(targets.shape)
+        return _losses(rows, head, labels, soft_cap).view(targets.shape)
     losses = [
-        checkpoint(_losses, part, head, label, use_reentrant=False)
+        checkpoint(_losses, part, head, label, soft_cap, use_reentrant=False)
         for part, label in zip(rows.split(chunk), labels.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
 
 
-def _losses(rows: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    logits = head(rows)
+def _logits(hidden: Tensor, head: Head, soft_cap: float | None) -> Tensor:
+    logits: Tensor = head(hidden)
+    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+
+
+def _losses(rows: Tensor, head: Head, labels: Tensor, soft_cap: float | None) -> Tensor:
+    logits = _logits(rows, head, soft_cap)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kernels.mlstm import MLSTMState, mlstm
 from xlstm.models.causal_conv import CausalConv
 from xlstm.models.configs import XLSTMConfig
+from xlstm.models.gates import OPEN, Gate, forget_bias
 
 NORM_EPSILON = 1e-5
 DENOMINATOR_EPSILON = 1e-6
@@ -25,7 +26,7 @@ BLOCK_SIZE = 4
 class MLSTMBlockState(NamedTuple):
     """What an mLSTM block remembers."""
 
-    past: Tensor  # (batch, 3, inner_dim): the convolution's last inputs
+    past: Tensor | None  # (batch, 3, inner_dim): the convolution's last inputs; None without one
     cell: MLSTMState
 
 
@@ -47,19 +48,18 @@ class MLSTMBlock(nn.Module):
 
     def __init__(self, config: XLSTMConfig) -> None:
         super().__init__()
-        d = config.embedding_dim
+        d, heads = config.embedding_dim, config.num_heads
         inner = PROJECTION_FACTOR * d
-        self.num_heads = config.num_heads
+        self.config = config
         self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
         self.up = nn.Linear(d, 2 * inner, bias=False)
-        self.conv = CausalConv(inner)
+        self.conv = CausalConv(inner) if config.convolution else None
         self.query = BlockDiagonal(inner)
         self.key = BlockDiagonal(inner)
         self.value = BlockDiagonal(inner)
-        self.input_gate = nn.Linear(3 * inner, config.num_heads)
-        self.forget_gate = nn.Linear(3 * inner, config.num_heads)
-        self.head_norm = HeadNorm(inner, config.num_heads)
-        self.skip = nn.Parameter(torch.empty(inner))
+        self.input_gate, self.forget_gate = mlstm_gates(3 * inner, config)
+        self.head_norm = HeadNorm(inner, heads)
+        self.skip = nn.Parameter(torch.empty(inner)) if config.learnable_skip else None
         self.down = nn.Linear(inner, d, bias=False)
 
     def forward(
@@ -67,37 +67,51 @@ class MLSTMBlock(nn.Module):
     ) -> tuple[Tensor, MLSTMBlockState]:
         """`x` (batch, time, d) to the same shape, and the state after its last token."""
         inner, gate = self.up(self.norm(x)).chunk(2, dim=-1)
-        convolved, past = self.conv(inner, state.past if state else None, resets)
+        convolved, past = inner, None
+        if self.conv is not None:
+            convolved, past = self.conv(inner, state.past if state else None, resets)
         query, key, value = self.query(convolved), self.key(convolved), self.value(inner)
         gates_input = torch.cat((query, key, value), dim=-1)
         h, cell = mlstm(
-            self._heads(query),
-            self._heads(key),
-            self._heads(value),
-            self.input_gate(gates_input).transpose(1, 2).float(),
-            self.forget_gate(gates_input).transpose(1, 2).float(),
+            by_head(query, self.config.num_heads),
+            by_head(key, self.config.num_heads),
+            by_head(value, self.config.num_heads),
+            self.input_gate(gates_input),
+            self.forget_gate(gates_input),
             initial_state=state.cell if state else None,
             resets=resets,
+            input_gate=self.config.input_gate_activation,
+            normalize=self.config.normalizer,
             eps=DENOMINATOR_EPSILON,
         )
         h = self.head_norm(h.transpose(1, 2))  # (batch, time, inner)
-        h = (h + self.skip * convolved) * F.silu(gate)
-        return x + self.down(h), MLSTMBlockState(past, cell)
+        if self.skip is not None:
+            h = h + self.skip * convolved
+        return x + self.down(h * F.silu(gate)), MLSTMBlockState(past, cell)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """(batch, time, inner) to (batch, heads, time, head_dim)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+def mlstm_gates(channels: int, config: XLSTMConfig) -> tuple[Gate, Gate]:
+    """Input and forget gate of an mLSTM cell, from `channels` inputs."""
+    heads = config.num_heads
+    forget = [OPEN] * heads if config.forget_gate == "none" else forget_bias(heads)
+    return Gate(channels, config.input_gate, [0.0] * heads), Gate(channels, config.forget_gate, forget)
+
+
+def by_head(x: Tensor, num_heads: int) -> Tensor:
+    """(batch, time, channels) to (batch, heads, time, head_dim)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class HeadNorm(nn.Module):
     """LayerNorm over each head's channels by itself; one weight per channel, no bias."""
 
-    def __init__(self, channels: int, num_heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int, epsilon: float = NORM_EPSILON) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.epsilon = epsilon
         self.weight = nn.Parameter(torch.empty(channels))
 
     def forward(self, h: Tensor) -> Tensor:
         """(batch, time, heads, head_dim) to (batch, time, heads * head_dim)."""
-        normed = F.layer_norm(h, h.shape[-1:], eps=NORM_EPSILON)
+        normed = F.layer_norm(h, h.shape[-1:], eps=self.epsilon)
         return normed.flatten(-2) * self.weight

@@ -1,12 +1,13 @@
 """Names of models: from `xlstm[7:1]` to what it says, and from a configuration to `xlstm[7:1]` and `125M`."""
 
+import dataclasses
 import math
 import re
 from functools import lru_cache
 from typing import NamedTuple
 
 from xlstm.accounting import parameters
-from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
 from xlstm.models.published import DIMENSIONS
 
 
@@ -16,6 +17,8 @@ class Family(NamedTuple):
     base: str
     num_mlstm: int = 0
     num_slstm: int = 0
+    variant: str = ""
+    """Of the LSTM: the rung of its ladder, where it is not the last."""
 
 
 def parse_family(label: str) -> Family:
@@ -23,9 +26,12 @@ def parse_family(label: str) -> Family:
     ratio = re.fullmatch(r"xlstm\[(\d+):(\d+)\]", label)
     if ratio and (int(ratio[1]) or int(ratio[2])):
         return Family("xlstm", int(ratio[1]), int(ratio[2]))
+    rung = re.fullmatch(r"lstm\[(vanilla|residual)\]", label)
+    if rung:
+        return Family("lstm", variant=rung[1])
     if label in FAMILIES and label != "xlstm":
         return Family(label)
-    others = ", ".join(name for name in FAMILIES if name != "xlstm")
+    others = ", ".join([*(name for name in FAMILIES if name != "xlstm"), "lstm[vanilla]", "lstm[residual]"])
     raise ValueError(
         f"unknown model family `{label}`; there are xlstm[a:b] for a mLSTM to b sLSTM blocks "
         f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}"
@@ -69,12 +75,24 @@ def family_label(config: ModelConfig) -> str:
 
     xLSTM: [1:0] and [0:1] for one kind of block; [7:1] where the positions are those of [7:1] at eight blocks or more;
     else the ratio of the numbers of blocks, where it gives the positions, or else the smallest that does; else, for
-    positions chosen by hand, the ratio of the numbers.
+    positions chosen by hand, the ratio of the numbers. What an ablation changed follows, as in
+    `xlstm[1:0]+convolution=False`: another model, another law.
     """
+    if isinstance(config, LSTMConfig) and config.variant != "up-projection":
+        return f"lstm[{config.variant}]"
     if not isinstance(config, XLSTMConfig):
         return config.family
     num_mlstm, num_slstm = _ratio(config.num_blocks, config.slstm_at)
-    return f"xlstm[{num_mlstm}:{num_slstm}]"
+    changed = "".join(
+        f"+{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name not in _NO_ABLATION and getattr(config, field.name) != field.default
+    )
+    return f"xlstm[{num_mlstm}:{num_slstm}]{changed}"
+
+
+_NO_ABLATION = ("family", "vocab_size", "embedding_dim", "num_blocks", "slstm_at", "num_heads")
+"""Fields of xLSTM's configuration that its size and its ratio say."""
 
 
 @lru_cache
@@ -94,9 +112,14 @@ def _ratio(depth: int, positions: tuple[int, ...]) -> tuple[int, int]:
     return exact
 
 
+def dimensions_key(config: ModelConfig) -> str:
+    """Which table of published dimensions a configuration belongs to."""
+    return config.family if isinstance(config, XLSTMConfig) else family_label(config)
+
+
 def size_label(config: ModelConfig) -> str:
     """The size as people write it: `125M` where the dimensions are published ones, else the number of parameters."""
-    for size, dimensions in DIMENSIONS.get(config.family, {}).items():
+    for size, dimensions in DIMENSIONS.get(dimensions_key(config), {}).items():
         if all(getattr(config, field) == value for field, value in dimensions.items()):
             return size
     return compact(parameters(config).total)

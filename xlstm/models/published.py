@@ -1,6 +1,7 @@
 """Published dimensions and learning rates: arXiv 2405.04517, Table 7; for `xlstm-large` those of arXiv 2510.02228.
 
-Plain data. The paper has no LSTM and no GPT at these sizes: here they take the widths and depths of xLSTM and Llama.
+Plain data. Of GPT and the LSTMs the paper has only 350M (Tables 1 and 2); at the other sizes they scale as Llama does
+(the LSTM with residuals as Mamba, the plain one at 1.5 times the width).
 """
 
 from collections.abc import Mapping
@@ -10,8 +11,10 @@ Dimensions = Mapping[str, Any]
 """Fields of a family's configuration."""
 
 
-def _table(embedding_dims: tuple[int, ...], num_blocks: tuple[int, ...], **others: tuple[int, ...]) -> dict[str, Any]:
-    columns = {"embedding_dim": embedding_dims, "num_blocks": num_blocks} | others
+def _table(
+    embedding_dims: tuple[int, ...], num_blocks: tuple[int, ...], **others: tuple[int | str, ...]
+) -> dict[str, Any]:
+    columns: dict[str, tuple[int | str, ...]] = {"embedding_dim": embedding_dims, "num_blocks": num_blocks} | others
     names = ("125M", "350M", "760M", "1.3B", "2.7B", "7B")
     return {names[i]: {field: values[i] for field, values in columns.items()} for i in range(len(embedding_dims))}
 
@@ -25,10 +28,12 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, Dimensions]]] = {
     "xlstm": _table(_WIDTHS, _DEPTHS, num_heads=(4,) * 5),
     "xlstm-large": _table((*_WIDTHS, 4096), (*_HALF_DEPTHS, 32), num_heads=(6, 4, 4, 4, 5, 8)),
     "llama": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS),
-    "gpt": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS),
+    "gpt": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS, context_length=(2048,) * 5),
     "mamba": _table(_WIDTHS, _DEPTHS),
     "rwkv4": _table(_WIDTHS, _HALF_DEPTHS),
-    "lstm": _table(_WIDTHS, _DEPTHS),
+    "lstm": _table(_WIDTHS, _HALF_DEPTHS),
+    "lstm[residual]": _table(_WIDTHS, _DEPTHS, variant=("residual",) * 5),
+    "lstm[vanilla]": _table((1152, 1536, 2304, 3072, 3840), _HALF_DEPTHS, variant=("vanilla",) * 5),
 }
 """By family and size."""
 

@@ -20,7 +20,7 @@ from xlstm.models.mlstm_block import NORM_EPSILON, HeadNorm
 class SLSTMBlockState(NamedTuple):
     """What an sLSTM block remembers."""
 
-    past: Tensor  # (batch, 3, d): the convolution's last inputs
+    past: Tensor | None  # (batch, 3, d): the convolution's last inputs; None without one
     cell: SLSTMState
 
 
@@ -32,9 +32,11 @@ class SLSTMBlock(nn.Module):
         d, heads = config.embedding_dim, config.num_heads
         width = config.slstm_feedforward_dim
         self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
-        self.conv = CausalConv(d)
-        # Gates in the order input, forget, cell input, output; both weights map by head, in times weight gives out.
-        self.weight = nn.Parameter(torch.empty(4, heads, d // heads, d // heads))
+        self.conv = CausalConv(d) if config.convolution else None
+        self.gradient_clip = config.recurrent_gradient_clip
+        # Gates in the order input, forget, cell input, output; weights are diagonal blocks, in times weight gives out.
+        blocks = heads if config.slstm_gates == "headwise" else 1
+        self.weight = nn.Parameter(torch.empty(4, blocks, d // blocks, d // blocks))
         self.recurrent = nn.Parameter(torch.empty(4, heads, d // heads, d // heads))
         self.bias = nn.Parameter(torch.empty(4, heads, d // heads))
         self.head_norm = HeadNorm(d, heads)
@@ -46,16 +48,20 @@ class SLSTMBlock(nn.Module):
         self, x: Tensor, state: SLSTMBlockState | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, SLSTMBlockState]:
         """`x` (batch, time, d) to the same shape, and the state after its last token."""
-        heads = self.bias.shape[1]
         plain = self.norm(x)
-        convolved, past = self.conv(plain, state.past if state else None, resets)
-        inputs = torch.stack((convolved, plain)).unflatten(-1, (heads, -1))  # (2, batch, time, heads, head_dim)
-        gates = torch.einsum("sbthi,sghio->btsgho", inputs, self.weight.unflatten(0, (2, 2))).flatten(2, 3)
+        convolved, past = plain, None
+        if self.conv is not None:
+            convolved, past = self.conv(plain, state.past if state else None, resets)
+        blocks, heads = self.weight.shape[1], self.bias.shape[1]
+        inputs = torch.stack((convolved, plain)).unflatten(-1, (blocks, -1))  # (2, batch, time, blocks, in)
+        gates = torch.einsum("sbthi,sghio->btsgho", inputs, self.weight.unflatten(0, (2, 2)))
+        gates = gates.flatten(-2).unflatten(-1, (heads, -1)).flatten(2, 3)  # (batch, time, 4, heads, head_dim)
         h, cell = slstm(
             gates + self.bias,
             self.recurrent,
             initial_state=state.cell if state else None,
             resets=resets,
+            gradient_clip=self.gradient_clip,
         )
         x = x + self.head_norm(h)
         gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from xlstm.models.configs import XLSTMConfig
+from xlstm.models.gates import forget_bias
 from xlstm.models.head import logits_or_losses
 from xlstm.models.mlstm_block import NORM_EPSILON, MLSTMBlock, MLSTMBlockState
+from xlstm.models.mlstm_post_up_block import MLSTMPostUpBlock
 from xlstm.models.slstm_block import SLSTMBlock, SLSTMBlockState
 
 State = tuple[MLSTMBlockState | SLSTMBlockState, ...]
 """What the model remembers: one state per block."""
+
+
+def mlstm_block(config: XLSTMConfig) -> nn.Module:
+    """The mLSTM block of the kind the configuration names."""
+    return MLSTMPostUpBlock(config) if config.mlstm_block == "post-up" else MLSTMBlock(config)
 
 
 class XLSTM(nn.Module):
@@ -25,7 +32,8 @@ class XLSTM(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.blocks = nn.ModuleList(
-            SLSTMBlock(config) if index in config.slstm_at else MLSTMBlock(config) for index in range(config.num_blocks)
+            SLSTMBlock(config) if index in config.slstm_at else mlstm_block(config)
+            for index in range(config.num_blocks)
         )
         self.norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON, bias=False)
         self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
@@ -67,14 +75,14 @@ class XLSTM(nn.Module):
             parameter.normal_(std=0.1, generator=generator)
         elif leaf == "forget_gate.bias":
             # From short to long memory over the heads.
-            parameter.copy_(torch.linspace(3.0, 6.0, parameter.numel()))
+            parameter.copy_(torch.tensor(forget_bias(parameter.numel())))
         elif leaf == "bias":
             parameter.zero_()
             parameter[1].copy_(power_law_forget_bias(int(block), blocks, parameter.shape[-1]))
         elif leaf.startswith("conv."):
             # torch's own for a convolution of four taps per channel: uniform within 1 / sqrt(4).
             parameter.uniform_(-0.5, 0.5, generator=generator)
-        elif leaf.startswith("down."):
+        elif leaf.startswith(("down.", "out.")):
             # Wang & Komatsuzaki (2021): the residual stream's variance stays independent of the depth.
             parameter.normal_(std=2.0 / (blocks * math.sqrt(d)), generator=generator)
         else:

@@ -5,7 +5,6 @@ data) and `COMPLETE`, the last file written, which lists size and SHA-256 of eve
 checkpoint. One that fails its sums is named, and the one before it is taken, by all ranks alike.
 """
 
-import copy
 import json
 import os
 import shutil
@@ -89,25 +88,30 @@ def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
 
 
 def latest_sound(run: RunDirectory, gang: Gang, report: Callable[[str], None]) -> Checkpoint | None:
-    """The latest checkpoint that all ranks find undamaged; each damaged one is reported. None where there is none."""
-    steps = [checkpoint.step for checkpoint in complete_checkpoints(run)] if gang.leads else []
-    for step in _from_leader(steps, gang):
+    """The latest undamaged checkpoint, the same on all ranks; damaged ones are reported. None where there is none."""
+    # What the first rank sees counts: another machine's view of a shared disk may lag.
+    for step in gang.gather([checkpoint.step for checkpoint in complete_checkpoints(run)])[0]:
         checkpoint = Checkpoint(_folder(run, step))
-        damage = checkpoint.damage(gang.rank, gang.size)
-        if damage is not None:
-            report(damage)
-        if gang.sum(float(damage is not None))[0] == 0:
+        damage = _damage(checkpoint, gang)
+        if damage is None:
             return checkpoint
+        report(damage)
     return None
 
 
 def fork_checkpoint(trunk: RunDirectory, step: int, gang: Gang) -> Checkpoint:
     """The checkpoint of another run at which this run starts. CheckpointError where it is missing or damaged."""
     checkpoint = Checkpoint(_folder(trunk, step))
-    damage = checkpoint.damage(gang.rank, gang.size)
-    if gang.sum(float(damage is not None))[0]:
-        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {damage or 'see other ranks'}")
+    damage = _damage(checkpoint, gang)
+    if damage is not None:
+        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {damage}")
     return checkpoint
+
+
+def _damage(checkpoint: Checkpoint, gang: Gang) -> str | None:
+    """What any rank finds wrong with a checkpoint, each examining a part of the files; equal on all ranks."""
+    found = gang.gather(checkpoint.damage(gang.rank, gang.size))
+    return next((damage for damage in found if damage is not None), None)
 
 
 class Checkpointer:
@@ -148,7 +152,11 @@ class Checkpointer:
         run = self.lease.run
         aside = run.checkpoints / f".step-{record.step:08d}.attempt-{self.lease.attempt}"
         planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        dcp.save(staged, storage_writer=JsonIndexWriter(aside), planner=planner, process_group=self.group)
+        try:
+            dcp.save(staged, storage_writer=JsonIndexWriter(aside), planner=planner, process_group=self.group)
+        except dcp.CheckpointException as error:
+            causes = "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
+            raise CheckpointError(f"{aside} could not be written: {causes}") from error
         # save() returns once every rank's files are on disk and the index is written.
         if self.gang.leads:
             self._commit(aside, _folder(run, record.step), record)
@@ -169,9 +177,12 @@ class Checkpointer:
             if final.exists():
                 shutil.rmtree(final)  # left incomplete by a kill, or a dead branch's
             os.rename(aside, final)
-            write_json(final / _COMPLETE, {"files": files})
-            _sync(final)
-            _sync(final.parent)
+            self._mark_complete(final, files)
+
+    def _mark_complete(self, path: Path, files: dict[str, Any]) -> None:
+        write_json(path / _COMPLETE, {"files": files})
+        _sync(path)
+        _sync(path.parent)
 
     def _prune(self, latest: int) -> None:
         """Drop all but the last few checkpoints, those at fork points, and what other attempts left half-written."""
@@ -186,14 +197,6 @@ class Checkpointer:
 
 def _folder(run: RunDirectory, step: int) -> Path:
     return run.checkpoints / f"step-{step:08d}"
-
-
-def _from_leader(values: list[int], gang: Gang) -> list[int]:
-    if gang.size == 1:
-        return values
-    box: list[Any] = [values]
-    dist.broadcast_object_list(box, src=0)
-    return copy.copy(box[0])
 
 
 def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,14 @@
 import datetime
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from xlstm.spec import Execution
+
+T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 """Last resort: the watchdog acts long before, and knows which rank is to blame."""
@@ -60,6 +63,14 @@ class Gang:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def part(self) -> None:
         """Leave in an orderly way."""

@@ -35,7 +35,10 @@ class JsonIndexWriter(FileSystemWriter):
         super().__init__(path, single_file_per_rank=True, sync_files=True)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        written = super().write_data(plan, planner)
+        try:
+            written = super().write_data(plan, planner)
+        except Exception as error:
+            raise _told_by_the_disk(error) from error
         folder = Path(self.path)
         for file in folder.glob(f"{plan.storage_data.prefix}*.distcp"):
             _write_durably(file.with_suffix(".sha256"), {"name": file.name, **describe(file)})
@@ -87,6 +90,14 @@ def describe(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     with open(path, "rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _told_by_the_disk(error: BaseException) -> BaseException:
+    """What the file system said, where it did: closing a half-written file raises errors on top of it."""
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, OSError):
+        below = below.__cause__ or below.__context__
+    return below or error
 
 
 def _tensor_entry(entry: dict[str, Any]) -> TensorStorageMetadata:

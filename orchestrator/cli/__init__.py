@@ -1,0 +1,20 @@
+"""`scaling`: the command line. The one package that knows every room; each is imported when its verb is called."""
+
+import typer
+
+from orchestrator.cli import laws, runs, slurm, stores, sweeps
+
+app = typer.Typer(
+    help="From a sweep file to a fitted scaling law: plan, train, look, fit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verbs in (sweeps, runs, laws, stores, slurm):
+    app.add_typer(verbs.app)
+
+
+def main() -> None:
+    """Entry point of `scaling`."""
+    app()

@@ -1,0 +1,180 @@
+"""Verbs about laws: fit, plot, report, predict. The only place of the orchestrator that knows the analysis."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json, sweep_name, workspace_here
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from analysis.fitting import Fit
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(metavar="OURS=THEIRS,…", help='Columns of a file, such as parameters="Model Size",loss=loss.'),
+]
+
+
+app = typer.Typer()
+
+
+@app.command()
+def fit(source: SourceArgument, columns: ColumnsOption = None, as_json: JsonOption = False) -> None:
+    """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
+    from orchestrator.tables import fit_table
+
+    with one_line_errors():
+        fits, notes = _fit(source, columns)
+    documents = [fitted.to_json() for fitted in fits]
+    if as_json:
+        print_json(documents)
+        return
+    console = make_console()
+    first = documents[0]
+    console.print(
+        f"L(N, D) = {first['law']}, {first['objective']}; "
+        + ", ".join(f"{name} = {meaning}" for name, meaning in first["conventions"].items()),
+        highlight=False,
+    )
+    console.print(fit_table(documents))
+    console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
+    for document in documents:
+        for row in document["rows"]["excluded"]:
+            console.print(f"left out: {row['row']}: {row['reason']}", highlight=False, style="dim")
+        for warning in document["warnings"]:
+            console.print(warning["message"], highlight=False, style="yellow")
+    for note in notes:
+        console.print(note, highlight=False, style="yellow")
+    console.print(f"kept in {_fits_folder(source)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plot(source: SourceArgument, columns: ColumnsOption = None) -> None:
+    """Draw the fitted laws: loss against tokens and compute, as PNG, PDF and SVG, and one page with everything."""
+    with one_line_errors():
+        fits, _ = _fit(source, columns)
+        from analysis import plots, report
+
+        with plots.style():
+            paths = plots.save(plots.law_figure(fits), _fits_folder(source) / "law")
+        paths.append(report.write(_fits_folder(source) / "report.html", sweep_name(source), fits))
+    for path in paths:
+        print(path)
+
+
+@app.command("report")
+def write_report(source: SourceArgument, columns: ColumnsOption = None) -> None:
+    """Write one self-contained page: figures, laws, certificates and runs."""
+    with one_line_errors():
+        fits, _ = _fit(source, columns)
+        from analysis import report
+
+        print(report.write(_fits_folder(source) / "report.html", sweep_name(source), fits))
+
+
+@app.command()
+def predict(
+    source: SourceArgument,
+    parameters: Annotated[str, typer.Option(help="Model size N, such as 125M.")],
+    tokens: Annotated[str, typer.Option(help="Training tokens D, such as 15B.")],
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the loss of a model of N parameters trained on D tokens."""
+    with one_line_errors():
+        size, budget = _quantity("--parameters", parameters), _quantity("--tokens", tokens)
+        fits, _ = _fit(source, columns)
+    rows: list[dict[str, Any]] = []
+    for fitted in fits:
+        center, low, high = (float(value) for value in fitted.predict(size, budget))
+        rows.append(
+            {"family": fitted.family, "parameters": size, "tokens": budget, "loss": center, "interval": [low, high]}
+        )
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        low, high = row["interval"]
+        print(f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}")
+
+
+def _fit(source: str, columns: str | None) -> "tuple[list[Fit], list[str]]":
+    """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same."""
+    import polars as pl
+
+    from analysis import fitting, runs
+    from analysis.findings import RefusalError
+    from orchestrator.errors import InputError
+
+    try:
+        frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here())
+        frame, notes = _take_best(source, frame)
+        kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
+        if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
+            return kept, notes
+        fits = fitting.fit(frame)
+    except RefusalError as error:
+        raise InputError(str(error)) from None
+    for fitted in fits:
+        fitted.save(_fits_folder(source) / "".join(c if c.isalnum() else "-" for c in fitted.family).strip("-"))
+    return fits, notes
+
+
+def _take_best(source: str, frame: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+    """Of a searched axis (`best_of` of the sweep) keep the best run per point; returns what lies at an edge, too."""
+    import polars as pl
+
+    from orchestrator.plan import load_document, submitted
+    from orchestrator.selection import best_of
+
+    workspace = workspace_here()
+    name = sweep_name(source)
+    if name not in submitted(workspace):
+        return frame, []
+    document = load_document(workspace, name)
+    if not document["best_of"]:
+        return frame, []
+    usable = frame.filter(pl.col("excluded").is_null())
+    losses = dict(zip(usable["run_id"], usable["loss"], strict=True))
+    selection = best_of(document["best_of"], document["runs"], losses)
+    reasons = pl.col("run_id").replace_strict(selection.excluded, default=None, return_dtype=pl.String)
+    return frame.with_columns(excluded=pl.coalesce("excluded", reasons)), selection.edges
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    from orchestrator.errors import InputError
+
+    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair]
+    for ours, equals, theirs in pairs:
+        if not (ours and equals and theirs):
+            raise InputError(f'--columns {text}: write ours=theirs, such as parameters="Model Size",loss=loss')
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _quantity(option: str, text: str) -> int:
+    from pydantic import TypeAdapter, ValidationError
+
+    from orchestrator.errors import InputError
+    from sweeps.language import Count
+
+    try:
+        value: int = TypeAdapter(Count).validate_python(text if text[-1:].isalpha() else float(text))
+    except (ValidationError, ValueError):
+        raise InputError(f"{option} {text}: write a whole number above zero, such as 125M, 15B or 3e9") from None
+    return value
+
+
+def _fits_folder(source: str) -> Path:
+    """Where fits and figures of a source are kept: with the sweep, or among the workspace's fits."""
+    workspace = workspace_here()
+    name = sweep_name(source)
+    if source.startswith("mlflow:") or Path(source).suffix.lower() in (".csv", ".parquet"):
+        stem = name.removeprefix("mlflow:") if source.startswith("mlflow:") else Path(source).stem
+        return workspace.root / "fits" / "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
+    return workspace.sweeps / name / "fit"

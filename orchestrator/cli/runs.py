@@ -1,0 +1,114 @@
+"""Verbs about one run: train, generate, logs, diff."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.terminal import (
+    A_RUN_FAILED,
+    JsonOption,
+    RunArgument,
+    interruption,
+    make_console,
+    one_line_errors,
+    print_json,
+    workspace_here,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run's specification.")]) -> None:
+    """Train one run, here, now."""
+    from pydantic import ValidationError
+
+    from orchestrator.errors import InputError
+    from orchestrator.finding import writable_workspace
+    from orchestrator.submission import failed
+    from orchestrator.submission import submit as carry_out
+    from xlstm.spec import RunSpec
+
+    with one_line_errors():
+        workspace = writable_workspace()
+        try:
+            run_spec = RunSpec.load(spec)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{spec}: {where}: {first['msg']}") from None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{spec}: {error}") from None
+    from orchestrator.controller import PlannedRun
+    from orchestrator.executors.local import LocalExecutor
+    from orchestrator.plan import plan_run
+
+    console = make_console()
+    row = plan_run(run_spec, workspace).document()
+    with one_line_errors(), interruption(console, f"scaling train {spec}"):
+        statuses = carry_out(workspace, "train", [row], [PlannedRun(run_spec)], LocalExecutor(), console)
+    console.print(f"{workspace.run(run_spec.run_id).path}", highlight=False, soft_wrap=True)
+    if failed(statuses):
+        raise typer.Exit(A_RUN_FAILED)
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest token each time.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the choice of tokens.")] = 0,
+) -> None:
+    """Print text from a trained run."""
+    from orchestrator.errors import InputError
+    from orchestrator.finding import find_run
+
+    with one_line_errors():
+        directory = find_run(workspace_here(), run)
+        from xlstm.generation import TrainedRun
+        from xlstm.training.checkpoints import CheckpointError
+
+        try:
+            trained = TrainedRun.load(directory)
+            sys.stdout.write(prompt)
+            for piece in trained.generate(prompt, tokens=tokens, temperature=temperature, seed=seed):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except (CheckpointError, FileNotFoundError, ValueError) as error:
+            raise InputError(str(error)) from None
+    sys.stdout.write("\n")
+
+
+@app.command()
+def logs(
+    run: RunArgument, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False
+) -> None:
+    """Print the logs of a run's latest attempt."""
+    from orchestrator.finding import find_run
+    from orchestrator.logs import print_logs
+
+    with one_line_errors():
+        print_logs(find_run(workspace_here(), run), sys.stdout, follow=follow)
+
+
+@app.command()
+def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> None:
+    """Show in which settings two runs differ: first the physics, then how they were carried out."""
+    from orchestrator.finding import find_run
+    from xlstm.spec import differences
+
+    workspace = workspace_here()
+    with one_line_errors():
+        one, other = (find_run(workspace, name).spec().model_dump(mode="json") for name in (left, right))
+    rows = [{"key": key, "left": mine, "right": theirs} for key, mine, theirs in differences(one, other)]
+    if as_json:
+        print_json(rows)
+        return
+    for row in sorted(rows, key=lambda row: not row["key"].startswith("physics")):
+        print(f"{row['key']}: {json.dumps(row['left'])} | {json.dumps(row['right'])}")
+    if not rows:
+        print("the runs are the same")

@@ -1,0 +1,108 @@
+"""Verbs about what lies in the workspace beside runs: the MLflow store and the data."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import slurm
+from orchestrator.cli.terminal import (
+    SetOption,
+    SweepArgument,
+    make_console,
+    one_line_errors,
+    plan_sweep,
+    workspace_here,
+)
+
+if TYPE_CHECKING:
+    from xlstm.records import Workspace
+
+app = typer.Typer()
+data_app = typer.Typer(help="Corpora and their token shards.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve the MLflow UI on the workspace."""
+    from orchestrator.finding import writable_workspace
+    from orchestrator.ui import serve
+
+    with one_line_errors():
+        workspace = writable_workspace()
+        _require_free(host, port)
+        _sync_all(workspace)
+        serve(workspace, host, port)
+
+
+@app.command()
+def sync() -> None:
+    """Make MLflow equal the run directories."""
+    with one_line_errors():
+        _sync_all(workspace_here(), say=True)
+
+
+@data_app.command("prepare")
+def data_prepare(sweep: SweepArgument, override: SetOption = None) -> None:
+    """Make the token shards that a sweep trains on."""
+    from orchestrator.finding import writable_workspace
+    from orchestrator.submission import prepare_data
+
+    with one_line_errors():
+        workspace = writable_workspace()
+        prepare_data(workspace, [run.spec for run in plan_sweep(sweep, override).runs], make_console())
+
+
+@data_app.command("inspect")
+def data_inspect(
+    sweep: SweepArgument,
+    samples: Annotated[int, typer.Option(min=1, help="Training sequences to show.")] = 3,
+    override: SetOption = None,
+) -> None:
+    """Show the size of a sweep's data, and sequences as the model sees them."""
+    from orchestrator.finding import writable_workspace
+    from orchestrator.samples import print_samples
+    from orchestrator.submission import prepare_data
+
+    with one_line_errors():
+        workspace = writable_workspace()
+        specs = [run.spec for run in plan_sweep(sweep, override).runs]
+        prepare_data(workspace, specs, make_console())
+        print_samples(workspace, specs[0], samples)
+
+
+def _sync_all(workspace: "Workspace", say: bool = False) -> None:
+    from orchestrator.errors import InputError
+    from orchestrator.plan import load_document, submitted
+    from orchestrator.shipping import ship
+    from xlstm import tracking
+
+    complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
+    if complaint:
+        raise InputError(f"MLflow cannot be reached: {complaint}")
+    for name in submitted(workspace):
+        slurm.reconcile(workspace, name)
+        run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
+        shipped, complaint = ship(workspace, name, run_ids)
+        if complaint:
+            raise InputError(f"{name}: {complaint}")
+        if say:
+            print(f"{name}: {len(shipped)} runs equal their directories in {workspace.tracking_uri}")
+
+
+def _require_free(host: str, port: int) -> None:
+    import socket
+
+    from orchestrator.errors import InputError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"{host}:{port} cannot be listened on: {error.strerror}; choose another: scaling ui --port {port + 1}"
+            ) from None

@@ -1,0 +1,91 @@
+"""What the verbs of the command line share: arguments, output, and errors in one line."""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from orchestrator.plan import Plan
+    from xlstm.records import Workspace
+
+BAD_INPUT = 2
+A_RUN_FAILED = 1
+INTERRUPTED = 130
+
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a shipped sweep.")]
+NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name (or file) of a sweep that was submitted.")]
+OptionalNameArgument = Annotated[
+    str | None, typer.Argument(metavar="[SWEEP]", help="Name (or file) of a submitted sweep; all of them if left out.")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id, or an unambiguous part of one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the sweep, such as grid.seed=[0,1]."),
+]
+
+
+def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
+    from orchestrator.plan import make_plan
+    from sweeps.sweep import SHIPPED, Sweep
+
+    with one_line_errors():
+        workspace = workspace_here()
+        kept = workspace.sweeps / sweep / "sweep.yaml"
+        known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
+        return make_plan(Sweep.load(known, overrides or ()), workspace)
+
+
+def sweep_name(sweep: str) -> str:
+    """The name of a sweep given by name or by file."""
+    from sweeps.sweep import Sweep
+
+    return Sweep.load(sweep).name if Path(sweep).suffix in (".yaml", ".yml", ".json") else sweep
+
+
+def workspace_here() -> "Workspace":
+    from xlstm.records import Workspace
+
+    return Workspace.default()
+
+
+def make_console() -> "Console":
+    from rich.console import Console
+
+    console = Console(markup=False)
+    # Piped into a file or a program, a table keeps its columns instead of folding them into 80.
+    return console if console.is_terminal else Console(markup=False, width=200)
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+@contextmanager
+def one_line_errors() -> "Iterator[None]":
+    """What a person can put right is said in a line each, without a traceback, and ends with exit code 2."""
+    from orchestrator.errors import InputError
+    from sweeps.located import SweepError
+
+    try:
+        yield
+    except (InputError, SweepError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+@contextmanager
+def interruption(console: "Console", again: str) -> "Iterator[None]":
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"stopped; what was trained is kept in checkpoints. Continue with: {again}", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,247 @@
+"""What reaches Slurm, and what does not: arrays, forks, lost answers, hostile names."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tiny_runs import job, losses, make_run, story, wait_for, wait_until
+
+from orchestrator.executors.contract import JobState
+from slurm import commands
+from slurm.batches import batches_of
+from slurm.commands import NoAccountingError, SlurmError
+from slurm.executor import SlurmExecutor
+from slurm.site import Site, SiteError
+from slurm.testing import Cluster
+from xlstm.records import Fork, State, Workspace
+from xlstm.spec import Schedule
+
+pytestmark = pytest.mark.serial
+
+
+@pytest.fixture
+def nothing_starts(cluster: Cluster) -> None:
+    """Jobs are taken, and wait."""
+    cluster.command("scontrol", "update", "partitionname=main", "state=down")
+    yield
+    cluster.clear()
+    cluster.command("scontrol", "update", "partitionname=main", "state=up")
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of Slurm's commands as they are called."""
+    names: list[str] = []
+    original = commands._call
+
+    def call(command: Sequence[str], *, folder: Path | None = None) -> str:
+        names.append(command[0])
+        return original(command, folder=folder)
+
+    monkeypatch.setattr(commands, "_call", call)
+    return names
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_two_hundred_runs_are_one_array_and_one_query(workspace: Workspace, called: list[str]) -> None:
+    runs = [make_run(workspace, seed=seed) for seed in range(200)]
+    executor = SlurmExecutor(workspace, "many")
+    handles = executor.submit([job(run) for run in runs])
+    assert called.count("sbatch") == 1
+    assert len({handle.job for handle in handles}) == 200
+    called.clear()
+    assert executor.poll(handles) == [JobState.WAITING] * 200
+    assert called == ["squeue"]
+    assert SlurmExecutor(workspace, "many").handles() == handles
+    executor.cancel(handles)
+    assert {run.status().state for run in runs} == {State.CANCELLED}
+    assert executor.poll(handles) == [JobState.ENDED] * 200
+
+
+def test_an_array_no_longer_than_the_site_allows(nothing_starts: None, workspace: Workspace) -> None:
+    executor = SlurmExecutor(workspace, "parts")
+    executor._array_limit = 3
+    executor.submit([job(make_run(workspace, seed=seed)) for seed in range(7)])
+    assert [len(batch.contents().parts) for batch in batches_of(workspace, "parts")] == [3, 3, 1]
+
+
+HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n* ü 漢"
+
+
+def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Cluster, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / HOSTILE)
+    run = make_run(workspace, nodes=2)
+    SlurmExecutor(workspace, "hostile").submit([job(run)])
+    wait_for(run, State.COMPLETED)
+    assert not list(tmp_path.rglob("pwned"))
+    assert not Path("pwned").exists()
+    (batch,) = batches_of(workspace, "hostile")
+    assert "touch" not in batch.script.read_text()
+
+
+@pytest.mark.parametrize("character", ["%", "\\"])
+def test_a_workspace_below_which_slurm_cannot_write_is_refused(tmp_path: Path, character: str) -> None:
+    workspace = Workspace(tmp_path / f"a{character}j")
+    with pytest.raises(SiteError, match="Slurm cannot write logs below a path that holds"):
+        SlurmExecutor(workspace, "refused").submit([job(make_run(workspace))])
+
+
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "gres", "mem", "time"])
+def test_an_option_with_a_line_break_is_refused_before_anything_is_submitted(
+    workspace: Workspace, called: list[str], key: str
+) -> None:
+    run = make_run(workspace, slurm={key: "x\ntouch pwned"})
+    with pytest.raises(SiteError, match=f"resources.slurm.{key}: .*control character"):
+        SlurmExecutor(workspace, "hostile").submit([job(run)])
+    assert "sbatch" not in called
+    assert run.status().state is State.PLANNED
+
+
+def test_what_a_sweep_may_not_set_is_refused_with_the_valid_words(workspace: Workspace) -> None:
+    with pytest.raises(SiteError, match=r"resources\.slurm\.setup: no such setting; valid are account"):
+        Site().for_run({"setup": "rm -rf /"})
+    with pytest.raises(SiteError, match="output is set by this program"):
+        Site().for_run({"sbatch": {"output": "x"}})
+
+
+def test_settings_of_user_workspace_and_run_lie_over_each_other(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "scaling").mkdir(parents=True)
+    (tmp_path / "home" / "scaling" / "config.yaml").write_text("slurm: {account: me, partition: slow, qos: low}")
+    workspace.root.mkdir()
+    (workspace.root / "config.yaml").write_text("slurm:\n  partition: fast\n  setup: [module load cuda]\n")
+    site = Site.load(workspace).for_run({"qos": "high"})
+    assert (site.account, site.partition, site.qos, site.setup) == ("me", "fast", "high", ["module load cuda"])
+
+
+def test_a_misspelt_setting_is_named_with_its_file(workspace: Workspace) -> None:
+    workspace.root.mkdir()
+    (workspace.root / "config.yaml").write_text("slurm: {partitoin: fast}")
+    with pytest.raises(SiteError, match=r"config\.yaml: slurm\.partitoin: no such setting"):
+        Site.load(workspace)
+
+
+def test_a_job_whose_number_got_lost_is_found_again_and_not_submitted_twice(
+    cluster: Cluster, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("sbatch")
+    forgetful = tmp_path / "bin" / "sbatch"
+    forgetful.parent.mkdir()
+    forgetful.write_text(
+        f'#!/bin/sh\n{real} "$@" >/dev/null\necho "Socket timed out on send/recv operation" >&2\nexit 1\n'
+    )
+    forgetful.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{forgetful.parent}:{os.environ['PATH']}")
+    run = make_run(workspace)
+    (handle,) = SlurmExecutor(workspace, "lost").submit([job(run)])
+    assert handle.job.isdigit()
+    assert (
+        len(
+            cluster.command(
+                "squeue", "--noheader", "--states=all", f"--name={SlurmExecutor(workspace, 'lost').job_name}"
+            ).splitlines()
+        )
+        == 1
+    )
+    wait_for(run, State.COMPLETED)
+
+
+def test_a_refused_job_says_what_sbatch_said(cluster: Cluster, workspace: Workspace) -> None:
+    run = make_run(workspace, slurm={"partition": "no such place"})
+    with pytest.raises(SlurmError, match="invalid partition"):
+        SlurmExecutor(workspace, "refused").submit([job(run)])
+
+
+def test_a_job_that_vanished_is_told_apart_without_accounting(
+    cluster: Cluster, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.command("scontrol", "update", "partitionname=main", "state=down")
+    run = make_run(workspace)
+    executor = SlurmExecutor(workspace, "gone")
+    (handle,) = executor.submit([job(run)])
+    cluster.command("scancel", handle.job)
+    cluster.command("scontrol", "update", "partitionname=main", "state=up")
+
+    def no_accounts(numbers: Sequence[str]) -> list[commands.QueuedJob]:
+        raise NoAccountingError("Slurm accounting storage is disabled")
+
+    monkeypatch.setattr(commands, "sacct", no_accounts)
+    executor.reconcile()
+    assert run.status().state is State.CANCELLED
+
+
+WSD = Schedule(kind="wsd", warmup_steps=3, decay_steps=4)
+
+
+def test_forks_wait_for_their_own_checkpoint_and_equal_runs_trained_alone(
+    cluster: Cluster, workspace: Workspace
+) -> None:
+    short, middle, long = (make_run(workspace, steps=steps, schedule=WSD) for steps in (10, 16, 24))
+    jobs = [
+        job(short, fork=Fork(run_id=long.run_id, step=6)),
+        job(middle, fork=Fork(run_id=long.run_id, step=12)),
+        job(long, checkpoint_at=(6, 12)),
+    ]
+    executor = SlurmExecutor(workspace, "forks")
+    handles = executor.submit(jobs)
+    assert [len(handle.job.split(",")) for handle in handles] == [1, 1, 3]
+    for run in (short, middle, long):
+        wait_for(run, State.COMPLETED, seconds=240)
+    alone = make_run(Workspace(workspace.root.with_name("alone")), steps=10, schedule=WSD)
+    SlurmExecutor(Workspace(workspace.root.with_name("alone")), "alone").submit([job(alone)])
+    wait_for(alone, State.COMPLETED)
+    assert losses(short) == [row for row in losses(alone) if row[0] > 6]
+    mine, theirs = short.result(), alone.result()
+    assert mine is not None
+    assert theirs is not None
+    assert mine.validation == theirs.validation
+
+
+def test_forks_of_a_trunk_that_fails_are_cancelled_with_the_reason(cluster: Cluster, workspace: Workspace) -> None:
+    short, long = (make_run(workspace, steps=steps, schedule=WSD) for steps in (10, 24))
+    shutil.rmtree(workspace.data)
+    executor = SlurmExecutor(workspace, "poison")
+    handles = executor.submit([job(short, fork=Fork(run_id=long.run_id, step=6)), job(long, checkpoint_at=(6,))])
+    wait_until(lambda: executor.poll(handles) == [JobState.ENDED] * 2, lambda: story(long))
+    executor.reconcile()
+    assert long.status().state is State.FAILED
+    assert "same error twice" in long.status().reason
+    assert short.status().state is State.CANCELLED
+    assert f"step 6 of {long.run_id}, which can no longer come" in short.status().reason
+
+
+def test_a_fork_whose_checkpoint_nobody_makes_is_refused(workspace: Workspace) -> None:
+    run = make_run(workspace, steps=10, schedule=WSD)
+    with pytest.raises(ValueError, match="submit absent with it"):
+        SlurmExecutor(workspace, "orphan").submit([job(run, fork=Fork(run_id="absent", step=6))])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "jobs"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[0-2,7%4]", ["12_0", "12_1", "12_2", "12_7"]),
+        ("12_[5]", ["12_5"]),
+    ],
+)
+def test_a_row_of_the_accounts_may_stand_for_many_jobs(numbers: str, jobs: list[str]) -> None:
+    assert commands.expand(numbers) == jobs
+
+
+def test_runs_whose_jobs_were_cancelled_before_they_began_are_cancelled(
+    nothing_starts: None, workspace: Workspace
+) -> None:
+    runs = [make_run(workspace, seed=seed) for seed in range(4)]
+    executor = SlurmExecutor(workspace, "early")
+    handles = executor.submit([job(run) for run in runs])
+    commands.scancel([handles[1].job])
+    executor.reconcile()
+    assert [run.status().state for run in runs] == [State.QUEUED, State.CANCELLED, State.QUEUED, State.QUEUED]
+    commands.scancel([handle.job for handle in handles])
+    executor.reconcile()
+    assert {run.status().state for run in runs} == {State.CANCELLED}

@@ -1,0 +1,36 @@
+"""From a configuration to its family's closed forms, and what all families have in common: embedding and head."""
+
+from importlib import import_module
+from typing import Any
+
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear
+from xlstm.models.configs import ModelConfig
+
+TIED = ("gpt",)
+"""Families whose head is the token embedding: counted once, as the head."""
+
+
+def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
+    """The cost of each block, and last of what is neither block nor embedding nor head."""
+    family = _module(config)
+    return [*family.blocks(config, sequence), family.outside(config)]
+
+
+def saved(config: ModelConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps for its backward pass."""
+    kept: list[Saved] = _module(config).saved(config, sequence)
+    return kept
+
+
+def head(config: ModelConfig) -> Cost:
+    """The map from the last hidden vector to the vocabulary."""
+    return linear(config.embedding_dim, config.vocab_size)
+
+
+def embedding_parameters(config: ModelConfig) -> int:
+    """Of the token embedding, where it is not the head too."""
+    return 0 if config.family in TIED else config.vocab_size * config.embedding_dim
+
+
+def _module(config: ModelConfig) -> Any:
+    return import_module(f"xlstm.accounting.{config.family.replace('-', '_')}")

@@ -1,0 +1,81 @@
+"""Bytes per device of a training step, by kind: a closed form, without building anything.
+
+AdamW in float32 over sharded parameters; a block's parameters are gathered for its pass, those of embedding and head
+for the whole of it; every micro-batch keeps what its blocks need for their backward pass. What the allocator loses to
+fragmentation, and what the device's own libraries take, is not in it.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from xlstm.accounting.cost import Saved, Sequence
+from xlstm.accounting.families import costs, embedding_parameters, head, saved
+
+if TYPE_CHECKING:
+    from xlstm.spec import RunSpec
+
+MEMORY_CHUNK = 64
+"""Chunk of the mLSTM as it is run."""
+
+LOGITS_AT_ONCE = 2**24
+"""Logits that the loss holds at a time."""
+
+LOGITS_COPIES = 3
+"""In float32: the logits, their logarithmic softmax, and its gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the peak of a step."""
+
+    parameters: int
+    """This device's share, float32."""
+    gradients: int
+    """This device's share, float32."""
+    optimizer: int
+    """This device's share of two moments, float32."""
+    gathered: int
+    """Whole parameters and gradients of embedding and head, and of two blocks, in the dtype of the computation."""
+    activations: int
+    """Kept for the backward pass, with the working memory of the loss."""
+
+    @property
+    def total(self) -> int:
+        """All kinds together."""
+        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def memory(spec: "RunSpec") -> Memory:
+    """Bytes per device of one run: its model, precision and context, under its sharding and checkpointing."""
+    physics, execution = spec.physics, spec.execution
+    config = physics.model
+    mixed = physics.precision == "bf16-mixed"
+    itemsize = 2 if mixed else 4
+    ranks = execution.ranks
+    shards = {"fsdp": ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
+
+    sequence = Sequence(physics.data.context_length, MEMORY_CHUNK, True)
+    parts = [cost.parameters for cost in costs(config, sequence)]
+    root = parts.pop() + embedding_parameters(config) + head(config).parameters
+    share = -(-(sum(parts) + root) // shards)
+
+    wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
+    # Parameters of the root and of two blocks (one computes, the next is gathered), and as much of gradients.
+    gathered = 2 * (root + 2 * max(parts)) * itemsize if wrapped else 0
+
+    micro = execution.micro_batch_sequences or physics.batch_sequences // ranks
+    tokens = micro * physics.data.context_length
+    per_token = _activations(saved(config, sequence), execution.activation_checkpointing, itemsize)
+    loss = LOGITS_COPIES * 4 * min(LOGITS_AT_ONCE, tokens * config.vocab_size)
+    return Memory(4 * share, 4 * share, 8 * share, gathered, int(tokens * per_token + loss))
+
+
+def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> float:
+    """Bytes per token: of a block that is recomputed its input, and all of the largest such block while it is."""
+    recomputed = [block for index, block in enumerate(blocks) if checkpointing == "full" or index % 2 == 0]
+    if checkpointing == "none":
+        recomputed = []
+    whole = sum(block.bytes_per_token(itemsize) for block in blocks)
+    spared = sum(block.bytes_per_token(itemsize) - block.input * itemsize for block in recomputed)
+    largest = max((block.bytes_per_token(itemsize) for block in recomputed), default=0.0)
+    return whole - spared + largest

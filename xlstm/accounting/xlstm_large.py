@@ -1,0 +1,31 @@
+"""xlstm-large, the block of xLSTM-7B (arXiv 2503.13427): mLSTM at width d, keys of width d / 2, SwiGLU of 2.667 d."""
+
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
+from xlstm.accounting.xlstm import mlstm_cell, mlstm_cell_saved
+from xlstm.models.configs import XLSTMLargeConfig
+
+
+def blocks(config: XLSTMLargeConfig, sequence: Sequence) -> list[Cost]:
+    """The cost of each block."""
+    d, keys, width, heads = config.embedding_dim, config.key_dim, config.feedforward_dim, config.num_heads
+    inputs = linear(d, keys) + linear(d, keys) + linear(d, d) + linear(d, d)
+    gates = linear(d, heads, bias=True) + linear(d, heads, bias=True)
+    cell = gates + mlstm_cell(config, keys, d, sequence) + norm(d)
+    feedforward = linear(d, 2 * width) + linear(width, d)
+    return [norm(d) + inputs + cell + linear(d, d) + norm(d) + feedforward] * config.num_blocks
+
+
+def outside(config: XLSTMLargeConfig) -> Cost:
+    """What is neither block, embedding nor head: the last norm."""
+    return norm(config.embedding_dim)
+
+
+def saved(config: XLSTMLargeConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    Two normed inputs, q, k, v, the output gate, its activation, the normed output, their product and the sum after it,
+    9 d; the feed-forward layer's gate, its activation, the other half and their product; and the cell's.
+    """
+    d, width = config.embedding_dim, config.feedforward_dim
+    cell = mlstm_cell_saved(config.num_heads, config.key_dim, d, sequence)
+    return [Saved(9 * d + 4 * width, cell, input=d)] * config.num_blocks

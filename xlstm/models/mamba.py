@@ -1,0 +1,125 @@
+"""Mamba (Gu & Dao 2023, arXiv 2312.00752): selective state spaces between a convolution and a gate.
+
+Per block, with D = 2 d channels: x + Mixer(RMSNorm(x)); 6.25 d² + 111 d parameters where d is a multiple of 16. The
+embedding and the head are untied, as the xLSTM paper's counts say (the authors' own models tie them).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.selective_scan import selective_scan
+from xlstm.models.causal_conv import CausalConv
+from xlstm.models.configs import MambaConfig
+from xlstm.models.head import logits_or_losses
+
+NORM_EPSILON = 1e-5
+
+DELTA_RANGE = (1e-3, 1e-1)
+"""Step sizes start log-uniformly within it; none below DELTA_FLOOR."""
+DELTA_FLOOR = 1e-4
+
+
+class BlockState(NamedTuple):
+    """What a block remembers."""
+
+    conv: Tensor  # (batch, 3, channels): the last inputs of the convolution
+    scan: Tensor  # (batch, channels, state_dim)
+
+
+class Mamba(nn.Module):
+    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.norm = nn.RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: tuple[BlockState, ...] | None = None,
+        *,
+        resets: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[BlockState, ...] | None]:
+        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
+
+        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
+        """
+        keep = state is not None or targets is None or not torch.is_grad_enabled()
+        x = self.embedding(tokens)
+        states: list[BlockState] = []
+        for index, block in enumerate(self.blocks):
+            x, after = block(x, state[index] if state else None, resets)
+            if keep:
+                states.append(after)
+        return logits_or_losses(self.norm(x), self.head, targets), tuple(states) if keep else None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Weight decay falls on the matrices, but neither on the token embedding nor on A (as in the authors' code)."""
+        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("log_rates")
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """The authors' initial values: see the comments for each kind of parameter."""
+        leaf = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else name
+        if leaf == "log_rates":
+            # S4D-Real: A_n = -(n + 1) in every channel.
+            parameter.copy_(torch.arange(1, parameter.shape[1] + 1).log().expand_as(parameter))
+        elif leaf == "skip" or leaf.endswith("norm.weight"):
+            parameter.fill_(1.0)
+        elif leaf == "delta.bias":
+            # The inverse of softplus, at step sizes drawn log-uniformly.
+            low, high = (math.log(bound) for bound in DELTA_RANGE)
+            step = parameter.uniform_(low, high, generator=generator).exp().clamp_min(DELTA_FLOOR)
+            parameter.copy_(step + torch.log(-torch.expm1(-step)))
+        elif leaf in ("embedding.weight", "head.weight"):
+            parameter.normal_(std=0.02, generator=generator)
+        elif leaf.startswith("conv."):
+            # torch's own for a convolution of four taps per channel: uniform within 1 / sqrt(4).
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+        else:
+            # torch's own for linear maps; into the residual stream, scaled as in GPT-2 with one sum per block.
+            bound = 1.0 / math.sqrt(parameter.shape[1])
+            if leaf == "out.weight":
+                bound /= math.sqrt(self.config.num_blocks)
+            parameter.uniform_(-bound, bound, generator=generator)
+
+
+class Block(nn.Module):
+    """x + Mixer(norm(x)): convolution and selective scan of one half, gated by the other."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        d, inner, state_dim = config.embedding_dim, config.inner_dim, config.state_dim
+        self.sizes = (config.delta_rank, state_dim, state_dim)
+        self.norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.up = nn.Linear(d, 2 * inner, bias=False)
+        self.conv = CausalConv(inner)
+        self.select = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.delta = nn.Linear(config.delta_rank, inner)
+        self.log_rates = nn.Parameter(torch.empty(inner, state_dim))
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.out = nn.Linear(inner, d, bias=False)
+
+    def forward(self, x: Tensor, state: BlockState | None, resets: Tensor | None) -> tuple[Tensor, BlockState]:
+        """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
+        u, gate = self.up(self.norm(x)).chunk(2, dim=-1)
+        u, conv = self.conv(u, state.conv if state else None, resets)
+        low_rank, B, C = self.select(u).split(self.sizes, dim=-1)
+        # Step sizes and rates in float32 at least: a scan multiplies their rounding errors over the sequence.
+        delta = F.softplus(_at_least_float32(self.delta(low_rank)))
+        rates = -torch.exp(_at_least_float32(self.log_rates))
+        y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.scan if state else None, resets=resets)
+        y = (y + u * self.skip) * F.silu(gate)
+        return x + self.out(y), BlockState(conv, scan)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
