@@ -20,11 +20,11 @@ def outside(config: LlamaConfig) -> Cost:
 def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Two normed inputs, q, k, v before and after rotation, attention's output, the sum after it, and the feed-forward
-    layer's two halves, their activation and their product.
+    q, k, v before and after rotation, attention's output, the sum after it, and the feed-forward layer's two halves,
+    their activation and their product; in float32, input and output of both norms.
     """
     d, width = config.embedding_dim, config.feedforward_dim
-    return [Saved(12 * d + 4 * width, input=d)] * config.num_blocks
+    return [Saved(8 * d + 4 * width, 4 * d, input=d)] * config.num_blocks
 
 
 def attention(channels: int, sequence: Sequence) -> Cost:
