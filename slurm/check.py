@@ -95,6 +95,8 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
             Finding("workspace on the nodes", False, f"{len(seen)} of {nodes} nodes wrote to {workspace.root}: {words}")
         ]
     deaf = {one["node"]: one["unknown"] for one in seen if one["unknown"]}
+    # Where no node knows the names, jobs meet at Slurm's addresses; where some do, the others wait in vain.
+    known = True if not deaf else None if len(deaf) == len(seen) else False
     names = (
         f"{next(iter(deaf))} cannot resolve {', '.join(next(iter(deaf.values())))}"
         if deaf
@@ -103,7 +105,7 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
     torch = sorted({one["torch"] for one in seen})
     return [
         Finding("workspace on the nodes", True, f"{nodes} nodes read and write {workspace.root}"),
-        Finding("names on the nodes", not deaf, names),
+        Finding("names on the nodes", known, names),
         Finding("torch on the nodes", len(torch) == 1 and torch[0] != "", ", ".join(torch) or "not installed"),
     ]
 
@@ -172,9 +174,9 @@ def _policies(configuration: dict[str, str]) -> Iterator[Finding]:
 def _on_node(folder: Path) -> None:
     """What one node of the probe sees."""
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames"], capture_output=True, text=True, check=False
-    ).stdout.split()
+    # Inside a container Slurm's commands may be missing; the names are then not looked up.
+    ask = ["scontrol", "show", "hostnames"] if shutil.which("scontrol") else ["true"]
+    listed = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.split()
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:

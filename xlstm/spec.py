@@ -138,7 +138,7 @@ class Execution(Ring):
     devices: PositiveInt = Field(1, description="Ranks per node: GPUs, or processes on CPU.")
     device: Literal["cpu", "cuda", "auto"] = "auto"
     micro_batch_sequences: PositiveInt | None = Field(
-        None, description="Sequences per rank and forward pass; null: all of the rank's on CPU, probed on GPU."
+        None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as should fit on GPU."
     )
     sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -174,7 +174,7 @@ class Presentation(Ring):
 class Evaluation(Ring):
     """What is measured on the trained model."""
 
-    name: str = "validation"
+    name: str = Field("validation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the file it leaves.")
     sequences: PositiveInt | None = Field(None, description="Validation sequences, from the first; null: all of them.")
 
     @property

@@ -14,8 +14,13 @@ from orchestrator.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrator.plan import Plan
-    from xlstm.records import Workspace
+    from xlstm.records import RunDirectory, Workspace
+
+ASK_SECONDS = 30.0
+"""Between two questions to Slurm while somebody watches: between them the run directories tell enough."""
 
 app = typer.Typer()
 slurm_app = typer.Typer(help="Slurm sites.", no_args_is_help=True)
@@ -41,8 +46,13 @@ def check(
         raise typer.Exit(A_RUN_FAILED)
 
 
-def hand_over(made: "Plan") -> None:
-    """Give what is missing of a plan to Slurm and return: retries, requeueing and forks are then its and the jobs'."""
+def has(workspace: "Workspace", sweep: str) -> bool:
+    """Whether runs of a sweep were ever handed to Slurm."""
+    return (workspace.sweeps / sweep / "slurm").exists()
+
+
+def hand_over(made: "Plan", only: "Plan | None" = None) -> None:
+    """Give what is missing of a plan, or of the part `only`, to Slurm and return: the rest is its and the jobs'."""
     import uuid
 
     from orchestrator.errors import InputError
@@ -55,14 +65,12 @@ def hand_over(made: "Plan") -> None:
     console, workspace = make_console(), made.workspace
     console.print(f"{made.name}: {plan_summary(made.document())}", highlight=False)
     made.save()
-    missing = {run.spec.run_id for run in made.missing}
-    launches = [launch for launch in made.launches if launch.run_id in missing]
-    for launch in launches:
-        workspace.run(launch.run_id).create(launch.spec)
-    jobs = [
-        Job(workspace.run(launch.run_id), launch.spec, uuid.uuid4().hex, launch.fork, launch.checkpoint_at)
-        for launch in launches
-    ]
+    jobs = []
+    for run in (only or made).missing:
+        directory = workspace.run(run.spec.run_id)
+        directory.create(run.spec)
+        directory.withdraw_cancel()
+        jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
     with one_line_errors():
         prepare_data(workspace, [job.spec for job in jobs], console)
         try:
@@ -74,13 +82,33 @@ def hand_over(made: "Plan") -> None:
 
 def reconcile(workspace: "Workspace", sweep: str) -> list[str]:
     """Write into the run directories what Slurm alone knows. Returns the runs of the sweep that were handed to it."""
-    if not (workspace.sweeps / sweep / "slurm").exists():
+    if not has(workspace, sweep):
         return []
     from slurm.executor import SlurmExecutor
 
     executor = SlurmExecutor(workspace, sweep)
     executor.reconcile()
     return [handle.run.run_id for handle in executor.handles()]
+
+
+def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunDirectory]":
+    """End those of the runs that have jobs with Slurm; returns them."""
+    from orchestrator.errors import InputError
+    from orchestrator.plan import submitted
+    from slurm.commands import SlurmError
+    from slurm.executor import SlurmExecutor
+
+    wanted, cancelled = {run.run_id for run in runs}, []
+    for sweep in submitted(workspace):
+        if has(workspace, sweep):
+            executor = SlurmExecutor(workspace, sweep)
+            try:
+                handles = [handle for handle in executor.alive().values() if handle.run.run_id in wanted]
+                executor.cancel(handles)
+            except SlurmError as error:
+                raise InputError(str(error)) from None
+            cancelled += [handle.run for handle in handles]
+    return cancelled
 
 
 def catch_up(workspace: "Workspace", sweep: str) -> None:

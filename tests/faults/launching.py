@@ -73,18 +73,18 @@ class Attempt:
     ranks: list[subprocess.Popen[bytes]]
     token: str
 
-    def wait(self, seconds: float = 60.0) -> "Attempt":
+    def wait(self, seconds: float = 240.0) -> "Attempt":
         """Wait until every process has ended."""
         for process in self.ranks:
             process.wait(timeout=seconds)
         return self
 
-    def wait_for_step(self, step: int, seconds: float = 60.0) -> "Attempt":
+    def wait_for_step(self, step: int, seconds: float = 240.0) -> "Attempt":
         """Wait until a row of this attempt for `step` is in the metrics."""
         wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()), seconds)
         return self
 
-    def wait_for_checkpoint(self, seconds: float = 60.0) -> "Attempt":
+    def wait_for_checkpoint(self, seconds: float = 240.0) -> "Attempt":
         """Wait until a checkpoint of the run is complete."""
         wait_until(lambda: any(self.run.checkpoints.glob("step-*/COMPLETE")), seconds)
         return self
@@ -175,7 +175,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     """Wait for a condition; AssertionError when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from launching import BATCH, CONTEXT, SEQUENCES, losses, make_run, start
 
-from xlstm.models.configs import LlamaConfig
+from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, XLSTMConfig
 from xlstm.records import Fork, RunDirectory, State, Workspace
 from xlstm.spec import Schedule
 
@@ -48,6 +48,23 @@ def test_how_a_step_is_carried_out_changes_nothing_but_rounding(
     run = make_run(workspace, **execution)
     start(run, ranks).completed()
     assert_close(run, undisturbed(1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        XLSTMConfig(vocab_size=256, embedding_dim=32, num_blocks=2, num_heads=2, slstm_at=(1,)),
+        MambaConfig(vocab_size=256, embedding_dim=32, num_blocks=2),
+    ],
+    ids=lambda model: model.family,
+)
+def test_recurrent_families_learn_the_same_on_two_ranks(workspace: Workspace, model: ModelConfig) -> None:
+    runs = {}
+    for ranks in (1, 2):
+        place = Workspace(workspace.root.with_name(f"on-{ranks}"))
+        runs[ranks] = make_run(place, steps=5, model=model)
+        start(runs[ranks], ranks).completed()
+    assert_close(runs[2], runs[1])
 
 
 def test_hybrid_sharding_over_two_nodes_of_two_changes_nothing_but_rounding(

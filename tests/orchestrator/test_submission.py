@@ -80,3 +80,21 @@ def test_a_run_that_fails_is_reported_and_the_others_are_trained(scaling: Any, w
     assert states.keys() == {"COMPLETED", "DIVERGED"}
     assert states["DIVERGED"]["validation"] is None
     assert states["DIVERGED"]["attempts"] == 1
+
+
+def test_a_detached_sweep_is_cancelled_with_a_checkpoint(scaling: Any, write_sweep: WriteSweep) -> None:
+    workspace = Workspace(scaling.workspace)
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560, 1024000]"))
+    assert scaling.run("submit", path, "--detach").code == 0
+    short, long = (workspace.run(run["run_id"]) for run in scaling("plan", path, "--json").json["runs"])
+    deadline = time.monotonic() + 120
+    while not (long.metrics() and short.status().state is State.COMPLETED):
+        assert time.monotonic() < deadline, (long.status(), short.status())
+        time.sleep(0.1)
+    said = scaling.run("cancel", "tiny")
+    assert (said.code, said.out) == (0, "1 runs cancelled\n")
+    assert long.status().state is State.CANCELLED
+    assert not long.is_held()
+    assert long.checkpoints.exists()
+    assert scaling.run("cancel", "tiny").out.startswith("nothing to cancel")
+    assert "cancelled" in scaling.run("watch", "tiny").out  # every run has ended, so it ends too

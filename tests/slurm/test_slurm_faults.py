@@ -62,14 +62,15 @@ def all_rows(run: RunDirectory) -> list[dict[str, int]]:
     return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
 
 
-def test_a_controller_that_was_away_and_a_requeued_job_cost_no_step(
+def test_a_requeued_job_and_a_controller_that_was_away_cost_no_step(
     cluster: Cluster, workspace: Workspace, undisturbed: list[tuple[int, float]]
 ) -> None:
     executor, run, handle = submitted(workspace)
-    cluster.kill_controller()
-    assert executor.poll([handle]) == [JobState.RUNNING]
-    cluster.start_controller()
     cluster.command("scontrol", "requeue", handle.job)
+    wait_for_attempt(run, 2)
+    cluster.kill_controller()
+    assert executor.poll([handle])[0] in (JobState.RUNNING, JobState.ENDED)
+    cluster.start_controller()
     wait_for(run, State.COMPLETED)
     wait_until(lambda: executor.poll([handle]) == [JobState.ENDED], lambda: story(run))
     assert losses(run) == undisturbed

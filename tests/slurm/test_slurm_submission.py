@@ -218,3 +218,30 @@ def test_a_fork_whose_checkpoint_nobody_makes_is_refused(workspace: Workspace) -
     run = make_run(workspace, steps=10, schedule=WSD)
     with pytest.raises(ValueError, match="submit absent with it"):
         SlurmExecutor(workspace, "orphan").submit([job(run, fork=Fork(run_id="absent", step=6))])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "jobs"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[0-2,7%4]", ["12_0", "12_1", "12_2", "12_7"]),
+        ("12_[5]", ["12_5"]),
+    ],
+)
+def test_a_row_of_the_accounts_may_stand_for_many_jobs(numbers: str, jobs: list[str]) -> None:
+    assert commands.expand(numbers) == jobs
+
+
+def test_runs_whose_jobs_were_cancelled_before_they_began_are_cancelled(
+    nothing_starts: None, workspace: Workspace
+) -> None:
+    runs = [make_run(workspace, seed=seed) for seed in range(4)]
+    executor = SlurmExecutor(workspace, "early")
+    handles = executor.submit([job(run) for run in runs])
+    commands.scancel([handles[1].job])
+    executor.reconcile()
+    assert [run.status().state for run in runs] == [State.QUEUED, State.CANCELLED, State.QUEUED, State.QUEUED]
+    commands.scancel([handle.job for handle in handles])
+    executor.reconcile()
+    assert {run.status().state for run in runs} == {State.CANCELLED}

@@ -20,11 +20,11 @@ def outside(config: LlamaConfig) -> Cost:
 def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Two normed inputs, q, k, v before and after rotation, attention's output, the sum after it, and the feed-forward
-    layer's two halves, their activation and their product.
+    Two inputs normed, before and after the norm's weight; q, k, v; attention's output; the sum after it; and the
+    feed-forward layer's gate and up, the gate's activation, and their product.
     """
     d, width = config.embedding_dim, config.feedforward_dim
-    return [Saved(12 * d + 4 * width, input=d)] * config.num_blocks
+    return [Saved(9 * d + 4 * width, input=d)] * config.num_blocks
 
 
 def attention(channels: int, sequence: Sequence) -> Cost:

@@ -24,31 +24,31 @@ Reshape = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Entry:
-    """One of our parameters and the tensors of theirs that, stacked along the first axis, make it."""
+    """One of our parameters, what it is called there, and how to turn its axes."""
 
     ours: str
-    theirs: tuple[str, ...]
+    theirs: str
     out: Reshape = lambda tensor: tensor
     back: Reshape = lambda tensor: tensor
 
 
-def _same(ours: str, *theirs: str) -> Entry:
+def _same(ours: str, theirs: str) -> Entry:
     return Entry(ours, theirs)
 
 
 def _transposed(ours: str, theirs: str) -> Entry:
     """GPT-2 stores its matrices as (inputs, outputs)."""
-    return Entry(ours, (theirs,), torch.t, torch.t)
+    return Entry(ours, theirs, torch.t, torch.t)
 
 
 def _per_channel(ours: str, theirs: str) -> Entry:
     """RWKV stores its shifts as (1, 1, channels)."""
-    return Entry(ours, (theirs,), lambda tensor: tensor[None, None], lambda tensor: tensor[0, 0])
+    return Entry(ours, theirs, lambda tensor: tensor[None, None], lambda tensor: tensor[0, 0])
 
 
 def _taps(ours: str, theirs: str) -> Entry:
     """A depthwise convolution has (channels, 1, taps)."""
-    return Entry(ours, (theirs,), lambda tensor: tensor[:, None], lambda tensor: tensor[:, 0])
+    return Entry(ours, theirs, lambda tensor: tensor[:, None], lambda tensor: tensor[:, 0])
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ _FORMATS = {
         ),
         (
             _same("attention_norm.weight", "input_layernorm.weight"),
-            _same("query_key_value.weight", *(f"self_attn.{name}_proj.weight" for name in "qkv")),
+            *(_same(f"{name}.weight", f"self_attn.{name[0]}_proj.weight") for name in ("query", "key", "value")),
             _same("out.weight", "self_attn.o_proj.weight"),
             _same("feedforward_norm.weight", "post_attention_layernorm.weight"),
-            _same("gate_and_up.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+            *(_same(f"{name}.weight", f"mlp.{name}_proj.weight") for name in ("gate", "up")),
             _same("down.weight", "mlp.down_proj.weight"),
         ),
     ),
@@ -156,22 +156,17 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
     for index in range(config.num_blocks):
         block = spelling.block.format(index)
         for entry in spelling.inside:
-            theirs = tuple(f"{block}.{name}" for name in entry.theirs)
-            yield Entry(f"blocks.{index}.{entry.ours}", theirs, entry.out, entry.back)
+            yield Entry(f"blocks.{index}.{entry.ours}", f"{block}.{entry.theirs}", entry.out, entry.back)
 
 
 def to_transformers(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our parameters, or their gradients, by their names and in their shapes."""
-    theirs: dict[str, Tensor] = {}
-    for entry in entries(config):
-        parts = tensors[entry.ours].chunk(len(entry.theirs))
-        theirs |= {name: entry.out(part).contiguous() for name, part in zip(entry.theirs, parts, strict=True)}
-    return theirs
+    return {entry.theirs: entry.out(tensors[entry.ours]).contiguous() for entry in entries(config)}
 
 
 def from_transformers(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their parameters by our names and in our shapes. ValueError for tensors that are missing or left over."""
-    expected = {name for entry in entries(config) for name in entry.theirs}
+    expected = {entry.theirs for entry in entries(config)}
     missing, surplus = expected - tensors.keys(), tensors.keys() - expected
     if config.family == "gpt":
         surplus.discard("lm_head.weight")  # the embedding, written twice
@@ -179,7 +174,7 @@ def from_transformers(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dic
         raise ValueError(
             f"not the weights of this {config.family}: missing {sorted(missing)}, left over {sorted(surplus)}"
         )
-    return {entry.ours: torch.cat([entry.back(tensors[name]) for name in entry.theirs]) for entry in entries(config)}
+    return {entry.ours: entry.back(tensors[entry.theirs]) for entry in entries(config)}
 
 
 _SAME_NAMES: dict[str, dict[str, str]] = {
