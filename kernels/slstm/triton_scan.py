@@ -17,8 +17,8 @@ from kernels.slstm.torch_scan import at_unit_scale, collected, shifted
 
 SEQUENCES = 16
 """Sequences of one program: the least a matrix product takes."""
-WARPS = 8
-"""The gates' tiles spill from the registers of four warps."""
+LAUNCH = {"num_warps": 8, "num_stages": 2}
+"""Four warps, or three stages of the four matrices' tiles, would spill registers."""
 RUN_TIME = ["time", "batch"]
 """Arguments whose divisibility must not compile a kernel anew."""
 
@@ -143,7 +143,7 @@ def backward_kernel(
         now = row + t * (row * 0 + heads * batch)
         after = now + heads * batch
         reset_after = b < 0
-        if RESETS:
+        if RESETS:  # known when compiling, the other only when running
             if step > 0:
                 reset_after = tl.load(resets + b * time + t + 1, mask=b < batch, other=0) != 0
         for e in range(0, D, BN):
@@ -203,7 +203,7 @@ def forward(
     active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=torch.float32)
     forward_kernel[(heads, -(-batch // SEQUENCES))](
         gates.contiguous(), recurrent.to(gates.dtype).contiguous(), gates if resets is None else resets.contiguous(),
-        hs, cs, ls, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None, num_warps=WARPS,
+        hs, cs, ls, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None, **LAUNCH,
     )  # fmt: skip
     return hs[1:], cs[1:], ls[1:], active
 
@@ -239,6 +239,6 @@ def backward(
         cs.contiguous(), before_cs, ls.contiguous(), active, dpre, state[0], state[1], first_h,
         float(gradient_clip or 0.0), time, batch,
         **tiling_of(head_dim), RESETS=resets is not None, CLIP=gradient_clip is not None,
-        num_warps=WARPS,
+        **LAUNCH,
     )  # fmt: skip
     return collected(dpre, state, first_h, h, m, at, hs, ls, active)

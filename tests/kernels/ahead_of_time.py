@@ -22,8 +22,8 @@ HALF = "*bf16"
 SINGLE = "*fp32"
 
 
-def mlstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
-    """Kernel, pointer types, constants and warps for every published head dimension and the 16-head shape."""
+def mlstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """Kernel, pointer types, constants and launch options for every published head dimension and the 16-head shape."""
     from kernels.mlstm import triton_chunkwise as kernels
 
     half = {"q", "k", "v", "h", "grad_h", "x", "y", "own", "out", "states", "states_C", "grads_C"}
@@ -42,7 +42,7 @@ def mlstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]
         ):
             warps = kernels.SCORES_BACKWARD_WARPS if kernel is kernels.scores_backward_kernel else 4
             types = {name: HALF if name in half else SINGLE for name in kernel.arg_names}
-            yield kernel, types | {"segment": "*i32"}, tiling | constants, warps
+            yield kernel, types | {"segment": "*i32"}, tiling | constants, {"num_warps": warps}
 
 
 def _through(tiling: dict[str, int], to_keys: bool, later: bool) -> dict[str, Any]:
@@ -52,7 +52,9 @@ def _through(tiling: dict[str, int], to_keys: bool, later: bool) -> dict[str, An
     return sizes | flags
 
 
-def compile_one(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, capability: int) -> dict:
+def compile_one(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], launch: dict[str, int], capability: int
+) -> dict:
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     strides = re.compile(r"^[a-z]_[bht]$")
@@ -63,7 +65,7 @@ def compile_one(kernel: Any, types: dict[str, str], constants: dict[str, Any], w
     aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or strides.match(name)]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
         ptx.write_text(compiled.asm["ptx"])
@@ -85,15 +87,15 @@ def compile_one(kernel: Any, types: dict[str, str], constants: dict[str, Any], w
     }
 
 
-def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
-    """Kernel, pointer types, constants and warps for every published head dimension, and the smallest."""
+def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """Kernel, pointer types, constants and launch options for every published head dimension, and the smallest."""
     from kernels.slstm import triton_scan as kernels
 
     for head_dim in (64, 192, 256, 384, 512, 640):
         for kernel in (kernels.forward_kernel, kernels.backward_kernel):
             types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
             constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
-            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, kernels.WARPS
+            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, kernels.LAUNCH
 
 
 if __name__ == "__main__":
