@@ -2,7 +2,8 @@
 
 Every public function of this package takes `implementation`:
 
-- `auto`: `triton` where the tensors live on a CUDA device and the kernels take the shapes, else `torch`;
+- `auto`: what `prefer` named in this process; else `triton` where the tensors live on a CUDA device and the kernels
+  take the shapes, else `torch`;
 - `reference`: the plain recurrence, the definition; slow, differentiated by autograd;
 - `torch`: fast on any device, with a hand-written backward;
 - `triton`: compiled kernels; on CPU only through Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
@@ -20,6 +21,15 @@ from torch import Tensor
 
 Implementation: TypeAlias = Literal["auto", "reference", "torch", "triton"]
 Chosen: TypeAlias = Literal["reference", "torch", "triton"]
+
+
+_preferred: Implementation = "auto"
+
+
+def prefer(implementation: Implementation) -> None:
+    """What `auto` means from now on in this process: one implementation of every operator, or what suits each."""
+    global _preferred
+    _preferred = implementation
 
 
 class ImplementationError(ValueError):
@@ -48,6 +58,8 @@ def choose(
     names = get_args(Implementation)
     if implementation not in names:
         raise ImplementationError(f"{operator}: implementation {implementation!r} is none of {', '.join(names)}")
+    if implementation == "auto":
+        implementation = _preferred
     if implementation == "auto":
         runs = tensor.is_cuda and triton_obstacle(tensor) is None and shape_obstacle() is None
         return "triton" if runs else "torch"

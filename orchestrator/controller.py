@@ -91,6 +91,7 @@ class Controller:
             self._admit(progress)
         try:
             while any(not progress.finished for progress in self._progress.values()):
+                self._cancel_requested()
                 self._submit_ready()
                 self._poll()
                 self.tick()
@@ -104,6 +105,7 @@ class Controller:
 
     def _admit(self, progress: _Progress) -> None:
         progress.run.create(progress.planned.spec)
+        progress.run.withdraw_cancel()
         if is_complete(progress.run, progress.planned.spec):
             self._finish(progress, Happening.ALREADY_COMPLETE)
 
@@ -118,7 +120,7 @@ class Controller:
                 run=progress.run,
                 spec=progress.planned.spec,
                 token=uuid.uuid4().hex,
-                fork=progress.planned.fork,
+                fork=self._fork(progress.planned),
                 checkpoint_at=progress.planned.checkpoint_at,
             )
             for progress in ready
@@ -138,6 +140,19 @@ class Controller:
         if trunk is None or trunk.finished:
             return True
         return trunk.run.has_checkpoint(planned.fork.step)
+
+    def _fork(self, planned: PlannedRun) -> Fork | None:
+        """Where the run forks off; None, so that it trains alone, if its trunk ended without that checkpoint."""
+        fork = planned.fork
+        return fork if fork and self.workspace.run(fork.run_id).has_checkpoint(fork.step) else None
+
+    def _cancel_requested(self) -> None:
+        """End the runs whose cancellation somebody asked for; those that wait for a trunk are never submitted."""
+        asked = [one for one in self._progress.values() if not one.finished and one.run.cancel_requested()]
+        self.executor.cancel([one.handle for one in asked if one.handle is not None])
+        for progress in asked:
+            progress.run.set_state(State.CANCELLED, "cancelled; submit it again to continue")
+            self._finish(progress, Happening.ENDED)
 
     def _poll(self) -> None:
         waiting = [progress for progress in self._progress.values() if progress.handle is not None]

@@ -25,7 +25,7 @@ def print_logs(run: RunDirectory, out: TextIO, *, follow: bool = False) -> None:
             with open(path, "rb") as file:
                 file.seek(read.get(str(path), 0))
                 text = file.read()
-            if text:
+            if text or str(path) not in read:
                 if str(path) != latest:
                     out.write(f"==> {path} <==\n")
                     latest = str(path)

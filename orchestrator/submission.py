@@ -62,7 +62,7 @@ def prepare_data(workspace: Workspace, specs: Sequence[RunSpec], console: Consol
             continue
         seen.add(key)
         try:
-            manifest = prepare(data, spec.execution.data_paths, workspace)
+            manifest = prepare(data, spec.execution.data_paths, workspace, spec.execution.tokenizer_path)
         except (ValueError, OSError) as error:
             raise InputError(f"data {data.corpus}: {error}") from None
         splits = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in sorted(manifest.splits.items()))

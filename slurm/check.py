@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ SHARED_FILE_SYSTEMS = frozenset(
 )
 LEAST_KILL_WAIT = 30
 """Seconds between SIGTERM and SIGKILL below which a checkpoint may not be written when a job is requeued by hand."""
+_MARKS = {True: "ok", False: "MISSING", None: "note"}
 NODES_LOOKED_UP = 64
 """Names of so many nodes are resolved; they follow one pattern."""
 
@@ -38,6 +39,20 @@ class Finding:
     what: str
     ok: bool | None
     detail: str
+
+
+def examine(workspace: Workspace, nodes: int) -> list[Finding]:
+    """`look`, and, where nothing is missing and `nodes` is not 0, `probe`."""
+    findings = look(workspace)
+    if nodes and all(finding.ok is not False for finding in findings):
+        findings += probe(workspace, nodes)
+    return findings
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """Print findings, one a line."""
+    for finding in findings:
+        print(f"{_MARKS[finding.ok]:>8}  {finding.what}: {finding.detail}")
 
 
 def look(workspace: Workspace) -> list[Finding]:
@@ -63,7 +78,7 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
     chosen = {name: getattr(site, name) for name in ("partition", "account", "qos", "constraint", "reservation")}
     options = [f"--{name}={value}" for name, value in chosen.items() if value]
     layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--time=5", *options]
-    python = [*site.container, site.container_python if site.container else sys.executable]
+    python = [*site.container, site.task_python or sys.executable]
     command = ["srun", "--quiet", *layout, *site.srun, *python, "-m", "slurm.check", "--on-node", str(folder)]
     try:
         done = subprocess.run(
@@ -80,6 +95,8 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
             Finding("workspace on the nodes", False, f"{len(seen)} of {nodes} nodes wrote to {workspace.root}: {words}")
         ]
     deaf = {one["node"]: one["unknown"] for one in seen if one["unknown"]}
+    # Where no node knows the names, jobs meet at Slurm's addresses; where some do, the others wait in vain.
+    known = True if not deaf else None if len(deaf) == len(seen) else False
     names = (
         f"{next(iter(deaf))} cannot resolve {', '.join(next(iter(deaf.values())))}"
         if deaf
@@ -88,7 +105,7 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
     torch = sorted({one["torch"] for one in seen})
     return [
         Finding("workspace on the nodes", True, f"{nodes} nodes read and write {workspace.root}"),
-        Finding("names on the nodes", not deaf, names),
+        Finding("names on the nodes", known, names),
         Finding("torch on the nodes", len(torch) == 1 and torch[0] != "", ", ".join(torch) or "not installed"),
     ]
 
@@ -157,9 +174,9 @@ def _policies(configuration: dict[str, str]) -> Iterator[Finding]:
 def _on_node(folder: Path) -> None:
     """What one node of the probe sees."""
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames"], capture_output=True, text=True, check=False
-    ).stdout.split()
+    # Inside a container Slurm's commands may be missing; the names are then not looked up.
+    ask = ["scontrol", "show", "hostnames"] if shutil.which("scontrol") else ["true"]
+    listed = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.split()
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -186,12 +203,8 @@ def main() -> int:
         _on_node(options.on_node)
         return 0
     workspace = Workspace(options.workspace.absolute()) if options.workspace else Workspace.default()
-    findings = look(workspace)
-    if options.nodes and all(finding.ok is not False for finding in findings):
-        findings += probe(workspace, options.nodes)
-    marks = {True: "ok", False: "MISSING", None: "note"}
-    for finding in findings:
-        print(f"{marks[finding.ok]:>8}  {finding.what}: {finding.detail}")
+    findings = examine(workspace, options.nodes)
+    show(findings)
     return 1 if any(finding.ok is False for finding in findings) else 0
 
 

@@ -64,14 +64,28 @@ def squeue(name: str) -> list[QueuedJob]:
 def sacct(numbers: Sequence[str]) -> list[QueuedJob]:
     """Jobs, also long ended, from the accounts. NoAccountingError where the site keeps none."""
     wanted = ",".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
-    arguments = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={wanted}"]
+    arguments = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={wanted}"]
     try:
         answer = _call([*arguments, "--format=JobID,State"])
     except SlurmError as error:
         raise NoAccountingError(str(error)) from None
     rows = (line.split("|") for line in answer.splitlines() if line)
     # `CANCELLED by 1000`: the state is the first word, the rest says who.
-    return [QueuedJob(number, state.partition(" ")[0], state.partition(" ")[2]) for number, state in rows]
+    return [
+        QueuedJob(number, state.partition(" ")[0], state.partition(" ")[2])
+        for numbers, state in rows
+        for number in expand(numbers)
+    ]
+
+
+def expand(numbers: str) -> list[str]:
+    """The jobs that a row of sacct stands for: `12_[0-2,7%4]`, those of an array that never started, are four."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", numbers)
+    if match is None:
+        return [numbers]
+    ranges = [part.partition("-") for part in match[2].split(",")]
+    indices = [index for first, _, last in ranges for index in range(int(first), int(last or first) + 1)]
+    return [f"{match[1]}_{index}" for index in indices]
 
 
 def job_fields(number: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from slurm.batches import Batch, Contents, Part, batches_of, folder_of, job_numb
 from slurm.chains import Link, links
 from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
-from slurm.site import Site
+from slurm.site import Site, SiteError
 from xlstm.records import RunDirectory, State, Workspace
 
 SEARCH_SECONDS = 30.0
@@ -77,18 +77,19 @@ class SlurmExecutor:
         for a fork whose checkpoint nobody will leave, SiteError for settings that are not valid; nothing is submitted
         then. SlurmError where sbatch refuses; what was submitted until then is in the queue.
         """
+        _refuse_what_slurm_rewrites(self.workspace.root.absolute())
         site = self.site or Site.load(self.workspace)
         sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
         with self._alone():
-            alive = self._alive()
+            alive = self.alive()
             handles = self._submit([job for job in jobs if job.run.run_id not in alive], sites)
         return [(alive | handles)[job.run.run_id] for job in jobs]
 
-    def _alive(self) -> dict[str, Handle]:
+    def alive(self) -> dict[str, Handle]:
         """Runs of this sweep whose jobs are waiting or running."""
         handles = self.handles()
         shown = {job.number: job for job in commands.squeue(self.job_name)} if handles else {}
-        states = [_state_of([shown.get(number) for number in _numbers(handle)]) for handle in handles]
+        states = [_state_of(_found(shown, handle)) for handle in handles]
         return {h.run.run_id: h for h, state in zip(handles, states, strict=True) if state is not JobState.ENDED}
 
     def _submit(self, jobs: Sequence[Job], sites: Mapping[int, Site]) -> dict[str, Handle]:
@@ -120,10 +121,12 @@ class SlurmExecutor:
             shown = {job.number: job for job in commands.squeue(self.job_name)}
         except SlurmError:
             return [_state_from_files(handle.run) for handle in handles]
-        return [_state_of([shown.get(number) for number in _numbers(handle)]) for handle in handles]
+        return [_state_of(_found(shown, handle)) for handle in handles]
 
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
         """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
+        if not handles:
+            return
         wanted = {number for handle in handles for number in _numbers(handle)}
         shown = [job for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended]
         running = [job.number for job in shown if job.is_running]
@@ -172,13 +175,13 @@ class SlurmExecutor:
             shown = {job.number: job for job in commands.squeue(self.job_name)}
         except SlurmError:
             return  # nothing can be told while the controller is away
-        ended = [h for h in unsettled if _state_of([shown.get(number) for number in _numbers(h)]) is JobState.ENDED]
+        ended = [h for h in unsettled if _state_of(_found(shown, h)) is JobState.ENDED]
         missing = [number for handle in ended for number in _numbers(handle) if number not in shown]
         if missing:
             with contextlib.suppress(NoAccountingError):
                 shown |= {job.number: job for job in commands.sacct(missing)}
         for handle in ended:
-            self._settle(handle, [shown.get(number) for number in _numbers(handle)])
+            self._settle(handle, _found(shown, handle))
 
     def _settle(self, handle: Handle, jobs: Sequence[QueuedJob | None]) -> None:
         """Give a run whose jobs have all ended, and which has no verdict, its state."""
@@ -188,8 +191,7 @@ class SlurmExecutor:
         if why := self._waited_in_vain(handle):
             handle.run.set_state(State.CANCELLED, why)
         elif job is None:
-            numbers = handle.job or "whose number never reached us"
-            handle.run.set_state(State.FAILED, f"job {numbers} is gone from Slurm without a verdict")
+            self._settle_without_trace(handle)
         elif job.state == "CANCELLED":
             who = f" {job.reason}" if job.reason.startswith("by ") else ""
             handle.run.set_state(State.CANCELLED, f"job {job.number} was cancelled in Slurm{who}")
@@ -198,6 +200,15 @@ class SlurmExecutor:
             handle.run.set_state(State.PREEMPTED, f"job {job.number} {why}")
         else:
             handle.run.set_state(State.FAILED, f"job {job.number} ended in Slurm as {job.state} without a verdict")
+
+    def _settle_without_trace(self, handle: Handle) -> None:
+        """Slurm remembers nothing of a waiting job of an array that was cancelled, nor, for long, of any other."""
+        launch = handle.run.launch(handle.run.status().attempt)
+        name = f"job {handle.job}" if handle.job else "its job"
+        if launch is None or not launch.token.startswith(handle.token):
+            handle.run.set_state(State.CANCELLED, f"{name} left Slurm's queue before it began")
+        else:
+            handle.run.set_state(State.FAILED, f"{name} is gone from Slurm without a verdict")
 
     def _waited_in_vain(self, handle: Handle) -> str | None:
         """Why the checkpoint that a fork was to start from can no longer come, or None."""
@@ -272,7 +283,7 @@ class SlurmExecutor:
             nodes=shape.nodes,
             cpus_per_task=site.cpus_per_task,
             container=tuple(site.container),
-            python=site.container_python if site.container else "",
+            python=site.task_python,
             srun=tuple(site.srun),
         )
         batch.write(contents)
@@ -334,8 +345,19 @@ class SlurmExecutor:
         return self._gpus
 
 
+def _refuse_what_slurm_rewrites(root: Path) -> None:
+    """Slurm expands % in the path of a log and drops backslashes, and then cannot open it."""
+    if found := [character for character in "%\\" if character in str(root)]:
+        raise SiteError(f"workspace {root}: Slurm cannot write logs below a path that holds {found[0]}; move it")
+
+
 def _numbers(handle: Handle) -> list[str]:
     return [number for number in handle.job.split(",") if number]
+
+
+def _found(shown: Mapping[str, QueuedJob], handle: Handle) -> list[QueuedJob | None]:
+    """The jobs of a chain as Slurm shows them; an array that never started may be shown as one job."""
+    return [shown.get(number) or shown.get(number.partition("_")[0]) for number in _numbers(handle)]
 
 
 def _state_of(jobs: Sequence[QueuedJob | None]) -> JobState:

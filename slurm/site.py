@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -41,6 +50,8 @@ def _one_line(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
 
+Minutes = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
 
 class Options(BaseModel):
     """Options of sbatch that a run may choose. What is left out is the site's default."""
@@ -56,7 +67,7 @@ class Options(BaseModel):
     nodelist: Text | None = None
     exclude: Text | None = None
     mem: Text | None = Field(None, description="Memory per node, such as 64G; 0 for all of it.")
-    time: Text | int | None = Field(
+    time: Minutes | None = Field(
         None, description="Limit of one job, in minutes or as D-HH:MM:SS; a run may take many jobs."
     )
     cpus_per_task: int | None = Field(
@@ -91,7 +102,9 @@ class Site(Options):
     container: list[Text] = Field(
         default_factory=list, description="Words before Python on every node, such as apptainer exec --nv IMAGE."
     )
-    container_python: Text = Field("python3", description="Python inside the container.")
+    container_python: Text | None = Field(
+        None, description="Python inside the container; default: python3 of its PATH."
+    )
     srun: list[Text] = Field(
         default_factory=list, description="Further options of srun, such as --container-image=IMAGE."
     )
@@ -103,6 +116,11 @@ class Site(Options):
             if "\n" in line or "\0" in line:
                 raise ValueError("each entry of setup is one line of shell; write several entries")
         return self
+
+    @property
+    def task_python(self) -> str:
+        """What starts Python on every node; empty for the Python of the job itself."""
+        return self.container_python or ("python3" if self.container else "")
 
     @classmethod
     def load(cls, workspace: Workspace) -> "Site":

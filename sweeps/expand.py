@@ -16,7 +16,7 @@ from sweeps.language import BUDGETS, Axes, Resources, Settings, SweepFile
 from sweeps.located import Document, Path, Problem, SweepError, nearest
 from xlstm import accounting
 from xlstm.data import declare
-from xlstm.data.tokenizers import model_vocabulary, open_tokenizer
+from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
 from xlstm.models.sizes import SIZES, config_for
@@ -338,8 +338,11 @@ def _declared(
 ) -> tuple[Data, int]:
     """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
     if revision is not None:
+        vocabulary = stated_vocabulary(canonical_name(tokenizer))
+        if vocabulary is None:
+            raise ValueError(f"tokenizer {tokenizer}: its vocabulary comes from the corpus: state no revision")
         data = Data(corpus=corpus, revision=revision, tokenizer=tokenizer, context_length=context_length)
-        return data, model_vocabulary(open_tokenizer(tokenizer))
+        return data, model_vocabulary(vocabulary.size)
     return declare(corpus, tokenizer, context_length, paths)
 
 
@@ -356,4 +359,6 @@ def _execution(resources: Mapping[str, Choice], values: Mapping[str, Any]) -> Ex
     stated = {name: resources[name][0] for name in _EXECUTION if name in resources}
     if "gpus" in resources:
         stated |= {"devices": resources["gpus"][0], "device": "cuda"}
-    return Execution(**stated, data_paths=tuple(values.get("paths") or ()))
+    tokenizer = values.get("tokenizer") or ""
+    tokenizer_path = tokenizer if tokenizer.endswith(".json") else None
+    return Execution(**stated, data_paths=tuple(values.get("paths") or ()), tokenizer_path=tokenizer_path)

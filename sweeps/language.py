@@ -95,6 +95,9 @@ class Resources(Section):
     log_every: Count | None = None
     validate_every: Count | None = None
     checkpoint_every: Count | None = None
+    slurm: dict[str, str | int | bool | dict[str, str]] | None = Field(
+        None, description="What a job asks of Slurm: partition, account, time and more (docs/slurm.md)."
+    )
     priority: int | None = Field(None, description="Higher starts earlier; runs of equal priority start cheap first.")
     runs_per_device: Count | None = Field(None, description="How many such runs may share one device.")
 

@@ -236,6 +236,20 @@ class RunDirectory:
         with self._locked():
             self._write_status(self.status(), state=state, reason=reason)
 
+    def request_cancel(self) -> None:
+        """Ask whoever carries the run out to end it; submitting it again takes the request back."""
+        self._cancel_file.touch()
+
+    def withdraw_cancel(self) -> None:
+        self._cancel_file.unlink(missing_ok=True)
+
+    def cancel_requested(self) -> bool:
+        return self._cancel_file.exists()
+
+    @property
+    def _cancel_file(self) -> Path:
+        return self.path / "cancel-requested"
+
     def result(self) -> Result | None:
         try:
             return Result.model_validate_json((self.path / "result.json").read_bytes())

@@ -138,7 +138,7 @@ class Execution(Ring):
     devices: PositiveInt = Field(1, description="Ranks per node: GPUs, or processes on CPU.")
     device: Literal["cpu", "cuda", "auto"] = "auto"
     micro_batch_sequences: PositiveInt | None = Field(
-        None, description="Sequences per rank and forward pass; null: all of the rank's on CPU, probed on GPU."
+        None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as should fit on GPU."
     )
     sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -150,7 +150,8 @@ class Execution(Ring):
     checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
     keep_checkpoints: PositiveInt = Field(2, description="Latest checkpoints kept, besides those at fork points.")
     watchdog_seconds: float = Field(600.0, gt=0, description="Seconds without a step after which a run counts as hung.")
-    data_paths: tuple[str, ...] = Field((), description="Files or folders of a `text` or `jsonl` corpus.")
+    data_paths: tuple[str, ...] = Field((), description="Files or folders of a corpus that lies in local files.")
+    tokenizer_path: str | None = Field(None, description="The tokenizer.json of a tokenizer that lives in a file.")
     slurm: dict[str, str | int | bool | dict[str, str]] = Field(
         default_factory=dict, description="What the run asks of Slurm: partition, account, time and more."
     )
@@ -173,7 +174,7 @@ class Presentation(Ring):
 class Evaluation(Ring):
     """What is measured on the trained model."""
 
-    name: str = "validation"
+    name: str = Field("validation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the file it leaves.")
     sequences: PositiveInt | None = Field(None, description="Validation sequences, from the first; null: all of them.")
 
     @property

@@ -224,6 +224,22 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
     return rows, offset + len(whole), rolled_back_to
 
 
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""
+
+
+def charts_link(experiment: str) -> str:
+    """The part of a URL that opens an experiment's charts, unfolded: runs sorted by a metric are not nested."""
+    by = "orderByKey=metrics.%60validation%2Fperplexity%60&orderByAsc=true"
+    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&{by}"
+
+
+def experiments(tracking_uri: str) -> dict[str, str]:
+    """Ids of the experiments that hold sweeps, by name."""
+    found = _client(tracking_uri).search_experiments()
+    return {one.name: str(one.experiment_id) for one in found if _MODEL_TRAINING.items() <= one.tags.items()}
+
+
 def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -235,7 +251,7 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
     embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
     try:
         location = (artifacts / sweep).as_uri() if embedded and artifacts is not None else None
-        return str(client.create_experiment(sweep, artifact_location=location))
+        return str(client.create_experiment(sweep, artifact_location=location, tags=_MODEL_TRAINING))
     except MlflowException:  # another process was faster
         return str(client.get_experiment_by_name(sweep).experiment_id)
 

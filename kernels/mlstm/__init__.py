@@ -53,7 +53,8 @@ def mlstm(
     q, k, v = cast_for_autocast(q, k, v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"mlstm: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
-    chosen = choose("mlstm", implementation, q, lambda: _triton_obstacle(q, v))
+    chunk = chunk_size or default_chunk_size(time, key_dim, v.shape[-1])
+    chosen = choose("mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk))
     if chosen == "reference":
         start = zero_state(q, v) if initial_state is None else initial_state
         return mlstm_reference(q, k, v, i, f, start, resets, input_gate, normalize, eps)
@@ -72,15 +73,17 @@ def mlstm(
         input_gate,
         normalize,
         eps,
-        chunk_size or default_chunk_size(time, key_dim, v.shape[-1]),
+        chunk,
         bool(needed) and torch.is_grad_enabled(),
         chosen,
     )
     return h, MLSTMState(C, n, m)
 
 
-def _triton_obstacle(q: Tensor, v: Tensor) -> str | None:
-    return "there are no Triton kernels for the mLSTM"
+def _triton_obstacle(q: Tensor, v: Tensor, chunk: int) -> str | None:
+    from kernels.mlstm import triton_chunkwise
+
+    return triton_chunkwise.shape_obstacle(q.shape[-1], v.shape[-1], chunk, q.dtype)
 
 
 def mlstm_step(

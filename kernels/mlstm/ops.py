@@ -33,9 +33,14 @@ def mlstm_op(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h, final C, n, m; states before each chunk (chunks, batch * heads, …); s (batch * heads, time)."""
+    forward = torch_chunkwise.forward
+    if implementation == "triton":
+        from kernels.mlstm import triton_chunkwise
+
+        forward = triton_chunkwise.forward
     # The gates and states are float32 whatever autocast would make of them.
     with torch.autocast(q.device.type, enabled=False):
-        return torch_chunkwise.forward(q, k, v, i, f, C, n, m, resets, input_gate, normalize, eps, chunk, save_states)
+        return forward(q, k, v, i, f, C, n, m, resets, input_gate, normalize, eps, chunk, save_states)
 
 
 @mlstm_op.register_fake
@@ -64,7 +69,7 @@ def _(
         v.new_empty(batch, heads, key_dim, value_dim, dtype=dtype),
         v.new_empty(batch, heads, key_dim, dtype=dtype),
         v.new_empty(batch, heads, dtype=dtype),
-        v.new_empty(chunks, rows, key_dim, value_dim, dtype=dtype),
+        v.new_empty(chunks, rows, key_dim, value_dim, dtype=v.dtype if implementation == "triton" else dtype),
         v.new_empty(chunks, rows, key_dim, dtype=dtype),
         v.new_empty(rows, time if normalize else 0, dtype=dtype),
     )
@@ -94,8 +99,13 @@ def mlstm_backward_op(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, i, f and of the initial C and n."""
+    backward = torch_chunkwise.backward
+    if implementation == "triton":
+        from kernels.mlstm import triton_chunkwise
+
+        backward = triton_chunkwise.backward
     with torch.autocast(q.device.type, enabled=False):
-        return torch_chunkwise.backward(
+        return backward(
             grad_h, grad_C, grad_n, q, k, v, i, f, m, resets, h, states_C, states_n, s,
             has_initial_state, input_gate, normalize, eps, chunk,
         )  # fmt: skip

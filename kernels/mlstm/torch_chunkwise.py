@@ -241,6 +241,37 @@ def forward(
     )
 
 
+def gate_gradients(
+    i: Tensor,
+    f: Tensor,
+    resets: Tensor | None,
+    input_gate: str,
+    passing: Tensor,
+    grad_log_i: Tensor,
+    reading: Tensor,
+    writing: Tensor,
+    carrying: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the gates' pre-activations from sums over chunk positions, each (batch * heads, chunks, L).
+
+    The gradient of log f at token u gathers every pair (t, j) with j < u <= t whose weight passes it: pairs within the
+    chunk (`passing`: plus at their row, minus at their column), reads of the state after u, writes to the state before
+    u, and the state `carrying` across the chunk, (batch * heads, chunks, 1). Each is summed within the chunk only,
+    which keeps large terms from cancelling over the whole sequence.
+    """
+    batch, heads, time = i.shape
+    later = (passing + reading).double()
+    earlier = writing.double().cumsum(-1) - writing
+    grad_log_f = later.flip(-1).cumsum(-1).flip(-1) + earlier + carrying
+    grad_log_f = grad_log_f.view(batch, heads, -1)[..., :time]
+    if resets is not None:
+        grad_log_f = grad_log_f.masked_fill(resets[:, None, :], 0.0)
+    grad_i = grad_log_i.view(batch, heads, -1)[..., :time]
+    if input_gate == "sigmoid":
+        grad_i = grad_i * torch.sigmoid(-i.to(grad_i.dtype))
+    return grad_i.to(i.dtype, copy=True), (grad_log_f * torch.sigmoid(-f.double())).to(f.dtype)
+
+
 def backward(
     grad_h: Tensor,
     grad_C: Tensor | None,
@@ -262,12 +293,7 @@ def backward(
     eps: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, i, f and of the initial C and n, walking the chunks from the last to the first.
-
-    The gradient of log f at token u gathers every pair (t, j) with j < u <= t whose weight passes it: pairs within the
-    chunk, reads of the state after u, writes to the state before u, and the state carried across the chunk. Each is
-    summed within the chunk only, which keeps large terms from cancelling over the whole sequence.
-    """
+    """Gradients of q, k, v, i, f and of the initial C and n, walking the chunks from the last to the first."""
     batch, heads, time, key_dim = q.shape
     value_dim, rows, dtype = v.shape[-1], batch * heads, state_dtype(v)
     chunks = -(-time // chunk)
@@ -342,22 +368,13 @@ def backward(
         grad_k[:, :, start:end] = dk.view(batch, heads, size, key_dim)
         grad_v[:, :, start:end] = dv.view(batch, heads, size, value_dim)
 
-    later = (passing + reading).double()
-    earlier = writing.double().cumsum(-1) - writing
-    grad_log_f = later.flip(-1).cumsum(-1).flip(-1) + earlier + carrying
-    grad_log_f = grad_log_f.view(batch, heads, -1)[..., :time]
-    if resets is not None:
-        grad_log_f = grad_log_f.masked_fill(resets[:, None, :], 0.0)
-    grad_i = grad_log_i.view(batch, heads, -1)[..., :time]
-    if input_gate == "sigmoid":
-        grad_i = grad_i * torch.sigmoid(-i.to(dtype))
-    grad_f = grad_log_f * torch.sigmoid(-f.double())
+    grad_i, grad_f = gate_gradients(i, f, resets, input_gate, passing, grad_log_i, reading, writing, carrying)
     return (
         grad_q,
         grad_k,
         grad_v,
-        grad_i.to(i.dtype, copy=True),
-        grad_f.to(f.dtype),
+        grad_i,
+        grad_f,
         dC.view(batch, heads, key_dim, value_dim),
         dn.view(batch, heads, key_dim),
     )

@@ -50,7 +50,9 @@ def slstm(
 
 
 def _triton_obstacle(gates: Tensor) -> str | None:
-    return "there are no Triton kernels for the sLSTM"
+    from kernels.slstm import triton_scan
+
+    return triton_scan.shape_obstacle(gates.shape[-1], gates.dtype)
 
 
 def slstm_step(gates: Tensor, recurrent: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:

@@ -26,8 +26,14 @@ def slstm_op(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h (time, heads, batch, head_dim); final c, n, m (batch, heads, head_dim); c, l of every step; activations."""
+    forward = torch_scan.forward
+    if implementation == "triton":
+        from kernels.slstm import triton_scan
+
+        forward = triton_scan.forward
+    # The recurrence is float32 whatever autocast would make of it.
     with torch.autocast(gates.device.type, enabled=False):
-        hs, cs, ls, active = torch_scan.forward(gates, recurrent, h, c, n, m, resets)
+        hs, cs, ls, active = forward(gates, recurrent, h, c, n, m, resets)
     last = _batch_first(cs[-1])
     return hs, last, torch.ones_like(last), _batch_first(ls[-1]), cs, ls, active
 
@@ -75,10 +81,13 @@ def slstm_backward_op(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the gates, of the recurrent matrices, and of the initial h, c and n, in the states' dtype."""
+    backward = torch_scan.backward
+    if implementation == "triton":
+        from kernels.slstm import triton_scan
+
+        backward = triton_scan.backward
     with torch.autocast(hs.device.type, enabled=False):
-        return torch_scan.backward(
-            grad_h, grad_c, grad_n, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip
-        )
+        return backward(grad_h, grad_c, grad_n, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip)
 
 
 @slstm_backward_op.register_fake

@@ -34,6 +34,12 @@ def _by_head(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack([recurrent[gate] for gate in ORDER], dim=2).flatten(2).to(dtype)
 
 
+def at_unit_scale(h: Tensor, c: Tensor, n: Tensor, m: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """h, c and l of a state (batch, heads, head_dim), as (heads, batch, head_dim)."""
+    h, c, n, m = (s.to(dtype).transpose(0, 1) for s in (h, c, n, m))
+    return h, torch.where(n == 0, 0.0, c / n), m + torch.log(n)
+
+
 def _resetting(resets: Tensor | None, time: int) -> list[bool]:
     """Which steps reset any sequence of the batch."""
     return [False] * time if resets is None else resets.any(0).tolist()
@@ -53,8 +59,7 @@ def forward(
         active[:, :, :, place].copy_(gates[:, :, gate].permute(1, 2, 0, 3))
     matrices = _by_head(recurrent, dtype)
     hs, cs, ls, past = (gates.new_empty(time, heads, batch, head_dim, dtype=dtype) for _ in range(4))
-    h, c, n, m = (s.to(dtype).transpose(0, 1) for s in (h, c, n, m))
-    c, l = torch.where(n == 0, 0.0, c / n), m + torch.log(n)
+    h, c, l = at_unit_scale(h, c, n, m, dtype)
     resetting = _resetting(resets, time)
     steps = zip(
         active.flatten(3).unbind(0), active.unbind(0), hs.unbind(0), cs.unbind(0), ls.unbind(0), past.unbind(0),
@@ -77,7 +82,7 @@ def forward(
     return hs, cs, ls, torch.cat([active, past[:, :, :, None]], dim=3)
 
 
-def _shifted(first: Tensor, rest: Tensor, at: Tensor | None) -> Tensor:
+def shifted(first: Tensor, rest: Tensor, at: Tensor | None) -> Tensor:
     """What each step finds from the step before it: zeros at resets. `at` (time, batch)."""
     before = torch.cat([first[None], rest[:-1]])
     return before if at is None else before.masked_fill(at[:, None, :, None], 0.0)
@@ -109,8 +114,7 @@ def backward(
     transposed = _by_head(recurrent, dtype).mT.contiguous()
     resetting = _resetting(resets, time)
     at = None if resets is None else resets.t()  # (time, batch)
-    h, c, n, m = (s.to(dtype).transpose(0, 1) for s in (h, c, n, m))
-    c_before = _shifted(torch.where(n == 0, 0.0, c / n), cs, at)
+    c_before = shifted(at_unit_scale(h, c, n, m, dtype)[1], cs, at)
     dh = grad_h.clone(memory_format=torch.contiguous_format)
     dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
     state = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
@@ -150,16 +154,38 @@ def backward(
                 recurrent_grad.masked_fill_(at[t, :, None], 0.0)
             keep_next = keep[s]
 
+    return collected(dpre, state, recurrent_grad, h, m, at, hs, ls, active)
+
+
+def collected(
+    dpre: Tensor,
+    state: Tensor,
+    recurrent_grad: Tensor,
+    h: Tensor,
+    m: Tensor,
+    at: Tensor | None,
+    hs: Tensor,
+    ls: Tensor,
+    active: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients `backward` returns, from those of the pre-activations and of the state before the first step.
+
+    `dpre` (time, heads, batch, 4, head_dim); `state` (2, heads, batch, head_dim), dc and dn after the first step;
+    `recurrent_grad` (heads, batch, head_dim), that of the initial h; `at` (time, batch), the resets.
+    """
+    time, heads, batch, head_dim = hs.shape
+    h, m = (part.to(hs.dtype).transpose(0, 1) for part in (h, m))
     # The initial state stands at a scale of its own: n may be 0 there, the first step's weight of it is finite.
     first = torch.exp(F.logsigmoid(active[0, :, :, 1]) + m - ls[0])
     if at is not None:
         first = first.masked_fill(at[0, :, None], 0.0)
-    dc, dn = (state * first).transpose(1, 2).unbind(0)
-    h_before = _shifted(h, hs, at)
+    initial = torch.cat([recurrent_grad[None], state * first]).transpose(1, 2)
+    h_before = shifted(h, hs, at)
     grad_matrices = torch.bmm(
         h_before.transpose(0, 1).reshape(heads, time * batch, head_dim).mT,
         dpre.transpose(0, 1).reshape(heads, time * batch, 4 * head_dim),
     ).view(heads, head_dim, 4, head_dim)
     grad_gates = torch.stack([dpre[:, :, :, place].permute(2, 0, 1, 3) for place in ORDER], dim=2)
     grad_recurrent = torch.stack([grad_matrices[:, :, place] for place in ORDER], dim=0)
-    return grad_gates, grad_recurrent, recurrent_grad.transpose(0, 1).contiguous(), dc.contiguous(), dn.contiguous()
+    dh, dc, dn = (part.clone(memory_format=torch.contiguous_format) for part in initial)
+    return grad_gates, grad_recurrent, dh, dc, dn

@@ -2,7 +2,7 @@
 
 import typer
 
-from orchestrator.cli import laws, runs, stores, sweeps
+from orchestrator.cli import laws, runs, slurm, stores, sweeps
 
 app = typer.Typer(
     help="From a sweep file to a fitted scaling law: plan, train, look, fit.",
@@ -11,7 +11,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verbs in (sweeps, runs, laws, stores):
+for verbs in (sweeps, runs, laws, stores, slurm):
     app.add_typer(verbs.app)
 
 

@@ -40,7 +40,7 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InputError(f"{spec}: {where}: {first['msg']}") from None
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{spec}: {error}") from None
     from orchestrator.controller import PlannedRun
     from orchestrator.executors.local import LocalExecutor

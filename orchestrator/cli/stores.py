@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     SetOption,
     SweepArgument,
@@ -83,6 +84,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")
     for name in submitted(workspace):
+        slurm.reconcile(workspace, name)
         run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
         shipped, complaint = ship(workspace, name, run_ids)
         if complaint:

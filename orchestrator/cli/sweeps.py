@@ -1,12 +1,15 @@
 """Verbs about sweeps: plan, submit, status, and the language itself."""
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
+    NameArgument,
     OptionalNameArgument,
     SetOption,
     SweepArgument,
@@ -45,15 +48,25 @@ def submit(
     sweep: SweepArgument,
     on: Annotated[str, typer.Option(help="Where: local, ray or slurm.")] = "local",
     override: SetOption = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
+    from orchestrator.detaching import detach_submission
     from orchestrator.finding import writable_workspace
 
     with one_line_errors():
-        writable_workspace()
-        executor = _executor(on)
+        workspace = writable_workspace()
+        executor = None if on == "slurm" else _executor(on)
     made = plan_sweep(sweep, override)
-    _carry_out(made, executor)
+    if executor is None:
+        slurm.hand_over(made)
+    elif detach:
+        made.save()
+        pid, log = detach_submission(workspace, made.name, on)
+        print(f"process {pid} carries out {made.name}; its log is {log}")
+        print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
+    else:
+        _carry_out(made, executor, sweep)
 
 
 @app.command()
@@ -66,6 +79,8 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     workspace = workspace_here()
     with one_line_errors():
         names = [sweep_name(sweep)] if sweep else submitted(workspace)
+        for name in names:
+            slurm.catch_up(workspace, name)
         standings = [look(workspace, name) for name in names]
     if as_json:
         documents = [standing.document() for standing in standings]
@@ -82,6 +97,74 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
 
 
 @app.command()
+def watch(
+    sweep: NameArgument, every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0
+) -> None:
+    """Show how a sweep stands until all of its runs have ended."""
+    import time
+
+    from rich.console import Group
+    from rich.live import Live
+
+    from orchestrator.status import look
+    from orchestrator.tables import ledger_line, runs_table
+    from xlstm.records import State
+
+    workspace, console = workspace_here(), make_console()
+    going_on = {State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED}
+    with one_line_errors(), Live(console=console, auto_refresh=False) as live:
+        ask_slurm = 0.0
+        while True:
+            if time.monotonic() > ask_slurm:
+                slurm.reconcile(workspace, sweep_name(sweep))
+                ask_slurm = time.monotonic() + slurm.ASK_SECONDS
+            standing = look(workspace, sweep_name(sweep))
+            live.update(Group(runs_table(standing.runs), ledger_line(standing.ledger)), refresh=console.is_terminal)
+            if not going_on & standing.counts.keys():
+                return
+            time.sleep(every)
+
+
+@app.command()
+def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")]) -> None:
+    """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
+    from orchestrator.cancelling import cancel as cancel_runs
+    from orchestrator.finding import find_run
+    from orchestrator.plan import load_document, submitted
+
+    workspace = workspace_here()
+    with one_line_errors():
+        name = sweep_name(target)
+        if name in submitted(workspace):
+            runs = [workspace.run(row["run_id"]) for row in load_document(workspace, name)["runs"]]
+        else:
+            runs = [find_run(workspace, target)]
+        cancelled = slurm.cancel(workspace, runs)
+        cancelled += cancel_runs([run for run in runs if run not in cancelled])
+    print(f"{len(cancelled)} runs cancelled" if cancelled else "nothing to cancel: no run is waiting or running")
+
+
+@app.command()
+def retry(sweep: NameArgument) -> None:
+    """Run again what failed, diverged or was cancelled of a submitted sweep, and nothing else."""
+    from dataclasses import replace
+
+    from orchestrator.executors.local import LocalExecutor
+    from xlstm.records import State
+
+    made = plan_sweep(sweep, None)
+    again = tuple(run for run in made.runs if run.state in (State.FAILED, State.DIVERGED, State.CANCELLED))
+    if not again:
+        print("nothing to retry: no run failed, diverged or was cancelled")
+        return
+    only = replace(made, runs=again)
+    if slurm.has(made.workspace, made.name):
+        slurm.hand_over(made, only)
+    else:
+        _carry_out(made, LocalExecutor(), sweep, only=only)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of sweep files, for editors."""
     from sweeps.language import schema as sweep_schema
@@ -89,7 +172,8 @@ def schema() -> None:
     print_json(sweep_schema())
 
 
-def _carry_out(made: "Plan", executor: "Executor") -> None:
+def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | None" = None) -> None:
+    """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
@@ -99,10 +183,11 @@ def _carry_out(made: "Plan", executor: "Executor") -> None:
     document = made.document()
     console.print(f"{made.name}: {plan_summary(document)}", highlight=False)
     made.save()
+    part = only or made
     statuses = {}
-    if made.missing:
-        with one_line_errors(), interruption(console, f"scaling submit {made.name} --on {executor.name}"):
-            statuses = carry_out(made.workspace, made.name, document["runs"], made.launches, executor, console)
+    if part.missing:
+        with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
+            statuses = carry_out(made.workspace, made.name, part.document()["runs"], part.launches, executor, console)
     standing = look(made.workspace, made.name)
     console.print(runs_table(standing.runs))
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
@@ -118,4 +203,10 @@ def _executor(on: str) -> "Executor":
         from orchestrator.executors.local import LocalExecutor
 
         return LocalExecutor()
-    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local',))}")
+    if on == "ray":
+        try:
+            from orchestrator.executors.ray import RayExecutor
+        except ImportError:
+            raise InputError("--on ray needs Ray: pip install 'scaling-orchestrator[ray]'") from None
+        return RayExecutor(workspace_here(), os.environ.get("RAY_ADDRESS"))
+    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'ray', 'slurm'))}")

@@ -35,10 +35,13 @@ SetOption = Annotated[
 
 def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
     from orchestrator.plan import make_plan
-    from sweeps.sweep import Sweep
+    from sweeps.sweep import SHIPPED, Sweep
 
     with one_line_errors():
-        return make_plan(Sweep.load(sweep, overrides or ()), workspace_here())
+        workspace = workspace_here()
+        kept = workspace.sweeps / sweep / "sweep.yaml"
+        known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
+        return make_plan(Sweep.load(known, overrides or ()), workspace)
 
 
 def sweep_name(sweep: str) -> str:

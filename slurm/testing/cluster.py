@@ -148,10 +148,11 @@ class Cluster:
         self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
 
     def restore_node(self, node: str) -> None:
-        """Bring a killed node back and wait until it is idle."""
+        """Bring a killed node back and wait until it can be given jobs."""
         self.start_node(node)
         self.command("scontrol", "update", f"nodename={node}", "state=resume")
-        self._wait(f"{node} to be idle", lambda: set(self._node_states(node)) == {"idle"}, f"slurmd-{node}")
+        usable = {"idle", "mixed", "allocated", "completing"}
+        self._wait(f"{node} to be up", lambda: set(self._node_states(node)) <= usable, f"slurmd-{node}")
 
     def _node_states(self, *nodes: str) -> list[str]:
         only = [f"--nodes={','.join(nodes)}"] if nodes else []

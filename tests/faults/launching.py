@@ -33,15 +33,16 @@ def make_run(
     schedule: Schedule | None = None,
     physics: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    corpus: str = "text",
     **execution: Any,
 ) -> RunDirectory:
     """A run over a small text of its own, planned and its data prepared."""
-    text = workspace.root / "corpus.txt"
+    text = workspace.root / ("corpus.txt" if corpus == "text" else "corpus.jsonl")
     if not text.exists():
         text.parent.mkdir(parents=True, exist_ok=True)
         # Numbers in words of different lengths: something to learn, and no two documents alike.
         text.write_text(" ".join(f"{i} squared is {i * i}; " + "ab" * (i % 7) for i in range(4000)))
-    declared, _ = declare("text", "bytes", CONTEXT, (str(text),))
+    declared, _ = declare(corpus, "bytes", CONTEXT, (str(text),))
     declared = declared.model_copy(update=data or {})
     prepare(declared, (str(text),), workspace)
     execution = {"device": "cpu", "threads_per_rank": 1, "log_every": 1, "checkpoint_every": 5, **execution}
@@ -72,18 +73,18 @@ class Attempt:
     ranks: list[subprocess.Popen[bytes]]
     token: str
 
-    def wait(self, seconds: float = 60.0) -> "Attempt":
+    def wait(self, seconds: float = 240.0) -> "Attempt":
         """Wait until every process has ended."""
         for process in self.ranks:
             process.wait(timeout=seconds)
         return self
 
-    def wait_for_step(self, step: int, seconds: float = 60.0) -> "Attempt":
+    def wait_for_step(self, step: int, seconds: float = 240.0) -> "Attempt":
         """Wait until a row of this attempt for `step` is in the metrics."""
         wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()), seconds)
         return self
 
-    def wait_for_checkpoint(self, seconds: float = 60.0) -> "Attempt":
+    def wait_for_checkpoint(self, seconds: float = 240.0) -> "Attempt":
         """Wait until a checkpoint of the run is complete."""
         wait_until(lambda: any(self.run.checkpoints.glob("step-*/COMPLETE")), seconds)
         return self
@@ -174,7 +175,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     """Wait for a condition; AssertionError when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -67,7 +67,7 @@ def test_an_array_no_longer_than_the_site_allows(nothing_starts: None, workspace
     assert [len(batch.contents().parts) for batch in batches_of(workspace, "parts")] == [3, 3, 1]
 
 
-HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n*%j\\ ü 漢"
+HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n* ü 漢"
 
 
 def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Cluster, tmp_path: Path) -> None:
@@ -79,6 +79,13 @@ def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Clus
     assert not Path("pwned").exists()
     (batch,) = batches_of(workspace, "hostile")
     assert "touch" not in batch.script.read_text()
+
+
+@pytest.mark.parametrize("character", ["%", "\\"])
+def test_a_workspace_below_which_slurm_cannot_write_is_refused(tmp_path: Path, character: str) -> None:
+    workspace = Workspace(tmp_path / f"a{character}j")
+    with pytest.raises(SiteError, match="Slurm cannot write logs below a path that holds"):
+        SlurmExecutor(workspace, "refused").submit([job(make_run(workspace))])
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "gres", "mem", "time"])
@@ -211,3 +218,30 @@ def test_a_fork_whose_checkpoint_nobody_makes_is_refused(workspace: Workspace) -
     run = make_run(workspace, steps=10, schedule=WSD)
     with pytest.raises(ValueError, match="submit absent with it"):
         SlurmExecutor(workspace, "orphan").submit([job(run, fork=Fork(run_id="absent", step=6))])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "jobs"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[0-2,7%4]", ["12_0", "12_1", "12_2", "12_7"]),
+        ("12_[5]", ["12_5"]),
+    ],
+)
+def test_a_row_of_the_accounts_may_stand_for_many_jobs(numbers: str, jobs: list[str]) -> None:
+    assert commands.expand(numbers) == jobs
+
+
+def test_runs_whose_jobs_were_cancelled_before_they_began_are_cancelled(
+    nothing_starts: None, workspace: Workspace
+) -> None:
+    runs = [make_run(workspace, seed=seed) for seed in range(4)]
+    executor = SlurmExecutor(workspace, "early")
+    handles = executor.submit([job(run) for run in runs])
+    commands.scancel([handles[1].job])
+    executor.reconcile()
+    assert [run.status().state for run in runs] == [State.QUEUED, State.CANCELLED, State.QUEUED, State.QUEUED]
+    commands.scancel([handle.job for handle in handles])
+    executor.reconcile()
+    assert {run.status().state for run in runs} == {State.CANCELLED}

@@ -30,9 +30,6 @@ __all__ = [
 CHUNK_SIZE = 64
 """Chunk at which `exact` counts the mLSTM, whatever chunk a kernel takes: the count belongs to the model."""
 
-TIED = ("gpt",)
-"""Families whose head is the token embedding: counted once."""
-
 
 class Parameters(BaseModel):
     """Counts in three conventions."""
@@ -47,9 +44,8 @@ class Parameters(BaseModel):
 def parameters(config: ModelConfig) -> Parameters:
     """Parameters of the model of a configuration."""
     inner = total(costs(config, Sequence(1, 1, True))).parameters
-    embedding = 0 if config.family in TIED else embedding_parameters(config)
     return Parameters(
-        total=inner + embedding + head(config).parameters,
+        total=inner + embedding_parameters(config) + head(config).parameters,
         non_embedding=inner,
         non_embedding_with_head=inner + head(config).parameters,
     )

@@ -6,6 +6,9 @@ from typing import Any
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear
 from xlstm.models.configs import ModelConfig
 
+TIED = ("gpt",)
+"""Families whose head is the token embedding: counted once, as the head."""
+
 
 def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
     """The cost of each block, and last of what is neither block nor embedding nor head."""
@@ -25,8 +28,8 @@ def head(config: ModelConfig) -> Cost:
 
 
 def embedding_parameters(config: ModelConfig) -> int:
-    """Of the token embedding."""
-    return config.vocab_size * config.embedding_dim
+    """Of the token embedding, where it is not the head too."""
+    return 0 if config.family in TIED else config.vocab_size * config.embedding_dim
 
 
 def _module(config: ModelConfig) -> Any:

@@ -1,6 +1,6 @@
 """GPT: 12 d² + 13 d parameters per block, and one vector per position; the embedding is the head."""
 
-from xlstm.accounting.cost import Cost, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.llama import attention
 from xlstm.models.configs import GPTConfig
 
@@ -16,3 +16,12 @@ def blocks(config: GPTConfig, sequence: Sequence) -> list[Cost]:
 def outside(config: GPTConfig) -> Cost:
     """What is neither block, embedding nor head: the positions and the last norm."""
     return Cost(config.context_length * config.embedding_dim) + norm(2 * config.embedding_dim)
+
+
+def saved(config: GPTConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    Two normed inputs, q, k, v, attention's output, the sum after it, and the feed-forward layer before and after GELU.
+    """
+    d = config.embedding_dim
+    return [Saved(15 * d, input=d)] * config.num_blocks

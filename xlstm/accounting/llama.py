@@ -20,11 +20,11 @@ def outside(config: LlamaConfig) -> Cost:
 def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    q, k, v before and after rotation, attention's output, the sum after it, and the feed-forward layer's two halves,
-    their activation and their product; in float32, input and output of both norms.
+    Two inputs normed, before and after the norm's weight; q, k, v; attention's output; the sum after it; and the
+    feed-forward layer's gate and up, the gate's activation, and their product.
     """
     d, width = config.embedding_dim, config.feedforward_dim
-    return [Saved(8 * d + 4 * width, 4 * d, input=d)] * config.num_blocks
+    return [Saved(9 * d + 4 * width, input=d)] * config.num_blocks
 
 
 def attention(channels: int, sequence: Sequence) -> Cost:

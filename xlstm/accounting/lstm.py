@@ -1,6 +1,6 @@
 """The LSTM ladder: 8 d² + 8 d parameters per layer; d more with a norm; 8 d² + d more with an up-projection."""
 
-from xlstm.accounting.cost import Cost, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.models.configs import LSTMConfig
 
 LSTM_OPERATIONS = 13
@@ -21,3 +21,10 @@ def blocks(config: LSTMConfig, sequence: Sequence) -> list[Cost]:
 def outside(config: LSTMConfig) -> Cost:
     """What is neither block, embedding nor head: the last norm, where there are norms."""
     return Cost() if config.variant == "vanilla" else norm(config.embedding_dim)
+
+
+def saved(config: LSTMConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps: 15 d of the fused layer (its reserve); normed input and sum; the feed-forward layer."""
+    d = config.embedding_dim
+    elements = {"vanilla": 15, "residual": 17, "up-projection": 27}[config.variant]
+    return [Saved(elements * d, input=d)] * config.num_blocks

@@ -1,6 +1,6 @@
 """Mamba: 6.25 d² + 111 d parameters per block, where d is a multiple of 16 and the state has 16 dimensions."""
 
-from xlstm.accounting.cost import Cost, Sequence, causal_conv, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, norm
 from xlstm.models.configs import MambaConfig
 
 SCAN_OPERATIONS = 7
@@ -22,3 +22,19 @@ def blocks(config: MambaConfig, sequence: Sequence) -> list[Cost]:
 def outside(config: MambaConfig) -> Cost:
     """What is neither block, embedding nor head: the last norm."""
     return norm(config.embedding_dim)
+
+
+SCAN_CHUNK = 32
+"""Steps between the states that the scan keeps."""
+
+
+def saved(config: MambaConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    Normed input, both halves of the up-projection, the convolution's input, output and activation, the selection, and
+    what follows the scan; in float32 the step sizes before and after softplus, and the states between chunks.
+    """
+    d, inner, state_dim = config.embedding_dim, config.inner_dim, config.state_dim
+    computed = 21 * d + config.delta_rank + 2 * state_dim
+    float32 = 2 * inner + inner * state_dim / SCAN_CHUNK
+    return [Saved(computed, float32, input=d)] * config.num_blocks

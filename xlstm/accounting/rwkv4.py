@@ -1,6 +1,6 @@
 """RWKV-4: 13 d² + 11 d parameters per block, and a norm with bias behind the embedding."""
 
-from xlstm.accounting.cost import Cost, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.models.configs import RWKV4Config
 
 WKV_OPERATIONS = 23
@@ -19,3 +19,14 @@ def blocks(config: RWKV4Config, sequence: Sequence) -> list[Cost]:
 def outside(config: RWKV4Config) -> Cost:
     """What is neither block, embedding nor head: the first and the last norm."""
     return norm(2 * config.embedding_dim) + norm(2 * config.embedding_dim)
+
+
+def saved(config: RWKV4Config, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    Time mixing: normed and shifted input, three mixtures of them, key, value, receptance before and after the sigmoid,
+    the average and its gating, 12 d with the sum after it. Channel mixing: the same of two mixtures, its key before and
+    after the ReLU and squared, and what leaves it.
+    """
+    d = config.embedding_dim
+    return [Saved(25 * d, input=d)] * config.num_blocks

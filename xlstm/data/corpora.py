@@ -1,8 +1,9 @@
 """Corpora: where documents come from, in which order, and to which split each belongs.
 
-A corpus is a list of files and a way to read documents from one of them; `CORPORA` is the table. Documents are read in
-the order of the files' names, so a corpus is the same on every machine that holds the same files. Bad input raises
-`CorpusError`, which names the file, the place and what would be right. Imports without torch.
+A corpus is a list of files and a way to read documents from one of them; `CORPORA` is the table: the text of Python's
+own library, text files, JSON lines (also .gz and .zst), Parquet, Arrow as `datasets` saves it, and ready token files.
+Documents are read in the order of the files' names, so a corpus is the same on every machine that holds the same files.
+Bad input raises `CorpusError`, which names the file, the place and what would be right. Imports without torch.
 """
 
 import functools
@@ -18,6 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
+
+from numpy.typing import NDArray
+
+from xlstm.data import columnar, layouts
+from xlstm.data.tokenizers import Vocabulary
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
@@ -41,11 +47,26 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `key` decides its split where files do not; `source` names the part of the corpus it came from."""
+    """One text, or its token ids. `key` decides its split where files do not; `source` names where it came from."""
 
     text: str
     key: str
     source: str = ""
+    tokens: NDArray[Any] | None = None
+    """Of a corpus that holds token ids: these, and no text."""
+
+    def __bool__(self) -> bool:
+        return bool(self.text) if self.tokens is None else len(self.tokens) > 0
+
+    @property
+    def length(self) -> int:
+        """Characters, or tokens where there is no text."""
+        return len(self.text) if self.tokens is None else len(self.tokens)
+
+    def part(self, start: int, stop: int) -> "Document":
+        """A part of it, as a document of its own."""
+        tokens = None if self.tokens is None else self.tokens[start:stop]
+        return Document(self.text[start:stop], self.key, self.source, tokens)
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ class CorpusKind:
     """How a corpus is found and read."""
 
     find: Callable[[Sequence[str]], list[CorpusFile]]
-    read: Callable[[CorpusFile], Iterator[Document]]
+    read: Callable[[CorpusFile, Vocabulary | None], Iterator[Document]]
     revision: Callable[[Sequence[CorpusFile]], str]
 
 
@@ -85,9 +106,14 @@ class Corpus:
         """The version of a named corpus, or `sha256:…` over the contents of local files."""
         return CORPORA[self.name].revision(self.files)
 
-    def documents(self, file: CorpusFile) -> Iterator[Document]:
-        """The documents of one file, in order; an empty text is no document."""
-        return (document for document in CORPORA[self.name].read(file) if document.text)
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether its files hold token ids rather than text."""
+        return self.name == "tokens"
+
+    def documents(self, file: CorpusFile, vocabulary: Vocabulary | None = None) -> Iterator[Document]:
+        """The documents of one file, in order; an empty one is none. `vocabulary` is needed to read token ids."""
+        return (document for document in CORPORA[self.name].read(file, vocabulary) if document)
 
     def split_of(self, file: CorpusFile, document: Document) -> SplitName:
         """The split that the file's name states, else one document in twenty to validation by a hash of its key."""
@@ -113,9 +139,9 @@ def _find_python_stdlib(paths: Sequence[str]) -> list[CorpusFile]:
     return [CorpusFile(root / name, name) for name in names]
 
 
-def _read_python_source(file: CorpusFile) -> Iterator[Document]:
+def _read_python_source(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
     content = file.path.read_bytes()
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    encoding = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
     yield Document(content.decode(encoding), key=file.name)
 
 
@@ -155,7 +181,7 @@ def _stated_split(name: str) -> SplitName | None:
     return None
 
 
-def _read_text(file: CorpusFile) -> Iterator[Document]:
+def _read_text(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
     content = file.path.read_bytes()
     try:
         text = content.decode("utf-8")
@@ -164,7 +190,7 @@ def _read_text(file: CorpusFile) -> Iterator[Document]:
     yield Document(text, key=text)
 
 
-def _read_jsonl(file: CorpusFile) -> Iterator[Document]:
+def _read_jsonl(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
     with _open_maybe_compressed(file.path) as lines:
         number = 0
         for number, line in enumerate(_lines(file.path, lines), start=1):
@@ -198,6 +224,31 @@ def _json_document(where: str, line: bytes) -> Document:
     except UnicodeEncodeError:
         raise CorpusError(f"{where}: `text` holds half of a surrogate pair, which UTF-8 cannot hold") from None
     return Document(text, key=text, source=_source_of(row.get("meta")))
+
+
+def _read_columns(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
+    try:
+        for number, (text, meta) in enumerate(columnar.rows(file.path)):
+            if not isinstance(text, str):
+                raise CorpusError(f"{file.path}: row {number} holds {type(text).__name__} where its text should be")
+            yield Document(text, key=text, source=_source_of(meta))
+    except columnar.ColumnError as error:
+        raise CorpusError(str(error)) from None
+
+
+def _read_tokens(file: CorpusFile, vocabulary: Vocabulary | None) -> Iterator[Document]:
+    assert vocabulary is not None
+    try:
+        for tokens in layouts.documents(file.path, vocabulary.size, vocabulary.end_of_document):
+            yield Document("", key=hashlib.sha256(tokens.tobytes()).hexdigest(), tokens=tokens)
+    except layouts.LayoutError as error:
+        raise CorpusError(str(error)) from None
+
+
+def _token_revision(files: Sequence[CorpusFile]) -> str:
+    """Over the token files and the indices beside them."""
+    indices = [CorpusFile(file.path.with_suffix(".idx"), file.name, file.split) for file in files]
+    return _content_revision([*files, *(index for index in indices if index.path.is_file())])
 
 
 def _source_of(meta: Any) -> str:
@@ -247,4 +298,7 @@ CORPORA: dict[str, CorpusKind] = {
         _read_jsonl,
         _content_revision,
     ),
+    "parquet": CorpusKind(functools.partial(_find_files, (".parquet",)), _read_columns, _content_revision),
+    "arrow": CorpusKind(functools.partial(_find_files, (".arrow",)), _read_columns, _content_revision),
+    "tokens": CorpusKind(functools.partial(_find_files, (".bin",)), _read_tokens, _token_revision),
 }

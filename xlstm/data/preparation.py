@@ -10,34 +10,60 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from xlstm.data.corpora import Corpus, CorpusError, Document, SplitName, open_corpus
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, write_manifest
-from xlstm.data.tokenizers import Tokenizer, model_vocabulary, open_tokenizer, token_dtype
+from xlstm.data.tokenizers import (
+    PlainIds,
+    Tokenizer,
+    Tokens,
+    Vocabulary,
+    canonical_name,
+    load_tokenizer,
+    make_tokenizer,
+    model_vocabulary,
+    stated_vocabulary,
+    token_dtype,
+)
 from xlstm.records import Workspace
 from xlstm.spec import Data, canonical
 
-_BATCH_CHARACTERS = 1 << 22
+_BATCH_LENGTH = 1 << 22
+_TOKENIZER = "tokenizer.json"
 
 
-def declare(corpus: str, tokenizer: str, context_length: int, paths: Sequence[str] = ()) -> tuple[Data, int]:
+def declare(
+    corpus: str,
+    tokenizer: str,
+    context_length: int,
+    paths: Sequence[str] = (),
+    documents: Literal["continue", "reset"] = "continue",
+) -> tuple[Data, int]:
     """Validate a corpus and give it its revision: the data ring of a specification, and the model's vocabulary size.
 
     Every document is read once per content of the files, so that what cannot be trained on is found while planning.
-    CorpusError names the file and what is wrong; ValueError an unknown tokenizer.
+    `tokenizer` is a name, or a path to a tokenizer.json. CorpusError names the file and what is wrong; ValueError an
+    unknown tokenizer.
     """
-    vocabulary = model_vocabulary(open_tokenizer(tokenizer))
+    name = canonical_name(tokenizer)
     opened = open_corpus(corpus, paths)
     revision = opened.revision
-    _validate(opened, revision)
-    data = Data(corpus=corpus, revision=revision, tokenizer=tokenizer, context_length=context_length)
-    return data, vocabulary
+    vocabulary = stated_vocabulary(name)
+    if vocabulary is None:
+        path = tokenizer if tokenizer.endswith(".json") else None
+        tokenizer_found = _tokenizer(opened, revision, name, path)
+        vocabulary = Vocabulary(tokenizer_found.vocabulary, tokenizer_found.end_of_document)
+    _validate(opened, revision, vocabulary)
+    data = Data(corpus=corpus, revision=revision, tokenizer=name, context_length=context_length, documents=documents)
+    return data, model_vocabulary(vocabulary.size)
 
 
-def prepare(data: Data, paths: Sequence[str], workspace: Workspace) -> Manifest:
+def prepare(data: Data, paths: Sequence[str], workspace: Workspace, tokenizer_path: str | None = None) -> Manifest:
     """Make the token shards of `data` under the workspace, or find them made. Safe to call from many processes.
 
-    CorpusError where the corpus of this machine is not the declared one; DataDriftError where prepared files changed.
+    `tokenizer_path` is the file of a tokenizer that lives in one. CorpusError where the corpus of this machine is not
+    the declared one; DataDriftError where prepared files changed.
     """
     folder = data_folder(data, workspace)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +73,7 @@ def prepare(data: Data, paths: Sequence[str], workspace: Workspace) -> Manifest:
             aside = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            _write(data, paths, aside)
+            _write(data, paths, tokenizer_path, aside)
             os.rename(aside, folder)
         return PreparedData.open(folder).manifest
 
@@ -63,7 +89,7 @@ def data_folder(data: Data, workspace: Workspace) -> Path:
     return workspace.data / hashlib.sha256(canonical(payload).encode()).hexdigest()[:16]
 
 
-def assigned_documents(corpus: Corpus) -> Iterator[tuple[SplitName, Document]]:
+def assigned_documents(corpus: Corpus, vocabulary: Vocabulary | None = None) -> Iterator[tuple[SplitName, Document]]:
     """Every document of a corpus with its split.
 
     Where files do not state splits and chance leaves validation empty, the last document is held out; of a single
@@ -72,13 +98,13 @@ def assigned_documents(corpus: Corpus) -> Iterator[tuple[SplitName, Document]]:
     held: tuple[SplitName, Document] | None = None
     seen: set[SplitName] = set()
     for file in corpus.files:
-        for document in corpus.documents(file):
+        for document in corpus.documents(file, vocabulary):
             if held is not None:
                 seen.add(held[0])
                 yield held
             held = (corpus.split_of(file, document), document)
     if held is None:
-        raise CorpusError(f"corpus {corpus.name} holds no document with text")
+        raise CorpusError(f"corpus {corpus.name} holds no document")
     split, last = held
     if {"train", "validation"} <= seen | {split}:
         yield held
@@ -87,28 +113,38 @@ def assigned_documents(corpus: Corpus) -> Iterator[tuple[SplitName, Document]]:
     elif seen:
         yield "train", last
     else:
-        cut = len(last.text) * 9 // 10
+        cut = last.length * 9 // 10
         if cut == 0:
             raise CorpusError(f"corpus {corpus.name} holds a single character: too little to train and to validate on")
-        yield "train", Document(last.text[:cut], last.key, last.source)
-        yield "validation", Document(last.text[cut:], last.key, last.source)
+        yield "train", last.part(0, cut)
+        yield "validation", last.part(cut, last.length)
 
 
-def _write(data: Data, paths: Sequence[str], folder: Path) -> None:
+def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
+    """The tokenizer that made the prepared data in `folder`."""
+    saved = folder / _TOKENIZER
+    return load_tokenizer(data.tokenizer, saved.read_text(encoding="utf-8") if saved.exists() else None)
+
+
+def _write(data: Data, paths: Sequence[str], tokenizer_path: str | None, folder: Path) -> None:
     corpus = open_corpus(data.corpus, paths)
     if corpus.revision != data.revision:
         raise CorpusError(
             f"corpus {data.corpus} here is {corpus.revision}, the run declares {data.revision}; "
             "plan again, or bring the declared files back"
         )
-    tokenizer = open_tokenizer(data.tokenizer)
+    tokenizer = _tokenizer(corpus, data.revision, data.tokenizer, tokenizer_path)
     dtype = token_dtype(tokenizer.vocabulary)
+    vocabulary = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
     writers: dict[str, SplitWriter] = {}
-    for batch in _batches(assigned_documents(corpus)):
-        for (split, document), tokens in zip(batch, tokenizer.encode([d.text for _, d in batch]), strict=True):
+    for batch in _batches(assigned_documents(corpus, vocabulary)):
+        for split, document, tokens, text_bytes in _encoded(batch, tokenizer):
             if split not in writers:
                 writers[split] = SplitWriter(folder, split, dtype, tokenizer.end_of_document)
-            writers[split].add(tokens, len(document.text.encode()), document.source)
+            writers[split].add(tokens, text_bytes, document.source)
+    saved = tokenizer.save()
+    if saved is not None:
+        (folder / _TOKENIZER).write_text(saved, encoding="utf-8")
     manifest = Manifest(
         corpus=data.corpus,
         revision=data.revision,
@@ -121,12 +157,28 @@ def _write(data: Data, paths: Sequence[str], folder: Path) -> None:
     write_manifest(folder, manifest)
 
 
+def _encoded(
+    batch: list[tuple[SplitName, Document]], tokenizer: Tokenizer
+) -> Iterator[tuple[SplitName, Document, Tokens, int]]:
+    """(split, document, token ids, UTF-8 bytes of its text) of each document."""
+    if batch[0][1].tokens is None:
+        encoded = tokenizer.encode([document.text for _, document in batch])
+        for (split, document), tokens in zip(batch, encoded, strict=True):
+            yield split, document, tokens, len(document.text.encode())
+        return
+    for split, document in batch:
+        assert document.tokens is not None
+        # Ids without their tokenizer stand for no known text: then there are no bits per byte.
+        text = "" if isinstance(tokenizer, PlainIds) else tokenizer.decode(document.tokens)
+        yield split, document, document.tokens, len(text.encode())
+
+
 def _batches(documents: Iterator[tuple[SplitName, Document]]) -> Iterator[list[tuple[SplitName, Document]]]:
     batch, size = [], 0
     for item in documents:
         batch.append(item)
-        size += len(item[1].text)
-        if size >= _BATCH_CHARACTERS:
+        size += item[1].length
+        if size >= _BATCH_LENGTH:
             yield batch
             batch, size = [], 0
     if batch:
@@ -134,12 +186,17 @@ def _batches(documents: Iterator[tuple[SplitName, Document]]) -> Iterator[list[t
 
 
 @functools.lru_cache(maxsize=64)
-def _validate(corpus: Corpus, revision: str) -> None:
+def _validate(corpus: Corpus, revision: str, vocabulary: Vocabulary) -> None:
     """Read every document once. `revision` makes the memory of it one of contents, not of names."""
-    for _ in assigned_documents(corpus):
+    for _ in assigned_documents(corpus, vocabulary):
         pass
 
 
-def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
-    """The tokenizer that made the prepared data in `folder`."""
-    return open_tokenizer(data.tokenizer)
+@functools.lru_cache(maxsize=8)
+def _tokenizer(corpus: Corpus, revision: str, name: str, path: str | None) -> Tokenizer:
+    """The tokenizer; one that learns does so from the training split, once per content of the corpus."""
+    if corpus.holds_tokens:
+        if name in ("bytes", "characters", "words") or name.startswith("bpe-"):
+            raise ValueError("corpus tokens holds ids already: its tokenizer is ids-<size>, or the one that made them")
+        return make_tokenizer(name, path, ())
+    return make_tokenizer(name, path, (d.text for split, d in assigned_documents(corpus) if split == "train"))

@@ -1,10 +1,18 @@
-"""Tokenizers: text to token ids and back. `open_tokenizer` finds one by the name a specification carries.
+"""Tokenizers: text to token ids and back.
 
-Every tokenizer has a token that ends a document. Vocabularies other than bytes are rounded up to a multiple of 64 for
-the model (`model_vocabulary`). Imports without torch.
+By name in a specification: `bytes`; `characters`, `words` and `bpe-<size>`, which learn from the training split; a
+`tokenizer.json` of the Hugging Face library, named by its content as `json-<12 hex digits>`; a published one by name
+(`gpt2`, `gpt-neox-20b`), whose `tokenizer.json` is needed only to prepare data; `ids-<size>` for token files whose
+tokenizer is not at hand. Every tokenizer has a token that ends a document. Imports without torch.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +22,31 @@ Tokens = NDArray[Any]
 """One-dimensional array of unsigned token ids."""
 
 
-class Tokenizer(Protocol):
-    """What the preparation and the generation of text need to know of a tokenizer."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """Number of token ids, and the one that ends a document."""
 
-    vocabulary: int
-    """Number of token ids, the end of document among them."""
+    size: int
     end_of_document: int
+
+
+PUBLISHED = {"gpt2": Vocabulary(50257, 50256), "gpt-neox-20b": Vocabulary(50277, 0)}
+"""Vocabularies of published tokenizers: known without their files, so that planning needs none."""
+
+_ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<EOS>", "[EOS]")
+_UNKNOWN = "<unk>"
+
+
+class Tokenizer(Protocol):
+    """What the preparation of data and the generation of text need to know of a tokenizer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, the end of document among them."""
+        ...
+
+    @property
+    def end_of_document(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of each text, without the end of document."""
@@ -27,6 +54,10 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: Tokens) -> str:
         """Text of token ids; what is not valid text becomes the replacement character."""
+        ...
+
+    def save(self) -> str | None:
+        """What `load_tokenizer` makes it from again; None where the name says all."""
         ...
 
 
@@ -43,19 +74,234 @@ class ByteTokenizer:
         content: bytes = tokens[tokens != self.end_of_document].astype(np.uint8).tobytes()
         return content.decode(errors="replace")
 
+    def save(self) -> str | None:
+        return None
 
-def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name` in a specification. ValueError with the known names for another."""
+
+class CharacterTokenizer:
+    """Characters of the training split in the order of their code points, then the unknown one, then the end."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self._points = np.array([ord(c) for c in characters], dtype=np.uint32)
+        self.vocabulary = len(characters) + 2
+        self.end_of_document = len(characters) + 1
+
+    @classmethod
+    def learn(cls, texts: Iterable[str]) -> "CharacterTokenizer":
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        return cls("".join(sorted(seen)))
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        return [self._encode(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)) for text in texts]
+
+    def _encode(self, points: NDArray[np.uint32]) -> Tokens:
+        places = np.minimum(np.searchsorted(self._points, points), len(self._points) - 1)
+        return np.where(self._points[places] == points, places, len(self._points))
+
+    def decode(self, tokens: Tokens) -> str:
+        known = self.characters + "\ufffd"
+        return "".join(known[token] for token in tokens.tolist() if token != self.end_of_document)
+
+    def save(self) -> str:
+        return json.dumps({"kind": "characters", "characters": self.characters})
+
+
+class WordTokenizer:
+    """Words between white space, most frequent first; the end of a line is a token, and ends documents too.
+
+    So WikiText's convention of one end per line is kept to the token: a file of lines has as many tokens as words and
+    lines. Words that the training split lacks are `<unk>`.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self._ids = {word: index for index, word in enumerate(self.words)}
+        self._unknown = self._ids[_UNKNOWN]
+        self.end_of_document = len(self.words)
+        self.vocabulary = len(self.words) + 1
+
+    @classmethod
+    def learn(cls, texts: Iterable[str]) -> "WordTokenizer":
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text.split())
+        counts.setdefault(_UNKNOWN, 0)
+        return cls(sorted(counts, key=lambda word: (-counts[word], word)))
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> Tokens:
+        find, unknown, end = self._ids.get, self._unknown, self.end_of_document
+        ids: list[int] = []
+        for line in text.removesuffix("\n").split("\n"):
+            ids += [find(word, unknown) for word in line.split()]
+            ids.append(end)
+        return np.array(ids[:-1], dtype=np.uint32)
+
+    def decode(self, tokens: Tokens) -> str:
+        lines: list[list[str]] = [[]]
+        for token in tokens.tolist():
+            if token == self.end_of_document:
+                lines.append([])
+            else:
+                lines[-1].append(self.words[token] if token < len(self.words) else "\ufffd")
+        return "\n".join(" ".join(line) for line in lines)
+
+    def save(self) -> str:
+        return json.dumps({"kind": "words", "words": self.words})
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library. ValueError where it names no end of text."""
+
+    def __init__(self, content: str) -> None:
+        import tokenizers
+
+        self._content = content
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"not a tokenizer.json: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.vocabulary: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        ends = [self._tokenizer.token_to_id(end) for end in _ENDS_OF_TEXT]
+        found = [end for end in ends if end is not None]
+        if not found:
+            raise ValueError(f"the tokenizer.json has no token that ends a text; known are {', '.join(_ENDS_OF_TEXT)}")
+        self.end_of_document: int = found[0]
+
+    @classmethod
+    def learn_bpe(cls, size: int, texts: Iterable[str]) -> "JsonTokenizer":
+        """A byte-level BPE of `size` tokens (Sennrich et al. 2016; bytes as in GPT-2), learnt from texts."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[_ENDS_OF_TEXT[0]],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer.to_str())
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.uint32) for one in encoded]
+
+    def decode(self, tokens: Tokens) -> str:
+        text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return text
+
+    def save(self) -> str:
+        return self._content
+
+
+class PlainIds:
+    """Token ids without a tokenizer: they can be trained on and shown, but neither made nor read."""
+
+    def __init__(self, size: int) -> None:
+        self.vocabulary, self.end_of_document = size + 1, size
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        try:
+            return [np.array([int(word) for word in text.split()], dtype=np.uint32) for text in texts]
+        except ValueError:
+            raise ValueError("a run on plain ids reads numbers between blanks, not text") from None
+
+    def decode(self, tokens: Tokens) -> str:
+        return " ".join(str(token) for token in tokens.tolist() if token != self.end_of_document)
+
+    def save(self) -> str | None:
+        return None
+
+
+def canonical_name(tokenizer: str) -> str:
+    """The name under which a specification holds a tokenizer: a path to a `tokenizer.json` becomes its content's.
+
+    ValueError for a name that is none, and for a file that cannot be read.
+    """
+    if tokenizer.endswith(".json"):
+        return f"json-{hashlib.sha256(_read(tokenizer).encode()).hexdigest()[:12]}"
+    if not re.fullmatch(r"bytes|characters|words|bpe-\d+|ids-\d+|json-[0-9a-f]{12}", tokenizer) and (
+        tokenizer not in PUBLISHED
+    ):
+        known = ["bytes", "characters", "words", "bpe-<size>", "ids-<size>", *PUBLISHED, "a path to a tokenizer.json"]
+        raise ValueError(f"unknown tokenizer {tokenizer!r}; known are {', '.join(known)}")
+    if (size := _size(tokenizer)) is not None and tokenizer.startswith("bpe-") and size < 257:
+        raise ValueError(f"tokenizer {tokenizer}: a byte-level vocabulary has at least 257 tokens")
+    return tokenizer
+
+
+def make_tokenizer(name: str, path: str | None, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer called `name`: opened, read from the file at `path`, or learnt from the training split's texts.
+
+    ValueError where a file is needed and missing, or is not the one that the name says.
+    """
     if name == "bytes":
         return ByteTokenizer()
-    raise ValueError(f"unknown tokenizer {name!r}; known are bytes")
+    if name == "characters":
+        return CharacterTokenizer.learn(texts)
+    if name == "words":
+        return WordTokenizer.learn(texts)
+    size = _size(name)
+    if size is not None:
+        return JsonTokenizer.learn_bpe(size, texts) if name.startswith("bpe-") else PlainIds(size)
+    if path is None:
+        raise ValueError(f"tokenizer {name}: its tokenizer.json is needed; give its path as the tokenizer")
+    if name.startswith("json-") and canonical_name(path) != name:
+        raise ValueError(f"{path}: this is {canonical_name(path)}, the run declares {name}")
+    tokenizer = JsonTokenizer(_read(path))
+    found = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
+    if found != PUBLISHED.get(name, found):
+        raise ValueError(f"{path}: {found}, but {name} has {PUBLISHED[name]}")
+    return tokenizer
 
 
-def model_vocabulary(tokenizer: Tokenizer) -> int:
+def load_tokenizer(name: str, saved: str | None) -> Tokenizer:
+    """The tokenizer that prepared data hold: `saved` is what its `save` gave."""
+    if saved is None:
+        return make_tokenizer(name, None, ())
+    kind = json.loads(saved).get("kind")
+    if kind == "characters":
+        return CharacterTokenizer(json.loads(saved)["characters"])
+    if kind == "words":
+        return WordTokenizer(json.loads(saved)["words"])
+    return JsonTokenizer(saved)
+
+
+def stated_vocabulary(name: str) -> Vocabulary | None:
+    """Vocabulary of a tokenizer whose name says it; None where the corpus or a file decides."""
+    size = _size(name)
+    if size is not None:
+        return Vocabulary(size, 0) if name.startswith("bpe-") else Vocabulary(size + 1, size)
+    return {"bytes": Vocabulary(256, 0xFF), **PUBLISHED}.get(name)
+
+
+def model_vocabulary(vocabulary: int) -> int:
     """Rows of the embedding: 256 for bytes, else rounded up to a multiple of 64 (GPT-2's 50257 -> 50304)."""
-    return tokenizer.vocabulary if tokenizer.vocabulary == 256 else -(-tokenizer.vocabulary // 64) * 64
+    return vocabulary if vocabulary == 256 else -(-vocabulary // 64) * 64
 
 
 def token_dtype(vocabulary: int) -> str:
     """The narrowest little-endian unsigned type that holds every id."""
     return "<u1" if vocabulary <= 1 << 8 else "<u2" if vocabulary <= 1 << 16 else "<u4"
+
+
+def _size(name: str) -> int | None:
+    match = re.fullmatch(r"(?:bpe|ids)-(\d+)", name)
+    return int(match[1]) if match else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"tokenizer {path}: cannot be read: {error}") from None

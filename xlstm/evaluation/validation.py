@@ -16,18 +16,23 @@ from xlstm.training.gang import Gang
 
 
 def validate(
-    model: nn.Module, data: PreparedData, spec: RunSpec, gang: Gang, alive: Callable[[], None] = lambda: None
+    model: nn.Module,
+    data: PreparedData,
+    spec: RunSpec,
+    gang: Gang,
+    micro: int,
+    alive: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Mean loss (nats per token), perplexity and bits per byte of text, over the windows the evaluation names.
 
-    Each rank takes a contiguous part of the windows, and all run the model equally often, calling `alive` each time.
+    Each rank takes a contiguous part of the windows, `micro` at a time, and all run the model equally often, calling
+    `alive` each time.
     Every token of the split is predicted once, ends of documents included; bytes are those of the text alone.
     """
     evaluation, context = spec.evaluation, spec.physics.data.context_length
     windows = Windows(data.stream("validation"), context, data.manifest.end_of_document)
     count = min(evaluation.sequences or windows.covering, windows.covering)
     per_rank = -(-count // gang.size)
-    micro = spec.execution.micro_batch_sequences or min(per_rank, spec.physics.batch_sequences // gang.size)
     mine = np.arange(gang.rank * per_rank, (gang.rank + 1) * per_rank)
     mine = np.where(mine < count, mine, windows.covering)  # past the end: without targets
     tally = _Tally(len(windows.stream.sources))

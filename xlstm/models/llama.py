@@ -5,6 +5,7 @@ Per block: x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)) of width 8/3 d
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,10 +83,14 @@ class Block(nn.Module):
         d, width = config.embedding_dim, config.feedforward_dim
         self.num_heads = config.num_heads
         self.attention_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
-        self.query_key_value = nn.Linear(d, 3 * d, bias=False)
+        # Separate matrices: their gradients need not be put together, which costs more than fewer products save.
+        self.query = nn.Linear(d, d, bias=False)
+        self.key = nn.Linear(d, d, bias=False)
+        self.value = nn.Linear(d, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
         self.feedforward_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
-        self.gate_and_up = nn.Linear(d, 2 * width, bias=False)
+        self.gate = nn.Linear(d, width, bias=False)
+        self.up = nn.Linear(d, width, bias=False)
         self.down = nn.Linear(width, d, bias=False)
 
     def forward(
@@ -93,31 +98,45 @@ class Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
         batch, time, d = x.shape
-        # (batch, 3 * heads, time, head_dim)
-        projected = (
-            self.query_key_value(self.attention_norm(x)).view(batch, time, 3 * self.num_heads, -1).transpose(1, 2)
+        normed = self.attention_norm(x)
+        query, key, value = (
+            projection(normed).view(batch, time, self.num_heads, -1)
+            for projection in (self.query, self.key, self.value)
         )
-        query, key, value = projected.split(self.num_heads, dim=1)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # (batch, heads, time, head_dim)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         attended = attend(query, key, value, layout)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
-        gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)
-        x = x + self.down(F.silu(gate) * up)
+        normed = self.feedforward_norm(x)
+        x = x + self.down(F.silu(self.gate(normed)) * self.up(normed))
         return x, (key, value) if keep else None
 
 
 def rotations(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, float32, ([batch, 1,] time, head_dim / 2) (Su 2021, eq. 15)."""
+    """Cosine and sine of every position's angles, float32, ([batch,] time, 1, head_dim / 2) (Su 2021, eq. 15)."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions[..., None] * theta**-exponents
-    if positions.ndim == 2:
-        angles = angles[:, None]  # every head alike
-    return angles.cos(), angles.sin()
+    return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)  # every head alike
+
+
+class Rotation(torch.autograd.Function):
+    """Rotary positions: the gradient is rotated back, so nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return rotate(grad, cos, -sin), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_j, x_{j + head_dim/2}) of `x` (batch, heads, time, head_dim); at least in float32."""
+    """Rotate the pairs (x_j, x_{j + head_dim/2}) of `x` (batch, time, heads, head_dim); at least in float32."""
     first, second = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
+    return torch.cat(turned, dim=-1).to(x.dtype)

@@ -172,7 +172,7 @@ class ChannelMix(nn.Module):
 
 
 def shift(x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
-    """Each token of `x` (batch, time, d) replaced by the one before, `last` before the first; 0 where a document starts."""
+    """`x` (batch, time, d) one token later: `last` (batch, d) comes first; 0 where a document starts."""
     first = torch.zeros_like(x[:, 0]) if last is None else last
     shifted = torch.cat((first[:, None], x[:, :-1]), dim=1)
     return shifted if resets is None else shifted.masked_fill(resets[..., None], 0.0)

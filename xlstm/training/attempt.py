@@ -33,7 +33,7 @@ from xlstm.training.trainer import Trainer
 from xlstm.training.verdict import DivergedError, leave_failure, leave_verdict
 from xlstm.training.watch import Watch
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run_attempt(directory: Path, number: int, token: str) -> int:
@@ -43,7 +43,6 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
     """
     rank = int(os.environ.get("RANK", "0"))
     run = RunDirectory(directory)
-    attempt = None
     try:
         attempt = _Attempt(run, number, token)
         verdict = attempt.train()
@@ -103,6 +102,7 @@ class _Attempt:
         try:
             finished = self.trainer.train(self._at_boundary)
         except DivergedError as error:
+            self.checkpointer.wait()
             return Verdict(state=State.DIVERGED, reason=str(error), step=error.step)
         step = self.trainer.step
         self._save()
@@ -113,7 +113,10 @@ class _Attempt:
             return Verdict(state=State.PREEMPTED, reason=f"stopped by {name} after step {step}", step=step)
         if self.gang.leads:
             result = self._result()
+            evaluations = self.run.path / "evaluations"
+            evaluations.mkdir(exist_ok=True)
             with self.lease.held():
+                write_json(evaluations / f"{self.spec.evaluation.name}.json", result.validation.model_dump(mode="json"))
                 write_json(self.run.path / "result.json", result.model_dump(mode="json"))
         return Verdict(state=State.COMPLETED, step=step)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from kernels.dispatch import prefer
 from xlstm.data.batches import IGNORED, Windows
 from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
@@ -21,6 +22,7 @@ from xlstm.models import build
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
+from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
 from xlstm.training.parallel import fill, parallelize
 from xlstm.training.schedule import learning_rate
@@ -43,6 +45,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         physics, execution = self.spec.physics, self.spec.execution
+        free = torch.cuda.mem_get_info(self.gang.device)[0] if self.gang.device.type == "cuda" else None
+        self.micro = micro_batch(self.spec, free)
+        prefer(execution.kernels)
         with torch.device("meta"):
             self.model: nn.Module = build(physics.model)
         parallelize(self.model, physics, execution, self.gang)
@@ -62,7 +67,6 @@ class Trainer:
             )
         self.order = Order(self.windows.whole, physics.seed)
         self.per_rank = physics.batch_sequences // self.gang.size
-        self.micro = execution.micro_batch_sequences or self.per_rank
         self.speed = Speed(self.spec, self.gang.device)
         self.step = 0
         set_step(self.optimizer, 0)
@@ -95,7 +99,7 @@ class Trainer:
 
     def validation(self) -> Validation:
         """Quality of the model as it is now; equal on all ranks."""
-        result = validate(self.model, self.data, self.spec, self.gang, self.alive)
+        result = validate(self.model, self.data, self.spec, self.gang, self.micro, self.alive)
         if hasattr(self.model, "reshard"):
             self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
         return result

@@ -102,9 +102,10 @@ class Watch:
         culprit = (silent or busy or [slowest])[0]
         beat = seen[culprit] or {}
         manner = "gives no sign of life" if culprit in silent else "is stuck in " + (beat.get("stack") or ["?"])[-1]
-        reason = f"rank {culprit} {manner}: no step for {self.patience:g} s after step {beat.get('step', '?')}"
+        step = self._progress[0]
+        reason = f"rank {culprit} {manner}: no step for {self.patience:g} s after step {step}"
         trace = "\n".join(beat.get("stack") or []) or None
-        verdict = Verdict(state=State.FAILED, reason=reason, step=beat.get("step"), rank=culprit, traceback=trace)
+        verdict = Verdict(state=State.FAILED, reason=reason, step=step, rank=culprit, traceback=trace)
         leave_verdict(self.lease.run, self.lease.attempt, verdict)
         print(reason, file=sys.stderr, flush=True)
         os._exit(1)

@@ -1,0 +1,203 @@
+"""One training step of each baseline beside the implementation people would take instead, in one process.
+
+Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The other
+side is `transformers` (Llama, GPT-2, Mamba, RWKV, each as it runs where no extra kernels are installed) or, for the
+LSTM, `torch.nn.LSTM`. Needs an environment that has `transformers` besides this repository:
+
+    PYTHONPATH=. .venv-parity/bin/python benchmarks/baselines.py --shape small
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlstm.models import build
+from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.initialization import initialize
+from xlstm.models.transformers_format import config_to_transformers, to_transformers
+
+VOCAB = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one step is taken on."""
+
+    batch: int
+    length: int
+    width: int
+    blocks: int
+
+
+SHAPES = {"small": Shape(8, 256, 128, 4), "large": Shape(4, 512, 512, 6)}
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""From tokens and targets to the mean loss."""
+
+
+def configuration(family: str, shape: Shape) -> ModelConfig:
+    """Attention in heads of 64 dimensions, as in the published sizes."""
+    dimensions = {"vocab_size": VOCAB, "embedding_dim": shape.width, "num_blocks": shape.blocks}
+    heads = shape.width // 64
+    match family:
+        case "llama":
+            return LlamaConfig(**dimensions, num_heads=heads)
+        case "gpt":
+            return GPTConfig(**dimensions, num_heads=heads, context_length=shape.length)
+        case "mamba":
+            return MambaConfig(**dimensions)
+        case "rwkv4":
+            return RWKV4Config(**dimensions)
+        case "lstm":
+            return LSTMConfig(**dimensions, variant="vanilla")
+    raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
+
+
+FAMILIES = ("llama", "gpt", "mamba", "rwkv4", "lstm")
+
+
+class StackedLSTM(nn.Module):
+    """The plain stack as one would write it with PyTorch: embedding, `nn.LSTM` of several layers, head."""
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__()
+        d = config.embedding_dim
+        self.embedding = nn.Embedding(config.vocab_size, d)
+        self.lstm = nn.LSTM(d, d, config.num_blocks, batch_first=True)
+        self.head = nn.Linear(d, config.vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embedding(tokens))[0])
+
+
+def ours(config: ModelConfig, device: str) -> tuple[nn.Module, Losses]:
+    """Our model, its weights away from zero so that no path is dead."""
+    model = build(config)
+    initialize(model, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    model.to(device)
+    return model, lambda tokens, targets: model(tokens, targets=targets)[0].mean()
+
+
+def theirs(config: ModelConfig, model: nn.Module, length: int, device: str) -> tuple[nn.Module, Losses]:
+    """The other side with our weights."""
+    weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+    if isinstance(config, LSTMConfig):
+        peer: nn.Module = StackedLSTM(config)
+        names = {
+            "weight_input": "weight_ih",
+            "weight_hidden": "weight_hh",
+            "bias_input": "bias_ih",
+            "bias_hidden": "bias_hh",
+        }
+        layers = {
+            f"lstm.{there}_l{index}": weights[f"blocks.{index}.lstm.{here}"]
+            for index in range(config.num_blocks)
+            for here, there in names.items()
+        }
+        outside = {name: weights[name] for name in ("embedding.weight", "head.weight")}
+        peer.load_state_dict(layers | outside)
+        peer.to(device)
+        return peer, lambda tokens, targets: F.cross_entropy(peer(tokens).flatten(0, 1), targets.flatten())
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    content = config_to_transformers(config, length)
+    peer = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content), dtype=torch.float32)
+    missing, unexpected = peer.load_state_dict(to_transformers(config, weights), strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+    peer.train().to(device)
+
+    def losses(tokens: Tensor, targets: Tensor) -> Tensor:
+        logits = peer(tokens, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    return peer, losses
+
+
+def stepper(model: nn.Module, losses: Losses, tokens: Tensor) -> Callable[[], float]:
+    """One training step; returns seconds."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    targets = tokens.roll(-1, dims=1)
+
+    def step() -> float:
+        begin = time.perf_counter()
+        losses(tokens, targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    return step
+
+
+def compare(family: str, shape: Shape, rounds: int, device: str, compiled: bool) -> dict[str, object]:
+    """Medians of both sides in seconds, their ratio, and by how much their losses differ, relatively."""
+    config = configuration(family, shape)
+    model, our_losses = ours(config, device)
+    peer, their_losses = theirs(config, model, shape.length, device)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(VOCAB, (shape.batch, shape.length), generator=generator).to(device)
+    short = tokens[:1, :8]
+    with torch.no_grad():
+        here, there = our_losses(short, short), their_losses(short, short)
+    if compiled:
+        our_losses, their_losses = torch.compile(our_losses), torch.compile(their_losses)
+    for sides in ((model, our_losses), (peer, their_losses)):  # allocators, thread pools and imports wake up here
+        stepper(*sides, tokens if compiled else short)()
+    our_step, their_step = stepper(model, our_losses, tokens), stepper(peer, their_losses, tokens)
+    our_seconds, their_seconds = [], []
+    for _ in range(rounds):
+        our_seconds.append(our_step())
+        their_seconds.append(their_step())
+    mine, other = statistics.median(our_seconds), statistics.median(their_seconds)
+    return {
+        "family": family,
+        "ours_seconds": mine,
+        "theirs_seconds": other,
+        "ratio": other / mine,
+        "loss_difference": float((here - there).abs() / there),
+    }
+
+
+def main() -> None:
+    """Print one line per family, and all numbers as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--json", help="file for the numbers")
+    arguments = parser.parse_args()
+    shape = SHAPES[arguments.shape]
+    print(f"{shape}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'family':<8}{'ours (ms)':>12}{'theirs (ms)':>14}{'ratio':>9}{'loss differs by':>18}")
+    rows = []
+    for family in arguments.families:
+        row = compare(family, shape, arguments.rounds, arguments.device, arguments.compile)
+        rows.append(row)
+        print(
+            f"{family:<8}{1e3 * row['ours_seconds']:>12.1f}{1e3 * row['theirs_seconds']:>14.1f}"
+            f"{row['ratio']:>8.2f}x{row['loss_difference']:>18.1e}",
+            flush=True,
+        )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

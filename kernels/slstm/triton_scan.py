@@ -1,0 +1,240 @@
+"""The sLSTM as Triton kernels: one program per head and tile of sequences walks over all steps.
+
+The mathematics and the saved tensors are those of `torch_scan.py`. The recurrent matrices of one head (4 head_dim^2
+numbers: 288 KiB in bfloat16 at 192, 3.1 MiB at 640) exceed a multiprocessor's shared memory, so each step streams them
+from the second-level cache, tile by tile; h of the step before is read back from memory after a barrier, which every
+program needs only for its own sequences. What does not have to wait for the step before, the gradient of the matrices,
+is one product afterwards.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.slstm.torch_scan import at_unit_scale, collected, shifted
+
+SEQUENCES = 16
+"""Sequences of one program: the least a matrix product takes."""
+RUN_TIME = ["time", "batch"]
+"""Arguments whose divisibility must not compile a kernel anew."""
+
+
+def shape_obstacle(head_dim: int, dtype: torch.dtype) -> str | None:
+    """Why the kernels refuse these shapes, or None."""
+    if head_dim % 16:
+        return f"head_dim {head_dim} is not a multiple of 16"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"{dtype} is not supported; float32, float16 and bfloat16 are"
+    return None
+
+
+def tiling_of(head_dim: int) -> dict[str, int]:
+    """Tile sizes: the largest power of two up to 64 that divides head_dim."""
+    tile = min(head_dim & -head_dim, 64)
+    return {"D": head_dim, "BB": SEQUENCES, "BN": tile, "BK": tile}
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _log_one_plus_exp_of_minus(x):
+    return tl.log(1.0 + tl.exp(-x))
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def forward_kernel(
+    gates, recurrent, resets, hs, cs, ls, active, time, batch,
+    D: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESETS: tl.constexpr,
+):  # fmt: skip
+    """hs, cs, ls (time + 1, heads, batch, D) start with the initial state; active is z, f, w, o, a."""
+    head = tl.program_id(0).to(tl.int64)
+    heads = tl.num_programs(0)
+    b = tl.program_id(1) * BB + tl.arange(0, BB)
+    inside = (b < batch)[:, None]
+    row = head * batch + b
+    matrix = heads * D * D
+    for t in range(time):
+        before = row + t * (row * 0 + heads * batch)
+        after = before + heads * batch
+        reset = b < 0
+        if RESETS:
+            reset = tl.load(resets + b * time + t, mask=b < batch, other=0) != 0
+        for e in range(0, D, BN):
+            columns = e + tl.arange(0, BN)
+            at_gate = gates + ((b.to(tl.int64) * time + t) * 4 * heads + head)[:, None] * D + columns[None, :]
+            i = tl.load(at_gate, mask=inside, other=0.0).to(tl.float32)
+            f = tl.load(at_gate + heads * D, mask=inside, other=0.0).to(tl.float32)
+            z = tl.load(at_gate + 2 * heads * D, mask=inside, other=0.0).to(tl.float32)
+            o = tl.load(at_gate + 3 * heads * D, mask=inside, other=0.0).to(tl.float32)
+            for d in range(0, D, BK):
+                inner = d + tl.arange(0, BK)
+                h = tl.load(hs + before[:, None] * D + inner[None, :], mask=inside, other=0.0)
+                h = tl.where(reset[:, None], 0.0, h).to(recurrent.dtype.element_ty)
+                R = recurrent + head * D * D + inner[:, None] * D + columns[None, :]
+                i += tl.dot(h, tl.load(R), input_precision="ieee")
+                f += tl.dot(h, tl.load(R + matrix), input_precision="ieee")
+                z += tl.dot(h, tl.load(R + 2 * matrix), input_precision="ieee")
+                o += tl.dot(h, tl.load(R + 3 * matrix), input_precision="ieee")
+            at = before[:, None] * D + columns[None, :]
+            l = tl.load(ls + at, mask=inside, other=0.0)
+            c = tl.load(cs + at, mask=inside, other=0.0)
+            l = tl.where(reset[:, None], float("-inf"), l)
+            c = tl.where(reset[:, None], 0.0, c)
+            a = tl.minimum(f, 0.0) - _log_one_plus_exp_of_minus(tl.abs(f)) + l
+            w = _sigmoid(i - a)
+            l = tl.maximum(a, i) + _log_one_plus_exp_of_minus(tl.abs(i - a))
+            decay = tl.exp(-2.0 * tl.abs(z))
+            z = tl.where(z < 0, -1.0, 1.0) * (1.0 - decay) / (1.0 + decay)
+            o = _sigmoid(o)
+            c += w * (z - c)
+            at = after[:, None] * D + columns[None, :]
+            tl.store(ls + at, l, mask=inside)
+            tl.store(cs + at, c, mask=inside)
+            tl.store(hs + at, o * c, mask=inside)
+            at = active + before[:, None] * 5 * D + columns[None, :]
+            tl.store(at, z, mask=inside)
+            tl.store(at + D, f, mask=inside)
+            tl.store(at + 2 * D, w, mask=inside)
+            tl.store(at + 3 * D, o, mask=inside)
+            tl.store(at + 4 * D, a, mask=inside)
+        tl.debug_barrier()
+
+
+@triton.jit
+def _through_matrices(
+    dpre, recurrent, head, matrix, after, columns, inside,
+    D: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of h from the pre-activations (z, f, i, o) of the step after it."""
+    dh = tl.zeros((BB, BN), tl.float32)
+    for d in range(0, D, BK):
+        inner = d + tl.arange(0, BK)
+        at = dpre + after[:, None] * 4 * D + inner[None, :]
+        R = recurrent + head * D * D + columns[:, None] * D + inner[None, :]
+        for place in tl.static_range(4):
+            gate: tl.constexpr = 3 if place == 3 else 2 - place
+            part = tl.load(at + place * D, mask=inside, other=0.0).to(recurrent.dtype.element_ty)
+            dh += tl.dot(part, tl.trans(tl.load(R + gate * matrix)), input_precision="ieee")
+    return dh
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def backward_kernel(
+    grad_h, recurrent, resets, cs, before_cs, ls, active, dpre, dc, dn, first_h, clip, time, batch,
+    D: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESETS: tl.constexpr, CLIP: tl.constexpr,
+):  # fmt: skip
+    """dpre (time, heads, batch, 4, D); dc, dn (heads, batch, D) are the state's gradients, from last to first."""
+    head = tl.program_id(0).to(tl.int64)
+    heads = tl.num_programs(0)
+    b = tl.program_id(1) * BB + tl.arange(0, BB)
+    inside = (b < batch)[:, None]
+    row = head * batch + b
+    matrix = heads * D * D
+    for step in range(time + 1):
+        t = time - 1 - step
+        now = row + t * (row * 0 + heads * batch)
+        after = now + heads * batch
+        reset_after = b < 0
+        if RESETS:
+            if step > 0:
+                reset_after = tl.load(resets + b * time + t + 1, mask=b < batch, other=0) != 0
+        for e in range(0, D, BN):
+            columns = e + tl.arange(0, BN)
+            dh = tl.zeros((BB, BN), tl.float32)
+            if step > 0:
+                dh += _through_matrices(dpre, recurrent, head, matrix, after, columns, inside, D, BB, BN, BK)
+                if CLIP:
+                    dh = tl.minimum(tl.maximum(dh, -clip), clip)
+                dh = tl.where(reset_after[:, None], 0.0, dh)
+            state = row[:, None] * D + columns[None, :]
+            if t < 0:
+                tl.store(first_h + state, dh, mask=inside)
+            else:
+                at = now[:, None] * D + columns[None, :]
+                dh += tl.load(grad_h + at, mask=inside, other=0.0)
+                c = tl.load(cs + at, mask=inside, other=0.0)
+                before = tl.load(before_cs + at, mask=inside, other=0.0)
+                at_active = active + now[:, None] * 5 * D + columns[None, :]
+                z = tl.load(at_active, mask=inside, other=0.0)
+                f = tl.load(at_active + D, mask=inside, other=0.0)
+                w = tl.load(at_active + 2 * D, mask=inside, other=0.0)
+                o = tl.load(at_active + 3 * D, mask=inside, other=0.0)
+                keep = tl.exp(
+                    tl.load(at_active + 4 * D, mask=inside, other=0.0) - tl.load(ls + at, mask=inside, other=0.0)
+                )
+                grad_c = tl.load(dc + state, mask=inside, other=0.0)
+                grad_n = tl.load(dn + state, mask=inside, other=0.0)
+                if step > 0:
+                    at_after = after[:, None] * D + columns[None, :]
+                    a_after = tl.load(
+                        active + after[:, None] * 5 * D + 4 * D + columns[None, :], mask=inside, other=0.0
+                    )
+                    kept = tl.exp(a_after - tl.load(ls + at_after, mask=inside, other=0.0))
+                    grad_c = tl.where(reset_after[:, None], 0.0, grad_c * kept)
+                    grad_n = tl.where(reset_after[:, None], 0.0, grad_n * kept)
+                grad_c += o * dh
+                grad_n -= o * c * dh
+                tl.store(dc + state, grad_c, mask=inside)
+                tl.store(dn + state, grad_n, mask=inside)
+                at_pre = dpre + now[:, None] * 4 * D + columns[None, :]
+                tl.store(at_pre, w * (1.0 - z * z) * grad_c, mask=inside)
+                tl.store(at_pre + D, keep * _sigmoid(-f) * (before * grad_c + grad_n), mask=inside)
+                tl.store(at_pre + 2 * D, w * (z * grad_c + grad_n), mask=inside)
+                tl.store(at_pre + 3 * D, c * o * (1.0 - o) * dh, mask=inside)
+        tl.debug_barrier()
+
+
+def forward(
+    gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `torch_scan.forward`."""
+    batch, time, _, heads, head_dim = gates.shape
+    hs, cs, ls = (gates.new_empty(time + 1, heads, batch, head_dim, dtype=torch.float32) for _ in range(3))
+    for steps, first in zip((hs, cs, ls), at_unit_scale(h, c, n, m, torch.float32), strict=True):
+        steps[0].copy_(first)
+    active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=torch.float32)
+    forward_kernel[(heads, -(-batch // SEQUENCES))](
+        gates.contiguous(), recurrent.to(gates.dtype).contiguous(), gates if resets is None else resets.contiguous(),
+        hs, cs, ls, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None,
+    )  # fmt: skip
+    return hs[1:], cs[1:], ls[1:], active
+
+
+def backward(
+    grad_h: Tensor,
+    grad_c: Tensor | None,
+    grad_n: Tensor | None,
+    recurrent: Tensor,
+    h: Tensor,
+    c: Tensor,
+    n: Tensor,
+    m: Tensor,
+    resets: Tensor | None,
+    hs: Tensor,
+    cs: Tensor,
+    ls: Tensor,
+    active: Tensor,
+    gradient_clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `torch_scan.backward`."""
+    time, heads, batch, head_dim = hs.shape
+    at = None if resets is None else resets.t()
+    before_cs = shifted(at_unit_scale(h, c, n, m, torch.float32)[1], cs, at)
+    dpre = hs.new_empty(time, heads, batch, 4, head_dim)
+    state = hs.new_zeros(2, heads, batch, head_dim)
+    for part, grad in zip(state, (grad_c, grad_n), strict=True):
+        if grad is not None:
+            part.copy_(grad.transpose(0, 1))
+    first_h = hs.new_empty(heads, batch, head_dim)
+    backward_kernel[(heads, -(-batch // SEQUENCES))](
+        grad_h.contiguous(), recurrent.contiguous(), hs if resets is None else resets.contiguous(),
+        cs.contiguous(), before_cs, ls.contiguous(), active, dpre, state[0], state[1], first_h,
+        float(gradient_clip or 0.0), time, batch,
+        **tiling_of(head_dim), RESETS=resets is not None, CLIP=gradient_clip is not None,
+    )  # fmt: skip
+    return collected(dpre, state, first_h, h, m, at, hs, ls, active)

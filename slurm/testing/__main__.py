@@ -1,0 +1,31 @@
+"""`python -m slurm.testing [-- COMMAND …]`: run a command, or a shell, beside a Slurm of its own."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from slurm.testing.cluster import Cluster, ClusterError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m slurm.testing", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("command", nargs="*", help="what to run; a shell if left out")
+    options = parser.parse_args()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+            Cluster(Path(folder) / "cluster", nodes=options.nodes) as cluster,
+        ):
+            command = options.command or [os.environ.get("SHELL", "/bin/sh")]
+            return subprocess.run(command, env=cluster.environment, check=False).returncode
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""FLOPs and kept activations of the baselines, against counters of PyTorch on the models themselves."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import xlstm.models.lstm
+from kernels.lstm import lstm
+from xlstm.accounting import flops_per_token
+from xlstm.accounting.cost import Sequence
+from xlstm.accounting.families import saved
+from xlstm.models import build
+from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.initialization import initialize
+
+BATCH, LENGTH = 2, 64
+SMALL: dict[str, Any] = {"vocab_size": 31, "embedding_dim": 192, "num_blocks": 2}
+CONFIGS: dict[str, ModelConfig] = {
+    "llama": LlamaConfig(**SMALL, num_heads=4),
+    "gpt": GPTConfig(**SMALL, num_heads=4, context_length=LENGTH),
+    "mamba": MambaConfig(**SMALL),
+    "rwkv4": RWKV4Config(**SMALL),
+    "lstm": LSTMConfig(**SMALL),
+    "lstm[residual]": LSTMConfig(**SMALL, variant="residual"),
+    "lstm[vanilla]": LSTMConfig(**SMALL, variant="vanilla"),
+}
+
+
+def tokens() -> Tensor:
+    return torch.randint(31, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_products_are_those_that_pytorch_counts(family: str, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The fused LSTM hides its products from the counter; its definition shows them.
+    monkeypatch.setattr(xlstm.models.lstm, "lstm", functools.partial(lstm, implementation="reference"))
+    config = CONFIGS[family]
+    model = build(config)
+    initialize(model, seed=0)
+    # As plain products, attention is seen by the counter too.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        losses, _ = model(tokens(), targets=tokens())
+        if backward:
+            losses.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(count for operation, count in counts.items() if "convolution" in str(operation))
+    counted = (counter.get_total_flops() - convolutions) / (BATCH * LENGTH)  # ours are with the recurrences
+    expected = flops_per_token(config, LENGTH, backward=backward, causal=False).products
+    if backward and family.startswith("lstm"):
+        # The empty state before the first token needs no gradient: one product less in each sequence and block.
+        expected -= 8 * config.embedding_dim**2 * config.num_blocks / LENGTH
+    assert counted == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_kept_activations_are_those_that_autograd_saves(family: str) -> None:
+    """Per token and block: what three blocks keep beyond one, halved."""
+    config = CONFIGS[family]
+
+    def bytes_kept(num_blocks: int) -> int:
+        model = build(dataclasses.replace(config, num_blocks=num_blocks))
+        initialize(model, seed=0)
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(tokens(), targets=tokens())
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    measured = (bytes_kept(3) - bytes_kept(1)) / 2 / (BATCH * LENGTH)
+    predicted = saved(config, Sequence(LENGTH, 64, True))[0].bytes_per_token(itemsize=4)
+    assert predicted == pytest.approx(measured, rel=0.1)

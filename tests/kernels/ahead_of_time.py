@@ -1,0 +1,100 @@
+"""Compiles Triton kernels for a GPU that need not be present, and reads what ptxas says of registers and spills.
+
+Run as `python tests/kernels/ahead_of_time.py OPERATOR CAPABILITY`; prints one JSON object per kernel and shape.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+HALF = "*bf16"
+SINGLE = "*fp32"
+
+
+def mlstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
+    """Kernel, pointer types, constants and warps for every published head dimension and the 16-head shape."""
+    from kernels.mlstm import triton_chunkwise as kernels
+
+    half = {"q", "k", "v", "h", "grad_h", "x", "y", "own", "out", "states", "states_C", "grads_C"}
+    half |= {"scores", "d_products", "pairs"}
+    for key_dim, value_dim in ((384, 384), (512, 512), (768, 768), (1024, 1024), (1280, 1280), (128, 256), (16, 48)):
+        tiling = kernels.tiling_of(key_dim, value_dim, 128)
+        for kernel, constants in (
+            (kernels.states_kernel, {}),
+            (kernels.scores_kernel, {"RESETS": True, "NORMALIZE": True}),
+            (kernels.outputs_kernel, {}),
+            (kernels.scores_backward_kernel, {"RESETS": True, "NORMALIZE": True}),
+            (kernels.states_backward_kernel, {}),
+            (kernels.inputs_backward_kernel, _through(tiling, True, True)),
+            (kernels.inputs_backward_kernel, _through(tiling, True, False)),
+            (kernels.inputs_backward_kernel, _through(tiling, False, True)),
+        ):
+            types = {name: HALF if name in half else SINGLE for name in kernel.arg_names}
+            yield kernel, types | {"segment": "*i32"}, tiling | constants, 4
+
+
+def _through(tiling: dict[str, int], to_keys: bool, later: bool) -> dict[str, Any]:
+    x, out = ("V", "K") if to_keys else ("K", "V")
+    sizes = {"DX": tiling[f"D{x}"], "DO": tiling[f"D{out}"], "BX": tiling[f"B{x}"], "BO": tiling[f"B{out}"]}
+    flags = {"TRANSPOSED_STATE": to_keys, "LATER": later, "HAS_VECTOR": to_keys, "HAS_DOTS": to_keys}
+    return sizes | flags
+
+
+def compile_one(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, capability: int) -> dict:
+    """Shared memory, registers and spilled bytes of one kernel."""
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    strides = re.compile(r"^[a-z]_[bht]$")
+    lengths = ("time", "chunks", "heads", "batch")
+    signature = {name: "i32" if strides.match(name) or name in lengths else types[name] for name in kernel.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    # What a launch finds: pointers and strides are multiples of 16; lengths are not specialised.
+    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or strides.match(name)]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(compiled.asm["ptx"])
+        ptxas = get_ptxas(capability).path
+        arch = "sm_90a" if capability == 90 else f"sm_{capability}"
+        said = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={arch}", ptx, "-o", os.devnull], capture_output=True, text=True
+        )
+    if said.returncode:
+        raise RuntimeError(f"ptxas refused {kernel.__name__}: {said.stderr}{said.stdout}")
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", said.stderr)]
+    registers = re.search(r"Used (\d+) registers", said.stderr)
+    return {
+        "kernel": kernel.__name__,
+        "constants": constants,
+        "shared": compiled.metadata.shared,
+        "spilled": sum(spilled),
+        "registers": int(registers[1]) if registers else None,
+    }
+
+
+def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
+    """Kernel, pointer types, constants and warps for every published head dimension, and the smallest."""
+    from kernels.slstm import triton_scan as kernels
+
+    for head_dim in (64, 192, 256, 384, 512, 640):
+        for kernel in (kernels.forward_kernel, kernels.backward_kernel):
+            types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
+            constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
+            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, 4
+
+
+if __name__ == "__main__":
+    for case in globals()[f"{sys.argv[1]}_kernels"]():
+        print(json.dumps(compile_one(*case, capability=int(sys.argv[2]))), flush=True)

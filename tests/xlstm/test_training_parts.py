@@ -1,0 +1,117 @@
+"""Parts of the trainer that need no process of their own."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import dispatch
+from xlstm.models.configs import LlamaConfig
+from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
+from xlstm.training.micro_batch import micro_batch
+from xlstm.training.schedule import learning_rate
+
+MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
+
+
+def physics(steps: int = 100, schedule: Schedule | None = None, **changes: object) -> Physics:
+    values = {
+        "model": MODEL,
+        "data": Data(corpus="text", revision="sha256:0", context_length=8),
+        "tokens": steps * 64,
+        "batch_tokens": 64,
+        "optimizer": Optimizer(learning_rate=0.5),
+        "schedule": schedule or Schedule(),
+    }
+    return Physics(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+    run = physics(schedule=Schedule(kind="constant", warmup_steps=10))
+    rates = [learning_rate(run, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.05 * k for k in range(1, 11)])
+    assert set(rates[10:]) == {0.5}
+
+
+def test_cosine_is_torchs_from_peak_to_floor() -> None:
+    run = physics(schedule=Schedule(kind="cosine", warmup_steps=0, final_ratio=0.1))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.05)
+    for step in range(100):
+        scheduler.step()
+        assert learning_rate(run, step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_cosine_that_decays_longer_than_the_run_is_cut_off() -> None:
+    whole = physics(200, Schedule(kind="cosine", warmup_steps=5))
+    cut = physics(100, Schedule(kind="cosine", warmup_steps=5, decay_steps=200))
+    assert [learning_rate(cut, s) for s in range(100)] == [learning_rate(whole, s) for s in range(100)]
+    assert shared_steps(cut, physics(150, Schedule(kind="cosine", warmup_steps=5, decay_steps=200))) == 100
+
+
+def test_wsd_is_flat_and_falls_in_a_line_to_its_floor() -> None:
+    run = physics(schedule=Schedule(kind="wsd", warmup_steps=10, decay_steps=20, final_ratio=0.0))
+    rates = [learning_rate(run, step) for step in range(100)]
+    assert set(rates[9:80]) == {0.5}
+    assert rates[80:] == pytest.approx([0.5 * (1 - k / 20) for k in range(1, 21)], abs=1e-12)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from(["wsd", "constant", "cosine"]),
+)
+def test_runs_that_share_steps_have_equal_rates_in_them(a: int, b: int, decay_a: int, decay_b: int, kind: str) -> None:
+    left, right = (
+        physics(steps + 30, Schedule(kind=kind, warmup_steps=5, decay_steps=decay if kind == "wsd" else None))  # type: ignore[arg-type]
+        for steps, decay in ((a, decay_a), (b, decay_b))
+    )
+    shared = shared_steps(left, right)
+    assert shared == shared_steps(right, left)
+    assert [learning_rate(left, s) for s in range(shared)] == [learning_rate(right, s) for s in range(shared)]
+    if kind == "wsd" and left != right and shared < min(left.steps, right.steps):
+        assert learning_rate(left, shared) != learning_rate(right, shared) or decay_a == decay_b
+
+
+def test_runs_that_differ_in_anything_else_share_nothing() -> None:
+    wsd = Schedule(kind="wsd", decay_steps=10)
+    one = physics(100, wsd)
+    assert shared_steps(one, physics(50, wsd)) == 40
+    assert shared_steps(one, physics(50, wsd, seed=1)) == 0
+    assert shared_steps(one, physics(50, wsd, optimizer=Optimizer(learning_rate=0.4))) == 0
+    assert shared_steps(one, physics(50, Schedule(kind="wsd", warmup_steps=1, decay_steps=10))) == 0
+
+
+@pytest.mark.parametrize(
+    "schedule", [Schedule(warmup_steps=101), Schedule(kind="wsd", warmup_steps=91, decay_steps=10)]
+)
+def test_a_run_shorter_than_its_schedule_is_refused(schedule: Schedule) -> None:
+    with pytest.raises(ValueError, match="a run of 100 steps is shorter than its warm-up"):
+        physics(100, schedule)
+
+
+def test_the_micro_batch_is_the_largest_that_fits_and_divides() -> None:
+    spec = RunSpec(physics=physics(batch_tokens=96 * 8, tokens=9600 * 8), execution=Execution(device="cuda"))
+    assert micro_batch(spec, None) == 96
+    sizes = [micro_batch(spec, gib * 2**20) for gib in (1, 2, 4, 8, 1000)]
+    assert sizes == sorted(sizes)
+    assert all(96 % size == 0 for size in sizes)
+    assert sizes[-1] == 96
+    assert sizes[0] < 96
+    with pytest.raises(ValueError, match="one sequence needs about"):
+        micro_batch(spec, 1000)
+    stated = spec.model_copy(update={"execution": Execution(micro_batch_sequences=3)})
+    assert micro_batch(stated, 1000) == 3
+
+
+def test_the_kernels_a_launch_names_are_those_that_run() -> None:
+    tensor = torch.zeros(1)
+    try:
+        dispatch.prefer("reference")
+        assert dispatch.choose("mlstm", "auto", tensor) == "reference"
+        assert dispatch.choose("mlstm", "torch", tensor) == "torch"
+    finally:
+        dispatch.prefer("auto")
+    assert dispatch.choose("mlstm", "auto", tensor) == "torch"
