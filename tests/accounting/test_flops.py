@@ -1,6 +1,6 @@
 """The closed forms count the matrix products that PyTorch's own counter of operators sees the built models do.
 
-Nothing is computed: tensors are fake, and of each size's blocks four are built, since the counts add up. The counter
+Nothing is computed: tensors are fake, and of each size's blocks two are built, since the counts add up. The counter
 does not look into our operators, so plain forms are counted in their place, with their backward by autograd: the
 products of the chunkwise mLSTM as written below, and the sLSTM's recurrence.
 
@@ -94,14 +94,15 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-SLSTM_AT: dict[str, Any] = {"xlstm[7:1]": {"slstm_at": (2,)}, "xlstm[0:1]": {"slstm_at": (0, 1, 2, 3)}}
+SLSTM_AT: dict[str, Any] = {"xlstm[7:1]": {"slstm_at": (1,)}, "xlstm[0:1]": {"slstm_at": (0, 1)}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_attention_and_lstm")
 @pytest.mark.parametrize("size", ["125M", "350M", "760M", "1.3B", "2.7B"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_products_are_those_that_the_counter_sees_forward_and_backward(family: str, size: str) -> None:
-    config = dataclasses.replace(config_for(family, size, 50_304), num_blocks=4, **SLSTM_AT.get(family, {}))
+    config = dataclasses.replace(config_for(family, size, 50_304), num_blocks=2, **SLSTM_AT.get(family, {}))
     with FakeTensorMode():
         model = build(config)
         tokens = torch.zeros(1, TIME, dtype=torch.int64)
