@@ -15,6 +15,8 @@ from xlstm.training.verdict import leave_verdict
 
 _HEARTBEAT_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
+_START_SECONDS = 600.0
+"""Building a model and reading its checkpoint may take longer than any step."""
 _WAITING_WORDS = ("distributed_c10d", "_fsdp_collectives", "checkpoint/utils")
 """Files of torch in whose functions a rank that waits for others is found."""
 
@@ -33,6 +35,7 @@ class Watch:
         self.lease_lost = threading.Event()
         self._main = threading.main_thread().ident
         self._progress = (0, now())
+        self._started = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -48,6 +51,7 @@ class Watch:
     def progress(self, step: int) -> None:
         """Tell the watch that the main thread moves."""
         self._progress = (step, self.now())
+        self._started = True
 
     def alive(self) -> None:
         """Tell the watch that the main thread moves, though no step ends."""
@@ -60,7 +64,8 @@ class Watch:
             if self.now() >= next_beat:
                 next_beat = self.now() + min(_HEARTBEAT_SECONDS, self.patience / 4)
                 self._beat()
-            if self.now() - self._progress[1] > self.patience:
+            patience = self.patience if self._started else max(self.patience, _START_SECONDS)
+            if self.now() - self._progress[1] > patience:
                 self._blame()
 
     def _follow_others(self) -> None:
