@@ -41,7 +41,6 @@ class SweepRun:
     point: Mapping[str, Any]
     """Axis values: model, size, budget, seed and whatever else varies."""
     priority: int = 0
-    runs_per_device: int = 1
 
 
 @dataclass
@@ -203,8 +202,8 @@ class _Expansion:
             for detail in error.errors(include_url=False):
                 self._blame(detail, sources, point)
             return None
-        shared = {name: resources[name][0] for name in ("priority", "runs_per_device") if name in resources}
-        return SweepRun(spec, point.values(), **shared)
+        priority = resources["priority"][0] if "priority" in resources else 0
+        return SweepRun(spec, point.values(), priority)
 
     def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}

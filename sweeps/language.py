@@ -99,7 +99,6 @@ class Resources(Section):
         None, description="What a job asks of Slurm: partition, account, time and more (docs/slurm.md)."
     )
     priority: int | None = Field(None, description="Higher starts earlier; runs of equal priority start cheap first.")
-    runs_per_device: Count | None = Field(None, description="How many such runs may share one device.")
 
 
 class Point(Settings):

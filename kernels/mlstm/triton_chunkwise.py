@@ -26,6 +26,9 @@ from kernels.mlstm.torch_chunkwise import ChunkGates, chunk_gates, gate_gradient
 RUN_TIME = ["time", "chunks", "heads"]
 """Arguments whose divisibility must not compile a kernel anew."""
 
+SCORES_BACKWARD_WARPS = 8
+"""Its four tiles of BT x BT floats spill from the registers of four warps."""
+
 
 def power_of_two_divisor(size: int, largest: int) -> int:
     """The largest power of two up to `largest` that divides `size`."""
@@ -479,6 +482,7 @@ def backward(
         q, k, v, h, grad_h, gates.row, gates.row_fine, gates.column, gates.column_fine, _segments(gates),
         inverse, sign, scores, d_products, ds, row_sums, column_sums, diagonal,
         *_strides(q, k, v, grad_h), time, chunks, heads, **tiling, RESETS=resets is not None, NORMALIZE=normalize,
+        num_warps=SCORES_BACKWARD_WARPS,
     )  # fmt: skip
 
     grads_C = torch.empty_like(states_C)

@@ -17,6 +17,8 @@ from kernels.slstm.torch_scan import at_unit_scale, collected, shifted
 
 SEQUENCES = 16
 """Sequences of one program: the least a matrix product takes."""
+WARPS = 8
+"""The gates' tiles spill from the registers of four warps."""
 RUN_TIME = ["time", "batch"]
 """Arguments whose divisibility must not compile a kernel anew."""
 
@@ -116,10 +118,11 @@ def _through_matrices(
         inner = d + tl.arange(0, BK)
         at = dpre + after[:, None] * 4 * D + inner[None, :]
         R = recurrent + head * D * D + columns[:, None] * D + inner[None, :]
-        for place in tl.static_range(4):
-            gate: tl.constexpr = 3 if place == 3 else 2 - place
+        for place in tl.static_range(3):  # z, f, i here; i, f, z among the matrices
             part = tl.load(at + place * D, mask=inside, other=0.0).to(recurrent.dtype.element_ty)
-            dh += tl.dot(part, tl.trans(tl.load(R + gate * matrix)), input_precision="ieee")
+            dh += tl.dot(part, tl.trans(tl.load(R + (2 - place) * matrix)), input_precision="ieee")
+        part = tl.load(at + 3 * D, mask=inside, other=0.0).to(recurrent.dtype.element_ty)
+        dh += tl.dot(part, tl.trans(tl.load(R + 3 * matrix)), input_precision="ieee")
     return dh
 
 
@@ -200,7 +203,7 @@ def forward(
     active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=torch.float32)
     forward_kernel[(heads, -(-batch // SEQUENCES))](
         gates.contiguous(), recurrent.to(gates.dtype).contiguous(), gates if resets is None else resets.contiguous(),
-        hs, cs, ls, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None,
+        hs, cs, ls, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None, num_warps=WARPS,
     )  # fmt: skip
     return hs[1:], cs[1:], ls[1:], active
 
@@ -236,5 +239,6 @@ def backward(
         cs.contiguous(), before_cs, ls.contiguous(), active, dpre, state[0], state[1], first_h,
         float(gradient_clip or 0.0), time, batch,
         **tiling_of(head_dim), RESETS=resets is not None, CLIP=gradient_clip is not None,
+        num_warps=WARPS,
     )  # fmt: skip
     return collected(dpre, state, first_h, h, m, at, hs, ls, active)

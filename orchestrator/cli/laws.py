@@ -1,4 +1,4 @@
-"""Verbs about laws: fit, plot, report, predict. The only place of the orchestrator that knows the analysis."""
+"""Verbs about laws: fit, plot, report, predict, allocate. Alone in the orchestrator it knows the analysis."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,6 +102,43 @@ def predict(
     for row in rows:
         low, high = row["interval"]
         print(f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}")
+
+
+@app.command()
+def allocate(
+    source: SourceArgument,
+    flops: Annotated[float, typer.Option(help="Compute to spend, such as 1e21.")],
+    inference_tokens: Annotated[float, typer.Option(min=0, help="Tokens to be served out of the same compute.")] = 0.0,
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Split a budget of compute between model size and training tokens, so that the loss is lowest."""
+    from dataclasses import asdict
+
+    from orchestrator.errors import InputError
+
+    with one_line_errors():
+        fits, _ = _fit(source, columns)
+        from analysis import allocation
+
+        try:
+            splits = [allocation.allocate_runs(fitted, flops, inference_tokens=inference_tokens) for fitted in fits]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+    named = [(fitted.family, split) for fitted, split in zip(fits, splits, strict=True)]
+    if as_json:
+        print_json(
+            {
+                "allocations": [{"family": family, **asdict(split)} for family, split in named],
+                "compute_multipliers": [asdict(multiplier) for multiplier in multipliers],
+            }
+        )
+        return
+    for family, split in named:
+        print(f"{family}: {split.sentence}")
+    for multiplier in multipliers:
+        print(multiplier.sentence)
 
 
 def _fit(source: str, columns: str | None) -> "tuple[list[Fit], list[str]]":

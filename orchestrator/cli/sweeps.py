@@ -1,5 +1,6 @@
 """Verbs about sweeps: plan, submit, status, and the language itself."""
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -202,4 +203,10 @@ def _executor(on: str) -> "Executor":
         from orchestrator.executors.local import LocalExecutor
 
         return LocalExecutor()
-    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'slurm'))}")
+    if on == "ray":
+        try:
+            from orchestrator.executors.ray import RayExecutor
+        except ImportError:
+            raise InputError("--on ray needs Ray: pip install 'scaling-orchestrator[ray]'") from None
+        return RayExecutor(workspace_here(), os.environ.get("RAY_ADDRESS"))
+    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'ray', 'slurm'))}")

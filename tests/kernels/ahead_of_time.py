@@ -40,8 +40,9 @@ def mlstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]
             (kernels.inputs_backward_kernel, _through(tiling, True, False)),
             (kernels.inputs_backward_kernel, _through(tiling, False, True)),
         ):
+            warps = kernels.SCORES_BACKWARD_WARPS if kernel is kernels.scores_backward_kernel else 4
             types = {name: HALF if name in half else SINGLE for name in kernel.arg_names}
-            yield kernel, types | {"segment": "*i32"}, tiling | constants, 4
+            yield kernel, types | {"segment": "*i32"}, tiling | constants, warps
 
 
 def _through(tiling: dict[str, int], to_keys: bool, later: bool) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]
         for kernel in (kernels.forward_kernel, kernels.backward_kernel):
             types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
             constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
-            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, 4
+            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, kernels.WARPS
 
 
 if __name__ == "__main__":

@@ -193,3 +193,15 @@ def test_gpt_refuses_documents_longer_than_its_positions() -> None:
     resets = torch.zeros(1, 33, dtype=torch.bool)
     resets[0, 20] = True
     assert model(tokens(1, 33), resets=resets)[0].shape == (1, 33, VOCAB)
+
+
+@every_family
+def test_bfloat16_weights_give_nearly_the_same_losses(family: str) -> None:
+    """As in mixed precision, where a block computes with bfloat16 weights; losses stay float32."""
+    model, text = trained(family), tokens(2, 24)
+    with torch.no_grad():
+        expected, _ = model(text, targets=text.roll(-1, dims=1))
+        actual, _ = model.bfloat16()(text, targets=text.roll(-1, dims=1))
+    assert actual.dtype == torch.float32
+    # Two blocks, about ten roundings each in a row, each of half a unit in the last of 8 bits.
+    assert (actual - expected).norm() / expected.norm() < 20 * torch.finfo(torch.bfloat16).eps / 2

@@ -28,6 +28,7 @@ def processes_naming(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_cluster_starts_and_stops_again_and_again_and_leaves_nothing_behind(tmp_path: Path) -> None:
     if missing := missing_programs():
         pytest.skip(f"no Slurm on this machine ({', '.join(missing)}); slurm/testing/install-debian.sh installs it")
@@ -89,6 +90,7 @@ def test_check_says_when_the_controller_is_away(
     assert controller.ok is False
 
 
+@pytest.mark.slow
 def test_ray_runs_on_every_node_of_an_allocation_and_ends_with_its_command(cluster: Cluster, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     program = tmp_path / "program.py"

@@ -16,7 +16,7 @@ from slurm.testing import Cluster
 from xlstm.processes import tagged
 from xlstm.records import RunDirectory, State, Verdict, Workspace
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.slow]
 
 STEPS, EVERY = 120, 10
 """A few seconds of training, and how often it is saved."""
@@ -99,7 +99,6 @@ def test_five_signals_ahead_of_the_limit_and_a_dead_worker_and_a_run_still_ends_
     assert "Restarts=5" in cluster.command("scontrol", "show", "job", handle.job)
 
 
-@pytest.mark.slow
 def test_a_time_limit_too_short_costs_another_turn_in_the_queue_and_nothing_else(
     cluster: Cluster, workspace: Workspace
 ) -> None:

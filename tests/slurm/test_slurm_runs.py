@@ -8,7 +8,7 @@ from slurm.executor import SlurmExecutor
 from slurm.testing import Cluster
 from xlstm.records import State, Workspace
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.slow]
 
 
 def test_two_nodes_of_slurm_train_what_two_ranks_train_here_bit_for_bit(cluster: Cluster, workspace: Workspace) -> None:

@@ -70,6 +70,7 @@ def test_an_array_no_longer_than_the_site_allows(nothing_starts: None, workspace
 HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n* ü 漢"
 
 
+@pytest.mark.slow
 def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Cluster, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / HOSTILE)
     run = make_run(workspace, nodes=2)
@@ -125,6 +126,7 @@ def test_a_misspelt_setting_is_named_with_its_file(workspace: Workspace) -> None
         Site.load(workspace)
 
 
+@pytest.mark.slow
 def test_a_job_whose_number_got_lost_is_found_again_and_not_submitted_twice(
     cluster: Cluster, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def test_a_job_that_vanished_is_told_apart_without_accounting(
 WSD = Schedule(kind="wsd", warmup_steps=3, decay_steps=4)
 
 
+@pytest.mark.slow
 def test_forks_wait_for_their_own_checkpoint_and_equal_runs_trained_alone(
     cluster: Cluster, workspace: Workspace
 ) -> None:
@@ -201,6 +204,7 @@ def test_forks_wait_for_their_own_checkpoint_and_equal_runs_trained_alone(
     assert mine.validation == theirs.validation
 
 
+@pytest.mark.slow
 def test_forks_of_a_trunk_that_fails_are_cancelled_with_the_reason(cluster: Cluster, workspace: Workspace) -> None:
     short, long = (make_run(workspace, steps=steps, schedule=WSD) for steps in (10, 24))
     shutil.rmtree(workspace.data)

@@ -57,6 +57,9 @@ class Saved:
     input: float = 0.0
     """The block's input, in the dtype of the computation: all that is kept of a block that is recomputed."""
 
+    def __add__(self, other: "Saved") -> "Saved":
+        return Saved(self.computed + other.computed, self.float32 + other.float32, self.input + other.input)
+
     def bytes_per_token(self, itemsize: int) -> float:
         """Bytes, the input's included."""
         return (self.computed + self.input) * itemsize + self.float32 * 4

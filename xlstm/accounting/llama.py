@@ -20,11 +20,11 @@ def outside(config: LlamaConfig) -> Cost:
 def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Two inputs normed, before and after the norm's weight; q, k, v; attention's output; the sum after it; and the
-    feed-forward layer's gate and up, the gate's activation, and their product.
+    q, k, v, attention's output, the sum after it, and the feed-forward layer's gate and up, the gate's activation and
+    their product; in float32, the inputs of both norms before and after the norm's weight.
     """
     d, width = config.embedding_dim, config.feedforward_dim
-    return [Saved(9 * d + 4 * width, input=d)] * config.num_blocks
+    return [Saved(5 * d + 4 * width, 4 * d, input=d)] * config.num_blocks
 
 
 def attention(channels: int, sequence: Sequence) -> Cost:

@@ -14,9 +14,6 @@ from xlstm.accounting.families import costs, embedding_parameters, head, saved
 if TYPE_CHECKING:
     from xlstm.spec import RunSpec
 
-MEMORY_CHUNK = 64
-"""Chunk of the mLSTM as it is run."""
-
 LOGITS_AT_ONCE = 2**24
 """Logits that the loss holds at a time."""
 
@@ -54,7 +51,7 @@ def memory(spec: "RunSpec") -> Memory:
     ranks = execution.ranks
     shards = {"fsdp": ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
 
-    sequence = Sequence(physics.data.context_length, MEMORY_CHUNK, True)
+    sequence = Sequence(physics.data.context_length, physics.data.context_length, True)
     parts = [cost.parameters for cost in costs(config, sequence)]
     root = parts.pop() + embedding_parameters(config) + head(config).parameters
     share = -(-(sum(parts) + root) // shards)

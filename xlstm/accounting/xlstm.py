@@ -91,21 +91,22 @@ def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
     mLSTM block: normed input, both halves of the up-projection, the convolution's input, output and activation,
-    [q, k, v] for the gates, and what follows the cell, 27 d; and the cell's. The post-up block: its two normed inputs,
-    q, k, v, the output gate and what follows the cell, 9 d, and the feed-forward layer's three times 4 d. sLSTM block:
-    8 d, and four times the feed-forward layer's width; of its recurrence eight values per channel.
+    [q, k, v] for the gates, and what follows the cell, 25 d; and the cell's. The post-up block: its two normed inputs,
+    the sum between, the output gate and what follows the cell, 7 d, and the feed-forward layer's three times 4 d.
+    sLSTM block: 8 d, and four times the feed-forward layer's width; of its recurrence eight values per channel.
     """
     d, width = config.embedding_dim, config.slstm_feedforward_dim
     if config.mlstm_block == "post-up":
-        mlstm = Saved(9 * d + 12 * d, mlstm_cell_saved(config.num_heads, d, d, sequence), input=d)
+        mlstm = Saved(7 * d + 12 * d, input=d) + mlstm_cell_saved(config.num_heads, d, d)
     else:
-        mlstm = Saved(27 * d, mlstm_cell_saved(config.num_heads, 2 * d, 2 * d, sequence), input=d)
+        mlstm = Saved(25 * d, input=d) + mlstm_cell_saved(config.num_heads, 2 * d, 2 * d)
     slstm = Saved(8 * d + 4 * width, 8 * d, input=d)
     return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
 
 
-def mlstm_cell_saved(heads: int, key_channels: int, value_channels: int, sequence: Sequence) -> float:
-    """Elements per token of the chunkwise mLSTM: queries, keys and values, the weights of pairs, chunks' memories."""
-    chunk = min(sequence.chunk, sequence.length)
+def mlstm_cell_saved(heads: int, key_channels: int, value_channels: int) -> Saved:
+    """What the chunkwise mLSTM keeps: queries, keys, values and outputs; in float32, each chunk's initial memory."""
+    widths = (key_channels + value_channels) // heads
+    chunk = 64 if widths <= 256 else 128  # as the operator chooses
     memories = key_channels * value_channels / heads / chunk
-    return 4 * key_channels + 2 * value_channels + 4 * heads * chunk + memories
+    return Saved(2 * key_channels + 2 * value_channels, memories + 4 * heads)

@@ -1,0 +1,192 @@
+"""Forms of scaling laws beside the additive one, as values: what they are called, what they need, how they predict.
+
+A form predicts log loss from theta and the logarithms of its inputs, in operations that hold for complex numbers too:
+its derivatives are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form is one function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws import Array
+
+Complex = NDArray[np.complex128]
+COMPLEX_STEP = 1e-30
+INPUTS = ("parameters", "tokens", "flops", "unique_tokens")
+
+
+@dataclass(frozen=True)
+class Form:
+    """L as a function of `inputs`. Coefficients are fitted as logarithms (`log A`), exponents as they are."""
+
+    name: str
+    formula: str
+    inputs: tuple[str, ...]
+    """Columns of the frame, in the order in which `evaluate` takes their logarithms."""
+    coordinates: tuple[str, ...]
+    """Names of theta's entries; those that begin with `log ` are logarithms of coefficients."""
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    evaluate: Callable[[Complex, Complex], Complex]
+    """From theta (problems, k, 1) and log inputs (inputs, points) to log loss (problems, points)."""
+    source: str
+
+    def log_loss(self, theta: Array, log_inputs: Array) -> Array:
+        """Log loss at each point for each row of `theta` (problems, k): (problems, points)."""
+        return self.evaluate(theta[:, :, None].astype(complex), log_inputs.astype(complex)).real
+
+    def jacobian(self, theta: Array, log_inputs: Array) -> Array:
+        """Derivatives of log loss by theta: (problems, k, points)."""
+        slopes = []
+        inputs = log_inputs.astype(complex)
+        for index in range(theta.shape[1]):
+            shifted = theta[:, :, None].astype(complex)
+            shifted[:, index] += COMPLEX_STEP * 1j
+            slopes.append(self.evaluate(shifted, inputs).imag / COMPLEX_STEP)
+        return np.stack(slopes, axis=1)
+
+
+def _log_sum(*terms: Complex) -> Complex:
+    stacked = np.stack(np.broadcast_arrays(*terms))
+    top = stacked.real.max(axis=0)
+    return np.asarray(top + np.log(np.exp(stacked - top).sum(axis=0)))
+
+
+def _power(theta: Complex, x: Complex) -> Complex:
+    return np.asarray(theta[:, 0] - theta[:, 1] * x[0])
+
+
+def _power_with_floor(theta: Complex, x: Complex) -> Complex:
+    return _log_sum(theta[:, 0] - theta[:, 1] * x[0], theta[:, 2])
+
+
+def _additive(theta: Complex, x: Complex) -> Complex:
+    return _log_sum(theta[:, 0] - theta[:, 3] * x[0], theta[:, 1] - theta[:, 4] * x[1], theta[:, 2])
+
+
+def _coupled(theta: Complex, x: Complex) -> Complex:
+    inner = _log_sum(theta[:, 0] - theta[:, 3] * x[0], theta[:, 1] - theta[:, 4] * x[1])
+    return _log_sum(theta[:, 5] * inner, theta[:, 2])
+
+
+def _kaplan(theta: Complex, x: Complex) -> Complex:
+    by_size, by_data = theta[:, 2], theta[:, 3]
+    return by_data * _log_sum((theta[:, 0] - x[0]) * by_size / by_data, theta[:, 1] - x[1])
+
+
+def _overtraining(theta: Complex, x: Complex) -> Complex:
+    return _log_sum(theta[:, 0] - theta[:, 3] * x[0], theta[:, 1] - theta[:, 3] * x[1], theta[:, 2])
+
+
+def _data_constrained(theta: Complex, x: Complex) -> Complex:
+    # Repetitions are D/U - 1; their worth decays with the scale R (Muennighoff et al. 2023, equation 5).
+    unique = np.where(x[2].real < x[1].real, x[2], x[1])
+    repeats = np.expm1(x[1] - unique)
+    scale = np.exp(theta[:, 5])
+    worth = unique + np.log1p(-scale * np.expm1(-repeats / scale))
+    return _log_sum(theta[:, 0] - theta[:, 3] * x[0], theta[:, 1] - theta[:, 4] * worth, theta[:, 2])
+
+
+def _broken(theta: Complex, x: Complex) -> Complex:
+    log_a, first, log_floor, log_break, second, sharpness = (theta[:, index] for index in range(6))
+    bend = _log_sum(np.zeros_like(x[0])[None], (x[0] - log_break) / sharpness)
+    return _log_sum(log_a - first * x[0] - second * sharpness * bend, log_floor)
+
+
+def _one_input(column: str, letter: str, *, floor: bool) -> Form:
+    lower, upper = (-30.0, 1e-3), (80.0, 3.0)
+    if not floor:
+        return Form(
+            f"power-{letter}",
+            f"A/{letter}^alpha",
+            (column,),
+            ("log A", "alpha"),
+            lower,
+            upper,
+            _power,
+            "Kaplan et al. 2020, arXiv 2001.08361",
+        )
+    return Form(
+        f"power-{letter}-floor",
+        f"E + A/{letter}^alpha",
+        (column,),
+        ("log A", "alpha", "log E"),
+        (*lower, -30.0),
+        (*upper, 10.0),
+        _power_with_floor,
+        "Henighan et al. 2020, arXiv 2010.14701",
+    )
+
+
+_LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
+_ADDITIVE_NAMES = ("log A", "log B", "log E", "alpha", "beta")
+_ADDITIVE_LOWER, _ADDITIVE_UPPER = (-30.0, -30.0, -30.0, 1e-3, 1e-3), (80.0, 80.0, 10.0, 3.0, 3.0)
+
+FORMS: dict[str, Form] = {
+    form.name: form
+    for form in (
+        *(_one_input(column, letter, floor=floor) for column, letter in _LETTERS.items() for floor in (False, True)),
+        Form(
+            "additive",
+            "E + A/N^alpha + B/D^beta",
+            ("parameters", "tokens"),
+            _ADDITIVE_NAMES,
+            _ADDITIVE_LOWER,
+            _ADDITIVE_UPPER,
+            _additive,
+            "Hoffmann et al. 2022, arXiv 2203.15556",
+        ),
+        Form(
+            "coupled",
+            "E + (A/N^alpha + B/D^beta)^gamma",
+            ("parameters", "tokens"),
+            (*_ADDITIVE_NAMES, "gamma"),
+            (*_ADDITIVE_LOWER, 0.05),
+            (*_ADDITIVE_UPPER, 5.0),
+            _coupled,
+            "Busbridge et al. 2025, arXiv 2502.08606; used for xLSTM by Beck et al. 2025, arXiv 2510.02228",
+        ),
+        Form(
+            "kaplan",
+            "((Nc/N)^(alpha/beta) + Dc/D)^beta",
+            ("parameters", "tokens"),
+            ("log Nc", "log Dc", "alpha", "beta"),
+            (-30.0, -30.0, 1e-3, 1e-3),
+            (120.0, 120.0, 3.0, 3.0),
+            _kaplan,
+            "Kaplan et al. 2020, arXiv 2001.08361, equation 1.5",
+        ),
+        Form(
+            "overtraining",
+            "E + A/N^eta + B/D^eta",
+            ("parameters", "tokens"),
+            ("log A", "log B", "log E", "eta"),
+            _ADDITIVE_LOWER[:4],
+            _ADDITIVE_UPPER[:4],
+            _overtraining,
+            "Gadre et al. 2024, arXiv 2403.08540, equation 4: at fixed D/N a power law in C with exponent eta/2",
+        ),
+        Form(
+            "data-constrained",
+            "E + A/N^alpha + B/(U + U R (1 - exp(-(D/U - 1)/R)))^beta",
+            ("parameters", "tokens", "unique_tokens"),
+            (*_ADDITIVE_NAMES, "log R"),
+            (*_ADDITIVE_LOWER, -5.0),
+            (*_ADDITIVE_UPPER, 10.0),
+            _data_constrained,
+            "Muennighoff et al. 2023, arXiv 2305.16264, equation 5, repetition of data alone",
+        ),
+        Form(
+            "broken",
+            "E + A/C^alpha (1 + (C/C1)^(1/f))^(-kappa f)",
+            ("flops",),
+            ("log A", "alpha", "log E", "log C1", "kappa", "f"),
+            (-30.0, 1e-3, -30.0, -10.0, -3.0, 0.05),
+            (80.0, 3.0, 10.0, 90.0, 3.0, 5.0),
+            _broken,
+            "Caballero et al. 2023, arXiv 2210.14891, equation 1 with one break",
+        ),
+    )
+}

@@ -1,0 +1,47 @@
+"""The shipped sweeps of arXiv 2405.04517 say what its tables say; here on other data, which changes nothing of that."""
+
+import pytest
+
+from sweeps.expand import SweepRun
+from sweeps.sweep import SHIPPED, Sweep
+from xlstm.accounting import parameters
+from xlstm.models.naming import size_label
+from xlstm.models.published import LEARNING_RATES
+from xlstm.models.sizes import config_for
+
+LOCAL = ["data.corpus=python-stdlib", "data.tokenizer=bytes"]
+
+
+def runs(name: str) -> list[SweepRun]:
+    return Sweep.load(SHIPPED / "paper" / f"{name}.yaml", LOCAL).runs
+
+
+@pytest.mark.parametrize(("name", "tokens", "count"), [("scaling-15b", "15B", 25), ("scaling-300b", "300B", 20)])
+def test_scaling_sweeps_have_the_published_learning_rates_and_budgets(name: str, tokens: str, count: int) -> None:
+    expanded = runs(name)
+    assert len(expanded) == count
+    for run in expanded:
+        physics = run.spec.physics
+        size = size_label(physics.model)
+        assert physics.optimizer.learning_rate == LEARNING_RATES[tokens][physics.model.family][size], run.point
+        assert physics.steps == {"15B": 28_170, "300B": 300_000 if size == "1.3B" else 600_000}[tokens]
+        assert (physics.data.context_length, physics.schedule.warmup_steps) == (2048, 750)
+
+
+PUBLISHED_MILLIONS = [607.8, 506.1, 505.9, 427.3, 408.4, *[None] * 7, 409.3, 430.4, 408.8]
+"""Table 2 and the block's ablation, in the order of the sweep; the gates' variants are not printed."""
+
+
+def test_ablations_have_the_published_numbers_of_parameters() -> None:
+    expanded = runs("ablations-15b")
+    assert len(expanded) == len(PUBLISHED_MILLIONS)
+    assert len({run.spec.run_id for run in expanded}) == len(expanded)
+    for run, millions in zip(expanded, PUBLISHED_MILLIONS, strict=True):
+        if millions is not None:
+            model = run.spec.physics.model
+            padded = 2 * model.embedding_dim * (50_304 - model.vocab_size)  # the paper's vocabulary, untied
+            assert (parameters(model).total + padded) / 1e6 == pytest.approx(millions, abs=0.051), run.point
+
+
+def test_the_seven_billion_of_xlstm_large_are_counted_exactly() -> None:
+    assert parameters(config_for("xlstm-large", "7B", 50_304)).total == 6_865_424_896  # arXiv 2503.13427
