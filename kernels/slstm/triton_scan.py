@@ -143,7 +143,7 @@ def backward_kernel(
         now = row + t * (row * 0 + heads * batch)
         after = now + heads * batch
         reset_after = b < 0
-        if RESETS:  # noqa: SIM102 (known when compiling; the other only when running)
+        if RESETS:
             if step > 0:
                 reset_after = tl.load(resets + b * time + t + 1, mask=b < batch, other=0) != 0
         for e in range(0, D, BN):
