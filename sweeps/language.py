@@ -6,7 +6,8 @@ A file is read into a `SweepFile`: strict, closed to unknown keys, every error l
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -118,10 +119,15 @@ def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
     return Annotated[list[one], BeforeValidator(_as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
 
 
+def _without_null(annotation: Any) -> Any:
+    """An axis has values: what may be left out of a section may not be null in a grid."""
+    return Union[tuple(kind for kind in get_args(annotation) if kind is not NoneType)]  # noqa: UP007
+
+
 def _axes() -> Any:
     """Every axis of `Point`, as one value or a list of them."""
     fields: dict[str, Any] = {
-        name: (_axis(field.annotation, field.metadata), Field(None, description=field.description))
+        name: (_axis(_without_null(field.annotation), field.metadata), Field(None, description=field.description))
         for name, field in Point.model_fields.items()
         if name != "paths"
     }

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.supervisor import count_gpus
+
+if not count_gpus():
+    # Before anything imports triton: without a GPU its kernels run in the interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def reference_data() -> Callable[[str], Path]:

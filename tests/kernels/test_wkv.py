@@ -1,9 +1,5 @@
 """WKV: every implementation equals the recurrence in float64, forward and backward."""
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: kernels run on CPU
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,9 +1,5 @@
 """The fast forms of mLSTM and sLSTM against the float64 recurrence: outputs, final states and every gradient."""
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: kernels run on CPU
-
 import pytest
 import torch
 from hypothesis import given, settings

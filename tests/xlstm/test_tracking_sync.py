@@ -10,6 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from xlstm.models.configs import LlamaConfig
+from xlstm.models.naming import size_label
 from xlstm.records import Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
 from xlstm.spec import Data, Optimizer, Physics, RunSpec
 from xlstm.tracking import open_store, sync
@@ -224,7 +225,7 @@ def test_a_completed_run_carries_what_a_fit_needs(store: str, run: RunDirectory)
     (child,) = children(store, run)
     wanted = {
         "family": "llama",
-        "size": run.result().size,
+        "size": size_label(run.spec().physics.model),
         "tokens": "800",
         "parameters.total": "30",
         "parameters.non_embedding": "10",
