@@ -19,7 +19,6 @@ SPILLED = 16
 
 
 @pytest.mark.slow
-@pytest.mark.serial
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("operator", ["mlstm", "slstm"])
 def test_kernels_fit_the_chip(operator: str, capability: int) -> None:
