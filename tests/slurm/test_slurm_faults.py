@@ -103,7 +103,7 @@ def test_a_time_limit_too_short_costs_another_turn_in_the_queue_and_nothing_else
     cluster: Cluster, workspace: Workspace
 ) -> None:
     options = {"time": 1, "signal_seconds": 50}
-    run = make_run(workspace, steps=3000, checkpoint_every=1000, slurm=options)
+    run = make_run(workspace, steps=1_000_000, checkpoint_every=1000, slurm=options)  # more than any minute holds
     executor = SlurmExecutor(workspace, "limit")
     (handle,) = executor.submit([job(run)])
     verdict = verdict_of(run, 1, seconds=150)
