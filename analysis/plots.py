@@ -7,10 +7,14 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from numpy.typing import NDArray
 
 from analysis.fitting import Fit
+from analysis.laws import Array
 from xlstm.spec import compact
 
 FORMATS = ("png", "pdf", "svg")
@@ -84,9 +88,20 @@ def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
         axis.plot(tokens, center, color=color, linewidth=1.4)
         axis.plot(rows["tokens"], rows["loss"], "o", color=color, markersize=4.5, label=f"N = {compact(round(size))}")
     axis.set_xscale("log")
+    budgets = sorted(used["tokens"].unique().to_list())
+    axis.set_xticks(budgets[:: max(1, len(budgets) // 5)])
+    axis.xaxis.set_major_formatter(lambda value, _: compact(round(value)))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("training tokens D")
     axis.set_title(fitted.family)
     axis.legend(fontsize=8, handletextpad=0.2)
+
+
+def _is_near(values: Array, measured: pl.Series) -> NDArray[np.bool_]:
+    """Which values lie within a factor of three of the measured range."""
+    low, high = float(np.min(measured.to_numpy())), float(np.max(measured.to_numpy()))
+    near: NDArray[np.bool_] = (values >= low / 3) & (values <= high * 3)
+    return near
 
 
 def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
@@ -94,11 +109,16 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
         used = fitted.used
         flops = np.geomspace(used["flops"].min() / 1.5, used["flops"].max() * 1.5, 60)
         n, d = fitted.law.compute_optimal(flops)
+        # A frontier through models and budgets unlike any that was trained would be an invention.
+        near = _is_near(n, used["parameters"]) & _is_near(d, used["tokens"])
+        flops, n, d = flops[near], n[near], d[near]
         center, low, high = fitted.predict(n, d)
         low_a, high_a = fitted.compute_optimal_interval()
         axis.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
         label = f"{fitted.family}: N* ~ C^{fitted.law.parameters_exponent:.2f} [{low_a:.2f}, {high_a:.2f}]"
-        axis.plot(flops, center, color=color, linewidth=1.6, label=label)
+        axis.plot(
+            flops, center, color=color, linewidth=1.6, label=label if near.any() else f"{fitted.family}: not determined"
+        )
         axis.plot(used["flops"], used["loss"], "o", color=color, markersize=4.5, alpha=0.7)
     axis.set_xscale("log")
     axis.set_xlabel("training compute C (FLOPs)")
