@@ -152,6 +152,39 @@ def test_extreme_gates_lose_no_more_than_the_recurrence_does(input_bias: float, 
         assert relative_error(c, a) < max(FLOAT32_BOUND, 4 * relative_error(b, a))
 
 
+def test_a_vanishing_normaliser_loses_no_more_than_the_recurrence_does() -> None:
+    tensors, state = mlstm_problem(2, 2, 100, 8, 12)
+    tensors[0] = 1e-4 * tensors[0]
+    tensors[3] = tensors[3] - 30
+    state = MLSTMState(*(torch.zeros_like(part) for part in state))
+    expected = run(mlstm, tensors, state, "reference", torch.float64)
+    plain = run(mlstm, tensors, state, "reference", torch.float32)
+    fast = run(mlstm, tensors, state, "torch", torch.float32)
+    for a, b, c in zip(expected, plain, fast, strict=True):
+        assert torch.isfinite(c).all()
+        assert relative_error(c, a) < max(FLOAT32_BOUND, 4 * relative_error(b, a))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", [mlstm, slstm])
+def test_a_sequence_of_65536_tokens_loses_no_more_than_the_recurrence_does(operator) -> None:  # type: ignore[no-untyped-def]
+    with torch.no_grad():
+        tensors, state = mlstm_problem(1, 1, 65_536, 2, 2) if operator is mlstm else slstm_problem(1, 65_536, 1, 2)
+
+        def outputs(implementation: str, dtype: torch.dtype) -> list[torch.Tensor]:
+            first = type(state)(*(part.to(dtype) for part in state))
+            inputs = [tensor.to(dtype) for tensor in tensors]
+            h, after = operator(*inputs, initial_state=first, implementation=implementation)
+            *parts, m = after
+            return [h, *(part * m.exp().reshape(m.shape + (1,) * (part.ndim - m.ndim)) for part in parts[-2:])]
+
+        expected = outputs("reference", torch.float64)
+        plain, fast = outputs("reference", torch.float32), outputs("torch", torch.float32)
+    for a, b, c in zip(expected, plain, fast, strict=True):
+        assert torch.isfinite(c).all()
+        assert relative_error(c, a) < max(FLOAT32_BOUND, 4 * relative_error(b, a))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("implementation", ["reference", "torch"])
 def test_nan_and_infinity_stay_in_their_sequence(bad: float, implementation: str) -> None:
