@@ -1,7 +1,7 @@
 """Token files that others made decode to the text they hold; files that are not what they say are refused."""
 
-import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,6 @@ from xlstm.data.layouts import LayoutError, documents
 from xlstm.data.tokenizers import JsonTokenizer
 from xlstm.records import Workspace
 
-REFERENCE = Path(os.environ.get("SCALING_REFERENCE_DATA", Path(__file__).parents[3] / "shared" / "data"))
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (SCALING_REFERENCE_DATA)")
-
 
 def stream_of(paths: tuple[str, ...], tokenizer: str, workspace: Workspace, split: str) -> np.ndarray:
     data, _ = declare("tokens", tokenizer, 8, paths)
@@ -23,11 +20,10 @@ def stream_of(paths: tuple[str, ...], tokenizer: str, workspace: Workspace, spli
     return stream.read(0, len(stream))
 
 
-@needs_reference
-def test_nanogpts_characters_are_tiny_shakespeare(tmp_path: Path) -> None:
-    text = (REFERENCE / "corpora" / "tinyshakespeare" / "input.txt").read_text()
+def test_nanogpts_characters_are_tiny_shakespeare(reference_data: Callable[[str], Path], tmp_path: Path) -> None:
+    text = reference_data("corpora/tinyshakespeare/input.txt").read_text()
     characters = np.array(sorted(set(text)))
-    paths = (str(REFERENCE / "token-shards" / "nanogpt"),)
+    paths = (str(reference_data("token-shards/nanogpt")),)
     read = []
     for split in ("train", "validation"):
         tokens = stream_of(paths, "ids-65", Workspace(tmp_path), split)
@@ -36,11 +32,12 @@ def test_nanogpts_characters_are_tiny_shakespeare(tmp_path: Path) -> None:
     assert "".join(read) == text
 
 
-@needs_reference
-def test_llmcs_tokens_are_tiny_shakespeare_between_ends_of_text(tmp_path: Path) -> None:
-    tokenizer = str(REFERENCE / "tokenizers" / "gpt2" / "tokenizer.json")
-    text = (REFERENCE / "corpora" / "tinyshakespeare" / "input.txt").read_text()
-    paths = (str(REFERENCE / "token-shards" / "llmc"),)
+def test_llmcs_tokens_are_tiny_shakespeare_between_ends_of_text(
+    reference_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tokenizer = str(reference_data("tokenizers/gpt2/tokenizer.json"))
+    text = reference_data("corpora/tinyshakespeare/input.txt").read_text()
+    paths = (str(reference_data("token-shards/llmc")),)
     decoder = JsonTokenizer(Path(tokenizer).read_text())
     # llm.c's script cut off its first tokens as the validation split.
     parts = [stream_of(paths, tokenizer, Workspace(tmp_path), split) for split in ("validation", "train")]
@@ -48,19 +45,17 @@ def test_llmcs_tokens_are_tiny_shakespeare_between_ends_of_text(tmp_path: Path) 
     assert decoder.decode(together) == text.replace("\n\n", "\n\n")
 
 
-@needs_reference
-def test_megatrons_documents_are_those_of_its_index(tmp_path: Path) -> None:
-    path = REFERENCE / "token-shards" / "megatron" / "meg-gpt2-openwebtext_text_document.bin"
+def test_megatrons_documents_are_those_of_its_index(reference_data: Callable[[str], Path], tmp_path: Path) -> None:
+    path = reference_data("token-shards/megatron/meg-gpt2-openwebtext_text_document.bin")
     found = list(documents(path, 50257, 50256))
     assert len(found) == 1000
     assert sum(len(document) for document in found) == 1_361_845
     np.testing.assert_array_equal(np.concatenate(found), np.fromfile(path, "<u2"))
 
 
-@needs_reference
-def test_slimpajamas_schema_is_counted_by_source(tmp_path: Path) -> None:
-    paths = (str(REFERENCE / "corpora" / "slimpajama-schema"),)
-    tokenizer = str(REFERENCE / "tokenizers" / "gpt2" / "tokenizer.json")
+def test_slimpajamas_schema_is_counted_by_source(reference_data: Callable[[str], Path], tmp_path: Path) -> None:
+    paths = (str(reference_data("corpora/slimpajama-schema")),)
+    tokenizer = str(reference_data("tokenizers/gpt2/tokenizer.json"))
     data, vocabulary = declare("jsonl", tokenizer, 64, paths)
     manifest = prepare(data, paths, Workspace(tmp_path), tokenizer)
     assert vocabulary == 50304

@@ -1,7 +1,7 @@
 """Tokenizers give back what they read, and are what their names say."""
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,6 @@ from xlstm.data.tokenizers import (
     token_dtype,
 )
 from xlstm.records import Workspace
-
-REFERENCE = Path(os.environ.get("SCALING_REFERENCE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -139,18 +137,16 @@ def test_vocabularies_are_rounded_as_in_the_papers() -> None:
     assert [np.dtype(token_dtype(v)).itemsize for v in (256, 257, 65536, 65537)] == [1, 2, 2, 4]
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (SCALING_REFERENCE_DATA)")
-def test_published_tokenizers_are_what_is_said_of_them() -> None:
+def test_published_tokenizers_are_what_is_said_of_them(reference_data: Callable[[str], Path]) -> None:
     for name, path in (("gpt2", "gpt2/tokenizer.json"), ("gpt-neox-20b", "gpt-neox-20b/20B_tokenizer.json")):
-        tokenizer = JsonTokenizer((REFERENCE / "tokenizers" / path).read_text())
+        tokenizer = JsonTokenizer(reference_data(f"tokenizers/{path}").read_text())
         stated = stated_vocabulary(name)
         assert stated is not None
         assert (tokenizer.vocabulary, tokenizer.end_of_document) == (stated.size, stated.end_of_document)
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (SCALING_REFERENCE_DATA)")
-def test_wikitext_has_the_published_number_of_words(tmp_path: Path) -> None:
-    paths = (str(REFERENCE / "corpora" / "wikitext-2"),)
+def test_wikitext_has_the_published_number_of_words(reference_data: Callable[[str], Path], tmp_path: Path) -> None:
+    paths = (str(reference_data("corpora/wikitext-2")),)
     data, vocabulary = declare("text", "words", 64, paths)
     manifest = prepare(data, paths, Workspace(tmp_path))
     # One end of line is read as the context of the first word, and predicted nowhere.
