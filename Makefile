@@ -24,10 +24,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start processes and servers run alone; all others in parallel, one thread each.
+# Tests that start processes and servers run last, one after the other, but for Slurm's, which mostly wait and run beside them.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial"
-	$(BIN)/python -m pytest -m serial
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m serial
 
 # Models against other packages' implementations, which live in an environment of their own.
 $(PARITY)/installed: tests/parity/requirements.txt

@@ -25,3 +25,10 @@ def reference_data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two queues for serial tests under `--dist loadgroup`: those that wait for Slurm, and all others."""
+    for item in items:
+        if item.get_closest_marker("serial"):
+            item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else "processes"))
