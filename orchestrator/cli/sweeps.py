@@ -30,17 +30,25 @@ app = typer.Typer()
 
 
 @app.command()
-def plan(sweep: SweepArgument, override: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    sweep: SweepArgument,
+    override: SetOption = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a sweep will run, cost and share, before anything is spent."""
     from orchestrator.tables import plan_summary, plan_table
 
-    document = plan_sweep(sweep, override).document()
+    made = plan_sweep(sweep, override)
+    document = made.document(price)
     if as_json:
         print_json(document)
         return
     console = make_console()
     console.print(plan_table(document))
     console.print(plan_summary(document), highlight=False)
+    for misfit in made.misfits:
+        console.print(misfit, highlight=False, style="red", soft_wrap=True)
 
 
 @app.command()
