@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ from xlstm.spec import Data, Evaluation, Execution, Optimizer, Physics, Presenta
 _ALTERNATIVES = (("batch_sequences", "batch_tokens"), ("decay_steps", "decay_fraction"), ("devices", "gpus"))
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""
 
+_DATA = ("corpus", "tokenizer", "context_length", "documents")
 _OPTIMIZER = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_clip")
 _SCHEDULE = ("warmup_steps", "final_ratio")
 _EXECUTION = tuple(name for name in Resources.model_fields if name in Execution.model_fields)
@@ -235,12 +236,17 @@ class _Expansion:
             if settings.get(name, (None,))[0] is None:
                 self.complain(("data",), f"`data.{name}` is missing")
                 return None
-        values = {name: settings[name][0] for name in ("corpus", "tokenizer", "context_length") if name in settings}
+        values = {name: settings[name][0] for name in _DATA if name in settings}
         revision = settings.get("revision", (None,))[0]
         paths = tuple(settings.get("paths", ((),))[0] or ())
         try:
             return _declared(
-                values["corpus"], values.get("tokenizer") or "bytes", values["context_length"], paths, revision
+                values["corpus"],
+                values.get("tokenizer") or "bytes",
+                values["context_length"],
+                paths,
+                revision,
+                values.get("documents") or "continue",
             )
         except (ValueError, OSError) as error:
             about = "tokenizer" if "tokenizer" in str(error) else "paths" if paths else "corpus"
@@ -295,6 +301,7 @@ class _Expansion:
             schedule=Schedule(kind=values.get("schedule") or "cosine", decay_steps=decay, **schedule),
             precision=values.get("precision") or "float32",
             seed=stated["seed"],
+            z_loss=values.get("z_loss"),
         )
 
     def _blame(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
@@ -333,16 +340,27 @@ def _stated(section: Any, path: Path) -> dict[str, Choice]:
 
 @lru_cache(maxsize=256)
 def _declared(
-    corpus: str, tokenizer: str, context_length: int, paths: tuple[str, ...], revision: str | None
+    corpus: str,
+    tokenizer: str,
+    context_length: int,
+    paths: tuple[str, ...],
+    revision: str | None,
+    documents: Literal["continue", "reset"],
 ) -> tuple[Data, int]:
     """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
     if revision is not None:
         vocabulary = stated_vocabulary(canonical_name(tokenizer))
         if vocabulary is None:
             raise ValueError(f"tokenizer {tokenizer}: its vocabulary comes from the corpus: state no revision")
-        data = Data(corpus=corpus, revision=revision, tokenizer=tokenizer, context_length=context_length)
+        data = Data(
+            corpus=corpus,
+            revision=revision,
+            tokenizer=tokenizer,
+            context_length=context_length,
+            documents=documents,
+        )
         return data, model_vocabulary(vocabulary.size)
-    return declare(corpus, tokenizer, context_length, paths)
+    return declare(corpus, tokenizer, context_length, paths, documents)
 
 
 def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:

@@ -45,6 +45,16 @@ def test_a_point_named_twice_is_one_run(load: Load) -> None:
     assert len(load(include=[{"seed": 0}]).runs) == 1
 
 
+def test_documents_and_z_loss_are_physics_and_leaving_them_out_keeps_the_run(load: Load) -> None:
+    (plain,) = load().runs
+    (reset,) = load(overrides=("data.documents=reset",)).runs
+    (penalised,) = load(overrides=("train.z_loss=1e-4",)).runs
+    assert reset.spec.physics.data.documents == "reset"
+    assert penalised.spec.physics.z_loss == 1e-4
+    assert len({plain.spec.run_id, reset.spec.run_id, penalised.spec.run_id}) == 3
+    assert "z_loss" not in plain.spec.canonical_payload()["physics"]
+
+
 def test_the_first_matching_rule_wins_per_key_and_the_point_wins_over_rules(load: Load) -> None:
     sweep = load(
         grid=GRID | {"seed": [0, 1], "beta1": [0.8]},
