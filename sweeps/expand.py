@@ -309,6 +309,7 @@ class _Expansion:
             schedule=Schedule(kind=values.get("schedule") or "cosine", decay_steps=decay, **schedule),
             precision=values.get("precision") or "float32",
             seed=stated["seed"],
+            z_loss=values.get("z_loss"),
         )
 
     def _blame(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:

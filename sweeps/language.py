@@ -52,11 +52,11 @@ class DataSettings(Section):
     revision: str | None = Field(None, description="Revision of a named corpus; local files are hashed instead.")
     tokenizer: str | None = Field(None, description="`bytes`, or another tokenizer.")
     context_length: Count | None = Field(None, description="Tokens per training sequence.")
-    paths: list[str] | None = Field(
-        None, description="Files or folders of a local corpus, relative to the sweep file that names them."
-    )
     documents: Literal["continue", "reset"] | None = Field(
         None, description="Whether state and attention run on from one document into the next, or start anew."
+    )
+    paths: list[str] | None = Field(
+        None, description="Files or folders of a local corpus, relative to the sweep file that names them."
     )
 
 
@@ -79,6 +79,7 @@ class TrainSettings(Section):
     )
     final_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     precision: Literal["float32", "bf16-mixed"] | None = None
+    z_loss: Positive | None = Field(None, description="Weight of the penalty on log²(Z) of the logits; null for none.")
 
 
 class Settings(DataSettings, TrainSettings):

@@ -45,6 +45,16 @@ def test_a_point_named_twice_is_one_run(load: Load) -> None:
     assert len(load(include=[{"seed": 0}]).runs) == 1
 
 
+def test_documents_and_z_loss_are_physics_and_leaving_them_out_keeps_the_run(load: Load) -> None:
+    (plain,) = load().runs
+    (reset,) = load(overrides=("data.documents=reset",)).runs
+    (penalised,) = load(overrides=("train.z_loss=1e-4",)).runs
+    assert reset.spec.physics.data.documents == "reset"
+    assert penalised.spec.physics.z_loss == 1e-4
+    assert len({plain.spec.run_id, reset.spec.run_id, penalised.spec.run_id}) == 3
+    assert "z_loss" not in plain.spec.canonical_payload()["physics"]
+
+
 def test_the_first_matching_rule_wins_per_key_and_the_point_wins_over_rules(load: Load) -> None:
     sweep = load(
         grid=GRID | {"seed": [0, 1], "beta1": [0.8]},
@@ -135,13 +145,6 @@ def test_another_corpus_leaves_the_revision_and_paths_of_the_one_it_replaces_beh
     assert {spec.run_id for spec in (overridden, extended, ruled)} == {spelled.run_id}
     together = Sweep.load(path, ["data.revision=v2", "data.corpus=other"]).runs[0].spec.physics.data
     assert (together.corpus, together.revision) == ("other", "v2")
-
-
-def test_documents_may_start_anew_and_are_part_of_the_run(load: Load) -> None:
-    data = {"corpus": "text", "revision": "sha256:0", "tokenizer": "bytes", "context_length": 64}
-    on, anew = (load(data=data | {"documents": word}).runs[0].spec for word in ("continue", "reset"))
-    assert (on.physics.data.documents, anew.physics.data.documents) == ("continue", "reset")
-    assert load(data=data).runs[0].spec.run_id == on.run_id != anew.run_id
 
 
 def test_a_sweep_extends_another_and_states_only_what_differs(load: Load, tmp_path: Path) -> None:
