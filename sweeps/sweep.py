@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from sweeps.language import SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, nearest, parse
@@ -28,7 +28,7 @@ class Sweep:
     document: Document
 
     @classmethod
-    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Sweep":
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a sweep by path or shipped name; `overrides` are `key.path=value` with YAML values.
 
         SweepError names every problem with file and line.
