@@ -11,6 +11,8 @@ from orchestrator.plan import load_document
 from xlstm.records import Metric, Result, RunDirectory, State, Workspace
 
 _TAIL_BYTES = 8192
+ENDED = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
+"""States that last until somebody submits again."""
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,9 @@ def schema() -> None:
 
 def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | None" = None) -> None:
     """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
+    from functools import partial
+
+    from orchestrator.cli.live_fit import live_fit
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
@@ -198,7 +201,9 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     statuses = {}
     if part.missing:
         with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
-            statuses = carry_out(made.workspace, made.name, part.document()["runs"], part.launches, executor, console)
+            fit = partial(live_fit, made.workspace, made.name)
+            rows = part.document()["runs"]
+            statuses = carry_out(made.workspace, made.name, rows, part.launches, executor, console, fit)
     standing = look(made.workspace, made.name)
     console.print(runs_table(standing.runs))
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
