@@ -168,7 +168,7 @@ def take_best(workspace: "Workspace", name: str, frame: "pl.DataFrame") -> "tupl
     """Of a searched axis (`best_of` of the sweep) keep the best run per point; returns what lies at an edge, too."""
     import polars as pl
 
-    from orchestrator.plan import load_document, submitted
+    from orchestrator.kept import load_document, submitted
     from orchestrator.selection import best_of
 
     if name not in submitted(workspace):

@@ -79,7 +79,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
 
     from orchestrator.cli.live_fit import live_fit
     from orchestrator.errors import InputError
-    from orchestrator.plan import load_document, submitted
+    from orchestrator.kept import load_document, submitted
     from orchestrator.shipping import publish, ship
     from xlstm import tracking
 
