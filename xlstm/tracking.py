@@ -227,11 +227,21 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""
 
+_VIEW = "scaling"
+_CHARTS = {
+    "orderByKey": "metrics.`validation/perplexity`",  # runs sorted by a metric are not nested under their parent
+    "orderByAsc": True,
+    "runsHiddenMode": "SHOW_ALL",
+    "globalLineChartConfig": {"xAxisKey": "metric", "selectedXAxisMetricKey": "progress/tokens", "lineSmoothness": 0},
+}
+"""A view of the experiment as MLflow's UI saves one that is shared: every run, all metrics against tokens."""
+
+_TAGS = _MODEL_TRAINING | {f"mlflow.sharedViewState.{_VIEW}": json.dumps(_CHARTS)}
+
 
 def charts_link(experiment: str) -> str:
-    """The part of a URL that opens an experiment's charts, unfolded: runs sorted by a metric are not nested."""
-    by = "orderByKey=metrics.%60validation%2Fperplexity%60&orderByAsc=true"
-    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&{by}"
+    """The part of a URL that opens an experiment's charts: all runs, validation perplexity against tokens."""
+    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={_VIEW}"
 
 
 def experiments(tracking_uri: str) -> dict[str, str]:
@@ -247,11 +257,13 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        for key in _TAGS.keys() - found.tags.keys():
+            client.set_experiment_tag(found.experiment_id, key, _TAGS[key])
         return str(found.experiment_id)
     embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
     try:
         location = (artifacts / sweep).as_uri() if embedded and artifacts is not None else None
-        return str(client.create_experiment(sweep, artifact_location=location, tags=_MODEL_TRAINING))
+        return str(client.create_experiment(sweep, artifact_location=location, tags=_TAGS))
     except MlflowException:  # another process was faster
         return str(client.get_experiment_by_name(sweep).experiment_id)
 
