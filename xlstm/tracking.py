@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,32 @@ def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> 
     """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
     client = _client(tracking_uri, artifacts)
     return _parent(client, _experiment(client, sweep, artifacts), sweep)
+
+
+def publish(
+    sweep: str, tracking_uri: str, artifacts: Path, files: Mapping[str, str | Path], *, ended: bool
+) -> str | None:
+    """Put texts and files among the artifacts of a sweep's parent run, replacing what was there.
+
+    `files` maps names of artifacts to a text, or to a file that is called the same.
+
+    `ended` says whether all runs have ended, which the parent run shows. Returns None, or what is wrong.
+    """
+    try:
+        client = _client(tracking_uri, artifacts)
+        parent = parent_run(sweep, tracking_uri, artifacts)
+        for name, content in files.items():
+            if isinstance(content, str):
+                client.log_text(parent, content, name)
+            else:
+                client.log_artifact(parent, str(content), str(Path(name).parent) if "/" in name else None)
+        if ended:
+            client.set_terminated(parent, "FINISHED")
+        else:
+            client.update_run(parent, "RUNNING")
+    except Exception as error:  # as in sync
+        return f"{sweep}: {type(error).__name__}: {_first_line(error)}"
+    return None
 
 
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
