@@ -24,7 +24,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start processes and servers run last, one after the other, but for Slurm's, which mostly wait and run beside them.
+# Tests that start processes and servers run last, those of one folder one after the other.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial"
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m serial

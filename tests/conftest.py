@@ -28,7 +28,7 @@ def reference_data() -> Callable[[str], Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two queues for serial tests under `--dist loadgroup`: those that wait for Slurm, and all others."""
+    """Under `--dist loadgroup`, serial tests of one folder run one after the other."""
     for item in items:
         if item.get_closest_marker("serial"):
-            item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else "processes"))
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))

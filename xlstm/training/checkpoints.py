@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -73,12 +74,15 @@ class Checkpoint:
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Fill the tensors of `state` in place, each rank its shards, from however many ranks they were saved."""
-        dcp.load(
-            state,
-            storage_reader=JsonIndexReader(self.path),
-            no_dist=not dist.is_initialized(),
-            planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-        )
+        with warnings.catch_warnings():
+            # Outside a process group one process loads everything, on purpose.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            dcp.load(
+                state,
+                storage_reader=JsonIndexReader(self.path),
+                no_dist=not dist.is_initialized(),
+                planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            )
 
 
 def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
