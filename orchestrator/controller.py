@@ -106,6 +106,8 @@ class Controller:
     def _admit(self, progress: _Progress) -> None:
         progress.run.create(progress.planned.spec)
         progress.run.withdraw_cancel()
+        if not progress.run.is_held():
+            progress.run.adopt(progress.planned.spec.evaluation)
         if is_complete(progress.run, progress.planned.spec):
             self._finish(progress, Happening.ALREADY_COMPLETE)
 

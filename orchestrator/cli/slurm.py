@@ -70,6 +70,8 @@ def hand_over(made: "Plan", only: "Plan | None" = None) -> None:
         directory = workspace.run(run.spec.run_id)
         directory.create(run.spec)
         directory.withdraw_cancel()
+        if directory.adopt(run.spec.evaluation):
+            continue
         jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
     with one_line_errors():
         prepare_data(workspace, [job.spec for job in jobs], console)
