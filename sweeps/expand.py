@@ -25,10 +25,13 @@ from xlstm.spec import Data, Evaluation, Execution, Optimizer, Physics, Presenta
 _ALTERNATIVES = (("batch_sequences", "batch_tokens"), ("decay_steps", "decay_fraction"), ("devices", "gpus"))
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""
 
-_DATA = ("corpus", "tokenizer", "context_length", "documents")
 _OPTIMIZER = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_clip")
 _SCHEDULE = ("warmup_steps", "final_ratio")
 _EXECUTION = tuple(name for name in Resources.model_fields if name in Execution.model_fields)
+_SCHEDULING = ("priority", "gpu", "mfu")
+
+OF_A_CORPUS = ("revision", "paths")
+"""What belongs to the corpus it is stated with, and is left behind with it where another corpus is stated nearer."""
 
 Choice = tuple[Any, Path]
 """A value, and the path of the key that gave it."""
@@ -42,6 +45,10 @@ class SweepRun:
     point: Mapping[str, Any]
     """Axis values: model, size, budget, seed and whatever else varies."""
     priority: int = 0
+    gpu: str | None = None
+    """The card to plan for, by its name in xlstm.accounting.cards; None where none was stated."""
+    mfu: float | None = None
+    """Share of the card's peak to plan with; None where none was stated."""
 
 
 @dataclass
@@ -203,8 +210,8 @@ class _Expansion:
             for detail in error.errors(include_url=False):
                 self._blame(detail, sources, point)
             return None
-        priority = resources["priority"][0] if "priority" in resources else 0
-        return SweepRun(spec, point.values(), priority)
+        scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
+        return SweepRun(spec, point.values(), **scheduling)
 
     def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}
@@ -228,6 +235,8 @@ class _Expansion:
                     self.complain(level[pair[1]][1], f"give {' or '.join(f'`{name}`' for name in pair)}, not both")
                 if taken & set(pair):
                     taken |= set(pair)
+            if "corpus" in taken:
+                taken |= set(OF_A_CORPUS)
             chosen |= {name: choice for name, choice in level.items() if name in names and name not in taken}
         return chosen
 
@@ -236,16 +245,15 @@ class _Expansion:
             if settings.get(name, (None,))[0] is None:
                 self.complain(("data",), f"`data.{name}` is missing")
                 return None
-        values = {name: settings[name][0] for name in _DATA if name in settings}
-        revision = settings.get("revision", (None,))[0]
-        paths = tuple(settings.get("paths", ((),))[0] or ())
+        values = {name: value for name, (value, _) in settings.items()}
+        paths = tuple(values.get("paths") or ())
         try:
             return _declared(
                 values["corpus"],
                 values.get("tokenizer") or "bytes",
                 values["context_length"],
                 paths,
-                revision,
+                values.get("revision"),
                 values.get("documents") or "continue",
             )
         except (ValueError, OSError) as error:
@@ -355,7 +363,7 @@ def _declared(
         data = Data(
             corpus=corpus,
             revision=revision,
-            tokenizer=tokenizer,
+            tokenizer=canonical_name(tokenizer),
             context_length=context_length,
             documents=documents,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from sweeps.located import Document, Problem, SweepError, nearest
+from xlstm.accounting.cards import CardName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
@@ -102,6 +103,10 @@ class Resources(Section):
     checkpoint_every: Count | None = None
     slurm: dict[str, str | int | bool | dict[str, str]] | None = Field(
         None, description="What a job asks of Slurm: partition, account, time and more (docs/slurm.md)."
+    )
+    gpu: CardName | None = Field(None, description="The card to plan for: whether the run fits it, and for how long.")
+    mfu: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Share of the card's peak to plan with until runs have finished and were measured."
     )
     priority: int | None = Field(None, description="Higher starts earlier; runs of equal priority start cheap first.")
 

@@ -131,6 +131,22 @@ def test_an_override_lies_over_the_file(load: Load) -> None:
     assert sweep.runs[0].spec.physics.optimizer.learning_rate == 3e-3
 
 
+def test_another_corpus_leaves_the_revision_and_paths_of_the_one_it_replaces_behind(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text to train on, and some more of it. " * 50)
+    named = load(data={"corpus": "slimpajama", "revision": "627B", "context_length": 64})
+    assert named.runs[0].spec.physics.data.revision == "627B"
+    path = tmp_path / "named.yaml"
+    path.write_text(named.dump())
+    spelled = load(data={"corpus": "text", "context_length": 64, "paths": ["a.txt"]}).runs[0].spec
+    overridden = Sweep.load(path, [f"data.corpus=text:{tmp_path / 'a.txt'}"]).runs[0].spec
+    extended = load("name: other\nextends: named.yaml\ndata: {corpus: 'text:a.txt'}\n").runs[0].spec
+    rule = {"set": {"corpus": "text:a.txt"}}
+    ruled = load(data={"corpus": "slimpajama", "revision": "627B", "context_length": 64}, rules=[rule]).runs[0].spec
+    assert {spec.run_id for spec in (overridden, extended, ruled)} == {spelled.run_id}
+    together = Sweep.load(path, ["data.revision=v2", "data.corpus=other"]).runs[0].spec.physics.data
+    assert (together.corpus, together.revision) == ("other", "v2")
+
+
 def test_a_sweep_extends_another_and_states_only_what_differs(load: Load, tmp_path: Path) -> None:
     base = load(rules=[{"when": {"model": "llama"}, "set": {"learning_rate": 0.5}}])
     (tmp_path / "base.yaml").write_text(base.dump())
