@@ -269,20 +269,6 @@ class RunDirectory:
         except FileNotFoundError:
             return None
 
-    def evaluation(self, evaluation: Evaluation) -> Validation | None:
-        """What an evaluation measured on the trained run, or None where it was not made."""
-        try:
-            return Validation.model_validate_json(self._evaluation_file(evaluation).read_bytes())
-        except FileNotFoundError:
-            return None
-
-    def leave_result(self, result: Result, evaluation: Evaluation) -> None:
-        """Write `result.json`, and its validation as the outcome of `evaluation`."""
-        path = self._evaluation_file(evaluation)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, result.validation.model_dump(mode="json"))
-        write_json(self.path / "result.json", result.model_dump(mode="json"))
-
     def change_evaluation(self, evaluation: Evaluation, attempt: int) -> None:
         """Say which evaluation the rows from here on are measured by: those of another one before it no longer count.
 
@@ -293,21 +279,6 @@ class RunDirectory:
         if before != evaluation.fingerprint:
             changed = {"event": "evaluation", "attempt": attempt, "fingerprint": evaluation.fingerprint}
             self.append_metrics(changed | {"before": before})
-
-    def adopt(self, evaluation: Evaluation) -> bool:
-        """Make an evaluation that was made earlier the one of the result. Returns whether that changed anything."""
-        result, known = self.result(), self.evaluation(evaluation)
-        if result is None or known is None or result.validation.evaluation == evaluation.fingerprint:
-            return False
-        attempt = self.status().attempt
-        self.change_evaluation(evaluation, attempt)
-        self.append_metrics({"step": result.steps, "time": time.time(), "attempt": attempt, **known.metrics()})
-        self.leave_result(result.model_copy(update={"validation": known}), evaluation)
-        self.set_state(State.COMPLETED)
-        return True
-
-    def _evaluation_file(self, evaluation: Evaluation) -> Path:
-        return self.path / "evaluations" / f"{evaluation.name}-{evaluation.fingerprint}.json"
 
     def launch(self, attempt: int) -> Launch | None:
         """How attempt `attempt` is carried out, or None where it was never launched."""

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlstm.model_card import model_card
 from xlstm.models.naming import family_label, size_label
 from xlstm.records import Record, Result, RunDirectory, State, Status, surviving, write_json
 from xlstm.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
 _ROWS_PER_BATCH = 250
-"""Rows of some eight metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
+"""Rows of some ten metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
 
 _STATUS = {
     State.PLANNED: "SCHEDULED",
@@ -114,6 +115,10 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     state = _describe_state(status, result)
     if state != cursor.state:
         _write_state(client, cursor.child, status, result)
+        if result is not None:
+            # MLflow shows it as the description of the run.
+            card = model_card(spec, result, run.launch(result.attempts))
+            client.set_tag(cursor.child, "mlflow.note.content", card)
     write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
 

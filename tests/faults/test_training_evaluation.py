@@ -64,6 +64,7 @@ def test_a_changed_evaluation_measures_the_trained_weights_and_trains_nothing(
     assert (losses(run), sorted(run.checkpoints.rglob("*")), run.launch(1)) == trained
     assert [row["validation/loss"] for row in run.metrics() if "validation/loss" in row] == [after.validation.loss]
     assert run.status().attempt == 2
+    assert f"{after.validation.loss:.4f} nats per token" in (run.path / "model-card.md").read_text()
 
     submitted(run, spec)  # measured before: nothing is run
     assert run.result() == before
@@ -79,7 +80,10 @@ def shown(run: RunDirectory, store: str) -> list[tuple[int, float]]:
     child = sync(run, "measured", store).child
     assert child is not None
     client = MlflowClient(store)
-    assert client.get_run(child).data.params["evaluation"] == run.spec().evaluation.fingerprint
+    data = client.get_run(child).data
+    assert data.params["evaluation"] == run.spec().evaluation.fingerprint
+    assert data.tags["mlflow.note.content"] == (run.path / "model-card.md").read_text()
+    assert 0 <= data.metrics["system/cpu_utilization_percentage"] <= 100
     return [(point.step, point.value) for point in client.get_metric_history(child, "validation/loss")]
 
 

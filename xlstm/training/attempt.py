@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from xlstm.data import open_prepared
+from xlstm.outcome import leave_result
 from xlstm.records import (
     Launch,
     Lease,
@@ -115,7 +116,7 @@ class _Attempt:
         if self.gang.leads:
             result = self._result()
             with self.lease.held():
-                self.run.leave_result(result, self.spec.evaluation)
+                leave_result(self.run, self.spec, result)
         return Verdict(state=State.COMPLETED, step=step)
 
     def close(self) -> None:

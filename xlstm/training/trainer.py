@@ -23,6 +23,7 @@ from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
+from xlstm.training.machine import system_metrics
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
 from xlstm.training.parallel import fill, parallelize
@@ -142,6 +143,7 @@ class Trainer:
                 Metric.GRADIENT_NORM: norm,
                 Metric.PEAK_MEMORY: self._peak_memory_gib(),
                 **throughput,
+                **system_metrics(self.gang.device),
             }
         )
 
