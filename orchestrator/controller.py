@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.executors.contract import Executor, Handle, Job, JobState
+from xlstm.outcome import adopt
 from xlstm.records import Fork, Result, RunDirectory, State, Status, Workspace
 from xlstm.spec import RunSpec
 
@@ -106,6 +107,8 @@ class Controller:
     def _admit(self, progress: _Progress) -> None:
         progress.run.create(progress.planned.spec)
         progress.run.withdraw_cancel()
+        if not progress.run.is_held():
+            adopt(progress.run, progress.planned.spec)
         if is_complete(progress.run, progress.planned.spec):
             self._finish(progress, Happening.ALREADY_COMPLETE)
 

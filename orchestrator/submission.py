@@ -7,7 +7,7 @@ death lies in the run directories.
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -55,7 +55,9 @@ def submit(
     return statuses
 
 
-def prepare_data(workspace: Workspace, specs: Sequence[RunSpec], console: Console) -> None:
+def prepare_data(
+    workspace: Workspace, specs: Sequence[RunSpec], console: Console, engine: Literal["local", "ray"] = "local"
+) -> None:
     """Make the token shards of every corpus the runs train on, once each. InputError where a corpus is at fault."""
     seen: set[tuple[str, str, str]] = set()
     for spec in specs:
@@ -65,7 +67,7 @@ def prepare_data(workspace: Workspace, specs: Sequence[RunSpec], console: Consol
             continue
         seen.add(key)
         try:
-            manifest = prepare(data, spec.execution.data_paths, workspace, spec.execution.tokenizer_path)
+            manifest = prepare(data, spec.execution.data_paths, workspace, spec.execution.tokenizer_path, engine)
         except (ValueError, OSError) as error:
             raise InputError(f"data {data.corpus}: {error}") from None
         splits = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in sorted(manifest.splits.items()))

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlstm.model_card import model_card
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Record, Result, RunDirectory, State, Status, write_json
+from xlstm.records import Record, Result, RunDirectory, State, Status, surviving, write_json
 from xlstm.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
 _ROWS_PER_BATCH = 250
-"""Rows of some eight metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
+"""Rows of some ten metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
 
 _STATUS = {
     State.PLANNED: "SCHEDULED",
@@ -140,6 +141,10 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     state = _describe_state(status, result)
     if state != cursor.state:
         _write_state(client, cursor.child, status, result)
+        if result is not None:
+            # MLflow shows it as the description of the run.
+            card = model_card(spec, result, run.launch(result.attempts))
+            client.set_tag(cursor.child, "mlflow.note.content", card)
     write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
 
@@ -227,7 +232,10 @@ def _write_state(client: Any, child: str, status: Status, result: Result | None)
 
 
 def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None]:
-    """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to."""
+    """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to.
+
+    Where another evaluation replaced what was measured, that is all of them: -1.
+    """
     rows: list[dict[str, Any]] = []
     rolled_back_to: int | None = None
     try:
@@ -242,12 +250,11 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("event") == "resume":
-            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-            rolled_back_to = row["step"] if rolled_back_to is None else min(rolled_back_to, row["step"])
-        elif "event" not in row:
-            rows.append(row)
-    return rows, offset + len(whole), rolled_back_to
+        rows.append(row)
+        if row.get("event") in ("resume", "evaluation"):
+            back_to = row["step"] if row["event"] == "resume" else -1
+            rolled_back_to = back_to if rolled_back_to is None else min(rolled_back_to, back_to)
+    return surviving(rows), offset + len(whole), rolled_back_to
 
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
