@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.executors.contract import Executor, Handle, Job, JobState
-from xlstm.records import Fork, RunDirectory, State, Status, Workspace
+from xlstm.records import Fork, Result, RunDirectory, State, Status, Workspace
 from xlstm.spec import RunSpec
 
 MAXIMUM_FAILURES = 3
@@ -217,5 +217,9 @@ class Controller:
 
 def is_complete(run: RunDirectory, spec: RunSpec) -> bool:
     """Whether the run is trained and measured as the specification asks."""
-    result = run.result()
+    return answers(run.result(), spec)
+
+
+def answers(result: Result | None, spec: RunSpec) -> bool:
+    """Whether a result is there and measured as the specification asks."""
     return result is not None and result.validation.evaluation == spec.evaluation.fingerprint

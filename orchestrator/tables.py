@@ -17,7 +17,9 @@ def plan_table(document: Mapping[str, Any]) -> Table:
     """What each run of a plan is, costs and shares."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", no_wrap=True)
-    for name in ("parameters", "FLOPs", "tokens", "steps", "ranks", "GiB/device", "device time"):
+    names = ["parameters", "FLOPs", "tokens", "steps", "devices", "GiB/device", "disk GiB", "device time"]
+    priced = "cost" in document["totals"]
+    for name in [*names, "cost"] if priced else names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("starts from", style="dim", no_wrap=True)
@@ -29,13 +31,22 @@ def plan_table(document: Mapping[str, Any]) -> Table:
             f"{run['flops']['exact']:.2e}",
             compact(run["tokens"]),
             f"{run['steps']:,}" + (f" × {run['accumulation']}" if run["accumulation"] > 1 else ""),
-            str(run["ranks"]),
-            f"{run['memory_gib_per_device']:.2f}",
+            str(run["ranks"]) if run["nodes"] == 1 else f"{run['nodes']} × {run['ranks'] // run['nodes']}",
+            _memory(run),
+            f"{run['disk_gib']:.2f}",
             duration(run["device_hours"] * 3600),
+            *([f"{run['cost']:,.2f}"] if priced else []),
             Text(state.value.lower(), style=STYLES[state]),
             f"step {fork['step']} of {fork['run_id']}" if fork else "",
         )
     return table
+
+
+def _memory(run: Mapping[str, Any]) -> Text:
+    text = f"{run['memory_gib_per_device']:.2f}"
+    if run["fits"] is None:
+        return Text(text)
+    return Text(f"{text} of {run['usable_gib_per_device']:.0f}", style="" if run["fits"] else "bold red")
 
 
 def plan_summary(document: Mapping[str, Any]) -> str:
@@ -44,12 +55,18 @@ def plan_summary(document: Mapping[str, Any]) -> str:
     missing = totals["runs"] - totals["complete"]
     if not missing:
         return f"{totals['runs']} runs, all complete: nothing to train"
-    basis = sorted({run["device_hours_basis"] for run in document["runs"] if run["state"] != State.COMPLETED})
+    to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED]
+    basis = sorted({run["device_hours_basis"] for run in to_train})
+    cards = sorted({run["gpu"] for run in to_train if run["gpu"]})
     text = (
         f"{totals['runs']} runs, {totals['complete']} complete; to train: {missing} runs, {compact(totals['tokens'])} "
         f"tokens, {totals['flops']:.2e} FLOPs, {duration(totals['device_hours'] * 3600)} of device time at "
         f"{' and '.join(basis)} speed"
     )
+    if cards:
+        text += f" on {' and '.join(cards)}"
+    if "cost" in totals:
+        text += f", cost {totals['cost']:,.2f}"
     if totals["independent_flops"] > totals["flops"]:
         text += f"; shared stable phases save {1 - totals['flops'] / totals['independent_flops']:.0%}"
     return text

@@ -147,6 +147,10 @@ class Result(Record):
     validation: Validation
     wall_seconds: float
     device_hours: float
+    tokens_per_second: float | None = None
+    """Of the gang while it trained: the median over the rows of metrics, without start, validation and checkpoints."""
+    device_name: str | None = None
+    """What the driver calls the GPU; null on CPU."""
     attempts: int
     trunk_id: str | None = None
     quality: list[str] = []

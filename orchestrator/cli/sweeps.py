@@ -25,22 +25,31 @@ from orchestrator.cli.terminal import (
 if TYPE_CHECKING:
     from orchestrator.executors.contract import Executor
     from orchestrator.plan import Plan
+    from xlstm.records import Workspace
 
 app = typer.Typer()
 
 
 @app.command()
-def plan(sweep: SweepArgument, override: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    sweep: SweepArgument,
+    override: SetOption = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a sweep will run, cost and share, before anything is spent."""
     from orchestrator.tables import plan_summary, plan_table
 
-    document = plan_sweep(sweep, override).document()
+    made = plan_sweep(sweep, override)
+    document = made.document(price)
     if as_json:
         print_json(document)
         return
     console = make_console()
     console.print(plan_table(document))
     console.print(plan_summary(document), highlight=False)
+    for misfit in made.misfits:
+        console.print(misfit, highlight=False, style="red", soft_wrap=True)
 
 
 @app.command()
@@ -56,10 +65,11 @@ def submit(
 
     with one_line_errors():
         workspace = writable_workspace()
-        executor = None if on == "slurm" else _executor(on)
+        executor = None if on == "slurm" else find_executor(on, workspace)
     made = plan_sweep(sweep, override)
     if executor is None:
-        slurm.hand_over(made)
+        with one_line_errors():
+            slurm.hand_over(made, make_console())
     elif detach:
         made.save()
         pid, log = detach_submission(workspace, made.name, on)
@@ -159,7 +169,8 @@ def retry(sweep: NameArgument) -> None:
         return
     only = replace(made, runs=again)
     if slurm.has(made.workspace, made.name):
-        slurm.hand_over(made, only)
+        with one_line_errors():
+            slurm.hand_over(made, make_console(), only)
     else:
         _carry_out(made, LocalExecutor(), sweep, only=only)
 
@@ -195,7 +206,8 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
         raise typer.Exit(A_RUN_FAILED)
 
 
-def _executor(on: str) -> "Executor":
+def find_executor(on: str, workspace: "Workspace") -> "Executor":
+    """The executor of a name, `local` or `ray`. InputError for another name, and where Ray is not installed."""
     from orchestrator.errors import InputError
     from sweeps.located import nearest
 
@@ -208,5 +220,5 @@ def _executor(on: str) -> "Executor":
             from orchestrator.executors.ray import RayExecutor
         except ImportError:
             raise InputError("--on ray needs Ray: pip install 'scaling-orchestrator[ray]'") from None
-        return RayExecutor(workspace_here(), os.environ.get("RAY_ADDRESS"))
+        return RayExecutor(workspace, os.environ.get("RAY_ADDRESS"))
     raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'ray', 'slurm'))}")

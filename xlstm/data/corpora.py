@@ -90,7 +90,10 @@ class CorpusKind:
 def open_corpus(corpus: str, paths: Sequence[str]) -> "Corpus":
     """Find the files of a corpus. CorpusError for an unknown name, and for paths that are missing or hold nothing."""
     if corpus not in CORPORA:
-        raise CorpusError(f"unknown corpus {corpus!r}; known are {', '.join(sorted(CORPORA))}")
+        raise CorpusError(
+            f"unknown corpus {corpus!r}; known are {', '.join(sorted(CORPORA))}; "
+            "for files of yours: --set data.corpus=KIND:PATH, such as jsonl:PATH"
+        )
     return Corpus(corpus, tuple(CORPORA[corpus].find(paths)))
 
 

@@ -35,7 +35,14 @@ def _shard(model: nn.Module, physics: Physics, execution: Execution, gang: Gang)
     parameters = torch.bfloat16 if physics.precision == "bf16-mixed" else None
     policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
     for block in model.blocks:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        precise = {module for module in block.modules() if getattr(module, "keeps_float32", False)}
+        if parameters is not None and precise:
+            # One group of all that is cast; what is left to the block's own group stays as it is stored.
+            cast = [m for m in block.modules() if m not in precise and any(True for _ in m.parameters(recurse=False))]
+            fully_shard(cast, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+        else:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
     # The root's own parameters (embedding, head) are needed first and last: gathering them twice does not pay.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():

@@ -19,6 +19,7 @@ from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
+from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
@@ -112,7 +113,8 @@ class Trainer:
         counted = self.gang.sum(float((batch.targets != IGNORED).sum()))[0]
         total = torch.zeros((), device=self.gang.device, dtype=torch.float64)
         for start in range(0, self.per_rank, self.micro):
-            nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
+            with z_loss(physics.z_loss or 0.0):
+                nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
             loss = nll.sum() / counted
             loss.backward()
             total += loss.detach()
