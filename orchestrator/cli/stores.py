@@ -46,14 +46,22 @@ def sync() -> None:
 
 
 @data_app.command("prepare")
-def data_prepare(sweep: SweepArgument, override: SetOption = None) -> None:
-    """Make the token shards that a sweep trains on."""
+def data_prepare(
+    sweep: SweepArgument,
+    override: SetOption = None,
+    on: Annotated[str, typer.Option(help="Who tokenizes: local, or the workers of a Ray cluster, ray.")] = "local",
+) -> None:
+    """Make the token shards that a sweep trains on. Who makes them changes nothing in them."""
+    from orchestrator.errors import InputError
     from orchestrator.finding import writable_workspace
     from orchestrator.submission import prepare_data
 
     with one_line_errors():
+        if on not in ("local", "ray"):
+            raise InputError(f"--on {on}: data are prepared on local or ray")
         workspace = writable_workspace()
-        prepare_data(workspace, [run.spec for run in plan_sweep(sweep, override).runs], make_console())
+        specs = [run.spec for run in plan_sweep(sweep, override).runs]
+        prepare_data(workspace, specs, make_console(), "ray" if on == "ray" else "local")
 
 
 @data_app.command("inspect")

@@ -60,7 +60,6 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
-    from orchestrator.detaching import detach_submission
     from orchestrator.finding import writable_workspace
 
     with one_line_errors():
@@ -72,8 +71,7 @@ def submit(
             slurm.hand_over(made, make_console())
     elif detach:
         made.save()
-        pid, log = detach_submission(workspace, made.name, on)
-        print(f"process {pid} carries out {made.name}; its log is {log}")
+        print(_detach(made, on))
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
     else:
         _carry_out(made, executor, sweep)
@@ -209,6 +207,20 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
+
+
+def _detach(made: "Plan", on: str) -> str:
+    """Have a kept sweep carried out in the background; says by whom."""
+    from orchestrator.detaching import detach_submission, log_file
+
+    log = log_file(made.workspace, made.name)
+    if on == "local":
+        return f"process {detach_submission(made.workspace, made.name)} carries out {made.name}; its log is {log}"
+    from orchestrator.keeper import keep
+
+    if keep(made.workspace, made.name, os.environ.get("RAY_ADDRESS")):
+        return f"the cluster carries out {made.name}; its log is {log}"
+    return f"the cluster carries out {made.name} already, and will look again when it has done so; its log is {log}"
 
 
 def find_executor(on: str, workspace: "Workspace") -> "Executor":
