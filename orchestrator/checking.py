@@ -51,7 +51,7 @@ def _with_micro_batch(run: RunPlan) -> RunSpec:
 
 def _build(spec: RunSpec) -> float | str:
     """GiB on one device, or why the layout cannot be built."""
-    from xlstm.training.layout import build_layout
+    from xlstm.training.sharding import build_layout
 
     try:
         return build_layout(spec).total / 2**30
