@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.capacity import layout_key
 from orchestrator.plan import Plan, RunPlan
+from xlstm import accounting
 from xlstm.spec import RunSpec
 
 
@@ -19,7 +20,7 @@ class Check:
     layouts: int
     """Distinct ones that were built."""
     memory_gib: dict[str, float]
-    """Peak per device by run, from the shards that were built; absent where a layout could not be."""
+    """Peak per device by run, with the shards that were built; absent where a layout could not be."""
     problems: dict[str, str]
     """By run, why it cannot be trained as planned."""
 
@@ -50,10 +51,10 @@ def _with_micro_batch(run: RunPlan) -> RunSpec:
 
 
 def _build(spec: RunSpec) -> float | str:
-    """GiB on one device, or why the layout cannot be built."""
+    """GiB on one device, the padding of its shards included, or why the layout cannot be built."""
     from xlstm.training.sharding import build_layout
 
     try:
-        return build_layout(spec).total / 2**30
+        return (accounting.memory(spec).total + build_layout(spec).padding) / 2**30
     except Exception as error:  # whatever a model or FSDP raises, the run would raise it too
         return f"{type(error).__name__}: {error}"
