@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,32 @@ def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> 
     """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
     client = _client(tracking_uri, artifacts)
     return _parent(client, _experiment(client, sweep, artifacts), sweep)
+
+
+def publish(
+    sweep: str, tracking_uri: str, artifacts: Path, files: Mapping[str, str | Path], *, ended: bool
+) -> str | None:
+    """Put texts and files among the artifacts of a sweep's parent run, replacing what was there.
+
+    `files` maps names of artifacts to a text, or to a file that is called the same.
+
+    `ended` says whether all runs have ended, which the parent run shows. Returns None, or what is wrong.
+    """
+    try:
+        client = _client(tracking_uri, artifacts)
+        parent = parent_run(sweep, tracking_uri, artifacts)
+        for name, content in files.items():
+            if isinstance(content, str):
+                client.log_text(parent, content, name)
+            else:
+                client.log_artifact(parent, str(content), str(Path(name).parent) if "/" in name else None)
+        if ended:
+            client.set_terminated(parent, "FINISHED")
+        else:
+            client.update_run(parent, "RUNNING")
+    except Exception as error:  # as in sync
+        return f"{sweep}: {type(error).__name__}: {_first_line(error)}"
+    return None
 
 
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
@@ -234,11 +260,21 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""
 
+_VIEW = "scaling"
+_CHARTS = {
+    "orderByKey": "metrics.`validation/perplexity`",  # runs sorted by a metric are not nested under their parent
+    "orderByAsc": True,
+    "runsHiddenMode": "SHOW_ALL",
+    "globalLineChartConfig": {"xAxisKey": "metric", "selectedXAxisMetricKey": "progress/tokens", "lineSmoothness": 0},
+}
+"""A view of the experiment as MLflow's UI saves one that is shared: every run, all metrics against tokens."""
+
+_TAGS = _MODEL_TRAINING | {f"mlflow.sharedViewState.{_VIEW}": json.dumps(_CHARTS)}
+
 
 def charts_link(experiment: str) -> str:
-    """The part of a URL that opens an experiment's charts, unfolded: runs sorted by a metric are not nested."""
-    by = "orderByKey=metrics.%60validation%2Fperplexity%60&orderByAsc=true"
-    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&{by}"
+    """The part of a URL that opens an experiment's charts: all runs, validation perplexity against tokens."""
+    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={_VIEW}"
 
 
 def experiments(tracking_uri: str) -> dict[str, str]:
@@ -254,11 +290,13 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        for key in _TAGS.keys() - found.tags.keys():
+            client.set_experiment_tag(found.experiment_id, key, _TAGS[key])
         return str(found.experiment_id)
     embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
     try:
         location = (artifacts / sweep).as_uri() if embedded and artifacts is not None else None
-        return str(client.create_experiment(sweep, artifact_location=location, tags=_MODEL_TRAINING))
+        return str(client.create_experiment(sweep, artifact_location=location, tags=_TAGS))
     except MlflowException:  # another process was faster
         return str(client.get_experiment_by_name(sweep).experiment_id)
 

@@ -99,7 +99,7 @@ def reconcile(workspace: "Workspace", sweep: str) -> list[str]:
 def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunDirectory]":
     """End those of the runs that have jobs with Slurm; returns them."""
     from orchestrator.errors import InputError
-    from orchestrator.plan import submitted
+    from orchestrator.kept import submitted
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
 

@@ -83,9 +83,12 @@ def data_inspect(
 
 
 def _sync_all(workspace: "Workspace", say: bool = False) -> None:
+    from functools import partial
+
+    from orchestrator.cli.live_fit import live_fit
     from orchestrator.errors import InputError
-    from orchestrator.plan import load_document, submitted
-    from orchestrator.shipping import ship
+    from orchestrator.kept import load_document, submitted
+    from orchestrator.shipping import publish, ship
     from xlstm import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
@@ -95,6 +98,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
         slurm.reconcile(workspace, name)
         run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
         shipped, complaint = ship(workspace, name, run_ids)
+        complaint = complaint or publish(workspace, name, partial(live_fit, workspace, name))
         if complaint:
             raise InputError(f"{name}: {complaint}")
         if say:
