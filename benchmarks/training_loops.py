@@ -1,7 +1,7 @@
 """Three loops that train one model on one stream of tokens: ours, a plain one as in nanoGPT, `transformers.Trainer`.
 
 Each is made once and then advanced by a number of steps at a time, so that the three can take turns. Time is the
-processor time of the thread that trains: what else the machine does meanwhile does not count, and nobody waits for disks.
+processor time of the thread that trains: neither what else the machine does counts, nor waiting for disks.
 """
 
 import tempfile
@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
