@@ -1,8 +1,8 @@
 """The controller of a sweep on a Ray cluster, as a detached actor: whoever submitted may leave.
 
 The actor keeps one process alive, `scaling submit SWEEP --on ray` on the sweep as it was kept, until the sweep has
-ended. Ray restarts the actor when it dies, on another node if need be; the actor restarts the process. Each new controller
-adopts the gangs of the one before, which have gone on meanwhile.
+ended. Ray restarts the actor when it dies, on another node if need be; the actor restarts the process. Each new
+controller adopts the gangs of the one before, which have gone on meanwhile.
 """
 
 import os

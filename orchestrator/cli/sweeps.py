@@ -154,10 +154,9 @@ def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A su
 
 @app.command()
 def retry(sweep: NameArgument) -> None:
-    """Run again what failed, diverged or was cancelled of a submitted sweep, and nothing else."""
+    """Run again what failed, diverged or was cancelled of a submitted sweep, where it ran, and nothing else."""
     from dataclasses import replace
 
-    from orchestrator.executors.local import LocalExecutor
     from xlstm.records import State
 
     made = plan_sweep(sweep, None)
@@ -170,7 +169,11 @@ def retry(sweep: NameArgument) -> None:
         with one_line_errors():
             slurm.hand_over(made, make_console(), only)
     else:
-        _carry_out(made, LocalExecutor(), sweep, only=only)
+        launches = (made.workspace.run(run.run_id).latest_launch() for run in again)
+        engines = [launch.executor for launch in launches if launch is not None]
+        with one_line_errors():
+            executor = find_executor(engines[-1] if engines else "local", made.workspace)
+        _carry_out(made, executor, sweep, only=only)
 
 
 @app.command()
@@ -194,7 +197,10 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     made.save()
     part = only or made
     statuses = {}
-    if part.missing:
+    if not part.missing:
+        # Of a controller that died after its last run, jobs may be left that have nothing to do.
+        executor.cancel(executor.adopt([made.workspace.run(run.run_id) for run in part.runs]))
+    else:
         with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
             statuses = carry_out(made.workspace, made.name, part.document()["runs"], part.launches, executor, console)
     standing = look(made.workspace, made.name)
