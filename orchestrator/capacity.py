@@ -4,7 +4,7 @@ On GPU the trainer takes the largest micro-batch that fits what is free; the pla
 the sweep states. Where none is stated, GPU runs are planned for `DEFAULT_CARD`, and the plan says so.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from orchestrator.supervisor import count_gpus
@@ -51,6 +51,20 @@ def card_of(spec: RunSpec, stated: str | None) -> Card | None:
 
 def capacity(spec: RunSpec, card: Card | None) -> Capacity:
     """What a run takes of a card, or of this machine where there is none."""
+    physics, execution = spec.physics, spec.execution
+    # All that memory depends on: the runs of a sweep have few layouts.
+    layout = (physics.model, physics.data.context_length, physics.batch_sequences, physics.precision)
+    split = (execution.nodes, execution.devices, execution.sharding, execution.activation_checkpointing)
+    key = (*layout, *split, execution.micro_batch_sequences, card)
+    if key not in _known:
+        _known[key] = _capacity(spec, card)
+    return _known[key]
+
+
+_known: dict[Hashable, Capacity] = {}
+
+
+def _capacity(spec: RunSpec, card: Card | None) -> Capacity:
     available = None if card is None else int(card.memory_gib * 2**30)
     try:
         size = micro_batch(spec, available)

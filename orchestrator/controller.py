@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.executors.contract import Executor, Handle, Job, JobState
+from xlstm.outcome import adopt
 from xlstm.records import Fork, Result, RunDirectory, State, Status, Workspace
 from xlstm.spec import RunSpec
 
@@ -115,6 +116,8 @@ class Controller:
     def _admit(self, progress: _Progress) -> None:
         progress.run.create(progress.planned.spec)
         progress.run.withdraw_cancel()
+        if not progress.run.is_held():
+            adopt(progress.run, progress.planned.spec)
         if progress.run.is_complete(progress.planned.spec):
             self._finish_complete(progress, Happening.ALREADY_COMPLETE)
 

@@ -31,8 +31,8 @@ class Measurement:
     family: str
     parameters: int
     device: str
+    card: Card | None
     flops_per_device_second: float
-    card: Card | None = None
     overhead_seconds: float | None = None
     """Of the gang, beside its steps; None where it cannot be told from what was lost or taken over."""
 
@@ -65,7 +65,7 @@ class Speeds:
     ) -> Estimate:
         """What a run takes whose own steps are `flops`; `mfu` is what the sweep states."""
         device = kind_of_device(spec)
-        usable = [measurement for measurement in self.measurements if measurement.device == device]
+        usable = [measurement for measurement in self._typical if measurement.device == device]
         peak = card.peak(spec.physics.precision) if card else None
         if not usable:
             speed = (mfu or STATED_MFU) * peak if peak else CPU_FLOPS
@@ -79,6 +79,15 @@ class Speeds:
             speed *= peak / nearest.card.peak(spec.physics.precision)
         seconds = flops / speed + self._overhead.get(device, 0.0) * spec.execution.ranks
         return Estimate(seconds / 3600, "measured", speed / peak if peak else None)
+
+    @cached_property
+    def _typical(self) -> list[Measurement]:
+        """The median speed of each model on each kind of device and card."""
+        speeds: dict[tuple[str, int, str, Card | None], list[float]] = {}
+        for one in self.measurements:
+            model = (one.family, one.parameters, one.device, one.card)
+            speeds.setdefault(model, []).append(one.flops_per_device_second)
+        return [Measurement(*model, statistics.median(measured)) for model, measured in speeds.items()]
 
     @cached_property
     def _overhead(self) -> dict[str, float]:

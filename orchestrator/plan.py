@@ -4,7 +4,6 @@ A plan is data: `Plan.document()` is what `scaling plan --json` prints and what 
 which status and analysis read which runs belong to the sweep. Imports without torch.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,6 @@ from orchestrator.estimate import Estimate, Speeds
 from orchestrator.expectations import expected_points
 from orchestrator.sharing import Share, share
 from sweeps.expand import SweepRun
-from sweeps.located import Problem, SweepError, nearest
 from sweeps.sweep import Sweep
 from xlstm import accounting
 from xlstm.accounting.cards import Card
@@ -206,24 +204,6 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         for run in runs
     ]
     return Plan(sweep, workspace, tuple(_in_order(planned)))
-
-
-def load_document(workspace: Workspace, name: str) -> dict[str, Any]:
-    """The kept plan of a submitted sweep. SweepError naming the nearest one for a name that was never submitted."""
-    path = workspace.sweeps / name / "plan.json"
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        names = submitted(workspace)
-        hint = nearest(name, names) if names else "none was submitted here yet: scaling submit SWEEP.yaml --on local"
-        raise SweepError([Problem(str(workspace.sweeps), 0, f"no sweep `{name}`; {hint}")]) from None
-    return document
-
-
-def submitted(workspace: Workspace) -> list[str]:
-    """Names of the sweeps that were submitted to a workspace, the latest first."""
-    plans = sorted(workspace.sweeps.glob("*/plan.json"), key=lambda path: -path.stat().st_mtime)
-    return [path.parent.name for path in plans]
 
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:

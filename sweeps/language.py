@@ -48,7 +48,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     """What is trained on."""
 
-    corpus: str | None = Field(None, description="`python-stdlib`, `text:PATH`, `jsonl:PATH`, or another corpus.")
+    corpus: str | None = Field(
+        None, description="`python-stdlib`, `text:PATH`, `jsonl:PATH`, `hf:NAME`, or another corpus."
+    )
     revision: str | None = Field(None, description="Revision of a named corpus; local files are hashed instead.")
     tokenizer: str | None = Field(None, description="`bytes`, or another tokenizer.")
     context_length: Count | None = Field(None, description="Tokens per training sequence.")

@@ -160,5 +160,11 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
             section["corpus"], _, path = corpus.partition(":")
             paths = [path, *(paths if isinstance(paths, list) else [])]
         if isinstance(paths, list):
-            section["paths"] = [str((folder / path).absolute()) if isinstance(path, str) else path for path in paths]
+            named = section.get("corpus") == "hf"  # perhaps a name on the Hub, and no path
+            section["paths"] = [
+                str((folder / path).absolute())
+                if isinstance(path, str) and not (named and not (folder / path).exists())
+                else path
+                for path in paths
+            ]
     return document

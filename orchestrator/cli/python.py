@@ -5,10 +5,12 @@ sweep, `InputError` for the rest.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli import slurm
+from orchestrator.cli.live_fit import live_fit
 from orchestrator.cli.sweeps import find_executor
 from orchestrator.finding import writable_workspace
 from orchestrator.plan import Plan as PlannedSweep
@@ -51,5 +53,6 @@ class Plan(PlannedSweep):
             self.save()
             if self.missing:
                 rows: list[Mapping[str, Any]] = self.document()["runs"]
-                submit(workspace, self.name, rows, self.launches, executor, console)
+                fit = partial(live_fit, workspace, self.name)
+                submit(workspace, self.name, rows, self.launches, executor, console, fit)
         return look(workspace, self.name)

@@ -64,6 +64,7 @@ def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> N
     from orchestrator.tables import plan_summary
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
+    from xlstm.outcome import adopt
 
     workspace = made.workspace
     console.print(f"{made.name}: {plan_summary(made.document())}", highlight=False)
@@ -73,6 +74,8 @@ def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> N
         directory = workspace.run(run.spec.run_id)
         directory.create(run.spec)
         directory.withdraw_cancel()
+        if adopt(directory, run.spec):
+            continue
         jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
     prepare_data(workspace, [job.spec for job in jobs], console)
     try:
@@ -96,7 +99,7 @@ def reconcile(workspace: "Workspace", sweep: str) -> list[str]:
 def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunDirectory]":
     """End those of the runs that have jobs with Slurm; returns them."""
     from orchestrator.errors import InputError
-    from orchestrator.plan import submitted
+    from orchestrator.kept import submitted
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
 

@@ -46,7 +46,7 @@ def plan(
         print_json(document)
         return
     console = make_console()
-    console.print(plan_table(document))
+    console.print(plan_table(document), soft_wrap=True)
     console.print(plan_summary(document), highlight=False)
     for misfit in made.misfits:
         console.print(misfit, highlight=False, style="red", soft_wrap=True)
@@ -80,7 +80,7 @@ def submit(
 @app.command()
 def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> None:
     """Show how submitted sweeps stand."""
-    from orchestrator.plan import submitted
+    from orchestrator.kept import submitted
     from orchestrator.status import look
     from orchestrator.tables import ledger_line, runs_table
 
@@ -100,7 +100,7 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     for standing in standings:
         counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
         console.print(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", highlight=False, style="bold")
-        console.print(runs_table(standing.runs))
+        console.print(runs_table(standing.runs), soft_wrap=True)
         console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
@@ -138,7 +138,7 @@ def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A su
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.cancelling import cancel as cancel_runs
     from orchestrator.finding import find_run
-    from orchestrator.plan import load_document, submitted
+    from orchestrator.kept import load_document, submitted
 
     workspace = workspace_here()
     with one_line_errors():
@@ -186,6 +186,9 @@ def schema() -> None:
 
 def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | None" = None) -> None:
     """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
+    from functools import partial
+
+    from orchestrator.cli.live_fit import live_fit
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
@@ -202,9 +205,11 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
         executor.cancel(executor.adopt([made.workspace.run(run.run_id) for run in part.runs]))
     else:
         with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
-            statuses = carry_out(made.workspace, made.name, part.document()["runs"], part.launches, executor, console)
+            fit = partial(live_fit, made.workspace, made.name)
+            rows = part.document()["runs"]
+            statuses = carry_out(made.workspace, made.name, rows, part.launches, executor, console, fit)
     standing = look(made.workspace, made.name)
-    console.print(runs_table(standing.runs))
+    console.print(runs_table(standing.runs), soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)

@@ -23,6 +23,7 @@ from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
+from xlstm.training.machine import system_metrics
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
 from xlstm.training.parallel import fill, parallelize
@@ -94,8 +95,8 @@ class Trainer:
                 self._log_training(loss, norm, rate)
             if last or (execution.validate_every and self.step % execution.validate_every == 0):
                 self._log_validation()
-        if self.last_validation is None:  # continued from the last checkpoint, which the row of this step precedes
-            self.last_validation = self.validation()
+        if self.last_validation is None:  # continued from the last checkpoint: to finish, or to be measured anew
+            self._log_validation(again=True)
         return at_boundary()
 
     def validation(self) -> Validation:
@@ -142,19 +143,19 @@ class Trainer:
                 Metric.GRADIENT_NORM: norm,
                 Metric.PEAK_MEMORY: self._peak_memory_gib(),
                 **throughput,
+                **system_metrics(self.gang.device),
             }
         )
 
-    def _log_validation(self) -> None:
+    def _log_validation(self, again: bool = False) -> None:
+        """Validate and log; `again` where an attempt before may have logged this step, right before it ended."""
         self.last_validation = self.validation()
-        if self.gang.leads:
-            row = {
-                Metric.VALIDATION_LOSS: self.last_validation.loss,
-                Metric.VALIDATION_PERPLEXITY: self.last_validation.perplexity,
-            }
-            if self.last_validation.bits_per_byte is not None:
-                row[Metric.VALIDATION_BITS_PER_BYTE] = self.last_validation.bits_per_byte
-            self._append(row)
+        if self.gang.leads and not (again and self._is_logged(Metric.VALIDATION_LOSS)):
+            self._append(self.last_validation.metrics())
+
+    def _is_logged(self, metric: str) -> bool:
+        """Whether a surviving row of this step holds the metric."""
+        return any(row["step"] == self.step and metric in row for row in self.run.metrics())
 
     def _append(self, metrics: dict[str, float]) -> None:
         tokens = self.step * self.spec.physics.batch_tokens
