@@ -152,5 +152,4 @@ def result_of(spec: RunSpec) -> Result:
 def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trivial:
     """Puts the trivial trainer in torchrun's place, for the processes that start from here on."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TRIVIAL), str(REPOSITORY)]))
-    monkeypatch.setenv("TRIVIAL_TRAINING", str(tmp_path / "trivial"))
     return Trivial(tmp_path / "trivial")

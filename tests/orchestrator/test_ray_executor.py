@@ -87,6 +87,18 @@ def submits(process: psutil.Process, workspace: Workspace) -> bool:
         return False
 
 
+def nothing_is_left(cluster: Any) -> bool:
+    """Whether the cluster holds no actor of ours, and no resources for one."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    from orchestrator.executors.ray import connect
+
+    connect(cluster.address)
+    groups = {group["state"] for group in placement_group_table().values()}
+    return not ray.util.list_named_actors(all_namespaces=True) and groups <= {"REMOVED"}
+
+
 def raylet_of(cluster: Any, pid: int) -> Any:
     """The node of the cluster whose raylet is an ancestor of a process."""
     ancestors = {parent.pid for parent in psutil.Process(pid).parents()}
@@ -142,6 +154,7 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
     ledger = look(there, "tiny").ledger
     assert 0 < ledger.wasted.tokens == ledger.spent.tokens - (40 + 60) * 256
     wait_for(lambda: not any(submits(process, there) for process in psutil.process_iter()))
+    wait_for(lambda: nothing_is_left(cluster))
     cluster.add_node(num_cpus=1)
 
 
@@ -167,6 +180,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     assert verdict.step is not None
     assert directory.has_checkpoint(verdict.step)
     assert not list(tagged("token-of-the-cancelled"))
+    wait_for(lambda: nothing_is_left(cluster))
 
 
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_starts(
@@ -180,12 +194,46 @@ def test_what_the_cluster_can_never_hold_is_refused_before_anything_starts(
         RayExecutor(workspace, cluster.address).submit([Job(workspace.run(run.run_id), run.spec, "t")])
 
 
-def test_a_workspace_that_the_nodes_do_not_see_is_refused(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from orchestrator.executors import ray as executor
+def test_a_workspace_that_the_nodes_do_not_see_is_refused_before_anything_starts(cluster: Any, tmp_path: Path) -> None:
+    from orchestrator.executors.ray import RayExecutor
 
-    # The nodes of this cluster share this machine's files, so one of them is asked for a file that is not there.
-    monkeypatch.setattr(executor, "_sees", lambda probe: Path(probe + "-elsewhere").exists())
-    with pytest.raises(InputError, match="cannot read"):
-        executor.RayExecutor(Workspace(tmp_path / "w"), cluster.address)
+    # A folder that this process reaches by a descriptor of its own, and no other process by that path.
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(InputError, match=f"cannot read /proc/self/fd/{descriptor}; set SCALING_WORKSPACE"):
+            RayExecutor(Workspace(Path(f"/proc/self/fd/{descriptor}")), cluster.address)
+    finally:
+        os.close(descriptor)
+
+
+def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, trivial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    path = write_sweep(trivial.runs(2))
+    workspace = Workspace(scaling.workspace)
+    first, second = make_plan(Sweep.load(path), workspace).runs
+    trivial.prepare([first.spec, second.spec], {second.run_id: "wait"})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    assert scaling.run("submit", path, "--on", "ray", "--detach").code == 0
+    wait_for(lambda: workspace.run(first.run_id).status().state is State.COMPLETED)
+    wait_for(lambda: workspace.run(second.run_id).is_held())
+    lease = workspace.run(second.run_id).status().lease
+    assert lease is not None
+    wait_for(lambda: second.run_id in trivial.executed())
+    ray.shutdown()
+    cluster.shutdown()
+    wait_for(lambda: not [*tagged(lease.token), *(p for p in psutil.process_iter() if submits(p, workspace))])
+    assert scaling("status", "tiny", "--json").json["runs"][1]["state"] in ("PREEMPTED", "QUEUED")
+
+    (trivial.folder / "go").touch()
+    anew = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", anew.address)
+        said = scaling.run("submit", path, "--on", "ray")
+    finally:
+        anew.shutdown()
+    assert said.code == 0, said
+    assert trivial.executed() == {first.run_id: trivial.once, second.run_id: trivial.once}
