@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
+    BAD_INPUT,
     JsonOption,
     NameArgument,
     OptionalNameArgument,
@@ -39,21 +40,37 @@ def plan(
     sweep: SweepArgument,
     override: SetOption = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a sweep will run, cost and share, before anything is spent."""
+    """Show what a sweep will run, cost and share, before anything is spent.
+
+    With --check every distinct layout is built under a process group that is not there: a run that cannot be spread as
+    planned, or does not fit its card, is named, and the exit code is 2.
+    """
+    from dataclasses import asdict
+
+    from orchestrator.checking import check as build_layouts
     from orchestrator.tables import plan_summary, plan_table
 
     made = plan_sweep(sweep, override)
     document = made.document(price)
+    checked = build_layouts(made) if check else None
+    if checked is not None:
+        document["check"] = asdict(checked)
     if as_json:
         print_json(document)
-        return
-    console = make_console()
-    console.print(plan_table(document), soft_wrap=True)
-    console.print(plan_summary(document), highlight=False)
-    for misfit in made.misfits:
-        console.print(misfit, highlight=False, style="red", soft_wrap=True)
+    else:
+        console = make_console()
+        console.print(plan_table(document), soft_wrap=True)
+        console.print(plan_summary(document), highlight=False)
+        problems = made.misfits if checked is None else list(checked.problems.values())
+        for problem in problems:
+            console.print(problem, highlight=False, style="red", soft_wrap=True)
+        if checked is not None and not problems:
+            console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
+    if checked is not None and checked.problems:
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
