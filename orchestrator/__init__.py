@@ -1,1 +1,17 @@
-"""Plan a sweep, run what is missing on an executor, and show how it stands."""
+"""From plans to finished runs: planner, controller, executors, status, command line, and `Sweep` for Python."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.cli.python import Plan, Sweep
+
+__all__ = ["Plan", "Sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    # Read when first asked for: the command line and the supervisors import this package and start at once.
+    if name in __all__:
+        from orchestrator.cli import python
+
+        return getattr(python, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

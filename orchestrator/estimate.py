@@ -1,30 +1,51 @@
 """What a run will cost, before it is paid: device-hours at measured speed where runs have finished, else stated.
 
-A finished run tells how many exact FLOPs per second one device gave to its family at its size; the nearest size of the
-same family counts first, then the nearest of any family. Without one, the stated share of the device's peak is used.
+A finished run tells two things: how many exact FLOPs per second one device gave to its family at its size while it
+trained, and what it took beside its steps (start, validation, checkpoints). The nearest size of the same family counts
+first, then the nearest of any family; between cards speed goes with their peak. Without a finished run the stated share
+of the card's peak is used.
 """
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
-from orchestrator.supervisor import count_gpus
+from orchestrator.capacity import kind_of_device
+from xlstm.accounting.cards import Card, recognize
 from xlstm.models.naming import family_label
-from xlstm.records import RunDirectory
+from xlstm.records import Result, RunDirectory
 from xlstm.spec import RunSpec
 
-STATED_FLOPS = {"cuda": 0.4 * 989e12, "cpu": 10e9}
-"""Per device: 40 % of an H100's dense bfloat16 peak (NVIDIA's data sheet), and what one core gives to small models."""
+STATED_MFU = 0.4
+"""Share of a card's dense peak in the run's precision, where the sweep states none."""
+CPU_FLOPS = 10e9
+"""Per device: what one core gives to small models."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Speed of one finished run."""
+    """What one finished run measured."""
 
     family: str
     parameters: int
     device: str
+    card: Card | None
     flops_per_device_second: float
+    overhead_seconds: float | None = None
+    """Of the gang, beside its steps; None where it cannot be told from what was lost or taken over."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take."""
+
+    device_hours: float
+    basis: str
+    """Whether the speed was `measured` or `stated`."""
+    mfu: float | None
+    """Share of the card's peak that the speed is; None on CPU."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +55,63 @@ class Speeds:
     measurements: tuple[Measurement, ...] = ()
 
     @classmethod
-    def measure(cls, runs: Iterable[RunDirectory]) -> "Speeds":
-        """Speeds of the finished runs among `runs`; forked ones count what their trunk trained and are left out."""
-        found = []
-        for run in runs:
-            result = run.result()
-            launch = run.launch(run.status().attempt) if result else None
-            if result is None or launch is None or result.trunk_id or result.device_hours <= 0:
-                continue
-            speed = result.flops["exact"] / (result.device_hours * 3600)
-            found.append(Measurement(result.family, result.parameters.total, launch.execution.device, speed))
-        return cls(tuple(found))
+    def measure(cls, runs: Iterable[tuple[RunDirectory, Result]]) -> "Speeds":
+        """Speeds of finished runs."""
+        found = (_measure(run, result) for run, result in runs)
+        return cls(tuple(measurement for measurement in found if measurement is not None))
 
-    def device_hours(self, spec: RunSpec, parameters: int, flops: float) -> tuple[float, str]:
-        """Hours of one device for `flops`, and whether the speed was `measured` or `stated`."""
-        device = spec.execution.device
-        if device == "auto":
-            device = "cuda" if count_gpus() else "cpu"
-        family = family_label(spec.physics.model)
-        usable = [measurement for measurement in self.measurements if measurement.device == device]
+    def estimate(
+        self, spec: RunSpec, parameters: int, flops: float, card: Card | None, mfu: float | None = None
+    ) -> Estimate:
+        """What a run takes whose own steps are `flops`; `mfu` is what the sweep states."""
+        device = kind_of_device(spec)
+        usable = [measurement for measurement in self._typical if measurement.device == device]
+        peak = card.peak(spec.physics.precision) if card else None
         if not usable:
-            return flops / STATED_FLOPS[device] / 3600, "stated"
+            speed = (mfu or STATED_MFU) * peak if peak else CPU_FLOPS
+            return Estimate(flops / speed / 3600, "stated", speed / peak if peak else None)
+        family = family_label(spec.physics.model)
         nearest = min(
             usable, key=lambda one: (one.family != family, abs(math.log(one.parameters / max(1, parameters))))
         )
-        return flops / nearest.flops_per_device_second / 3600, "measured"
+        speed = nearest.flops_per_device_second
+        if peak and nearest.card:
+            speed *= peak / nearest.card.peak(spec.physics.precision)
+        seconds = flops / speed + self._overhead.get(device, 0.0) * spec.execution.ranks
+        return Estimate(seconds / 3600, "measured", speed / peak if peak else None)
+
+    @cached_property
+    def _typical(self) -> list[Measurement]:
+        """The median speed of each model on each kind of device and card."""
+        speeds: dict[tuple[str, int, str, Card | None], list[float]] = {}
+        for one in self.measurements:
+            model = (one.family, one.parameters, one.device, one.card)
+            speeds.setdefault(model, []).append(one.flops_per_device_second)
+        return [Measurement(*model, statistics.median(measured)) for model, measured in speeds.items()]
+
+    @cached_property
+    def _overhead(self) -> dict[str, float]:
+        """Median seconds of a gang beside its steps, by kind of device."""
+        known: dict[str, list[float]] = {}
+        for measurement in self.measurements:
+            if measurement.overhead_seconds is not None:
+                known.setdefault(measurement.device, []).append(measurement.overhead_seconds)
+        return {device: statistics.median(seconds) for device, seconds in known.items()}
+
+
+def _measure(run: RunDirectory, result: Result) -> Measurement | None:
+    launch = run.launch(result.attempts)
+    if launch is None or not result.tokens_per_second:
+        return None
+    speed = result.tokens_per_second * result.flops["exact"] / result.tokens / launch.execution.ranks
+    overhead = None
+    if result.attempts == 1 and result.trunk_id is None:
+        overhead = max(0.0, result.wall_seconds - result.tokens / result.tokens_per_second)
+    return Measurement(
+        family=result.family,
+        parameters=result.parameters.total,
+        device=launch.execution.device,
+        flops_per_device_second=speed,
+        card=recognize(result.device_name) if result.device_name else None,
+        overhead_seconds=overhead,
+    )

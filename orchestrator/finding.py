@@ -8,9 +8,9 @@ from sweeps.located import nearest
 from xlstm.records import WORKSPACE_VARIABLE, RunDirectory, Workspace
 
 
-def writable_workspace() -> Workspace:
-    """The workspace, made if missing. InputError where it cannot be written."""
-    workspace = Workspace.default()
+def writable_workspace(workspace: Workspace | None = None) -> Workspace:
+    """The workspace, by default the one of this shell, made if missing. InputError where it cannot be written."""
+    workspace = workspace or Workspace.default()
     try:
         for folder in (workspace.root, workspace.runs, workspace.sweeps, workspace.data):
             folder.mkdir(parents=True, exist_ok=True)

@@ -4,20 +4,21 @@ A plan is data: `Plan.document()` is what `scaling plan --json` prints and what 
 which status and analysis read which runs belong to the sweep. Imports without torch.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.controller import PlannedRun, is_complete
-from orchestrator.estimate import Speeds
+from orchestrator.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
+from orchestrator.controller import PlannedRun, answers
+from orchestrator.estimate import Estimate, Speeds
+from orchestrator.expectations import expected_points
 from orchestrator.sharing import Share, share
 from sweeps.expand import SweepRun
-from sweeps.located import Problem, SweepError, nearest
 from sweeps.sweep import Sweep
 from xlstm import accounting
+from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label, size_label
 from xlstm.records import Fork, Parameters, RunDirectory, State, Workspace, write_json
 from xlstm.spec import RunSpec
@@ -31,11 +32,11 @@ class RunPlan:
     parameters: Parameters
     flops: Mapping[str, float]
     """Training FLOPs of the run trained alone, by convention."""
-    memory_gib_per_device: float
-    device_hours: float
+    card: Card | None
+    """The card it is planned for; None on CPU."""
+    capacity: Capacity
+    estimate: Estimate
     """Of what this run itself trains: without the steps it takes over from a trunk."""
-    basis: str
-    """Whether the device-hours come from `measured` or `stated` speed."""
     state: State
     share: Share
 
@@ -48,9 +49,50 @@ class RunPlan:
         return self.spec.run_id
 
     @property
-    def own_steps(self) -> int:
-        """Steps this run trains itself."""
-        return self.spec.physics.steps - (self.share.fork.step if self.share.fork else 0)
+    def start(self) -> int:
+        """The step it starts at: 0, or where it forks off."""
+        return self.share.start
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens this run trains itself."""
+        return (self.spec.physics.steps - self.start) * self.spec.physics.batch_tokens
+
+    @property
+    def own_flops(self) -> float:
+        """Exact FLOPs this run spends itself."""
+        return self.flops["exact"] * (1 - self.start / self.spec.physics.steps)
+
+    @property
+    def device_hours(self) -> float:
+        return self.estimate.device_hours
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per rank and optimizer step."""
+        per_rank = self.spec.physics.batch_sequences // self.spec.execution.ranks
+        return per_rank // self.capacity.micro_batch_sequences
+
+    @property
+    def disk_gib(self) -> float:
+        """Of the checkpoints that stay when the run has ended."""
+        _, kept = checkpoint_steps(self.spec, self.start, self.share.checkpoint_at)
+        return kept * checkpoint_gib(self.parameters.total)
+
+    @property
+    def misfit(self) -> str | None:
+        """Why the run does not fit its card, and what would help; None where it fits or there is no card."""
+        capacity, execution = self.capacity, self.spec.execution
+        if self.card is None or capacity.usable_gib is None or capacity.fits:
+            return None
+        ways = ["activation_checkpointing: full"] if execution.activation_checkpointing != "full" else []
+        ways += ["sharding: fsdp"] if execution.sharding != "fsdp" else []
+        ways += ["a smaller micro_batch_sequences"] if (execution.micro_batch_sequences or 1) > 1 else []
+        return (
+            f"{self.run_id} does not fit: each of its {execution.ranks} devices needs about "
+            f"{capacity.memory_gib:.1f} GiB with {capacity.micro_batch_sequences} of its sequences at a time, and of "
+            f"{self.card.name} {capacity.usable_gib:.1f} GiB can be used; set {', '.join([*ways, 'more devices'])}"
+        )
 
     def document(self) -> dict[str, Any]:
         """The run as `scaling plan --json` shows it."""
@@ -66,13 +108,21 @@ class RunPlan:
             "batch_tokens": physics.batch_tokens,
             "context_length": physics.data.context_length,
             "learning_rate": physics.optimizer.learning_rate,
+            "nodes": execution.nodes,
             "ranks": execution.ranks,
-            "accumulation": accumulation(self.spec),
+            "micro_batch_sequences": self.capacity.micro_batch_sequences,
+            "accumulation": self.accumulation,
             "parameters": self.parameters.model_dump(),
             "flops": dict(self.flops),
-            "memory_gib_per_device": self.memory_gib_per_device,
+            "gpu": self.card.name if self.card else None,
+            "memory_gib_per_device": self.capacity.memory_gib,
+            "usable_gib_per_device": self.capacity.usable_gib,
+            "fits": self.capacity.fits,
+            "disk_gib": self.disk_gib,
             "device_hours": self.device_hours,
-            "device_hours_basis": self.basis,
+            "device_hours_basis": self.estimate.basis,
+            "mfu": self.estimate.mfu,
+            "expected_points": expected_points(self.spec, self.start, self.card),
             "state": self.state.value,
             "forks_from": fork.model_dump() if fork else None,
             "point": dict(self.sweep_run.point),
@@ -100,6 +150,11 @@ class Plan:
         """Runs that are not complete."""
         return [run for run in self.runs if run.state is not State.COMPLETED]
 
+    @property
+    def misfits(self) -> list[str]:
+        """Of the runs that are missing those that do not fit their card, each with what would help."""
+        return [misfit for run in self.missing if (misfit := run.misfit)]
+
     @cached_property
     def launches(self) -> list[PlannedRun]:
         """Every run as the controller takes it, in order."""
@@ -112,16 +167,21 @@ class Plan:
         return {
             "runs": len(self.runs),
             "complete": len(self.runs) - len(missing),
-            "tokens": sum(run.own_steps * run.spec.physics.batch_tokens for run in missing),
+            "tokens": sum(run.own_tokens for run in missing),
             "independent_tokens": sum(run.spec.physics.steps * run.spec.physics.batch_tokens for run in missing),
-            "flops": sum(_own_flops(run.spec, run.flops["exact"], run.share) for run in missing),
+            "flops": sum(run.own_flops for run in missing),
             "independent_flops": sum(run.flops["exact"] for run in missing),
             "device_hours": sum(run.device_hours for run in missing),
+            "disk_gib": sum(run.disk_gib for run in missing),
         }
 
-    def document(self) -> dict[str, Any]:
-        """The plan as `scaling plan --json` prints it."""
-        return {"sweep": self.name, "runs": [run.document() for run in self.runs], "totals": self.totals}
+    def document(self, price: float | None = None) -> dict[str, Any]:
+        """The plan as `scaling plan --json` prints it; with the price of a device-hour, what it costs too."""
+        runs, totals = [run.document() for run in self.runs], dict(self.totals)
+        if price is not None:
+            for part in (*runs, totals):
+                part["cost"] = price * part["device_hours"]
+        return {"sweep": self.name, "runs": runs, "totals": totals}
 
     def save(self) -> None:
         """Keep the sweep as submitted and its plan in the workspace."""
@@ -135,9 +195,10 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
     runs = sweep.runs
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
-    complete = {run.spec.run_id: is_complete(directories[run.spec.run_id], run.spec) for run in runs}
+    results = {run_id: directory.result() for run_id, directory in directories.items()}
+    complete = {run.spec.run_id: answers(results[run.spec.run_id], run.spec) for run in runs}
     shares = share([run.spec for run in runs], complete, workspace)
-    speeds = Speeds.measure(directories[run_id] for run_id, done in complete.items() if done)
+    speeds = Speeds.measure((directories[run_id], result) for run_id, result in results.items() if result)
     planned = [
         _plan_run(run, directories[run.spec.run_id], complete[run.spec.run_id], shares[run.spec.run_id], speeds)
         for run in runs
@@ -145,43 +206,19 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     return Plan(sweep, workspace, tuple(_in_order(planned)))
 
 
-def accumulation(spec: RunSpec) -> int:
-    """Forward passes per rank and optimizer step; 1 where the micro-batch is left to the trainer."""
-    per_rank = spec.physics.batch_sequences // spec.execution.ranks
-    return per_rank // (spec.execution.micro_batch_sequences or per_rank)
-
-
-def load_document(workspace: Workspace, name: str) -> dict[str, Any]:
-    """The kept plan of a submitted sweep. SweepError naming the nearest one for a name that was never submitted."""
-    path = workspace.sweeps / name / "plan.json"
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        names = submitted(workspace)
-        hint = nearest(name, names) if names else "none was submitted here yet: scaling submit SWEEP.yaml --on local"
-        raise SweepError([Problem(str(workspace.sweeps), 0, f"no sweep `{name}`; {hint}")]) from None
-    return document
-
-
-def submitted(workspace: Workspace) -> list[str]:
-    """Names of the sweeps that were submitted to a workspace, the latest first."""
-    plans = sorted(workspace.sweeps.glob("*/plan.json"), key=lambda path: -path.stat().st_mtime)
-    return [path.parent.name for path in plans]
-
-
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
     """Plan one run on its own."""
     run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": size_label(spec.physics.model)})
     directory = workspace.run(spec.run_id)
-    return _plan_run(run, directory, is_complete(directory, spec), Share(), Speeds())
+    return _plan_run(run, directory, answers(directory.result(), spec), Share(), Speeds())
 
 
 def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Share, speeds: Speeds) -> RunPlan:
     physics = run.spec.physics
     parameters = accounting.parameters(physics.model)
-    tokens = physics.steps * physics.batch_tokens
-    flops = accounting.training_flops(physics.model, physics.data.context_length, tokens)
-    hours, basis = speeds.device_hours(run.spec, parameters.total, _own_flops(run.spec, flops["exact"], shared))
+    flops = accounting.training_flops(physics.model, physics.data.context_length, physics.steps * physics.batch_tokens)
+    card = card_of(run.spec, run.gpu)
+    own_flops = flops["exact"] * (1 - shared.start / physics.steps)
     state = directory.status().state
     if complete:
         state = State.COMPLETED
@@ -191,16 +228,12 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         sweep_run=run,
         parameters=parameters,
         flops=flops,
-        memory_gib_per_device=accounting.memory(run.spec).total / 2**30,
-        device_hours=hours,
-        basis=basis,
+        card=card,
+        capacity=capacity(run.spec, card),
+        estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu),
         state=state,
         share=shared,
     )
-
-
-def _own_flops(spec: RunSpec, flops: float, shared: Share) -> float:
-    return flops * (1 - (shared.fork.step if shared.fork else 0) / spec.physics.steps)
 
 
 def _in_order(runs: list[RunPlan]) -> list[RunPlan]:

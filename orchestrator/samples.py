@@ -17,6 +17,10 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
     order = Order(windows.whole, physics.seed)
     batch = windows.batch(order.take(0, min(count, windows.whole)))
     print(f"{prepared.path}: {windows.whole:,} sequences of {physics.data.context_length} tokens")
+    for name, split in prepared.manifest.splits.items():
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes of text")
+        for source, documents in split.sources.items() if len(split.sources) > 1 else ():
+            print(f"    {documents:,} documents of {source or 'no source'}")
     for index, (tokens, resets) in enumerate(zip(batch.tokens, batch.resets, strict=True)):
         print(f"--- sequence {index}, {int(resets.sum())} documents start in it")
         print(tokenizer.decode(tokens))

@@ -21,6 +21,11 @@ class Share:
     fork: Fork | None = None
     checkpoint_at: tuple[int, ...] = ()
 
+    @property
+    def start(self) -> int:
+        """The step at which the run starts to train."""
+        return self.fork.step if self.fork else 0
+
 
 def share(specs: Sequence[RunSpec], complete: Mapping[str, bool], workspace: Workspace) -> dict[str, Share]:
     """The share of every run, by run id. Runs of other schedules share nothing."""

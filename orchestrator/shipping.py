@@ -1,15 +1,31 @@
-"""Ships runs to MLflow from a background thread while they train: an outage delays nobody and loses nothing."""
+"""Ships runs to MLflow from a background thread while they train: an outage delays nobody and loses nothing.
 
+The sweep's parent run carries the sweep, its plan, its ledger and, where somebody fits it, the law so far.
+"""
+
+import json
 import threading
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
+from orchestrator.status import ENDED, look
 from xlstm import tracking
-from xlstm.records import RunDirectory, Workspace
+from xlstm.records import RunDirectory, State, Workspace
 
 SHIP_SECONDS = 3.0
 MAXIMUM_FAILURES = 2
 """In a row, after which a round of shipping is given up."""
+PUBLISH_SECONDS = 60.0
+"""Between two accounts of the whole sweep while runs end."""
+FEWEST_RUNS = 6
+"""Complete runs of one family from which on a law may be fitted to it: one more than it has parameters."""
+
+LiveFit: TypeAlias = Callable[[], Mapping[str, str | Path]]
+"""Fits the law to the runs so far; gives artifacts by name, none where the runs do not determine it yet."""
 
 
 class Shipper:
@@ -19,11 +35,13 @@ class Shipper:
     last answered when it could not be written, for people; `scaling sync` makes up for it later.
     """
 
-    def __init__(self, workspace: Workspace, sweep: str) -> None:
-        self.workspace, self.sweep = workspace, sweep
+    def __init__(self, workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -> None:
+        self.workspace, self.sweep, self.live_fit = workspace, sweep, live_fit
         self.complaint: str | None = None
         self._news: set[str] = set()
         self._live: set[str] = set()
+        self._unpublished = True
+        self._published = time.monotonic()
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._ship_until_end, name="mlflow", daemon=True)
@@ -33,6 +51,7 @@ class Shipper:
         with self._lock:
             self._news.add(run.run_id)
             (self._live.add if live else self._live.discard)(run.run_id)
+            self._unpublished |= not live
 
     def __enter__(self) -> "Shipper":
         # The store is initialised here, once, before anybody else may touch a fresh file.
@@ -49,7 +68,10 @@ class Shipper:
     def _ship_until_end(self) -> None:
         while not self._end.wait(SHIP_SECONDS):
             self._ship()
+            if self._unpublished and time.monotonic() - self._published > PUBLISH_SECONDS:
+                self._publish()
         self._ship()
+        self._publish()
 
     def _ship(self) -> None:
         with self._lock:
@@ -58,6 +80,28 @@ class Shipper:
         shipped, self.complaint = ship(self.workspace, self.sweep, due)
         with self._lock:
             self._news |= set(due) - shipped
+
+    def _publish(self) -> None:
+        self._published, self._unpublished = time.monotonic(), False
+        self.complaint = publish(self.workspace, self.sweep, self.live_fit) or self.complaint
+
+
+def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -> str | None:
+    """Give the parent run of a sweep its plan, its ledger and the law so far; returns None, or what is wrong."""
+    folder = workspace.sweeps / sweep
+    if not (folder / "plan.json").is_file():
+        return None  # a single run, which `scaling train` carried out
+    standing = look(workspace, sweep)
+    files: dict[str, str | Path] = {name: folder / name for name in ("sweep.yaml", "plan.json")}
+    files["ledger.json"] = json.dumps(standing.ledger.document(), indent=2) + "\n"
+    complete = Counter(run.planned["model"] for run in standing.runs if run.state is State.COMPLETED)
+    if live_fit is not None and max(complete.values(), default=0) >= FEWEST_RUNS:
+        try:
+            files |= live_fit()
+        except Exception as error:  # a law that cannot be fitted must not keep the runs from being shipped
+            return f"the law so far could not be fitted: {type(error).__name__}: {error}"
+    ended = all(run.state in ENDED for run in standing.runs)
+    return tracking.publish(sweep, workspace.tracking_uri, workspace.artifacts, files, ended=ended)
 
 
 def ship(workspace: Workspace, sweep: str, run_ids: Iterable[str]) -> tuple[set[str], str | None]:

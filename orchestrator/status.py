@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.kept import load_document
 from orchestrator.ledger import Ledger, account, total
-from orchestrator.plan import load_document
 from xlstm.records import Metric, Result, RunDirectory, State, Workspace
 
 _TAIL_BYTES = 8192
+ENDED = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
+"""States that last until somebody submits again."""
 
 
 @dataclass(frozen=True)

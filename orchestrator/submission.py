@@ -7,15 +7,16 @@ death lies in the run directories.
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from orchestrator.controller import Controller, Event, Happening, PlannedRun
 from orchestrator.errors import InputError
+from orchestrator.exclusion import sole_controller
 from orchestrator.executors.contract import Executor
 from orchestrator.progress import make_display
-from orchestrator.shipping import Shipper
+from orchestrator.shipping import LiveFit, Shipper
 from xlstm.data import prepare
 from xlstm.records import State, Status, Workspace
 from xlstm.spec import RunSpec
@@ -30,15 +31,31 @@ def submit(
     runs: Sequence[PlannedRun],
     executor: Executor,
     console: Console,
+    live_fit: LiveFit | None = None,
 ) -> dict[str, Status]:
     """Carry out `runs` of the sweep `name`, whose plan has `rows`; returns the status of every run.
+
+    `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow.
 
     InputError where the data cannot be prepared. KeyboardInterrupt, after every trainer has left a checkpoint, when the
     submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
+    with _ending_as_interrupt(), sole_controller(workspace, name, executor.name, console):
+        return _carry_out(workspace, name, rows, runs, executor, console, live_fit)
+
+
+def _carry_out(
+    workspace: Workspace,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[PlannedRun],
+    executor: Executor,
+    console: Console,
+    live_fit: LiveFit | None,
+) -> dict[str, Status]:
     prepare_data(workspace, [run.spec for run in runs], console)
     display = make_display(console, name, rows)
-    with Shipper(workspace, name) as shipper, display, _ending_as_interrupt():
+    with Shipper(workspace, name, live_fit) as shipper, display:
 
         def watch(event: Event) -> None:
             shipper.touch(event.run, live=event.what is Happening.STARTED)
@@ -52,7 +69,9 @@ def submit(
     return statuses
 
 
-def prepare_data(workspace: Workspace, specs: Sequence[RunSpec], console: Console) -> None:
+def prepare_data(
+    workspace: Workspace, specs: Sequence[RunSpec], console: Console, engine: Literal["local", "ray"] = "local"
+) -> None:
     """Make the token shards of every corpus the runs train on, once each. InputError where a corpus is at fault."""
     seen: set[tuple[str, str, str]] = set()
     for spec in specs:
@@ -62,7 +81,7 @@ def prepare_data(workspace: Workspace, specs: Sequence[RunSpec], console: Consol
             continue
         seen.add(key)
         try:
-            manifest = prepare(data, spec.execution.data_paths, workspace, spec.execution.tokenizer_path)
+            manifest = prepare(data, spec.execution.data_paths, workspace, spec.execution.tokenizer_path, engine)
         except (ValueError, OSError) as error:
             raise InputError(f"data {data.corpus}: {error}") from None
         splits = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in sorted(manifest.splits.items()))

@@ -3,39 +3,51 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from orchestrator.columns import Cell, Columns
 from orchestrator.ledger import Ledger
 from orchestrator.progress import STYLES, duration
 from orchestrator.status import RunStanding
 from xlstm.records import State
 from xlstm.spec import compact
 
+_LEFT = frozenset({"run", "state", "starts from", "reason"})
+"""Columns of words; the others hold numbers."""
 
-def plan_table(document: Mapping[str, Any]) -> Table:
+
+def plan_table(document: Mapping[str, Any]) -> Group:
     """What each run of a plan is, costs and shares."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("run", no_wrap=True)
-    for name in ("parameters", "FLOPs", "tokens", "steps", "ranks", "GiB/device", "device time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("starts from", style="dim", no_wrap=True)
+    priced = ("cost",) if "cost" in document["totals"] else ()
+    numbers = ("parameters", "FLOPs", "tokens", "steps", "devices", "GiB/device", "disk GiB", "device time", *priced)
+    table = Columns(("run", *numbers, "state", "starts from"), _LEFT)
     for run in document["runs"]:
         fork, state = run["forks_from"], State(run["state"])
-        table.add_row(
-            run["run_id"],
-            compact(run["parameters"]["total"]),
-            f"{run['flops']['exact']:.2e}",
-            compact(run["tokens"]),
-            f"{run['steps']:,}" + (f" × {run['accumulation']}" if run["accumulation"] > 1 else ""),
-            str(run["ranks"]),
-            f"{run['memory_gib_per_device']:.2f}",
-            duration(run["device_hours"] * 3600),
-            Text(state.value.lower(), style=STYLES[state]),
-            f"step {fork['step']} of {fork['run_id']}" if fork else "",
+        table.add(
+            [
+                run["run_id"],
+                compact(run["parameters"]["total"]),
+                f"{run['flops']['exact']:.2e}",
+                compact(run["tokens"]),
+                f"{run['steps']:,}" + (f" × {run['accumulation']}" if run["accumulation"] > 1 else ""),
+                str(run["ranks"]) if run["nodes"] == 1 else f"{run['nodes']} × {run['ranks'] // run['nodes']}",
+                _memory(run),
+                f"{run['disk_gib']:.2f}",
+                duration(run["device_hours"] * 3600),
+                *(f"{run[name]:,.2f}" for name in priced),
+                (state.value.lower(), STYLES[state]),
+                (f"step {fork['step']} of {fork['run_id']}" if fork else "", "dim"),
+            ]
         )
-    return table
+    return table.draw()
+
+
+def _memory(run: Mapping[str, Any]) -> Cell:
+    text = f"{run['memory_gib_per_device']:.2f}"
+    if run["fits"] is None:
+        return text
+    return f"{text} of {run['usable_gib_per_device']:.0f}", "" if run["fits"] else "bold red"
 
 
 def plan_summary(document: Mapping[str, Any]) -> str:
@@ -44,40 +56,44 @@ def plan_summary(document: Mapping[str, Any]) -> str:
     missing = totals["runs"] - totals["complete"]
     if not missing:
         return f"{totals['runs']} runs, all complete: nothing to train"
-    basis = sorted({run["device_hours_basis"] for run in document["runs"] if run["state"] != State.COMPLETED})
+    to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED]
+    basis = sorted({run["device_hours_basis"] for run in to_train})
+    cards = sorted({run["gpu"] for run in to_train if run["gpu"]})
     text = (
         f"{totals['runs']} runs, {totals['complete']} complete; to train: {missing} runs, {compact(totals['tokens'])} "
         f"tokens, {totals['flops']:.2e} FLOPs, {duration(totals['device_hours'] * 3600)} of device time at "
         f"{' and '.join(basis)} speed"
     )
+    if cards:
+        text += f" on {' and '.join(cards)}"
+    if "cost" in totals:
+        text += f", cost {totals['cost']:,.2f}"
     if totals["independent_flops"] > totals["flops"]:
         text += f"; shared stable phases save {1 - totals['flops'] / totals['independent_flops']:.0%}"
     return text
 
 
-def runs_table(runs: Sequence[RunStanding]) -> Table:
+def runs_table(runs: Sequence[RunStanding]) -> Group:
     """The table of a sweep's runs, as status and the end of a submission show it."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", style="dim", overflow="fold")
+    names = ("run", "state", "parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts", "reason")
+    table = Columns(names, _LEFT)
     for run in runs:
         validation = run.result.validation if run.result and run.state is State.COMPLETED else None
         loss = validation.loss if validation else run.loss
-        table.add_row(
-            run.run_id,
-            Text(run.state.value.lower(), style=STYLES[run.state]),
-            compact(run.planned["parameters"]["total"]),
-            compact(run.tokens) if validation else f"{compact(run.tokens)}/{compact(run.planned['tokens'])}",
-            f"{loss:.4f}" if loss is not None else "",
-            f"{validation.perplexity:.3f}" if validation else "",
-            f"{validation.bits_per_byte:.4f}" if validation and validation.bits_per_byte is not None else "",
-            str(run.attempts),
-            run.reason,
+        table.add(
+            [
+                run.run_id,
+                (run.state.value.lower(), STYLES[run.state]),
+                compact(run.planned["parameters"]["total"]),
+                compact(run.tokens) if validation else f"{compact(run.tokens)}/{compact(run.planned['tokens'])}",
+                f"{loss:.4f}" if loss is not None else "",
+                f"{validation.perplexity:.3f}" if validation else "",
+                f"{validation.bits_per_byte:.4f}" if validation and validation.bits_per_byte is not None else "",
+                str(run.attempts),
+                (run.reason, "dim"),
+            ]
         )
-    return table
+    return table.draw()
 
 
 def ledger_line(ledger: Ledger) -> str:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -28,6 +28,10 @@ _ALTERNATIVES = (("batch_sequences", "batch_tokens"), ("decay_steps", "decay_fra
 _OPTIMIZER = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_clip")
 _SCHEDULE = ("warmup_steps", "final_ratio")
 _EXECUTION = tuple(name for name in Resources.model_fields if name in Execution.model_fields)
+_SCHEDULING = ("priority", "gpu", "mfu")
+
+OF_A_CORPUS = ("revision", "paths")
+"""What belongs to the corpus it is stated with, and is left behind with it where another corpus is stated nearer."""
 
 Choice = tuple[Any, Path]
 """A value, and the path of the key that gave it."""
@@ -41,6 +45,10 @@ class SweepRun:
     point: Mapping[str, Any]
     """Axis values: model, size, budget, seed and whatever else varies."""
     priority: int = 0
+    gpu: str | None = None
+    """The card to plan for, by its name in xlstm.accounting.cards; None where none was stated."""
+    mfu: float | None = None
+    """Share of the card's peak to plan with; None where none was stated."""
 
 
 @dataclass
@@ -202,8 +210,8 @@ class _Expansion:
             for detail in error.errors(include_url=False):
                 self._blame(detail, sources, point)
             return None
-        priority = resources["priority"][0] if "priority" in resources else 0
-        return SweepRun(spec, point.values(), priority)
+        scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
+        return SweepRun(spec, point.values(), **scheduling)
 
     def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}
@@ -227,6 +235,8 @@ class _Expansion:
                     self.complain(level[pair[1]][1], f"give {' or '.join(f'`{name}`' for name in pair)}, not both")
                 if taken & set(pair):
                     taken |= set(pair)
+            if "corpus" in taken:
+                taken |= set(OF_A_CORPUS)
             chosen |= {name: choice for name, choice in level.items() if name in names and name not in taken}
         return chosen
 
@@ -235,12 +245,16 @@ class _Expansion:
             if settings.get(name, (None,))[0] is None:
                 self.complain(("data",), f"`data.{name}` is missing")
                 return None
-        values = {name: settings[name][0] for name in ("corpus", "tokenizer", "context_length") if name in settings}
-        revision = settings.get("revision", (None,))[0]
-        paths = tuple(settings.get("paths", ((),))[0] or ())
+        values = {name: value for name, (value, _) in settings.items()}
+        paths = tuple(values.get("paths") or ())
         try:
             return _declared(
-                values["corpus"], values.get("tokenizer") or "bytes", values["context_length"], paths, revision
+                values["corpus"],
+                values.get("tokenizer") or "bytes",
+                values["context_length"],
+                paths,
+                values.get("revision"),
+                values.get("documents") or "continue",
             )
         except (ValueError, OSError) as error:
             about = "tokenizer" if "tokenizer" in str(error) else "paths" if paths else "corpus"
@@ -295,6 +309,7 @@ class _Expansion:
             schedule=Schedule(kind=values.get("schedule") or "cosine", decay_steps=decay, **schedule),
             precision=values.get("precision") or "float32",
             seed=stated["seed"],
+            z_loss=values.get("z_loss"),
         )
 
     def _blame(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
@@ -333,16 +348,27 @@ def _stated(section: Any, path: Path) -> dict[str, Choice]:
 
 @lru_cache(maxsize=256)
 def _declared(
-    corpus: str, tokenizer: str, context_length: int, paths: tuple[str, ...], revision: str | None
+    corpus: str,
+    tokenizer: str,
+    context_length: int,
+    paths: tuple[str, ...],
+    revision: str | None,
+    documents: Literal["continue", "reset"],
 ) -> tuple[Data, int]:
     """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
     if revision is not None:
         vocabulary = stated_vocabulary(canonical_name(tokenizer))
         if vocabulary is None:
             raise ValueError(f"tokenizer {tokenizer}: its vocabulary comes from the corpus: state no revision")
-        data = Data(corpus=corpus, revision=revision, tokenizer=tokenizer, context_length=context_length)
+        data = Data(
+            corpus=corpus,
+            revision=revision,
+            tokenizer=canonical_name(tokenizer),
+            context_length=context_length,
+            documents=documents,
+        )
         return data, model_vocabulary(vocabulary.size)
-    return declare(corpus, tokenizer, context_length, paths)
+    return declare(corpus, tokenizer, context_length, paths, documents)
 
 
 def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:

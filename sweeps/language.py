@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from sweeps.located import Document, Problem, SweepError, nearest
+from xlstm.accounting.cards import CardName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
@@ -47,10 +48,15 @@ class Section(BaseModel):
 class DataSettings(Section):
     """What is trained on."""
 
-    corpus: str | None = Field(None, description="`python-stdlib`, `text:PATH`, `jsonl:PATH`, or another corpus.")
+    corpus: str | None = Field(
+        None, description="`python-stdlib`, `text:PATH`, `jsonl:PATH`, `hf:NAME`, or another corpus."
+    )
     revision: str | None = Field(None, description="Revision of a named corpus; local files are hashed instead.")
     tokenizer: str | None = Field(None, description="`bytes`, or another tokenizer.")
     context_length: Count | None = Field(None, description="Tokens per training sequence.")
+    documents: Literal["continue", "reset"] | None = Field(
+        None, description="Whether state and attention run on from one document into the next, or start anew."
+    )
     paths: list[str] | None = Field(
         None, description="Files or folders of a local corpus, relative to the sweep file that names them."
     )
@@ -75,6 +81,7 @@ class TrainSettings(Section):
     )
     final_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     precision: Literal["float32", "bf16-mixed"] | None = None
+    z_loss: Positive | None = Field(None, description="Weight of the penalty on log²(Z) of the logits; null for none.")
 
 
 class Settings(DataSettings, TrainSettings):
@@ -98,6 +105,10 @@ class Resources(Section):
     checkpoint_every: Count | None = None
     slurm: dict[str, str | int | bool | dict[str, str]] | None = Field(
         None, description="What a job asks of Slurm: partition, account, time and more (docs/slurm.md)."
+    )
+    gpu: CardName | None = Field(None, description="The card to plan for: whether the run fits it, and for how long.")
+    mfu: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Share of the card's peak to plan with until runs have finished and were measured."
     )
     priority: int | None = Field(None, description="Higher starts earlier; runs of equal priority start cheap first.")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from sweeps.language import SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, nearest, parse
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent
 _BUDGETS = ("tokens", "tokens_per_parameter", "flops")
+_CORPUS = ("corpus", "revision", "paths")
 _STACKED = ("rules", "resources")
 """Lists in which what extends comes before what is extended, since the first match wins."""
 
@@ -27,14 +28,14 @@ class Sweep:
     document: Document
 
     @classmethod
-    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Sweep":
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a sweep by path or shipped name; `overrides` are `key.path=value` with YAML values.
 
         SweepError names every problem with file and line.
         """
         document = _read(find(source), ())
-        for override in overrides:
-            document = _override(override).over(document)
+        for override in _joined(overrides):
+            document = override.over(_without_corpus(document) if _states_corpus(override) else document)
         return cls(validate(document), document)
 
     @property
@@ -100,7 +101,35 @@ def _over(document: Document, base: Document) -> Document:
             for key, part in base.value.items()
         }
         base = Document(base.file, kept, base.places)
+    if _states_corpus(document):
+        base = _without_corpus(base)
     return document.over(base, prepend=_STACKED)
+
+
+def _states_corpus(document: Document) -> bool:
+    data = document.value.get("data") if isinstance(document.value, dict) else None
+    return isinstance(data, dict) and "corpus" in data
+
+
+def _without_corpus(document: Document) -> Document:
+    """A document without its corpus and what belongs to it: another is laid over it."""
+    data = document.value.get("data") if isinstance(document.value, dict) else None
+    if not isinstance(data, dict):
+        return document
+    kept = {key: value for key, value in data.items() if key not in _CORPUS}
+    return Document(document.file, document.value | {"data": kept}, document.places)
+
+
+def _joined(overrides: Sequence[str]) -> list[Document]:
+    """Overrides in their order, those of the corpus as one: they name it together."""
+    documents = [_override(text) for text in overrides]
+    about = [one for one in documents if set(one.value) == {"data"} and set(one.value["data"]) <= set(_CORPUS)]
+    if len(about) < 2:
+        return documents
+    first, *others = about
+    for other in others:
+        first = other.over(first)
+    return [first, *(one for one in documents if one not in about)]
 
 
 def _override(text: str) -> Document:
@@ -131,5 +160,11 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
             section["corpus"], _, path = corpus.partition(":")
             paths = [path, *(paths if isinstance(paths, list) else [])]
         if isinstance(paths, list):
-            section["paths"] = [str((folder / path).absolute()) if isinstance(path, str) else path for path in paths]
+            named = section.get("corpus") == "hf"  # perhaps a name on the Hub, and no path
+            section["paths"] = [
+                str((folder / path).absolute())
+                if isinstance(path, str) and not (named and not (folder / path).exists())
+                else path
+                for path in paths
+            ]
     return document

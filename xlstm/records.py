@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from xlstm.accounting import Parameters as Parameters
-from xlstm.spec import Execution, RunSpec
+from xlstm.spec import Evaluation, Execution, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
@@ -131,6 +131,15 @@ class Validation(Record):
     by_source: dict[str, float] = {}
     """Loss by source of the corpus, where it states more than one."""
 
+    def metrics(self) -> dict[str, float]:
+        """The validation as a part of a row of metrics."""
+        named = {
+            Metric.VALIDATION_LOSS: self.loss,
+            Metric.VALIDATION_PERPLEXITY: self.perplexity,
+            Metric.VALIDATION_BITS_PER_BYTE: self.bits_per_byte,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
 
 class Result(Record):
     """`result.json`: what the analysis reads of a completed run."""
@@ -147,6 +156,10 @@ class Result(Record):
     validation: Validation
     wall_seconds: float
     device_hours: float
+    tokens_per_second: float | None = None
+    """Of the gang while it trained: the median over the rows of metrics, without start, validation and checkpoints."""
+    device_name: str | None = None
+    """What the driver calls the GPU; null on CPU."""
     attempts: int
     trunk_id: str | None = None
     quality: list[str] = []
@@ -154,6 +167,10 @@ class Result(Record):
     data_fingerprint: str
     tokenizer: str
     schedule: str
+
+    def answers(self, spec: RunSpec) -> bool:
+        """Whether it was measured as the specification asks."""
+        return self.validation.evaluation == spec.evaluation.fingerprint
 
 
 @dataclass(frozen=True)
@@ -236,6 +253,13 @@ class RunDirectory:
         with self._locked():
             self._write_status(self.status(), state=state, reason=reason)
 
+    def queue(self, reason: str) -> None:
+        """Say that the run waits for its turn, unless a living launcher holds it already."""
+        with self._locked():
+            status = self.status()
+            if status.lease is None or not _is_alive(status.lease):
+                self._write_status(status, state=State.QUEUED, reason=reason)
+
     def request_cancel(self) -> None:
         """Ask whoever carries the run out to end it; submitting it again takes the request back."""
         self._cancel_file.touch()
@@ -255,6 +279,17 @@ class RunDirectory:
             return Result.model_validate_json((self.path / "result.json").read_bytes())
         except FileNotFoundError:
             return None
+
+    def change_evaluation(self, evaluation: Evaluation, attempt: int) -> None:
+        """Say which evaluation the rows from here on are measured by: those of another one before it no longer count.
+
+        Nothing is written where it is the one that is in force.
+        """
+        events, result = self.events("evaluation"), self.result()
+        before = events[-1]["fingerprint"] if events else result.validation.evaluation if result else None
+        if before != evaluation.fingerprint:
+            changed = {"event": "evaluation", "attempt": attempt, "fingerprint": evaluation.fingerprint}
+            self.append_metrics(changed | {"before": before})
 
     def launch(self, attempt: int) -> Launch | None:
         """How attempt `attempt` is carried out, or None where it was never launched."""
@@ -297,12 +332,22 @@ class RunDirectory:
         end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
         return max(0.0, end - launch.started)
 
+    def is_complete(self, spec: RunSpec) -> bool:
+        """Whether the run is trained, and measured as the specification asks."""
+        result = self.result()
+        return result is not None and result.answers(spec)
+
     def acquire(self, token: str) -> "Lease":
-        """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
+        """Take the lease and begin the next attempt.
+
+        LeaseHeldError while another launcher lives; AlreadyCompleteError where one has left nothing to do.
+        """
         with self._locked():
             status = self.status()
             if status.lease is not None and _is_alive(status.lease):
                 raise LeaseHeldError(self.run_id, status.lease)
+            if (self.path / "spec.json").exists() and self.is_complete(self.spec()):
+                raise AlreadyCompleteError(f"{self.run_id} is complete: another launcher trained it meanwhile")
             holder = Holder(
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -325,16 +370,11 @@ class RunDirectory:
         """Rows of the surviving branch, ordered by step.
 
         A row is `{"step", "time", "attempt", <metric name>: value, …}`. A row `{"event": "resume", "attempt", "step"}`
-        says that an attempt continued from `step`: rows of later steps written before it are a dead branch. Other
-        events say what happened and measure nothing.
+        says that an attempt continued from `step`: rows of later steps written before it are a dead branch. A row
+        `{"event": "evaluation", "attempt", "fingerprint", "before"}` says by which evaluation the rows after it are
+        measured: what another one measured before it is dropped. Other events say what happened and measure nothing.
         """
-        rows: list[dict[str, Any]] = []
-        for row in self._all_rows():
-            if row.get("event") == "resume":
-                rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-            elif "event" not in row:
-                rows.append(row)
-        return rows
+        return surviving(self._all_rows())
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Rows `{"event": name, …}`, in the order in which they happened."""
@@ -415,8 +455,33 @@ class LeaseHeldError(RuntimeError):
         super().__init__(f"{run_id} is held by process {holder.pid} on {holder.host}, last seen {since}")
 
 
+class AlreadyCompleteError(RuntimeError):
+    """The run is trained and measured: there is nothing to attempt."""
+
+
 class LeaseLostError(RuntimeError):
     """The lease was taken by another launcher: stop without writing."""
+
+
+def surviving(written: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of rows in the order in which they were written those that count: see `RunDirectory.metrics`."""
+    rows: list[dict[str, Any]] = []
+    for row in written:
+        if row.get("event") == "resume":
+            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+        elif row.get("event") == "evaluation" and row["before"] not in (None, row["fingerprint"]):
+            rows = [kept for earlier in rows if (kept := _without_validation(earlier))]
+        elif "event" not in row:
+            rows.append(row)
+    return rows
+
+
+def _without_validation(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row less what an evaluation measured; None where it held nothing else."""
+    if Metric.VALIDATION_LOSS not in row:
+        return row
+    kept = {key: value for key, value in row.items() if not key.startswith("validation/")}
+    return kept if Metric.LOSS in kept else None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -88,6 +88,12 @@ class Physics(Ring):
     schedule: Schedule = Schedule()
     precision: Literal["float32", "bf16-mixed"] = "float32"
     seed: int = Field(0, ge=0)
+    z_loss: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=lambda value: value is None,  # a run without it is the run it was before there was one
+        description="Weight of the penalty on log²(Z) of the logits, such as 1e-4; null for none.",
+    )
 
     @model_validator(mode="after")
     def _batch_is_whole_sequences_and_budget_at_least_one_step(self) -> Self:

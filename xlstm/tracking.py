@@ -13,18 +13,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlstm.model_card import model_card
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Record, Result, RunDirectory, State, Status, write_json
+from xlstm.records import Record, Result, RunDirectory, State, Status, surviving, write_json
 from xlstm.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
 _ROWS_PER_BATCH = 250
-"""Rows of some eight metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
+"""Rows of some ten metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
 
 _STATUS = {
     State.PLANNED: "SCHEDULED",
@@ -94,6 +95,32 @@ def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> 
     return _parent(client, _experiment(client, sweep, artifacts), sweep)
 
 
+def publish(
+    sweep: str, tracking_uri: str, artifacts: Path, files: Mapping[str, str | Path], *, ended: bool
+) -> str | None:
+    """Put texts and files among the artifacts of a sweep's parent run, replacing what was there.
+
+    `files` maps names of artifacts to a text, or to a file that is called the same.
+
+    `ended` says whether all runs have ended, which the parent run shows. Returns None, or what is wrong.
+    """
+    try:
+        client = _client(tracking_uri, artifacts)
+        parent = parent_run(sweep, tracking_uri, artifacts)
+        for name, content in files.items():
+            if isinstance(content, str):
+                client.log_text(parent, content, name)
+            else:
+                client.log_artifact(parent, str(content), str(Path(name).parent) if "/" in name else None)
+        if ended:
+            client.set_terminated(parent, "FINISHED")
+        else:
+            client.update_run(parent, "RUNNING")
+    except Exception as error:  # as in sync
+        return f"{sweep}: {type(error).__name__}: {_first_line(error)}"
+    return None
+
+
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
     artifacts = run.path.parent.parent / "mlartifacts"
     client = _client(tracking_uri, artifacts)
@@ -114,6 +141,10 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     state = _describe_state(status, result)
     if state != cursor.state:
         _write_state(client, cursor.child, status, result)
+        if result is not None:
+            # MLflow shows it as the description of the run.
+            card = model_card(spec, result, run.launch(result.attempts))
+            client.set_tag(cursor.child, "mlflow.note.content", card)
     write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
 
@@ -201,7 +232,10 @@ def _write_state(client: Any, child: str, status: Status, result: Result | None)
 
 
 def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None]:
-    """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to."""
+    """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to.
+
+    Where another evaluation replaced what was measured, that is all of them: -1.
+    """
     rows: list[dict[str, Any]] = []
     rolled_back_to: int | None = None
     try:
@@ -216,22 +250,31 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("event") == "resume":
-            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-            rolled_back_to = row["step"] if rolled_back_to is None else min(rolled_back_to, row["step"])
-        elif "event" not in row:
-            rows.append(row)
-    return rows, offset + len(whole), rolled_back_to
+        rows.append(row)
+        if row.get("event") in ("resume", "evaluation"):
+            back_to = row["step"] if row["event"] == "resume" else -1
+            rolled_back_to = back_to if rolled_back_to is None else min(rolled_back_to, back_to)
+    return surviving(rows), offset + len(whole), rolled_back_to
 
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""
 
+_VIEW = "scaling"
+_CHARTS = {
+    "orderByKey": "metrics.`validation/perplexity`",  # runs sorted by a metric are not nested under their parent
+    "orderByAsc": True,
+    "runsHiddenMode": "SHOW_ALL",
+    "globalLineChartConfig": {"xAxisKey": "metric", "selectedXAxisMetricKey": "progress/tokens", "lineSmoothness": 0},
+}
+"""A view of the experiment as MLflow's UI saves one that is shared: every run, all metrics against tokens."""
+
+_TAGS = _MODEL_TRAINING | {f"mlflow.sharedViewState.{_VIEW}": json.dumps(_CHARTS)}
+
 
 def charts_link(experiment: str) -> str:
-    """The part of a URL that opens an experiment's charts, unfolded: runs sorted by a metric are not nested."""
-    by = "orderByKey=metrics.%60validation%2Fperplexity%60&orderByAsc=true"
-    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&{by}"
+    """The part of a URL that opens an experiment's charts: all runs, validation perplexity against tokens."""
+    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={_VIEW}"
 
 
 def experiments(tracking_uri: str) -> dict[str, str]:
@@ -247,11 +290,13 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        for key in _TAGS.keys() - found.tags.keys():
+            client.set_experiment_tag(found.experiment_id, key, _TAGS[key])
         return str(found.experiment_id)
     embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
     try:
         location = (artifacts / sweep).as_uri() if embedded and artifacts is not None else None
-        return str(client.create_experiment(sweep, artifact_location=location, tags=_MODEL_TRAINING))
+        return str(client.create_experiment(sweep, artifact_location=location, tags=_TAGS))
     except MlflowException:  # another process was faster
         return str(client.get_experiment_by_name(sweep).experiment_id)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from analysis.fitting import Fit
+    from xlstm.records import Workspace
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
@@ -151,7 +152,7 @@ def _fit(source: str, columns: str | None) -> "tuple[list[Fit], list[str]]":
 
     try:
         frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here())
-        frame, notes = _take_best(source, frame)
+        frame, notes = take_best(workspace_here(), sweep_name(source), frame)
         kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
         if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
             return kept, notes
@@ -163,15 +164,13 @@ def _fit(source: str, columns: str | None) -> "tuple[list[Fit], list[str]]":
     return fits, notes
 
 
-def _take_best(source: str, frame: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+def take_best(workspace: "Workspace", name: str, frame: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
     """Of a searched axis (`best_of` of the sweep) keep the best run per point; returns what lies at an edge, too."""
     import polars as pl
 
-    from orchestrator.plan import load_document, submitted
+    from orchestrator.kept import load_document, submitted
     from orchestrator.selection import best_of
 
-    workspace = workspace_here()
-    name = sweep_name(source)
     if name not in submitted(workspace):
         return frame, []
     document = load_document(workspace, name)

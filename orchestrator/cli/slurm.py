@@ -7,14 +7,14 @@ import typer
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
-    make_console,
-    one_line_errors,
     print_json,
     workspace_here,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from orchestrator.plan import Plan
     from xlstm.records import RunDirectory, Workspace
@@ -51,8 +51,11 @@ def has(workspace: "Workspace", sweep: str) -> bool:
     return (workspace.sweeps / sweep / "slurm").exists()
 
 
-def hand_over(made: "Plan", only: "Plan | None" = None) -> None:
-    """Give what is missing of a plan, or of the part `only`, to Slurm and return: the rest is its and the jobs'."""
+def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> None:
+    """Give what is missing of a plan, or of the part `only`, to Slurm and return: the rest is its and the jobs'.
+
+    InputError where the data cannot be prepared, or Slurm or the site refuses.
+    """
     import uuid
 
     from orchestrator.errors import InputError
@@ -61,8 +64,9 @@ def hand_over(made: "Plan", only: "Plan | None" = None) -> None:
     from orchestrator.tables import plan_summary
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
+    from xlstm.outcome import adopt
 
-    console, workspace = make_console(), made.workspace
+    workspace = made.workspace
     console.print(f"{made.name}: {plan_summary(made.document())}", highlight=False)
     made.save()
     jobs = []
@@ -70,13 +74,14 @@ def hand_over(made: "Plan", only: "Plan | None" = None) -> None:
         directory = workspace.run(run.spec.run_id)
         directory.create(run.spec)
         directory.withdraw_cancel()
+        if adopt(directory, run.spec):
+            continue
         jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
-    with one_line_errors():
-        prepare_data(workspace, [job.spec for job in jobs], console)
-        try:
-            handles = SlurmExecutor(workspace, made.name).submit(jobs)
-        except (SlurmError, ValueError) as error:
-            raise InputError(str(error)) from None
+    prepare_data(workspace, [job.spec for job in jobs], console)
+    try:
+        handles = SlurmExecutor(workspace, made.name).submit(jobs)
+    except (SlurmError, ValueError) as error:
+        raise InputError(str(error)) from None
     console.print(f"{len(handles)} runs are with Slurm; scaling status {made.name} tells how they stand")
 
 
@@ -94,7 +99,7 @@ def reconcile(workspace: "Workspace", sweep: str) -> list[str]:
 def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunDirectory]":
     """End those of the runs that have jobs with Slurm; returns them."""
     from orchestrator.errors import InputError
-    from orchestrator.plan import submitted
+    from orchestrator.kept import submitted
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
 

@@ -46,14 +46,22 @@ def sync() -> None:
 
 
 @data_app.command("prepare")
-def data_prepare(sweep: SweepArgument, override: SetOption = None) -> None:
-    """Make the token shards that a sweep trains on."""
+def data_prepare(
+    sweep: SweepArgument,
+    override: SetOption = None,
+    on: Annotated[str, typer.Option(help="Who tokenizes: local, or the workers of a Ray cluster, ray.")] = "local",
+) -> None:
+    """Make the token shards that a sweep trains on. Who makes them changes nothing in them."""
+    from orchestrator.errors import InputError
     from orchestrator.finding import writable_workspace
     from orchestrator.submission import prepare_data
 
     with one_line_errors():
+        if on not in ("local", "ray"):
+            raise InputError(f"--on {on}: data are prepared on local or ray")
         workspace = writable_workspace()
-        prepare_data(workspace, [run.spec for run in plan_sweep(sweep, override).runs], make_console())
+        specs = [run.spec for run in plan_sweep(sweep, override).runs]
+        prepare_data(workspace, specs, make_console(), "ray" if on == "ray" else "local")
 
 
 @data_app.command("inspect")
@@ -75,9 +83,12 @@ def data_inspect(
 
 
 def _sync_all(workspace: "Workspace", say: bool = False) -> None:
+    from functools import partial
+
+    from orchestrator.cli.live_fit import live_fit
     from orchestrator.errors import InputError
-    from orchestrator.plan import load_document, submitted
-    from orchestrator.shipping import ship
+    from orchestrator.kept import load_document, submitted
+    from orchestrator.shipping import publish, ship
     from xlstm import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
@@ -87,6 +98,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
         slurm.reconcile(workspace, name)
         run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
         shipped, complaint = ship(workspace, name, run_ids)
+        complaint = complaint or publish(workspace, name, partial(live_fit, workspace, name))
         if complaint:
             raise InputError(f"{name}: {complaint}")
         if say:

@@ -25,22 +25,31 @@ from orchestrator.cli.terminal import (
 if TYPE_CHECKING:
     from orchestrator.executors.contract import Executor
     from orchestrator.plan import Plan
+    from xlstm.records import Workspace
 
 app = typer.Typer()
 
 
 @app.command()
-def plan(sweep: SweepArgument, override: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    sweep: SweepArgument,
+    override: SetOption = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a sweep will run, cost and share, before anything is spent."""
     from orchestrator.tables import plan_summary, plan_table
 
-    document = plan_sweep(sweep, override).document()
+    made = plan_sweep(sweep, override)
+    document = made.document(price)
     if as_json:
         print_json(document)
         return
     console = make_console()
-    console.print(plan_table(document))
+    console.print(plan_table(document), soft_wrap=True)
     console.print(plan_summary(document), highlight=False)
+    for misfit in made.misfits:
+        console.print(misfit, highlight=False, style="red", soft_wrap=True)
 
 
 @app.command()
@@ -51,19 +60,18 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
-    from orchestrator.detaching import detach_submission
     from orchestrator.finding import writable_workspace
 
     with one_line_errors():
         workspace = writable_workspace()
-        executor = None if on == "slurm" else _executor(on)
+        executor = None if on == "slurm" else find_executor(on, workspace)
     made = plan_sweep(sweep, override)
     if executor is None:
-        slurm.hand_over(made)
+        with one_line_errors():
+            slurm.hand_over(made, make_console())
     elif detach:
         made.save()
-        pid, log = detach_submission(workspace, made.name, on)
-        print(f"process {pid} carries out {made.name}; its log is {log}")
+        print(_detach(made, on))
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
     else:
         _carry_out(made, executor, sweep)
@@ -72,7 +80,7 @@ def submit(
 @app.command()
 def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> None:
     """Show how submitted sweeps stand."""
-    from orchestrator.plan import submitted
+    from orchestrator.kept import submitted
     from orchestrator.status import look
     from orchestrator.tables import ledger_line, runs_table
 
@@ -92,7 +100,7 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     for standing in standings:
         counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
         console.print(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", highlight=False, style="bold")
-        console.print(runs_table(standing.runs))
+        console.print(runs_table(standing.runs), soft_wrap=True)
         console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
@@ -130,7 +138,7 @@ def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A su
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.cancelling import cancel as cancel_runs
     from orchestrator.finding import find_run
-    from orchestrator.plan import load_document, submitted
+    from orchestrator.kept import load_document, submitted
 
     workspace = workspace_here()
     with one_line_errors():
@@ -159,7 +167,8 @@ def retry(sweep: NameArgument) -> None:
         return
     only = replace(made, runs=again)
     if slurm.has(made.workspace, made.name):
-        slurm.hand_over(made, only)
+        with one_line_errors():
+            slurm.hand_over(made, make_console(), only)
     else:
         _carry_out(made, LocalExecutor(), sweep, only=only)
 
@@ -174,6 +183,9 @@ def schema() -> None:
 
 def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | None" = None) -> None:
     """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
+    from functools import partial
+
+    from orchestrator.cli.live_fit import live_fit
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
@@ -187,15 +199,32 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     statuses = {}
     if part.missing:
         with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
-            statuses = carry_out(made.workspace, made.name, part.document()["runs"], part.launches, executor, console)
+            fit = partial(live_fit, made.workspace, made.name)
+            rows = part.document()["runs"]
+            statuses = carry_out(made.workspace, made.name, rows, part.launches, executor, console, fit)
     standing = look(made.workspace, made.name)
-    console.print(runs_table(standing.runs))
+    console.print(runs_table(standing.runs), soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
 
 
-def _executor(on: str) -> "Executor":
+def _detach(made: "Plan", on: str) -> str:
+    """Have a kept sweep carried out in the background; says by whom."""
+    from orchestrator.detaching import detach_submission, log_file
+
+    log = log_file(made.workspace, made.name)
+    if on == "local":
+        return f"process {detach_submission(made.workspace, made.name)} carries out {made.name}; its log is {log}"
+    from orchestrator.keeper import keep
+
+    if keep(made.workspace, made.name, os.environ.get("RAY_ADDRESS")):
+        return f"the cluster carries out {made.name}; its log is {log}"
+    return f"the cluster carries out {made.name} already, and will look again when it has done so; its log is {log}"
+
+
+def find_executor(on: str, workspace: "Workspace") -> "Executor":
+    """The executor of a name, `local` or `ray`. InputError for another name, and where Ray is not installed."""
     from orchestrator.errors import InputError
     from sweeps.located import nearest
 
@@ -208,5 +237,5 @@ def _executor(on: str) -> "Executor":
             from orchestrator.executors.ray import RayExecutor
         except ImportError:
             raise InputError("--on ray needs Ray: pip install 'scaling-orchestrator[ray]'") from None
-        return RayExecutor(workspace_here(), os.environ.get("RAY_ADDRESS"))
+        return RayExecutor(workspace, os.environ.get("RAY_ADDRESS"))
     raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'ray', 'slurm'))}")

@@ -1,14 +1,14 @@
 """This machine: a queue over its devices, one supervisor process per running job.
 
-A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores. Jobs start in the order submitted; none
-overtakes, so that a large one is not starved. Everything dies with this process.
+A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores. Jobs start in the order submitted; while
+one waits for more than is free, later ones may overtake it, but take no more slots in all than it asks for itself:
+devices do not idle, and a large job is not starved by small ones. Everything dies with this process.
 """
 
 import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator import supervisor
 from orchestrator.executors.contract import Handle, Job, JobState
 from xlstm.processes import die_with_parent, kill_tagged
+from xlstm.records import RunDirectory
 
 
 @dataclass
@@ -25,13 +26,24 @@ class _Running:
 
 
 @dataclass
+class _Waiting:
+    job: Job
+    slots: int
+    overtaken: int = 0
+    """Slots of later jobs that have started before it."""
+
+    def lets_past(self, slots: int) -> bool:
+        return self.overtaken + slots <= self.slots
+
+
+@dataclass
 class LocalExecutor:
     """Runs jobs on this machine's GPUs, or on its cores where it has none."""
 
     name: str = "local"
     gpus: int = field(default_factory=supervisor.count_gpus)
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    _queue: deque[Job] = field(default_factory=deque)
+    _queue: list[_Waiting] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _free: list[int] = field(default_factory=list)
@@ -46,9 +58,13 @@ class LocalExecutor:
                 raise ValueError(f"{job.run.run_id} asks for {job.spec.execution.nodes} nodes; this machine is one")
             if self.gpus and self._slots(job) > self.gpus:
                 raise ValueError(f"{job.run.run_id} asks for {self._slots(job)} GPUs; this machine has {self.gpus}")
-        self._queue.extend(jobs)
+        self._queue += [_Waiting(job, self._slots(job)) for job in jobs]
         self._start_what_fits()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
+
+    def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
+        """None: what this machine carries dies with the process that submitted it."""
+        return []
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job; starts what fits into the slots that became free."""
@@ -63,8 +79,8 @@ class LocalExecutor:
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
         tokens = {handle.job for handle in handles}
-        self._ended |= {job.token for job in self._queue if job.token in tokens}
-        self._queue = deque(job for job in self._queue if job.token not in tokens)
+        self._ended |= {waiting.job.token for waiting in self._queue if waiting.job.token in tokens}
+        self._queue = [waiting for waiting in self._queue if waiting.job.token not in tokens]
         ending = {token: running for token, running in self._running.items() if token in tokens}
         for running in ending.values():
             running.process.send_signal(signal.SIGTERM)
@@ -96,11 +112,16 @@ class LocalExecutor:
         return min(execution.ranks * (execution.threads_per_rank or 1), self.cores)
 
     def _start_what_fits(self) -> None:
-        while self._queue and self._slots(self._queue[0]) <= len(self._free):
-            job = self._queue.popleft()
-            slots = tuple(self._free[: self._slots(job)])
-            self._free = self._free[len(slots) :]
-            self._running[job.token] = _Running(self._start(job, slots), slots)
+        ahead: list[_Waiting] = []
+        for waiting in self._queue:
+            if waiting.slots > len(self._free) or not all(one.lets_past(waiting.slots) for one in ahead):
+                ahead.append(waiting)
+                continue
+            for one in ahead:
+                one.overtaken += waiting.slots
+            slots, self._free = tuple(self._free[: waiting.slots]), self._free[waiting.slots :]
+            self._running[waiting.job.token] = _Running(self._start(waiting.job, slots), slots)
+        self._queue = ahead
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
         arguments = ["--parent", str(os.getpid())]

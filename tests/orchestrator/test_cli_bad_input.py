@@ -80,6 +80,7 @@ def test_a_port_in_use_is_named_with_the_next_one(scaling: Any) -> None:
         (("plan", "quickstart", "--set", "train.learning_rate"), "write key.path=value"),
         (("plan", "quickstart", "--set", "train.learning_rate=fast"), "input should be a valid number"),
         (("submit", "quickstart", "--on", "lokal"), "did you mean `local`?"),
+        (("submit", "xlstm-125m-2.7b"), "for files of yours: --set data.corpus=KIND:PATH"),
         (("status", "quickstart"), "no sweep `quickstart`"),
         (("logs", "nothing"), "no run `nothing`"),
         (("generate", "nothing"), "no run `nothing`"),

@@ -24,6 +24,7 @@ def test_a_sweep_is_trained_once_and_extended_by_what_is_new(scaling: Any, write
     assert all(run["validation"]["perplexity"] > 1 for run in status["runs"])
     assert status["ledger"]["spent"]["tokens"] == 2560 + 5120
     assert status["ledger"]["wasted"]["tokens"] == 0
+    assert_the_plan_was_right(workspace, scaling("plan", path, "--json").json)
     results = {run["run_id"]: (workspace.run(run["run_id"]).path / "result.json").stat() for run in status["runs"]}
 
     again = scaling.run("submit", path)
@@ -42,6 +43,21 @@ def test_a_sweep_is_trained_once_and_extended_by_what_is_new(scaling: Any, write
     assert text.out.startswith("12 squared")
     assert "rank-0" in scaling("logs", status["runs"][0]["run_id"]).out
     assert "physics.tokens: 2560 | 5120" in scaling("diff", *(run["run_id"] for run in status["runs"])).out
+
+
+def assert_the_plan_was_right(workspace: Workspace, plan: Any) -> None:
+    """Metrics and checkpoints are those expected, and what is measured takes the place of what was stated."""
+    for planned in plan["runs"]:
+        run = workspace.run(planned["run_id"])
+        rows = run.metrics()
+        assert planned["expected_points"].keys() <= {name for row in rows for name in row}
+        for name, points in planned["expected_points"].items():
+            assert sum(name in row for row in rows) == points, name
+        stored = sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
+        kept = len([folder for folder in run.checkpoints.iterdir() if run.has_checkpoint(int(folder.name[5:]))])
+        tensors = 12 * planned["parameters"]["total"] * kept
+        assert planned["disk_gib"] * 2**30 == tensors <= stored
+        assert planned["device_hours_basis"] == "measured"
 
 
 def test_ctrl_c_leaves_checkpoints_and_says_how_to_continue(scaling: Any, write_sweep: WriteSweep) -> None:

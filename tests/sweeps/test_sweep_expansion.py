@@ -45,6 +45,16 @@ def test_a_point_named_twice_is_one_run(load: Load) -> None:
     assert len(load(include=[{"seed": 0}]).runs) == 1
 
 
+def test_documents_and_z_loss_are_physics_and_leaving_them_out_keeps_the_run(load: Load) -> None:
+    (plain,) = load().runs
+    (reset,) = load(overrides=("data.documents=reset",)).runs
+    (penalised,) = load(overrides=("train.z_loss=1e-4",)).runs
+    assert reset.spec.physics.data.documents == "reset"
+    assert penalised.spec.physics.z_loss == 1e-4
+    assert len({plain.spec.run_id, reset.spec.run_id, penalised.spec.run_id}) == 3
+    assert "z_loss" not in plain.spec.canonical_payload()["physics"]
+
+
 def test_the_first_matching_rule_wins_per_key_and_the_point_wins_over_rules(load: Load) -> None:
     sweep = load(
         grid=GRID | {"seed": [0, 1], "beta1": [0.8]},
@@ -119,6 +129,22 @@ def test_an_override_lies_over_the_file(load: Load) -> None:
     sweep = load(overrides=("train.learning_rate=3e-3", "grid.seed=[0, 7]"))
     assert points(sweep, "seed") == [(0,), (7,)]
     assert sweep.runs[0].spec.physics.optimizer.learning_rate == 3e-3
+
+
+def test_another_corpus_leaves_the_revision_and_paths_of_the_one_it_replaces_behind(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text to train on, and some more of it. " * 50)
+    named = load(data={"corpus": "slimpajama", "revision": "627B", "context_length": 64})
+    assert named.runs[0].spec.physics.data.revision == "627B"
+    path = tmp_path / "named.yaml"
+    path.write_text(named.dump())
+    spelled = load(data={"corpus": "text", "context_length": 64, "paths": ["a.txt"]}).runs[0].spec
+    overridden = Sweep.load(path, [f"data.corpus=text:{tmp_path / 'a.txt'}"]).runs[0].spec
+    extended = load("name: other\nextends: named.yaml\ndata: {corpus: 'text:a.txt'}\n").runs[0].spec
+    rule = {"set": {"corpus": "text:a.txt"}}
+    ruled = load(data={"corpus": "slimpajama", "revision": "627B", "context_length": 64}, rules=[rule]).runs[0].spec
+    assert {spec.run_id for spec in (overridden, extended, ruled)} == {spelled.run_id}
+    together = Sweep.load(path, ["data.revision=v2", "data.corpus=other"]).runs[0].spec.physics.data
+    assert (together.corpus, together.revision) == ("other", "v2")
 
 
 def test_a_sweep_extends_another_and_states_only_what_differs(load: Load, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """MLflow equals the files, whatever happened to either."""
 
+import json
 import multiprocessing
 import sys
 import time
@@ -13,7 +14,7 @@ from xlstm.models.configs import LlamaConfig
 from xlstm.models.naming import size_label
 from xlstm.records import Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
 from xlstm.spec import Data, Optimizer, Physics, RunSpec
-from xlstm.tracking import open_store, sync
+from xlstm.tracking import charts_link, experiments, open_store, sync
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 SWEEP = "a-sweep"
@@ -140,6 +141,19 @@ def test_a_row_torn_in_the_middle_is_shipped_once_it_is_whole(store: str, run: R
     run.metrics_file.write_bytes(whole)
     sync(run, SWEEP, store)
     assert history(store, run) == of_files(run)
+
+
+def test_the_link_to_the_charts_names_a_view_the_experiment_holds_even_if_it_was_made_without(
+    store: str, run: RunDirectory
+) -> None:
+    client = MlflowClient(store)
+    made = client.create_experiment("made-before")
+    sync(run, "made-before", store)
+    key = charts_link(made).rpartition("viewStateShareKey=")[2]
+    view = json.loads(client.get_experiment(made).tags[f"mlflow.sharedViewState.{key}"])
+    assert view["globalLineChartConfig"]["selectedXAxisMetricKey"] == "progress/tokens"
+    assert client.get_experiment(made).tags["mlflow.experimentKind"] == "custom_model_development"
+    assert experiments(store)["made-before"] == made
 
 
 def test_a_child_deleted_by_hand_comes_back_whole(store: str, run: RunDirectory) -> None:

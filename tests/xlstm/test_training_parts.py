@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import dispatch
+from xlstm.models import head
 from xlstm.models.configs import LlamaConfig
 from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
 from xlstm.training.micro_batch import micro_batch
@@ -90,6 +91,30 @@ def test_runs_that_differ_in_anything_else_share_nothing() -> None:
 def test_a_run_shorter_than_its_schedule_is_refused(schedule: Schedule) -> None:
     with pytest.raises(ValueError, match="a run of 100 steps is shorter than its warm-up"):
         physics(100, schedule)
+
+
+@pytest.mark.parametrize("chunk", [2**24, 256 * 5])
+def test_z_loss_changes_the_gradient_and_not_the_loss(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_LOGITS", chunk)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 7, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(256, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    projection = torch.nn.Linear(16, 256, bias=False, dtype=torch.float64)
+    projection.weight.data.copy_(weight.data)
+    targets = torch.randint(256, (2, 7), generator=generator)
+    targets[0, 3] = -100
+    plain = head.logits_or_losses(hidden, projection, targets)
+    with head.z_loss(0.5):
+        losses = head.logits_or_losses(hidden, projection, targets)
+    assert torch.equal(losses, plain)
+    ours = torch.autograd.grad(losses.sum(), [hidden, projection.weight])
+    # Written out: each counted token pays -log p + 0.5 log²(Z).
+    logits = hidden @ weight.T
+    log_z = logits.exp().sum(-1).log()
+    chosen = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    paid = torch.where(targets == -100, 0.0, log_z - chosen + 0.5 * log_z**2).sum()
+    for mine, theirs in zip(ours, torch.autograd.grad(paid, [hidden, weight]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_the_micro_batch_is_the_largest_that_fits_and_divides() -> None:

@@ -10,6 +10,8 @@ A family's file has `blocks(config, sequence)`, the cost of each block; `outside
 embedding nor head; and `saved(config, sequence)`, what each block keeps for its backward pass.
 """
 
+from functools import lru_cache
+
 from pydantic import BaseModel, ConfigDict
 
 from xlstm.accounting.cost import Cost, Sequence, total
@@ -41,6 +43,7 @@ class Parameters(BaseModel):
     non_embedding_with_head: int
 
 
+@lru_cache(maxsize=4096)
 def parameters(config: ModelConfig) -> Parameters:
     """Parameters of the model of a configuration."""
     inner = total(costs(config, Sequence(1, 1, True))).parameters
@@ -74,6 +77,7 @@ def flops_per_token(
     return Cost(cost.parameters, passes * cost.products, passes * cost.recurrence)
 
 
+@lru_cache(maxsize=4096)
 def training_flops_per_token(config: ModelConfig, context_length: int) -> float:
     """FLOPs per trained token by the convention `exact`: forward and backward, head included."""
     return flops_per_token(config, context_length, backward=True).flops

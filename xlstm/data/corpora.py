@@ -1,7 +1,8 @@
 """Corpora: where documents come from, in which order, and to which split each belongs.
 
 A corpus is a list of files and a way to read documents from one of them; `CORPORA` is the table: the text of Python's
-own library, text files, JSON lines (also .gz and .zst), Parquet, Arrow as `datasets` saves it, and ready token files.
+own library, text files, JSON lines (also .gz and .zst), Parquet, Arrow as `datasets` saves it, whatever that library
+opens (`hf`), and ready token files.
 Documents are read in the order of the files' names, so a corpus is the same on every machine that holds the same files.
 Bad input raises `CorpusError`, which names the file, the place and what would be right. Imports without torch.
 """
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
-from xlstm.data import columnar, layouts
+from xlstm.data import columnar, hub, layouts
 from xlstm.data.tokenizers import Vocabulary
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
@@ -90,7 +91,10 @@ class CorpusKind:
 def open_corpus(corpus: str, paths: Sequence[str]) -> "Corpus":
     """Find the files of a corpus. CorpusError for an unknown name, and for paths that are missing or hold nothing."""
     if corpus not in CORPORA:
-        raise CorpusError(f"unknown corpus {corpus!r}; known are {', '.join(sorted(CORPORA))}")
+        raise CorpusError(
+            f"unknown corpus {corpus!r}; known are {', '.join(sorted(CORPORA))}; "
+            "for files of yours: --set data.corpus=KIND:PATH, such as jsonl:PATH"
+        )
     return Corpus(corpus, tuple(CORPORA[corpus].find(paths)))
 
 
@@ -162,12 +166,17 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
     for path, _ in found:
         if path.stat().st_size == 0:
             raise CorpusError(f"{path}: the file is empty")
+    return _assign_splits(found)
+
+
+def _assign_splits(found: Sequence[tuple[Path, str]]) -> list[CorpusFile]:
     splits = [_stated_split(name) for _, name in found]
     if not {"train", "validation"} <= set(splits):
         splits = [None] * len(found)  # names that state no whole split state none
     elif None in splits:
-        stray = found[splits.index(None)][0]
-        raise CorpusError(f"{stray}: other files are named after splits (train, validation, test), this one is not")
+        path, name = found[splits.index(None)]
+        what = path if path.name == Path(name).name else f"{path}: {name}"
+        raise CorpusError(f"{what}: others are named after splits (train, validation, test), this one is not")
     return [CorpusFile(path, name, split) for (path, name), split in zip(found, splits, strict=True)]
 
 
@@ -236,6 +245,35 @@ def _read_columns(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
         raise CorpusError(str(error)) from None
 
 
+def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
+    """The splits of a dataset, as if each were a file of that name."""
+    if len(paths) != 1:
+        raise CorpusError("corpus hf takes one dataset: hf:NAME on the Hub, hf:NAME:SUBSET, or hf:FOLDER")
+    try:
+        return _assign_splits([(Path(paths[0]), name) for name in hub.splits(paths[0])])
+    except hub.HubError as error:
+        raise CorpusError(str(error)) from None
+
+
+def _read_dataset(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
+    try:
+        for number, (text, meta) in enumerate(hub.rows(str(file.path), file.name)):
+            if not isinstance(text, str):
+                raise CorpusError(
+                    f"hf:{file.path}: row {number} of {file.name} holds {type(text).__name__} as its text"
+                )
+            yield Document(text, key=text, source=_source_of(meta))
+    except hub.HubError as error:
+        raise CorpusError(str(error)) from None
+
+
+def _dataset_revision(files: Sequence[CorpusFile]) -> str:
+    try:
+        return hub.revision(str(files[0].path))
+    except hub.HubError as error:
+        raise CorpusError(str(error)) from None
+
+
 def _read_tokens(file: CorpusFile, vocabulary: Vocabulary | None) -> Iterator[Document]:
     assert vocabulary is not None
     try:
@@ -300,5 +338,6 @@ CORPORA: dict[str, CorpusKind] = {
     ),
     "parquet": CorpusKind(functools.partial(_find_files, (".parquet",)), _read_columns, _content_revision),
     "arrow": CorpusKind(functools.partial(_find_files, (".arrow",)), _read_columns, _content_revision),
+    "hf": CorpusKind(_find_dataset, _read_dataset, _dataset_revision),
     "tokens": CorpusKind(functools.partial(_find_files, (".bin",)), _read_tokens, _token_revision),
 }

@@ -8,16 +8,15 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from xlstm.data.corpora import Corpus, CorpusError, Document, SplitName, open_corpus
+from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, write_manifest
 from xlstm.data.tokenizers import (
-    PlainIds,
     Tokenizer,
-    Tokens,
     Vocabulary,
     canonical_name,
     load_tokenizer,
@@ -29,7 +28,8 @@ from xlstm.data.tokenizers import (
 from xlstm.records import Workspace
 from xlstm.spec import Data, canonical
 
-_BATCH_LENGTH = 1 << 22
+T = TypeVar("T")
+
 _TOKENIZER = "tokenizer.json"
 
 
@@ -59,10 +59,17 @@ def declare(
     return data, model_vocabulary(vocabulary.size)
 
 
-def prepare(data: Data, paths: Sequence[str], workspace: Workspace, tokenizer_path: str | None = None) -> Manifest:
+def prepare(
+    data: Data,
+    paths: Sequence[str],
+    workspace: Workspace,
+    tokenizer_path: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+) -> Manifest:
     """Make the token shards of `data` under the workspace, or find them made. Safe to call from many processes.
 
-    `tokenizer_path` is the file of a tokenizer that lives in one. CorpusError where the corpus of this machine is not
+    `tokenizer_path` is the file of a tokenizer that lives in one. `engine` says whether this machine tokenizes, or the
+    workers of a Ray cluster: the shards are the same, bit for bit. CorpusError where the corpus of this machine is not
     the declared one; DataDriftError where prepared files changed.
     """
     folder = data_folder(data, workspace)
@@ -73,7 +80,7 @@ def prepare(data: Data, paths: Sequence[str], workspace: Workspace, tokenizer_pa
             aside = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            _write(data, paths, tokenizer_path, aside)
+            _write(data, paths, tokenizer_path, engine, aside)
             os.rename(aside, folder)
         return PreparedData.open(folder).manifest
 
@@ -95,14 +102,28 @@ def assigned_documents(corpus: Corpus, vocabulary: Vocabulary | None = None) -> 
     Where files do not state splits and chance leaves validation empty, the last document is held out; of a single
     document, the last tenth (the usual cut of tiny Shakespeare).
     """
-    held: tuple[SplitName, Document] | None = None
+
+    def divide(document: Document) -> tuple[Document, Document]:
+        cut = document.length * 9 // 10
+        if cut == 0:
+            raise CorpusError(f"corpus {corpus.name} holds a single character: too little to train and to validate on")
+        return document.part(0, cut), document.part(cut, document.length)
+
+    stated = ((corpus.split_of(file, d), d) for file in corpus.files for d in corpus.documents(file, vocabulary))
+    return _assigned(corpus, stated, divide)
+
+
+def _assigned(
+    corpus: Corpus, stated: Iterator[tuple[SplitName, T]], divide: Callable[[T], tuple[T, T]]
+) -> Iterator[tuple[SplitName, T]]:
+    """`assigned_documents` for whatever stands for documents; `divide` cuts a single one in two."""
+    held: tuple[SplitName, T] | None = None
     seen: set[SplitName] = set()
-    for file in corpus.files:
-        for document in corpus.documents(file, vocabulary):
-            if held is not None:
-                seen.add(held[0])
-                yield held
-            held = (corpus.split_of(file, document), document)
+    for item in stated:
+        if held is not None:
+            seen.add(held[0])
+            yield held
+        held = item
     if held is None:
         raise CorpusError(f"corpus {corpus.name} holds no document")
     split, last = held
@@ -113,11 +134,9 @@ def assigned_documents(corpus: Corpus, vocabulary: Vocabulary | None = None) -> 
     elif seen:
         yield "train", last
     else:
-        cut = last.length * 9 // 10
-        if cut == 0:
-            raise CorpusError(f"corpus {corpus.name} holds a single character: too little to train and to validate on")
-        yield "train", last.part(0, cut)
-        yield "validation", last.part(cut, last.length)
+        first, second = divide(last)
+        yield "train", first
+        yield "validation", second
 
 
 def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
@@ -126,7 +145,9 @@ def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
     return load_tokenizer(data.tokenizer, saved.read_text(encoding="utf-8") if saved.exists() else None)
 
 
-def _write(data: Data, paths: Sequence[str], tokenizer_path: str | None, folder: Path) -> None:
+def _write(
+    data: Data, paths: Sequence[str], tokenizer_path: str | None, engine: Literal["local", "ray"], folder: Path
+) -> None:
     corpus = open_corpus(data.corpus, paths)
     if corpus.revision != data.revision:
         raise CorpusError(
@@ -135,13 +156,12 @@ def _write(data: Data, paths: Sequence[str], tokenizer_path: str | None, folder:
         )
     tokenizer = _tokenizer(corpus, data.revision, data.tokenizer, tokenizer_path)
     dtype = token_dtype(tokenizer.vocabulary)
-    vocabulary = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
+    encoded = _encoded_here if engine == "local" else _encoded_on_ray
     writers: dict[str, SplitWriter] = {}
-    for batch in _batches(assigned_documents(corpus, vocabulary)):
-        for split, document, tokens, text_bytes in _encoded(batch, tokenizer):
-            if split not in writers:
-                writers[split] = SplitWriter(folder, split, dtype, tokenizer.end_of_document)
-            writers[split].add(tokens, text_bytes, document.source)
+    for split, document in encoded(corpus, data.tokenizer, tokenizer):
+        if split not in writers:
+            writers[split] = SplitWriter(folder, split, dtype, tokenizer.end_of_document)
+        writers[split].add(document.tokens, document.text_bytes, document.source)
     saved = tokenizer.save()
     if saved is not None:
         (folder / _TOKENIZER).write_text(saved, encoding="utf-8")
@@ -157,32 +177,19 @@ def _write(data: Data, paths: Sequence[str], tokenizer_path: str | None, folder:
     write_manifest(folder, manifest)
 
 
-def _encoded(
-    batch: list[tuple[SplitName, Document]], tokenizer: Tokenizer
-) -> Iterator[tuple[SplitName, Document, Tokens, int]]:
-    """(split, document, token ids, UTF-8 bytes of its text) of each document."""
-    if batch[0][1].tokens is None:
-        encoded = tokenizer.encode([document.text for _, document in batch])
-        for (split, document), tokens in zip(batch, encoded, strict=True):
-            yield split, document, tokens, len(document.text.encode())
-        return
-    for split, document in batch:
-        assert document.tokens is not None
-        # Ids without their tokenizer stand for no known text: then there are no bits per byte.
-        text = "" if isinstance(tokenizer, PlainIds) else tokenizer.decode(document.tokens)
-        yield split, document, document.tokens, len(text.encode())
+def _encoded_here(corpus: Corpus, name: str, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
+    vocabulary = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
+    for batch in batches(assigned_documents(corpus, vocabulary)):
+        yield from ((one.split, one) for one in encode(batch, tokenizer))
 
 
-def _batches(documents: Iterator[tuple[SplitName, Document]]) -> Iterator[list[tuple[SplitName, Document]]]:
-    batch, size = [], 0
-    for item in documents:
-        batch.append(item)
-        size += item[1].length
-        if size >= _BATCH_LENGTH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _encoded_on_ray(corpus: Corpus, name: str, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
+    from xlstm.data.distributed import encoded_on_ray
+
+    def divide(document: Encoded) -> tuple[Encoded, Encoded]:
+        raise CorpusError(f"corpus {corpus.name} holds a single document: prepare it on one machine")
+
+    return _assigned(corpus, ((one.split, one) for one in encoded_on_ray(corpus, name, tokenizer)), divide)
 
 
 @functools.lru_cache(maxsize=64)

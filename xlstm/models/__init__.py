@@ -6,6 +6,7 @@ Every model is a plain `nn.Module` that knows nothing of devices and parallelism
   (loss of every token in nats, state); see `LanguageModel`.
 - `model.blocks` is the list of blocks: the unit of sharding, checkpointing and compilation.
 - `model.decays(name, parameter)` says whether a parameter takes weight decay.
+- a submodule with `keeps_float32 = True` has its own parameters left in float32 by mixed precision.
 - `model.initialize_parameter(name, parameter, generator)` fills one parameter; see `initialization`.
 """
 

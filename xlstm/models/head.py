@@ -1,5 +1,8 @@
 """From the last hidden vectors to what a model returns: logits, or each token's loss without all logits at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +14,23 @@ IGNORED = -100
 """The target that is not counted: its loss is 0."""
 CHUNK_LOGITS = 2**24
 """Logits held at once (64 MiB in float32): those of a whole batch would dwarf the model."""
+
+
+_z_loss: ContextVar[float] = ContextVar("z_loss", default=0.0)
+
+
+@contextmanager
+def z_loss(coefficient: float) -> Iterator[None]:
+    """Within it, the gradient of each token's loss is that of `loss + coefficient * log(Z)²`; its value stays the loss.
+
+    Z is the sum of the exponentials of the logits: the penalty keeps them from drifting away from zero together, which
+    the loss does not see and low precision does (Chowdhery et al. 2022, arXiv 2204.02311, section 5, with 1e-4).
+    """
+    before = _z_loss.set(coefficient)
+    try:
+        yield
+    finally:
+        _z_loss.reset(before)
 
 
 class Head(Protocol):
@@ -36,10 +56,11 @@ def logits_or_losses(hidden: Tensor, head: Head, targets: Tensor | None, soft_ca
         )
     rows, labels = hidden.flatten(0, 1), targets.flatten()
     chunk = max(1, CHUNK_LOGITS // head.out_features)
+    penalty = _z_loss.get()
     if rows.shape[0] <= chunk:
-        return _losses(rows, head, labels, soft_cap).view(targets.shape)
+        return _losses(rows, head, labels, soft_cap, penalty).view(targets.shape)
     losses = [
-        checkpoint(_losses, part, head, label, soft_cap, use_reentrant=False)
+        checkpoint(_losses, part, head, label, soft_cap, penalty, use_reentrant=False)
         for part, label in zip(rows.split(chunk), labels.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
@@ -50,7 +71,11 @@ def _logits(hidden: Tensor, head: Head, soft_cap: float | None) -> Tensor:
     return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
 
 
-def _losses(rows: Tensor, head: Head, labels: Tensor, soft_cap: float | None) -> Tensor:
+def _losses(rows: Tensor, head: Head, labels: Tensor, soft_cap: float | None, penalty: float) -> Tensor:
     logits = _logits(rows, head, soft_cap)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
+    if penalty == 0.0:
+        return losses
+    squares = penalty * logits.logsumexp(dim=-1).square().masked_fill(labels == IGNORED, 0.0)
+    return losses + (squares - squares.detach())

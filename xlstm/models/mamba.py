@@ -5,7 +5,7 @@ embedding and the head are untied, as the xLSTM paper's counts say (the authors'
 """
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,9 @@ class Mamba(nn.Module):
 class Block(nn.Module):
     """x + Mixer(norm(x)): convolution and selective scan of one half, gated by the other."""
 
+    keeps_float32: ClassVar[bool] = True
+    """Rates and skip stay float32 in mixed precision, as the authors keep A and D: a scan compounds their rounding."""
+
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         d, inner, state_dim = config.embedding_dim, config.inner_dim, config.state_dim
@@ -118,7 +121,7 @@ class Block(nn.Module):
         rates = -torch.exp(_at_least_float32(self.log_rates))
         y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.scan if state else None, resets=resets)
         y = (y + u * self.skip) * F.silu(gate)
-        return x + self.out(y), BlockState(conv, scan)
+        return x + self.out(y.to(x.dtype)), BlockState(conv, scan)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ the embedding. Untied embedding and head.
 """
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,9 @@ class Block(nn.Module):
 class TimeMix(nn.Module):
     """WKV of keys and values that see this token and the one before, gated by the receptance."""
 
+    keeps_float32: ClassVar[bool] = True
+    """Decay and bonus stay float32 in mixed precision, as the author keeps them: sums compound their rounding."""
+
     def __init__(self, d: int) -> None:
         super().__init__()
         self.decay = nn.Parameter(torch.empty(d))
@@ -145,9 +148,9 @@ class TimeMix(nn.Module):
         self, x: Tensor, before: Tensor, sums: WKVState | None, resets: Tensor | None
     ) -> tuple[Tensor, WKVState]:
         """`x` and the tokens `before` each, (batch, time, d): result of the same shape, and the sums afterwards."""
-        key = self.key(torch.lerp(before, x, self.shift_key))
-        value = self.value(torch.lerp(before, x, self.shift_value))
-        receptance = torch.sigmoid(self.receptance(torch.lerp(before, x, self.shift_receptance)))
+        key = self.key(torch.lerp(before, x, self.shift_key.to(x.dtype)))
+        value = self.value(torch.lerp(before, x, self.shift_value.to(x.dtype)))
+        receptance = torch.sigmoid(self.receptance(torch.lerp(before, x, self.shift_receptance.to(x.dtype))))
         decay = -torch.exp(self.decay.to(torch.promote_types(self.decay.dtype, torch.float32)))
         averaged, sums = wkv(key, value, decay, self.bonus, initial_state=sums, resets=resets)
         return self.out(receptance * averaged), sums

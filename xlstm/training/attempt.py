@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from xlstm.data import open_prepared
+from xlstm.outcome import leave_result
 from xlstm.records import (
     Launch,
     Lease,
@@ -16,7 +17,6 @@ from xlstm.records import (
     State,
     Verdict,
     Workspace,
-    write_json,
 )
 from xlstm.spec import RunSpec, shared_steps
 from xlstm.training.checkpoints import (
@@ -89,6 +89,7 @@ class _Attempt:
             keep.add(physics.undecided_steps)  # a longer budget asked for later starts there
         self.checkpointer = Checkpointer(self.lease, self.gang, self.spec.execution.keep_checkpoints, keep)
         self.saved_step: int | None = None
+        self.began = 0
         self.checkpoint_at = keep
 
     @property
@@ -99,6 +100,7 @@ class _Attempt:
     def train(self) -> Verdict:
         """Start where the run stands, train, and leave the result. Returns the verdict."""
         self._find_start()
+        self.began = self.trainer.step
         try:
             finished = self.trainer.train(self._at_boundary)
         except DivergedError as error:
@@ -113,11 +115,8 @@ class _Attempt:
             return Verdict(state=State.PREEMPTED, reason=f"stopped by {name} after step {step}", step=step)
         if self.gang.leads:
             result = self._result()
-            evaluations = self.run.path / "evaluations"
-            evaluations.mkdir(exist_ok=True)
             with self.lease.held():
-                write_json(evaluations / f"{self.spec.evaluation.name}.json", result.validation.model_dump(mode="json"))
-                write_json(self.run.path / "result.json", result.model_dump(mode="json"))
+                leave_result(self.run, self.spec, result)
         return Verdict(state=State.COMPLETED, step=step)
 
     def close(self) -> None:
@@ -141,6 +140,8 @@ class _Attempt:
             self.saved_step = checkpoint.step if checkpoint.path.is_relative_to(self.run.path) else None
         if self.gang.leads and (checkpoint is not None or self.number > 1):
             self.run.append_metrics({"event": "resume", "attempt": self.number, "step": self.trainer.step})
+        if self.gang.leads:
+            self.run.change_evaluation(self.spec.evaluation, self.number)
 
     def _require_kinship(self, checkpoint: Checkpoint) -> None:
         """CheckpointError unless the checkpoint is of this run, or of one that is the same up to its step."""
@@ -193,5 +194,9 @@ class _Attempt:
             self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": damage})
 
     def _result(self) -> Result:
-        assert self.trainer.last_validation is not None
-        return make_result(self.run, self.spec, self.launch, self.data, self.trainer.last_validation)
+        validation = self.trainer.last_validation
+        assert validation is not None
+        earlier = self.run.result()
+        if earlier is not None and self.began == earlier.steps:  # measured anew, not trained: what it cost stands
+            return earlier.model_copy(update={"validation": validation})
+        return make_result(self.run, self.spec, self.launch, self.data, validation)

@@ -3,7 +3,7 @@
 from xlstm.accounting.memory import memory
 from xlstm.spec import RunSpec
 
-_USABLE = 0.85
+USABLE = 0.85
 """Of a device's free memory: the estimate knows neither fragmentation nor what the device's libraries take."""
 
 
@@ -18,7 +18,7 @@ def micro_batch(spec: RunSpec, free_bytes: int | None) -> int:
     if stated is not None or free_bytes is None:
         return stated or per_rank
     for size in (size for size in range(per_rank, 0, -1) if per_rank % size == 0):
-        if memory(_with(spec, size)).total <= _USABLE * free_bytes:
+        if memory(_with(spec, size)).total <= USABLE * free_bytes:
             return size
     needed = memory(_with(spec, 1)).total / 2**30
     raise ValueError(

@@ -64,9 +64,14 @@ def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
     """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks."""
+    return float(scale_gradients(parameters, limit))
+
+
+def scale_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
+    """As `clip_gradients`, without waiting for the norm."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return float(norm)
+    return norm

@@ -1,12 +1,15 @@
 """What a completed run leaves for the analysis: `result.json`."""
 
+import statistics
 import time
+
+import torch
 
 from xlstm.accounting import parameters, training_flops
 from xlstm.data.batches import Windows
 from xlstm.data.shards import PreparedData
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Launch, Result, RunDirectory, Validation
+from xlstm.records import Launch, Metric, Result, RunDirectory, Validation
 from xlstm.spec import RunSpec
 
 
@@ -32,6 +35,8 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: Prepared
         validation=validation,
         wall_seconds=sum(seconds.values()),
         device_hours=hours,
+        tokens_per_second=_tokens_per_second(run),
+        device_name=torch.cuda.get_device_name() if launch.execution.device == "cuda" else None,
         attempts=launch.attempt,
         trunk_id=launch.fork.run_id if launch.fork else None,
         quality=_quality(run, spec, data),
@@ -39,6 +44,11 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: Prepared
         tokenizer=physics.data.tokenizer,
         schedule=physics.schedule.kind,
     )
+
+
+def _tokens_per_second(run: RunDirectory) -> float | None:
+    rows = [row[Metric.TOKENS_PER_SECOND] for row in run.metrics() if Metric.TOKENS_PER_SECOND in row]
+    return statistics.median(rows) if rows else None
 
 
 def _quality(run: RunDirectory, spec: RunSpec, data: PreparedData) -> list[str]:

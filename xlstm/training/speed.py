@@ -3,20 +3,9 @@
 import torch
 
 from xlstm.accounting import training_flops_per_token
+from xlstm.accounting.cards import recognize
 from xlstm.records import Metric
 from xlstm.spec import RunSpec
-
-_PEAK_FLOPS = {
-    # Dense, without sparsity, from the vendor's data sheets: bfloat16, and float32 without TensorFloat32.
-    "A100": (312e12, 19.5e12),
-    "H100 PCIe": (756e12, 51e12),
-    "H100": (989e12, 67e12),
-    "H200": (989e12, 67e12),
-    "B200": (2250e12, 80e12),
-    "L40S": (362e12, 91.6e12),
-    "A10": (125e12, 31.2e12),
-    "T4": (65e12, 8.1e12),
-}
 
 
 class Speed:
@@ -49,8 +38,5 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of a device in a precision, or None where it is not known: then no utilisation is claimed."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    for known, (bfloat16, float32) in _PEAK_FLOPS.items():
-        if known in name:
-            return bfloat16 if precision == "bf16-mixed" else float32
-    return None
+    card = recognize(torch.cuda.get_device_name(device))
+    return card.peak(precision) if card else None

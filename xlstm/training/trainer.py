@@ -19,12 +19,14 @@ from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
+from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
+from xlstm.training.machine import system_metrics
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
-from xlstm.training.parallel import fill, parallelize
+from xlstm.training.parallel import fill, make_mesh, parallelize
 from xlstm.training.schedule import learning_rate
 from xlstm.training.speed import Speed
 from xlstm.training.verdict import DivergedError
@@ -50,7 +52,7 @@ class Trainer:
         prefer(execution.kernels)
         with torch.device("meta"):
             self.model: nn.Module = build(physics.model)
-        parallelize(self.model, physics, execution, self.gang)
+        parallelize(self.model, physics, execution, make_mesh(execution, self.gang))
         self.model.to_empty(device=self.gang.device)
         fill(self.model, physics.seed)
         self.model.train()
@@ -93,8 +95,8 @@ class Trainer:
                 self._log_training(loss, norm, rate)
             if last or (execution.validate_every and self.step % execution.validate_every == 0):
                 self._log_validation()
-        if self.last_validation is None:  # continued from the last checkpoint, which the row of this step precedes
-            self.last_validation = self.validation()
+        if self.last_validation is None:  # continued from the last checkpoint: to finish, or to be measured anew
+            self._log_validation(again=True)
         return at_boundary()
 
     def validation(self) -> Validation:
@@ -112,7 +114,8 @@ class Trainer:
         counted = self.gang.sum(float((batch.targets != IGNORED).sum()))[0]
         total = torch.zeros((), device=self.gang.device, dtype=torch.float64)
         for start in range(0, self.per_rank, self.micro):
-            nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
+            with z_loss(physics.z_loss or 0.0):
+                nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
             loss = nll.sum() / counted
             loss.backward()
             total += loss.detach()
@@ -140,19 +143,19 @@ class Trainer:
                 Metric.GRADIENT_NORM: norm,
                 Metric.PEAK_MEMORY: self._peak_memory_gib(),
                 **throughput,
+                **system_metrics(self.gang.device),
             }
         )
 
-    def _log_validation(self) -> None:
+    def _log_validation(self, again: bool = False) -> None:
+        """Validate and log; `again` where an attempt before may have logged this step, right before it ended."""
         self.last_validation = self.validation()
-        if self.gang.leads:
-            row = {
-                Metric.VALIDATION_LOSS: self.last_validation.loss,
-                Metric.VALIDATION_PERPLEXITY: self.last_validation.perplexity,
-            }
-            if self.last_validation.bits_per_byte is not None:
-                row[Metric.VALIDATION_BITS_PER_BYTE] = self.last_validation.bits_per_byte
-            self._append(row)
+        if self.gang.leads and not (again and self._is_logged(Metric.VALIDATION_LOSS)):
+            self._append(self.last_validation.metrics())
+
+    def _is_logged(self, metric: str) -> bool:
+        """Whether a surviving row of this step holds the metric."""
+        return any(row["step"] == self.step and metric in row for row in self.run.metrics())
 
     def _append(self, metrics: dict[str, float]) -> None:
         tokens = self.step * self.spec.physics.batch_tokens

@@ -1,0 +1,176 @@
+"""How long planning 1,000 runs and looking at 1,000 finished ones takes.
+
+    python -m benchmarks.orchestration [--runs 1000] [--json FILE]
+
+The sweep uses the whole language: an extended file, grid, zip, include, exclude, rules, resources, overrides, own and
+named sizes, two kinds of schedule, and budgets that share their stable phase. Each verb is timed as a user calls it, as
+a process of its own from start to exit, the median of several turns; `in process` leaves the interpreter's start out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.plan import Plan, make_plan
+from orchestrator.status import look
+from sweeps.sweep import Sweep
+from xlstm.records import Launch, Result, State, Validation, Verdict, Workspace, write_json
+
+BASE = """
+name: base
+data: {corpus: named, revision: r1, tokenizer: gpt2, context_length: 512}
+sizes:
+  10M:
+    xlstm: {embedding_dim: 256, num_blocks: 8}
+    llama: {embedding_dim: 256, num_blocks: 6, num_heads: 4}
+    mamba: {embedding_dim: 256, num_blocks: 8}
+train: {batch_sequences: 64, schedule: wsd, warmup_steps: 100, decay_fraction: 0.2, learning_rate: 1e-3}
+resources:
+  - {when: {size: [125M, 350M]}, set: {gpus: 8, gpu: H100-80GB}}
+  - {set: {gpus: 1, checkpoint_every: 500, validate_every: 500}}
+"""
+
+SWEEP = """
+name: thousand
+extends: base.yaml
+grid:
+  model: ["xlstm[7:1]", "xlstm[1:0]", llama, mamba]
+  size: [10M, 125M, 350M]
+  tokens: [100M, 200M, 400M, 800M]
+  seed: [SEEDS]
+zip: {learning_rate: [1e-3, 2e-3], weight_decay: [0.1, 0.05]}
+exclude: [{model: mamba, size: 350M, tokens: 800M}]
+include:
+  - {model: llama, size: 125M, flops: [1e18, 3e18], seed: 0, learning_rate: 1e-3, weight_decay: 0.1}
+rules:
+  - {when: {size: 350M}, set: {precision: bf16-mixed, batch_sequences: 128}}
+  - {when: {seed: 1}, set: {schedule: cosine, decay_fraction: 1.0}}
+  - {when: {model: mamba}, set: {beta2: 0.98}}
+resources:
+  - {when: {size: 350M}, set: {nodes: 2, gpus: 8, activation_checkpointing: selective, priority: 1}}
+"""
+
+
+def write_sweep(folder: Path, runs: int) -> Path:
+    """A sweep of about so many runs: a seed adds 94 of them."""
+    (folder / "base.yaml").write_text(BASE)
+    path = folder / "thousand.yaml"
+    path.write_text(SWEEP.replace("SEEDS", ", ".join(map(str, range(max(1, round(runs / 94)))))))
+    return path
+
+
+def finish(plan: Plan) -> None:
+    """Leave, for every run, what a finished run leaves."""
+    plan.save()
+    now = time.time()
+    for row, run in zip(plan.document()["runs"], plan.runs, strict=True):
+        directory = plan.workspace.run(run.run_id)
+        directory.create(run.spec)
+        lease = directory.acquire("t")
+        for step in range(1, 101):
+            directory.append_metrics({"step": step, "time": now, "attempt": 1, "train/loss": 3.0, "progress/tokens": 1})
+        launch = Launch(
+            run_id=run.run_id,
+            attempt=1,
+            token="t",
+            executor="local",
+            execution=run.spec.execution,
+            host="",
+            rendezvous="",
+            started=now,
+            fork=run.share.fork,
+        )
+        result = Result(
+            run_id=run.run_id,
+            family=row["model"],
+            size=row["size"],
+            seed=row["seed"],
+            tokens=row["tokens"],
+            steps=row["steps"],
+            parameters=run.parameters,
+            flops=row["flops"],
+            validation=Validation(loss=3.0, perplexity=20.0, tokens=1, evaluation=run.spec.evaluation.fingerprint),
+            wall_seconds=60.0,
+            device_hours=1.0,
+            tokens_per_second=1e5,
+            attempts=1,
+            trunk_id=run.share.fork.run_id if run.share.fork else None,
+            data_fingerprint="",
+            tokenizer="gpt2",
+            schedule="wsd",
+        )
+        write_json(directory.attempt(1) / "launch.json", launch.model_dump(mode="json"))
+        write_json(directory.attempt(1) / "exit.json", Verdict(state=State.COMPLETED).model_dump(mode="json"))
+        write_json(directory.path / "result.json", result.model_dump(mode="json"))
+        lease.release(State.COMPLETED)
+
+
+def command(workspace: Workspace, *arguments: str) -> Callable[[], None]:
+    """A call of `scaling` as a process of its own."""
+    environment = os.environ | {"SCALING_WORKSPACE": str(workspace.root)}
+
+    def call() -> None:
+        subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+    return call
+
+
+def seconds(work: Callable[[], Any], turns: int) -> float:
+    """Median over turns."""
+    taken = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def measure(folder: Path, runs: int, turns: int) -> dict[str, Any]:
+    """Seconds by what was done."""
+    path, workspace = write_sweep(folder, runs), Workspace(folder / "workspace")
+    fresh = make_plan(Sweep.load(path), workspace)
+    measured: dict[str, Any] = {
+        "runs": len(fresh.runs),
+        "forks": sum(run.share.fork is not None for run in fresh.runs),
+        "plan_seconds": seconds(command(workspace, "plan", str(path)), turns),
+        "plan_in_process_seconds": seconds(lambda: make_plan(Sweep.load(path), workspace).document(), turns),
+    }
+    finish(fresh)
+    return measured | {
+        "plan_finished_seconds": seconds(command(workspace, "plan", str(path)), turns),
+        "status_seconds": seconds(command(workspace, "status", "thousand"), turns),
+        "status_json_seconds": seconds(command(workspace, "status", "thousand", "--json"), turns),
+        "status_in_process_seconds": seconds(lambda: look(workspace, "thousand").document(), turns),
+    }
+
+
+def main() -> None:
+    """Measure, print a table, and keep the numbers where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(Path(folder), given.runs, given.turns)
+    for name, number in measured.items():
+        print(f"{name:32} {number:.6g}")
+    if given.json:
+        given.json.write_text(json.dumps(measured, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

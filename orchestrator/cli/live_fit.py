@@ -1,0 +1,33 @@
+"""The law of a sweep while it runs: what `scaling fit` would say of the runs that are complete."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.laws import take_best
+
+if TYPE_CHECKING:
+    from xlstm.records import Workspace
+
+
+def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
+    """Artifacts by name: `fit/fit.json`, as `scaling fit --json` prints it, and `fit/law.png`.
+
+    Nothing where the complete runs do not determine a law yet.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")  # drawn in the background, where no window system may be asked
+    from analysis import fitting, plots, runs
+    from analysis.findings import RefusalError
+
+    frame, _ = take_best(workspace, sweep, runs.from_workspace(workspace, sweep))
+    try:
+        fits = fitting.fit(frame)
+    except RefusalError:
+        return {}
+    folder = workspace.sweeps / sweep / "fit"
+    with plots.style():
+        (figure,) = plots.save(plots.law_figure(fits), folder / "law", ("png",))
+    documents = [fitted.to_json() for fitted in fits]
+    return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure}

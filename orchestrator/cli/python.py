@@ -1,0 +1,58 @@
+"""What `scaling plan` and `scaling submit` do, from Python: `Sweep.load(path).plan().submit(on="local")`.
+
+`from orchestrator import Sweep` is the way in. Mistakes raise what the command line says in a line: `SweepError` for a
+sweep, `InputError` for the rest.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli import slurm
+from orchestrator.cli.live_fit import live_fit
+from orchestrator.cli.sweeps import find_executor
+from orchestrator.finding import writable_workspace
+from orchestrator.plan import Plan as PlannedSweep
+from orchestrator.plan import make_plan
+from orchestrator.status import SweepStanding, look
+from orchestrator.submission import submit
+from sweeps.sweep import Sweep as SweepInFile
+from xlstm.records import Workspace
+
+
+class Sweep(SweepInFile):
+    """A valid sweep that can be planned."""
+
+    def plan(self, workspace: str | Path | None = None) -> "Plan":
+        """Plan it against a workspace, by default $SCALING_WORKSPACE or ./workspace; nothing is written.
+
+        SweepError where it does not make valid runs.
+        """
+        where = Workspace.default() if workspace is None else Workspace(Path(workspace).absolute())
+        made = make_plan(self, where)
+        return Plan(made.sweep, made.workspace, made.runs)
+
+
+class Plan(PlannedSweep):
+    """A plan that can be carried out."""
+
+    def submit(self, on: str = "local", *, quiet: bool = False) -> SweepStanding:
+        """Run what is missing on `local`, `ray` or `slurm`, and say how the sweep stands then.
+
+        Returns when every run has ended; with `slurm` at once, for the jobs go on by themselves. Called again, it
+        continues. InputError where data or engine refuse; KeyboardInterrupt after every trainer left a checkpoint.
+        """
+        from rich.console import Console
+
+        workspace, console = writable_workspace(self.workspace), Console(markup=False, quiet=quiet)
+        if on == "slurm":
+            slurm.hand_over(self, console)
+        else:
+            executor = find_executor(on, workspace)
+            self.save()
+            if self.missing:
+                rows: list[Mapping[str, Any]] = self.document()["runs"]
+                fit = partial(live_fit, workspace, self.name)
+                submit(workspace, self.name, rows, self.launches, executor, console, fit)
+        return look(workspace, self.name)

@@ -1,0 +1,79 @@
+"""The local queue: devices do not idle while a gang waits, and small jobs do not starve it."""
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from orchestrator.executors.contract import Handle, Job, JobState
+from orchestrator.executors.local import LocalExecutor
+from sweeps.sweep import Sweep
+from xlstm.records import RunDirectory
+from xlstm.spec import RunSpec
+
+
+@dataclass
+class Sleeping(LocalExecutor):
+    """The executor with `sleep` in place of a supervisor."""
+
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def _start(self, job: Job, slots: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+        self.processes[job.token] = subprocess.Popen(["sleep", "600"])
+        return self.processes[job.token]
+
+    def end(self, token: str) -> None:
+        self.processes[token].kill()
+        self.processes[token].wait()
+        self.poll([])
+
+    @property
+    def started(self) -> list[str]:
+        return list(self.processes)
+
+
+@pytest.fixture
+def queue() -> Iterator[Sleeping]:
+    executor = Sleeping(gpus=0, cores=4)
+    yield executor
+    for process in executor.processes.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def spec() -> RunSpec:
+    return Sweep.load("quickstart").runs[0].spec
+
+
+def job(spec: RunSpec, token: str, ranks: int) -> Job:
+    wide = spec.model_copy(update={"execution": spec.execution.model_copy(update={"devices": ranks})})
+    return Job(RunDirectory(Path(token)), wide, token)
+
+
+def test_small_jobs_fill_what_a_waiting_gang_leaves_idle(queue: Sleeping, spec: RunSpec) -> None:
+    queue.submit([job(spec, "first", 2), job(spec, "gang", 4), job(spec, "a", 1), job(spec, "b", 1)])
+    assert queue.started == ["first", "a", "b"]
+
+
+def test_small_jobs_take_no_more_slots_before_a_gang_than_it_asks_for(queue: Sleeping, spec: RunSpec) -> None:
+    small = [f"small-{number}" for number in range(20)]
+    handles = queue.submit([job(spec, "first", 1), job(spec, "gang", 4), *(job(spec, name, 1) for name in small)])
+    order = iter(["first", *small])
+    while "gang" not in queue.started:
+        queue.end(next(order))
+    assert queue.started == ["first", *small[:4], "gang"]
+    assert queue.poll(handles[1:2]) == [JobState.RUNNING]
+    queue.end("gang")
+    assert queue.started[6:] == small[4:8]  # and then in the order submitted
+
+
+def test_a_cancelled_job_leaves_the_queue_and_holds_up_nobody(queue: Sleeping, spec: RunSpec) -> None:
+    first, gang, *_ = handles = queue.submit([job(spec, "first", 4), job(spec, "gang", 4), job(spec, "a", 1)])
+    queue.cancel([gang])
+    queue.end("first")
+    assert queue.started == ["first", "a"]
+    assert isinstance(first, Handle)
+    assert queue.poll(handles) == [JobState.ENDED, JobState.ENDED, JobState.RUNNING]

@@ -1,0 +1,150 @@
+"""The sweep's parent run in MLflow: its plan, its ledger and the law so far, as the command line would give them."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator import Plan, Sweep, shipping
+from orchestrator.cli.live_fit import live_fit
+from xlstm.records import Launch, Parameters, Result, RunDirectory, State, Validation, Verdict, write_json
+from xlstm.tracking import open_store, parent_run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    assert open_store(uri) is None
+    return uri
+
+
+@pytest.fixture
+def plan(scaling: Any, store: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Plan:
+    """The quickstart's plan, under a name of its own in a store that all tests share."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    made = Sweep.load("quickstart", [f"name={request.node.name}"]).plan()
+    made.save()
+    for run in made.runs:
+        made.workspace.run(run.run_id).create(run.spec)
+    return made
+
+
+def finish(run: RunDirectory, row: dict[str, Any], plan: Plan) -> None:
+    """Leave what a complete run leaves; its loss follows a law."""
+    (spec,) = (one.spec for one in plan.runs if one.run_id == run.run_id)
+    run.create(spec)
+    parameters = Parameters(**row["parameters"])
+    loss = 1.5 + 30 / parameters.total**0.3 + 40 / row["tokens"] ** 0.3
+    now = time.time()
+    result = Result(
+        run_id=run.run_id,
+        family=row["model"],
+        size=row["size"],
+        seed=0,
+        tokens=row["tokens"],
+        steps=row["steps"],
+        parameters=parameters,
+        flops=row["flops"],
+        validation=Validation(
+            loss=loss, perplexity=2.718281828**loss, tokens=1, evaluation=spec.evaluation.fingerprint
+        ),
+        wall_seconds=60.0,
+        device_hours=1 / 60,
+        attempts=1,
+        data_fingerprint="0",
+        tokenizer="bytes",
+        schedule="cosine",
+    )
+    with_device = spec.execution.model_copy(update={"device": "cpu"})
+    identity = {"run_id": run.run_id, "attempt": 1, "token": "t", "executor": "local"}
+    launch = Launch(**identity, execution=with_device, host="", rendezvous="", started=now)
+    lease = run.acquire("t")
+    run.append_metrics({"step": row["steps"], "time": now, "attempt": 1, "train/loss": loss})
+    write_json(run.attempt(1) / "launch.json", launch.model_dump(mode="json"))
+    write_json(run.attempt(1) / "exit.json", Verdict(state=State.COMPLETED).model_dump(mode="json"))
+    write_json(run.path / "result.json", result.model_dump(mode="json"))
+    lease.release(State.COMPLETED)
+
+
+class Parent:
+    """The parent run as MLflow shows it."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        workspace = plan.workspace
+        self.client, self.folder = MlflowClient(workspace.tracking_uri), folder
+        self.id = parent_run(plan.name, workspace.tracking_uri, workspace.artifacts)
+
+    @property
+    def status(self) -> str:
+        return str(self.client.get_run(self.id).info.status)
+
+    @property
+    def artifacts(self) -> set[str]:
+        return set(self._names(""))
+
+    def _names(self, folder: str) -> Iterator[str]:
+        for artifact in self.client.list_artifacts(self.id, folder):
+            yield from self._names(artifact.path) if artifact.is_dir else [artifact.path]
+
+    def json(self, name: str) -> Any:
+        return json.loads(Path(self.client.download_artifacts(self.id, name, str(self.folder))).read_text())
+
+
+def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(plan: Plan, scaling: Any, tmp_path: Path) -> None:
+    workspace, rows = plan.workspace, plan.document()["runs"]
+    with shipping.Shipper(workspace, plan.name, lambda: live_fit(workspace, plan.name)) as shipper:
+        finish(workspace.run(rows[0]["run_id"]), rows[0], plan)
+        shipper.touch(workspace.run(rows[0]["run_id"]), live=False)
+    parent = Parent(plan, tmp_path)
+    assert shipper.complaint is None
+    assert parent.artifacts == {"sweep.yaml", "plan.json", "ledger.json"}
+    assert parent.status == "RUNNING"
+    assert parent.json("plan.json")["runs"] == rows
+    one = parent.json("ledger.json")["spent"]["tokens"]
+    assert one == rows[0]["tokens"]
+
+    for row in rows[1:]:
+        finish(workspace.run(row["run_id"]), row, plan)
+    assert scaling("sync").code == 0
+    assert parent.artifacts == {"sweep.yaml", "plan.json", "ledger.json", "fit/fit.json", "fit/law.png"}
+    assert parent.status == "FINISHED"
+    assert parent.json("ledger.json") == scaling("status", plan.name, "--json").json["ledger"]
+    assert parent.json("fit/fit.json") == scaling("fit", plan.name, "--json").json
+
+
+def test_artifacts_are_refreshed_while_runs_end(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "SHIP_SECONDS", 0.05)
+    monkeypatch.setattr(shipping, "PUBLISH_SECONDS", 0.0)
+    workspace, rows = plan.workspace, plan.document()["runs"]
+    parent = Parent(plan, tmp_path)
+    with shipping.Shipper(workspace, plan.name) as shipper:
+        for count in (1, 2):
+            row = rows[count - 1]
+            finish(workspace.run(row["run_id"]), row, plan)
+            shipper.touch(workspace.run(row["run_id"]), live=False)
+            expected = sum(row["tokens"] for row in rows[:count])
+            deadline = time.monotonic() + 60
+            while "ledger.json" not in parent.artifacts or parent.json("ledger.json")["spent"]["tokens"] != expected:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def test_a_fit_that_breaks_is_a_complaint_and_ships_the_runs_all_the_same(plan: Plan) -> None:
+    def broken() -> dict[str, str | Path]:
+        raise ZeroDivisionError("no law")
+
+    rows = plan.document()["runs"]
+    with shipping.Shipper(plan.workspace, plan.name, broken) as shipper:
+        for row in rows:
+            finish(plan.workspace.run(row["run_id"]), row, plan)
+            shipper.touch(plan.workspace.run(row["run_id"]), live=False)
+    assert shipper.complaint == "the law so far could not be fitted: ZeroDivisionError: no law"
+    client = MlflowClient(plan.workspace.tracking_uri)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{plan.name}'")
+    children = client.search_runs([experiment.experiment_id], "tags.kind = 'run'")
+    assert {child.data.tags["state"] for child in children} == {"COMPLETED"}
+    assert len(children) == len(rows)

@@ -1,0 +1,136 @@
+"""The plan says, before anything is spent, what runs take of cards, disks and hours, and learns from finished runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.plan import Plan, make_plan
+from sweeps.sweep import Sweep
+from xlstm.records import Launch, Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
+
+WriteSweep = Callable[..., str]
+MISSION = "xlstm-125m-2.7b"
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[..., Plan]:
+    def plan(sweep: str, *overrides: str) -> Plan:
+        return make_plan(Sweep.load(sweep, overrides), Workspace(tmp_path / "workspace"))
+
+    return plan
+
+
+def test_every_batch_is_cut_into_passes_that_fit_the_stated_card(planned: Callable[..., Plan]) -> None:
+    plan = planned(MISSION)
+    assert len(plan.runs) == 25
+    assert plan.misfits == []
+    for run in plan.runs:
+        document = run.document()
+        assert document["gpu"] == "H100-80GB"
+        assert document["micro_batch_sequences"] * document["accumulation"] * document["ranks"] == 256
+        assert document["memory_gib_per_device"] <= document["usable_gib_per_device"] < 80
+        # Three moments of 4 bytes per parameter in each of the last two checkpoints and the final one.
+        assert document["disk_gib"] == pytest.approx(3 * 12 * document["parameters"]["total"] / 2**30)
+
+
+def test_the_largest_model_on_32_small_gpus_is_named_with_what_would_help(planned: Callable[..., Plan]) -> None:
+    resources = "resources=[{set: {nodes: 4, gpus: 8, gpu: A10-24GB}}]"
+    grid = ('grid.model=["xlstm[1:0]"]', "grid.size=[125M, 2.7B]")
+    small, large = planned(MISSION, *grid, resources).runs
+    assert small.misfit is None
+    assert large.misfit is not None
+    assert large.misfit.startswith("xlstm-1-0-2.7B")
+    assert "each of its 32 devices needs about" in large.misfit
+    assert "A10-24GB" in large.misfit
+    assert "activation_checkpointing: full" in large.misfit
+    recomputed = resources.replace("A10-24GB", "A10-24GB, activation_checkpointing: full")
+    assert planned(MISSION, *grid, recomputed).misfits == []
+
+
+def test_hours_are_flops_at_the_stated_share_of_the_peak_and_cost_their_price(planned: Callable[..., Plan]) -> None:
+    resources = "resources=[{when: {size: 125M}, set: {gpu: A100-80GB, mfu: 0.5}}, {set: {gpus: 8, gpu: H100-80GB}}]"
+    document = planned(MISSION, "grid.model=llama", "grid.size=[125M, 350M]", resources).document(price=2.0)
+    small, large = document["runs"]
+    assert small["device_hours"] == pytest.approx(small["flops"]["exact"] / (0.5 * 312e12) / 3600)
+    assert large["device_hours"] == pytest.approx(large["flops"]["exact"] / (0.4 * 989e12) / 3600)
+    assert {run["device_hours_basis"] for run in document["runs"]} == {"stated"}
+    assert small["cost"] == pytest.approx(2 * small["device_hours"])
+    assert document["totals"]["cost"] == pytest.approx(small["cost"] + large["cost"])
+
+
+def finish(run: RunDirectory, plan: Plan, *, tokens_per_second: float, beside: float) -> None:
+    """Leave what a finished run leaves, at this speed and so many seconds beside its steps."""
+    (planned,) = (one for one in plan.runs if one.run_id == run.run_id)
+    spec, document = planned.spec, planned.document()
+    run.create(spec)
+    seconds = document["tokens"] / tokens_per_second + beside
+    result = Result(
+        run_id=run.run_id,
+        family=document["model"],
+        size=document["size"],
+        seed=0,
+        tokens=document["tokens"],
+        steps=document["steps"],
+        parameters=Parameters(**document["parameters"]),
+        flops=document["flops"],
+        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation.fingerprint),
+        wall_seconds=seconds,
+        device_hours=seconds * spec.execution.ranks / 3600,
+        tokens_per_second=tokens_per_second,
+        attempts=1,
+        data_fingerprint="",
+        tokenizer="bytes",
+        schedule="cosine",
+    )
+    launch = Launch(
+        run_id=run.run_id,
+        attempt=1,
+        token="",
+        executor="local",
+        execution=spec.execution.model_copy(update={"device": "cpu"}),
+        host="",
+        rendezvous="",
+        started=0.0,
+    )
+    run.attempt(1).mkdir(parents=True)
+    write_json(run.attempt(1) / "launch.json", launch.model_dump(mode="json"))
+    write_json(run.path / "result.json", result.model_dump(mode="json"))
+    run.set_state(State.COMPLETED)
+
+
+def test_a_finished_run_recalibrates_what_is_left(write_sweep: WriteSweep, planned: Callable[..., Plan]) -> None:
+    path = write_sweep(("set: {", "set: {devices: 2, "), ("tokens: [2560, 5120]", "tokens: [2560, 512000]"))
+    before = planned(path)
+    finish(before.workspace.run(before.runs[0].run_id), before, tokens_per_second=1000.0, beside=7.0)
+    after = planned(path)
+    done, left = (run.document() for run in after.runs)
+    assert done["state"] == "COMPLETED"
+    assert left["device_hours_basis"] == "measured"
+    # The same model: 512,000 tokens at 1,000 a second and 7 s of start and validation, on two devices.
+    assert left["device_hours"] == pytest.approx(2 * (512_000 / 1000 + 7) / 3600)
+    assert after.totals["device_hours"] == left["device_hours"]
+
+
+def test_a_plan_is_json_and_reads_back_as_it_was_kept(planned: Callable[..., Plan]) -> None:
+    plan = planned("quickstart")
+    plan.save()
+    kept = json.loads((plan.folder / "plan.json").read_text())
+    assert kept["runs"] == json.loads(json.dumps(plan.document()["runs"]))
+    assert {run["fits"] for run in kept["runs"]} == {None}  # on CPU nobody asks for a card
+
+
+def test_a_card_that_nobody_knows_is_refused_with_the_nearest(scaling: Any, write_sweep: WriteSweep) -> None:
+    said = scaling("plan", write_sweep(("set: {", "set: {gpu: H100-80G, ")))
+    assert said.code == 2
+    assert "did you mean `H100-80GB`?" in said.err
+
+
+def test_the_terminal_shows_misfits_and_exits_well(scaling: Any) -> None:
+    card = "resources=[{set: {gpus: 8, gpu: T4-16GB}}]"
+    said = scaling("plan", MISSION, "--set", "grid.size=2.7B", "--set", "grid.model=[llama]", "--set", card)
+    assert said.code == 0
+    assert "does not fit" in said.out
+    assert "on T4-16GB" in said.out

@@ -1,0 +1,60 @@
+"""`compile: true` compiles the blocks, and what comes out is what came out before."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlstm.models import build
+from xlstm.models.configs import LlamaConfig
+from xlstm.spec import Data, Execution, Optimizer, Physics
+from xlstm.training.gang import Gang
+from xlstm.training.optimizer import named_parameters
+from xlstm.training.parallel import fill, make_mesh, parallelize
+
+pytestmark = pytest.mark.slow
+
+MODEL = LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2)
+
+
+@pytest.fixture
+def gang() -> Iterator[Gang]:
+    gang = Gang.meet(Execution(device="cpu", threads_per_rank=1))
+    yield gang
+    gang.part()
+
+
+@pytest.mark.skipif(
+    shutil.which("c++") is None, reason="torch compiles for CPUs with a C++ compiler, and there is none"
+)
+def test_compiled_blocks_give_the_same_losses_and_gradients(gang: Gang) -> None:
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    plain, gradients = _losses_and_gradients(gang, compiled=False)
+    assert counters["unique_graphs"] == 0
+    compiled, compiled_gradients = _losses_and_gradients(gang, compiled=True)
+    assert counters["unique_graphs"] == 1
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
+    assert compiled_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def _losses_and_gradients(gang: Gang, compiled: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    physics = Physics(
+        model=MODEL,
+        data=Data(corpus="text", revision="sha256:0", context_length=8),
+        tokens=64,
+        batch_tokens=16,
+        optimizer=Optimizer(learning_rate=1e-3),
+    )
+    model: nn.Module = build(MODEL)
+    execution = Execution(compile=compiled)
+    parallelize(model, physics, execution, make_mesh(execution, gang))
+    fill(model, 0)
+    tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
+    losses = model(tokens[:, :-1], targets=tokens[:, 1:])[0]
+    losses.sum().backward()
+    return losses.detach(), {name: p.grad for name, p in named_parameters(model) if p.grad is not None}

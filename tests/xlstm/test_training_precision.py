@@ -1,0 +1,75 @@
+"""What mixed precision casts, and what it leaves in float32."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from xlstm.models import build, mamba, rwkv4
+from xlstm.models.configs import MambaConfig, ModelConfig, RWKV4Config
+from xlstm.spec import Data, Execution, Optimizer, Physics
+from xlstm.training.gang import Gang
+from xlstm.training.parallel import fill, make_mesh, parallelize
+
+
+@pytest.fixture
+def gang() -> Iterator[Gang]:
+    gang = Gang.meet(Execution(device="cpu", threads_per_rank=1))
+    yield gang
+    gang.part()
+
+
+@pytest.mark.parametrize(
+    ("config", "module", "operator", "decay", "checkpointing"),
+    [
+        (MambaConfig(vocab_size=64, embedding_dim=16, num_blocks=2), mamba, "selective_scan", "log_rates", "none"),
+        (MambaConfig(vocab_size=64, embedding_dim=16, num_blocks=2), mamba, "selective_scan", "log_rates", "full"),
+        (RWKV4Config(vocab_size=64, embedding_dim=16, num_blocks=2), rwkv4, "wkv", "decay", "none"),
+    ],
+    ids=["mamba", "mamba-checkpointed", "rwkv4"],
+)
+def test_mixed_precision_leaves_decays_in_float32_and_casts_the_matrices(
+    gang: Gang,
+    monkeypatch: pytest.MonkeyPatch,
+    config: ModelConfig,
+    module: object,
+    operator: str,
+    decay: str,
+    checkpointing: str,
+) -> None:
+    physics = Physics(
+        model=config,
+        data=Data(corpus="text", revision="sha256:0", context_length=8),
+        tokens=64,
+        batch_tokens=16,
+        optimizer=Optimizer(learning_rate=1e-3),
+        precision="bf16-mixed",
+    )
+    with torch.device("meta"):
+        model = build(config)
+    execution = Execution(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
+    parallelize(model, physics, execution, make_mesh(execution, gang))
+    model.to_empty(device="cpu")
+    fill(model, 0)
+    stored = {name: p.detach().full_tensor().clone() for name, p in model.named_parameters()}  # type: ignore[operator]
+    assert {value.dtype for value in stored.values()} == {torch.float32}
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = getattr(module, operator)
+
+    def watched(*arguments: Tensor, **options: object) -> object:
+        seen.append((arguments[2], arguments[0]))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, operator, watched)
+    tokens = torch.randint(64, (2, 8), generator=torch.Generator().manual_seed(0))
+    loss = model(tokens, targets=tokens)[0]
+    loss.sum().backward()
+    decays = next(value for name, value in stored.items() if name.startswith("blocks.0.") and name.endswith(decay))
+    used, inputs = seen[0]
+    assert torch.equal(used, -torch.exp(decays)), "not the stored float32 values"
+    assert not torch.equal(used, -torch.exp(decays.bfloat16().float())), "representable in bfloat16: shows nothing"
+    assert inputs.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients.values())

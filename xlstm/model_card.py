@@ -1,0 +1,47 @@
+"""The model card of a completed run: what was trained, on what, how well and at what cost, as short Markdown."""
+
+from xlstm.records import Launch, Result
+from xlstm.spec import RunSpec
+
+
+def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
+    """The card of a run; the same text for the same run, wherever it is asked for."""
+    physics, validation = spec.physics, result.validation
+    optimizer, schedule, data = physics.optimizer, physics.schedule, physics.data
+    lines = [
+        f"# {result.run_id}",
+        "",
+        f"A language model of family `{result.family}`, size {result.size}, trained for a scaling law.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| parameters | {result.parameters.total:,} ({result.parameters.non_embedding:,} without embeddings) |",
+        f"| tokens | {result.tokens:,} in {result.steps:,} steps of {physics.batch_tokens:,} |",
+        f"| training FLOPs | {result.flops['exact']:.4g} (6ND: {result.flops['6nd']:.4g}) |",
+        f"| data | `{data.corpus}` ({data.revision}), prepared as `{result.data_fingerprint}` |",
+        f"| tokenizer | {result.tokenizer} |",
+        f"| context | {data.context_length} tokens; at the end of a document: {data.documents} |",
+        f"| optimizer | {optimizer.name}, peak learning rate {optimizer.learning_rate:g}, weight decay "
+        f"{optimizer.weight_decay:g}, {schedule.kind} after {schedule.warmup_steps} steps of warm-up |",
+        f"| precision, seed | {physics.precision}, {physics.seed} |",
+        f"| validation loss | {validation.loss:.4f} nats per token (perplexity {validation.perplexity:.3f}) |",
+    ]
+    if validation.bits_per_byte is not None:
+        lines.append(f"| bits per byte | {validation.bits_per_byte:.4f} |")
+    lines += [f"| loss on {name} | {loss:.4f} |" for name, loss in validation.by_source.items()]
+    lines.append(f"| evaluation | {validation.tokens:,} tokens held out, evaluation `{validation.evaluation}` |")
+    lines.append(f"| cost | {result.device_hours:.3g} device-hours in {result.attempts} attempts{_where(launch)} |")
+    if result.trunk_id:
+        lines.append(f"| shares its beginning with | {result.trunk_id} |")
+    lines.append(f"| quality codes | {', '.join(result.quality) or 'none'} |")
+    lines += ["", "It continues text as its corpus would, and is good for nothing else: no instruction, no safeguard."]
+    if spec.presentation.notes:
+        lines += ["", spec.presentation.notes]
+    return "\n".join([*lines, "", f"    scaling generate {result.run_id} --prompt '…'", ""])
+
+
+def _where(launch: Launch | None) -> str:
+    if launch is None:
+        return ""
+    execution = launch.execution
+    return f"; the last on {execution.ranks} × {execution.device} by {launch.executor}"

@@ -1,0 +1,49 @@
+"""What a completed run leaves: its result, the evaluations it was measured by, and its model card.
+
+An evaluation is kept under its name and fingerprint. The result holds the one that was asked for last, so that one made
+earlier is taken up again without running anything. Imports without torch.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from xlstm.model_card import model_card
+from xlstm.records import Result, RunDirectory, State, Validation, write_json
+from xlstm.spec import Evaluation, RunSpec
+
+
+def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:
+    """Write the outcome of the evaluation, the card, and `result.json`, which says that the run is complete."""
+    path = _evaluation_file(run, spec.evaluation)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, result.validation.model_dump(mode="json"))
+    card = run.path / ".model-card.md"
+    card.write_text(model_card(spec, result, run.launch(result.attempts)), encoding="utf-8")
+    os.replace(card, run.path / "model-card.md")
+    write_json(run.path / "result.json", result.model_dump(mode="json"))
+
+
+def evaluation(run: RunDirectory, evaluation: Evaluation) -> Validation | None:
+    """What an evaluation measured on the trained run, or None where it was not made."""
+    try:
+        return Validation.model_validate_json(_evaluation_file(run, evaluation).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def adopt(run: RunDirectory, spec: RunSpec) -> bool:
+    """Make the evaluation of `spec`, if it was made earlier, the one of the result. Returns whether that changed it."""
+    result, known = run.result(), evaluation(run, spec.evaluation)
+    if result is None or known is None or result.validation.evaluation == spec.evaluation.fingerprint:
+        return False
+    attempt = run.status().attempt
+    run.change_evaluation(spec.evaluation, attempt)
+    run.append_metrics({"step": result.steps, "time": time.time(), "attempt": attempt, **known.metrics()})
+    leave_result(run, spec, result.model_copy(update={"validation": known}))
+    run.set_state(State.COMPLETED)
+    return True
+
+
+def _evaluation_file(run: RunDirectory, evaluation: Evaluation) -> Path:
+    return run.path / "evaluations" / f"{evaluation.name}-{evaluation.fingerprint}.json"
