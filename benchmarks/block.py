@@ -1,11 +1,12 @@
 """One training step of xLSTM beside NX-AI's package, `xlstm` 2.0.6, with the same weights on the same tokens.
 
-Forward, loss, backward and AdamW, both sides in turns in one run; the ratio is the median of the rounds' ratios. The
-peer answers from a process of its own (`nxai_stepper.py`), which rests while we work. Beside each time stands the
-floor: the exact FLOPs over the rate of this machine's largest matrix products, measured in the same run.
+Forward, loss, backward and AdamW, both sides in turns in one run; the ratio is the median of the rounds' ratios, on the
+clock and in processor time, the steadier one where others use the machine. The peer answers from a process of its own
+(`nxai_stepper.py`), which rests while we work. Beside each time stands the floor: the exact FLOPs over the rate of this
+machine's largest matrix products, measured in the same run.
 
-    PYTHONPATH=. .venv-parity/bin/python benchmarks/block.py                  the steps
-    PYTHONPATH=. .venv-parity/bin/python benchmarks/block.py --memory         bytes of a step over the length
+    .venv-parity/bin/python -m benchmarks.block                  the steps
+    .venv-parity/bin/python -m benchmarks.block --memory         bytes of a step over the length
 
 With `--device cuda` the steps are those of the published sizes in bfloat16, with tokens per second and MFU.
 """
@@ -115,15 +116,15 @@ class Ours:
             return self.model(self.inputs, targets=self.inputs.roll(-1, dims=1))[0].mean()
 
     def step(self) -> dict[str, float]:
-        """Seconds of one training step, and bytes it needed beyond what lay there before."""
+        """Seconds of one training step on the clock and of the processor, and bytes needed beyond what lay there."""
         with memory_used(self.device) as used:
-            begin = time.perf_counter()
+            begin, processor = time.perf_counter(), time.process_time()
             self.loss().backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             wait(self.device)
-            seconds = time.perf_counter() - begin
-        return {"seconds": seconds, "bytes": used.bytes}
+            seconds, processor = time.perf_counter() - begin, time.process_time() - processor
+        return {"seconds": seconds, "processor": processor, "bytes": used.bytes}
 
     def flops(self) -> float | None:
         """Exact FLOPs of a step; None for a layer alone."""
@@ -206,7 +207,8 @@ def compare(case: Case, rounds: int, device: str, python: str | None, rate: floa
     if other:
         row["theirs_seconds"] = statistics.median(step["seconds"] for step in other)
         row["theirs_bytes"] = max(step["bytes"] for step in other)
-        row["ratio"] = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(mine, other, strict=True))
+        for ratio, key in (("ratio", "seconds"), ("processor_ratio", "processor")):
+            row[ratio] = statistics.median(b[key] / a[key] for a, b in zip(mine, other, strict=True))
     return row
 
 
@@ -214,6 +216,7 @@ COLUMNS = (
     ("ours_seconds", "ours ms", 1e3, ".1f"),
     ("theirs_seconds", "theirs ms", 1e3, ".1f"),
     ("ratio", "ratio", 1, ".2f"),
+    ("processor_ratio", "processor's", 1, ".2f"),
     ("ours_over_floor", "x floor", 1, ".1f"),
     ("tokens_per_second", "tokens/s", 1, ".0f"),
     ("ours_bytes", "ours MiB", 2**-20, ".0f"),
@@ -237,15 +240,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--length", type=int, help="only the steps of this length")
     parser.add_argument("--memory", action="store_true", help="bytes over the length instead")
-    parser.add_argument(
-        "--peer-length", type=int, default=4096, help="the peer runs up to here: its memory is quadratic"
-    )
+    parser.add_argument("--peer-length", type=int, default=4096, help="the peer's longest: its memory is quadratic")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peer; '' for none")
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
     device = arguments.device
     cases = memory_cases() if arguments.memory else published_cases() if device == "cuda" else laptop_cases()
+    if arguments.length is not None:
+        cases = [case for case in cases if case.length == arguments.length]
     machine = describe(device)
     rate = matrix_rate(device, torch.bfloat16 if device == "cuda" else torch.float32)
     machine["matrix_flops_per_second"] = rate

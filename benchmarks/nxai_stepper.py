@@ -2,7 +2,8 @@
 
 A process of its own, started without this repository on its path: the peer's package is called `xlstm`, as ours is.
 `request.json` and `weights.pt` lie in the folder named by the only argument. Prints the loss at the given weights
-first, then for each line read one JSON object: seconds, and bytes of memory that the step needed beyond what lay there.
+first, then for each line read one JSON object: seconds on the clock, of the processor, and bytes of memory that the
+step needed beyond what lay there.
 """
 
 import json
@@ -77,12 +78,12 @@ for _ in sys.stdin:
     else:
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     loss().backward()
     optimizer.step()
     optimizer.zero_grad()
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - begin
+    seconds, processor = time.perf_counter() - begin, time.process_time() - processor
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
-    print(json.dumps({"seconds": seconds, "bytes": peak - before}), flush=True)
+    print(json.dumps({"seconds": seconds, "processor": processor, "bytes": peak - before}), flush=True)
