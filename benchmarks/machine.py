@@ -1,5 +1,6 @@
 """What a machine is and can do: its description, its rate of matrix products, its bandwidth, and memory in use."""
 
+import ctypes
 import os
 import platform
 import time
@@ -72,7 +73,7 @@ class Used:
 
 @contextmanager
 def memory_used(device: str) -> Iterator[Used]:
-    """The highest memory in use inside the block, less that before it: resident memory on CPU (Linux only)."""
+    """The highest memory in use inside the block, less that before it: resident memory on CPU (Linux with glibc)."""
     used = Used()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -81,6 +82,7 @@ def memory_used(device: str) -> Iterator[Used]:
         yield used
         used.bytes = torch.cuda.max_memory_allocated() - before
     else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that using it again is seen
         Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
         before = _resident("VmRSS")
         yield used
