@@ -95,7 +95,8 @@ def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
         for kernel in (kernels.forward_kernel, kernels.backward_kernel):
             types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
             constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
-            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, kernels.LAUNCH
+            types |= {"resets": "*i1", "clip": "fp32", "level": "*fp64"}
+            yield kernel, types, constants, kernels.LAUNCH
 
 
 def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:
