@@ -171,8 +171,8 @@ def trivial_runs(folder: Path, count: int) -> Plan:
     overrides = [f"grid.seed={list(range(count))}", "grid.model=[llama]", "grid.size=[50K]", "grid.tokens=[150K]"]
     data = "data={corpus: text, revision: r, context_length: 128}"
     made = make_plan(Sweep.load("quickstart", [*overrides, data, "resources=[]"]), Workspace(folder / "workspace"))
-    trivial = Path(os.environ["TRIVIAL_TRAINING"])
-    (trivial / "results").mkdir(parents=True, exist_ok=True)
+    trivial = folder / "trivial"  # beside the workspace, where the trivial subprocess looks
+    (trivial / "results").mkdir(parents=True)
     (trivial / "faults.json").write_text("{}")
     for run in made.runs:
         (trivial / "results" / f"{run.run_id}.json").write_text(result_of(run).model_dump_json())
@@ -224,7 +224,6 @@ def measure_trials(folder: Path, count: int, turns: int) -> dict[str, Any]:
 
     root = Path(__file__).resolve().parents[1]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "tests" / "orchestrator" / "trivial"), str(root)])
-    os.environ["TRIVIAL_TRAINING"] = str(folder / "trivial")
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="warning")
     taken: dict[str, list[float]] = {"ours": [], "tune": []}
