@@ -250,6 +250,8 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     console = make_console()
     document = made.document()
     console.print(f"{made.name}: {plan_summary(document)}", highlight=False)
+    for misfit in made.misfits:
+        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
     made.save()
     part = only or made
     statuses = {}

@@ -135,6 +135,9 @@ def test_the_terminal_shows_misfits_and_exits_well(scaling: Any) -> None:
     assert said.code == 0
     assert "does not fit" in said.out
     assert "on T4-16GB" in said.out
+    # Submitting says it once more before it looks for the data, which is not here.
+    again = scaling("submit", MISSION, "--set", "grid.size=2.7B", "--set", "grid.model=[llama]", "--set", card)
+    assert "does not fit" in again.out
 
 
 def test_a_check_builds_each_distinct_layout_once_and_names_what_does_not_fit(scaling: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sweeps.language import schema, validate
@@ -200,6 +200,7 @@ def test_any_bytes_are_valid_or_give_located_errors(tmp_path: Path, content: byt
 
 @relaxed
 @given(st.text(max_size=12), st.sampled_from(["", "name", "grid.tokens", "data", "train.learning_rate", "rules.0"]))
+@example("5", "data")
 def test_any_override_is_taken_or_refused_where_it_stands(tmp_path: Path, value: str, key: str) -> None:
     override, problems = f"{key}={value}", set()
     try:

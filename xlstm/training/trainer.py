@@ -128,7 +128,8 @@ class Trainer:
         rate = learning_rate(physics, self.step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         self.step += 1
         return mean, norm, rate
 
