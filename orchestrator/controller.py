@@ -122,13 +122,16 @@ class Controller:
             self._finish_complete(progress, Happening.ALREADY_COMPLETE)
 
     def _adopt(self) -> None:
-        """Take on the jobs of an earlier controller that live on."""
-        open_runs = [progress.run for progress in self._progress.values() if not progress.finished]
-        for handle in self.executor.adopt(open_runs):
+        """Take on the jobs of an earlier controller that live on, and end those that nobody needs any more."""
+        superfluous = []
+        for handle in self.executor.adopt([progress.run for progress in self._progress.values()]):
             progress = self._progress[handle.run.run_id]
-            if progress.handle is None:
+            if progress.finished or progress.handle is not None:
+                superfluous.append(handle)
+            else:
                 progress.handle, progress.attempts_before = handle, progress.run.status().attempt
                 self._tell(progress, Happening.ADOPTED)
+        self.executor.cancel(superfluous)
 
     def _submit_ready(self) -> None:
         ready = [

@@ -298,6 +298,11 @@ class RunDirectory:
         except FileNotFoundError:
             return None
 
+    def latest_launch(self) -> Launch | None:
+        """How the latest attempt that was launched is carried out, or None where none ever was."""
+        numbers = range(self.status().attempt, 0, -1)
+        return next((launch for number in numbers if (launch := self.launch(number)) is not None), None)
+
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
         try:

@@ -63,15 +63,16 @@ def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks."""
-    return float(scale_gradients(parameters, limit))
+    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks.
 
-
-def scale_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
-    """As `clip_gradients`, without waiting for the norm."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    What torch.nn.utils.clip_grad_norm_ does, bit for bit, without touching gradients that are small enough.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+        coefficient = limit / (norm + 1e-6)
+        if float(coefficient) < 1.0:
+            torch._foreach_mul_(gradients, coefficient)
+    return float(norm)

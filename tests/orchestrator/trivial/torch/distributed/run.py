@@ -2,8 +2,9 @@
 real process under the real supervisor, keeps the lease and writes the run directory as the trainer does, and "trains"
 by counting its steps. No imports beyond the standard library, so that an attempt takes a tenth of a second.
 
-`$TRIVIAL_TRAINING` is a folder with `faults.json` (run id to fault), `results/RUN_ID.json` (what a complete run
-leaves), and `executed.log`, to which every step that was really executed is appended.
+`trivial`, beside the workspace, is a folder with `faults.json` (run id to fault; `wait` is for the file `go`),
+`results/RUN_ID.json` (what a complete run leaves), and `executed.log`, to which every step that was really executed is
+appended.
 """
 
 import fcntl
@@ -19,7 +20,7 @@ FAULT_AFTER = 2
 
 _, run_directory, _, attempt, _, token = sys.argv[sys.argv.index("xlstm.training") :]
 run = Path(run_directory)
-folder = Path(os.environ["TRIVIAL_TRAINING"])
+folder = run.parents[2] / "trivial"
 fault = json.loads((folder / "faults.json").read_text()).get(run.name, "")
 
 
@@ -49,6 +50,9 @@ with open(run / "metrics.jsonl", "a") as metrics, open(folder / "executed.log", 
     if int(attempt) > 1:
         metrics.write(json.dumps({"event": "resume", "attempt": int(attempt), "step": step}) + "\n")
     while step < STEPS:
+        if fault == "poison" and step == FAULT_AFTER:
+            leave_verdict("FAILED", step, reason="ValueError: poison", traceback="ValueError: poison")
+            sys.exit(1)
         step += 1
         commit(checkpoint, {"step": step})
         executed.write(f"{run.name} {attempt} {step}\n")
@@ -58,9 +62,8 @@ with open(run / "metrics.jsonl", "a") as metrics, open(folder / "executed.log", 
         metrics.flush()
         if step < FAULT_AFTER:
             continue
-        if fault == "poison":
-            leave_verdict("FAILED", step, reason="ValueError: poison", traceback="ValueError: poison")
-            sys.exit(1)
+        while fault == "wait" and not (folder / "go").exists():
+            time.sleep(0.05)
         if int(attempt) > 1:
             continue
         if fault == "crash":
