@@ -236,13 +236,12 @@ def _fit(
     """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same."""
     import polars as pl
 
-    from analysis import fitting, runs
+    from analysis import fitting
     from analysis.findings import RefusalError
     from orchestrator.errors import InputError
 
     try:
-        frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here())
-        frame, notes = take_best(workspace_here(), sweep_name(source), frame)
+        frame, notes = _load(source, columns, rules)
         kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
         if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
             return kept, notes
