@@ -100,6 +100,25 @@ def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -
     return allocate(fitted, flops, inference_tokens=inference_tokens, training_cost=cost_of_runs(fitted))
 
 
+def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
+    """Mean slope a of log N* by log C between two budgets, with its interval, at the cost that the fit's runs counted.
+
+    Under C = 6ND it is the closed form beta/(alpha + beta) at any two budgets; under exact FLOPs it depends on them.
+    """
+    if not 0 < low < high:
+        raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
+    cost = cost_of_runs(fitted)
+    laws = [fitted.law, *_draws(fitted)]
+    ends = []
+    for flops in (low, high):
+        sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
+        tokens = flops / cost(sizes)
+        ends.append(np.log([_best(law, sizes, tokens)[0] for law in laws]))
+    slopes = (ends[1] - ends[0]) / np.log(high / low)
+    below, above = np.quantile(slopes[1:], [0.025, 0.975])
+    return float(slopes[0]), (float(below), float(above))
+
+
 @dataclass(frozen=True)
 class ComputeMultiplier:
     """How many times the compute of `challenger` the `baseline` needs for the same loss."""

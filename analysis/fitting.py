@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from analysis import optimizer
+from analysis import optimizer, quality
 from analysis.findings import RefusalError, Warning
 from analysis.laws import AdditiveLaw, Array, log_loss
 from analysis.optimizer import Points
@@ -152,8 +152,8 @@ def fit(
 ) -> list[Fit]:
     """Fit E + A/N^alpha + B/D^beta to each family of a frame from `analysis.runs`, by Huber loss on log loss.
 
-    Raises RefusalError where the rows cannot give an answer: too few, one size only, constant loss, or losses of
-    different evaluations or tokenizers in one family, unless `allow_mixed`.
+    Raises RefusalError where the rows cannot give an answer: too few, one size only, constant loss, or different
+    evaluations, tokenizers or schedules in one family, unless `allow_mixed`.
     """
     families = frame["family"].unique(maintain_order=True).to_list()
     if not families:
@@ -191,12 +191,8 @@ def _refuse(family: str, rows: pl.DataFrame, allow_mixed: bool) -> None:
             )
     if rows["loss"].n_unique() == 1:
         raise RefusalError("constant-loss", f"{family}: every run has the same loss {rows['loss'][0]}")
-    for name in ("evaluation", "tokenizer"):
-        if rows[name].n_unique() > 1 and not allow_mixed:
-            raise RefusalError(
-                "mixed-rows",
-                f"{family}: runs of different {name}s ({', '.join(map(str, rows[name].unique()))}) do not compare",
-            )
+    if not allow_mixed:
+        quality.refuse_mixed(family, rows)
 
 
 def _fit_family(family: str, rows: pl.DataFrame, delta: float, num_starts: int, num_draws: int, seed: int) -> Fit:

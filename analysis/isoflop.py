@@ -118,22 +118,29 @@ def compare(frame: pl.DataFrame) -> dict[str, Frontier | RefusalError]:
 
 
 def envelope(curves: pl.DataFrame, *, bins: int = 100) -> Frontier:
-    """Approach 1: of all training curves, the model with the lowest loss in each bin of compute; then a line.
+    """Approach 1: of all training curves, the model with the lowest loss at each compute; then a line.
 
-    `curves` has columns parameters, flops and loss, a row per validation of a run. The bins at which the smallest or
-    the largest model wins are left out, for what would win beyond them was not trained.
+    `curves` has columns parameters, flops and loss, a row per validation, and `run_id` where runs share a size.
+    Each curve is interpolated in log C onto `bins` values of compute, for else the curve that happens to have a point
+    would win. Where the smallest or the largest model wins, the value is left out: what wins beyond was not trained.
     """
-    sizes = curves["parameters"].unique().sort()
-    if sizes.len() < 4:
-        raise RefusalError("too-few-sizes", f"an envelope of {sizes.len()} model sizes has no inside; at least 4")
-    log_c = curves["flops"].log()
-    edges = np.linspace(float(log_c.min()), float(log_c.max()) + 1e-9, bins + 1)  # type: ignore[arg-type]
-    bin_of = pl.Series("bin", np.digitize(log_c.to_numpy(), edges))
-    best = curves.with_columns(bin_of).sort("loss").group_by("bin", maintain_order=True).first().sort("flops")
-    inside = best.filter((pl.col("parameters") > sizes[0]) & (pl.col("parameters") < sizes[-1]))
-    if inside["parameters"].n_unique() < 2:
-        raise RefusalError("no-frontier", "the training curves do not cross: no bin of compute has an inner optimum")
-    return _line("envelope", inside["flops"].log().to_numpy(), inside["parameters"].log().to_numpy(), ())
+    sizes = np.sort(curves["parameters"].unique().to_numpy())
+    if len(sizes) < 4:
+        raise RefusalError("too-few-sizes", f"an envelope of {len(sizes)} model sizes has no inside; at least 4")
+    log_c = np.log(curves["flops"].to_numpy())
+    grid = np.linspace(log_c.min(), log_c.max(), bins)
+    runs = curves.sort("flops").partition_by("run_id" if "run_id" in curves.columns else "parameters")
+    loss = np.stack(
+        [
+            np.interp(grid, np.log(run["flops"].to_numpy()), run["loss"].to_numpy(), left=np.inf, right=np.inf)
+            for run in runs
+        ]
+    )
+    winner = np.array([run["parameters"][0] for run in runs])[loss.argmin(axis=0)]
+    inside = (winner > sizes[0]) & (winner < sizes[-1]) & np.isfinite(loss.min(axis=0))
+    if len(np.unique(winner[inside])) < 2:
+        raise RefusalError("no-frontier", "the training curves do not cross: no compute has an inner optimum")
+    return _line("envelope", grid[inside], np.log(winner[inside]), ())
 
 
 def budgets(frame: pl.DataFrame) -> list[pl.DataFrame]:

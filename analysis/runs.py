@@ -1,19 +1,21 @@
 """Runs as one polars frame, whatever they come from: a workspace's sweep, an MLflow experiment, or a table.
 
-Columns: `run_id`, `family`, `size`, `seed`, `parameters` (N, total), `tokens` (D), `flops` (C), `loss` (nats per token
-on the validation split), `evaluation`, `tokenizer`, `schedule`, `cluster` (runs that share a trunk share it), and
-`excluded`: null, or why the row is not to be fitted. No row is dropped silently: a fit reports those it left out.
+Columns: `run_id`, `family`, `size`, `seed`, `parameters` (N, total), `non_embedding` and `non_embedding_with_head` (N
+by other conventions, where known), `tokens` (D), `flops` (C), `loss` (nats per token on the validation split),
+`evaluation`, `tokenizer`, `schedule`, `cluster` (runs that share a trunk share it), `state` and `quality` (what is
+known of the run), and `excluded`: null, or why the row is not to be fitted. No row is dropped silently: a fit reports
+those it left out.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
+from analysis import quality, tracking_store
 from analysis.findings import RefusalError
-from xlstm.records import Result, State, Workspace
+from xlstm.records import Metric, Result, Workspace
 
 SCHEMA = {
     "run_id": pl.String,
@@ -21,6 +23,8 @@ SCHEMA = {
     "size": pl.String,
     "seed": pl.Int64,
     "parameters": pl.Float64,
+    "non_embedding": pl.Float64,
+    "non_embedding_with_head": pl.Float64,
     "tokens": pl.Float64,
     "flops": pl.Float64,
     "loss": pl.Float64,
@@ -29,27 +33,81 @@ SCHEMA = {
     "tokenizer": pl.String,
     "schedule": pl.String,
     "cluster": pl.String,
+    "state": pl.String,
+    "quality": pl.String,
     "excluded": pl.String,
 }
 NUMBERS = ("parameters", "tokens", "flops", "loss")
+CURVES = {"run_id": pl.String, "tokens": pl.Float64, "loss": pl.Float64}
+MLFLOW_COLUMNS = {
+    "run_id": "tags.run_id",
+    "family": "params.family",
+    "size": "params.size",
+    "seed": "params.seed",
+    "parameters": "params.parameters.total",
+    "non_embedding": "params.parameters.non_embedding",
+    "non_embedding_with_head": "params.parameters.non_embedding_with_head",
+    "tokens": "params.tokens",
+    "flops": "params.flops.exact",
+    "loss": f"metrics.{Metric.VALIDATION_LOSS}",
+    "bits_per_byte": f"metrics.{Metric.VALIDATION_BITS_PER_BYTE}",
+    "evaluation": "params.evaluation",
+    "tokenizer": "params.tokenizer",
+    "schedule": "params.schedule",
+    "cluster": "tags.trunk_id",
+    "state": "tags.state",
+    "quality": "tags.quality",
+}
+"""Where tracking puts each column. Experiments of others are read by naming theirs, such as `params.n_params`."""
 
 
-def load(source: str, *, columns: Mapping[str, str] | None = None, workspace: Workspace | None = None) -> pl.DataFrame:
+def load(
+    source: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    workspace: Workspace | None = None,
+    rules: quality.Rules | None = None,
+) -> pl.DataFrame:
     """Load runs from a sweep's name, `mlflow:EXPERIMENT`, or a CSV or Parquet file.
 
-    `columns` maps our names to a file's own, such as `{"parameters": "Model Size"}`; with two of parameters, tokens and
-    flops given, the third follows from C = 6ND. RefusalError says what is missing.
+    `columns` maps our names to a file's own, such as `{"parameters": "Model Size"}`, or to an experiment's, such as
+    `{"parameters": "params.n"}`; with two of parameters, tokens and flops given, the third follows from C = 6ND.
+    `rules` decide which rows are excluded. RefusalError says what is missing.
     """
-    if source.startswith("mlflow:"):
-        return from_mlflow(source.removeprefix("mlflow:"), (workspace or Workspace.default()).tracking_uri)
     path = Path(source)
-    if path.suffix.lower() in (".csv", ".parquet"):
-        return from_table(path, columns or {})
-    return from_workspace(workspace or Workspace.default(), source)
+    if source.startswith("mlflow:"):
+        uri = (workspace or Workspace.default()).tracking_uri
+        frame = from_mlflow(source.removeprefix("mlflow:"), uri, columns or {})
+    elif path.suffix.lower() in (".csv", ".parquet"):
+        frame = from_table(path, columns or {})
+    else:
+        frame = from_workspace(workspace or Workspace.default(), source)
+    return quality.judge(frame, rules)
+
+
+def load_curves(source: str, frame: pl.DataFrame, *, workspace: Workspace | None = None) -> pl.DataFrame:
+    """Every validation during training of the usable runs in `frame`: columns run_id, tokens, loss.
+
+    Empty for a table, which has no curves.
+    """
+    workspace = workspace or Workspace.default()
+    usable = frame.filter(pl.col("excluded").is_null())
+    if source.startswith("mlflow:"):
+        return curves_from_mlflow(source.removeprefix("mlflow:"), workspace.tracking_uri).join(
+            usable.select("run_id"), on="run_id", how="semi"
+        )
+    rows = [
+        {"run_id": run_id, "tokens": row.get(Metric.TOKENS), "loss": row[Metric.VALIDATION_LOSS]}
+        for run_id in usable["run_id"]
+        if (workspace.run(run_id).path / "metrics.jsonl").exists()
+        for row in workspace.run(run_id).metrics()
+        if Metric.VALIDATION_LOSS in row
+    ]
+    return pl.DataFrame(rows, schema=CURVES).drop_nulls()
 
 
 def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
-    """One row per run of a sweep, read from the run directories; unfinished runs carry their state as the reason."""
+    """One row per run of a sweep, read from the run directories; unfinished runs carry their state."""
     plan = workspace.sweeps / sweep / "plan.json"
     if not plan.exists():
         known = sorted(folder.name for folder in workspace.sweeps.glob("*/")) if workspace.sweeps.exists() else []
@@ -63,7 +121,6 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
             rows.append(_row(result))
             continue
         status = run.status()
-        reason = f"{status.state}: {status.reason}" if status.reason else str(status.state)
         rows.append(
             {
                 "run_id": run.run_id,
@@ -72,10 +129,10 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
                 "seed": planned["seed"],
                 "parameters": planned["parameters"]["total"],
                 "tokens": planned["tokens"],
-                "excluded": "diverged" if status.state is State.DIVERGED else f"unfinished ({reason})",
+                "state": f"{status.state}: {status.reason}" if status.reason else str(status.state),
             }
         )
-    return _checked(pl.DataFrame(rows, schema=SCHEMA))
+    return pl.DataFrame(rows, schema=SCHEMA)
 
 
 def from_table(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
@@ -95,62 +152,63 @@ def from_table(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
     frame = table.select(pl.col(theirs).alias(ours) for ours, theirs in named.items())
     if "loss" not in frame.columns:
         raise RefusalError("missing-column", f"{path}: no column for loss; name it with --columns loss=…")
-    for name in NUMBERS:
-        if name in frame.columns:
-            frame = frame.with_columns(pl.col(name).cast(pl.Float64, strict=False))
-    n, d, c = (pl.col(name) for name in ("parameters", "tokens", "flops"))
-    thirds = {"parameters": c / (6 * d), "tokens": c / (6 * n), "flops": 6 * n * d}
-    missing = [name for name in thirds if name not in frame.columns]
-    if len(missing) > 1:
+    return _completed(frame, str(path))
+
+
+def from_mlflow(experiment: str, tracking_uri: str, columns: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """One row per run of an MLflow experiment; of ours, the child runs.
+
+    `columns` maps our names to `params.NAME`, `metrics.NAME` or `tags.NAME` where they differ from `MLFLOW_COLUMNS`.
+    """
+    places = MLFLOW_COLUMNS | dict(columns or {})
+    misplaced = [place for place in places.values() if place.partition(".")[0] not in ("params", "metrics", "tags")]
+    unknown = sorted(set(places) - set(SCHEMA))
+    if unknown:
+        raise RefusalError("unknown-column", f"{unknown[0]!r} is none of ours; known are: {', '.join(SCHEMA)}")
+    if misplaced:
         raise RefusalError(
-            "missing-column", f"{path}: two of parameters, tokens and flops are needed; no column for {missing}"
+            "unknown-column", f"{misplaced[0]!r}: of an experiment, name params.NAME, metrics.NAME or tags.NAME"
         )
-    if missing:
-        frame = frame.with_columns(thirds[missing[0]].alias(missing[0]))
-    rows = [pl.int_range(frame.height).cast(pl.String).alias("run_id")] if "run_id" not in frame.columns else []
-    frame = frame.with_columns(*rows)
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
-    frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
-    return _checked(frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items()))
-
-
-def from_mlflow(experiment: str, tracking_uri: str) -> pl.DataFrame:
-    """One row per child run of an MLflow experiment, from the parameters and metrics that tracking records."""
-    import mlflow
-
-    client = mlflow.MlflowClient(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        known = ", ".join(sorted(e.name for e in client.search_experiments())) or "none"
-        raise RefusalError("no-such-experiment", f"no experiment {experiment!r} at {tracking_uri}; there are: {known}")
-    rows, token = [], None
-    while True:
-        page = client.search_runs([found.experiment_id], "tags.run_id != ''", max_results=1000, page_token=token)
-        for run in page:
-            params, metrics = run.data.params, run.data.metrics
-            loss = metrics.get("validation/loss")
-            state = run.data.tags.get("state", run.info.status)
-            rows.append(
-                {
-                    "run_id": run.data.tags["run_id"],
-                    "family": params.get("family"),
-                    "size": params.get("size"),
-                    "seed": int(params["seed"]) if "seed" in params else None,
-                    "parameters": _number(params.get("parameters.total")),
-                    "tokens": _number(params.get("tokens")),
-                    "flops": _number(params.get("flops.exact")),
-                    "loss": loss,
-                    "bits_per_byte": metrics.get("validation/bits_per_byte"),
-                    "evaluation": params.get("evaluation"),
-                    "tokenizer": params.get("tokenizer"),
-                    "schedule": params.get("schedule"),
-                    "cluster": params.get("trunk_id") or run.data.tags["run_id"],
-                    "excluded": None if state in ("COMPLETED", "FINISHED") else f"unfinished ({state})",
-                }
+    tracked = [run for run in tracking_store.read_runs(experiment, tracking_uri) if run.tags.get("kind") != "sweep"]
+    rows = []
+    for run in tracked:
+        row = {name: run.value(place) for name, place in places.items()}
+        row["run_id"] = row["run_id"] or run.name
+        row["cluster"] = row["cluster"] or row["run_id"]
+        row["state"] = row["state"] or ("COMPLETED" if run.status == "FINISHED" else run.status)
+        row["quality"] = (row["quality"] or "").replace(",", ", ")
+        rows.append(row)
+    for name in ("loss", *(name for name in columns or {})):
+        if tracked and not any(row[name] is not None for row in rows):
+            present = sorted({f"metrics.{key}" for run in tracked for key in run.metrics})
+            raise RefusalError(
+                "missing-column",
+                f"{experiment}: no run has {places[name]} for {name}; metrics are: {', '.join(present) or 'none'}",
             )
-        token = page.token
-        if not token:
-            return _checked(pl.DataFrame(rows, schema=SCHEMA))
+    frame = pl.DataFrame(
+        {
+            name: [None if row[name] is None else str(row[name]) for row in rows]
+            if kind == pl.String
+            else [_number(row[name]) for row in rows]
+            for name, kind in SCHEMA.items()
+            if name in places
+        },
+        schema={name: pl.String if SCHEMA[name] == pl.String else pl.Float64 for name in SCHEMA if name in places},
+    )
+    empty = [name for name in ("parameters", "tokens", "flops") if frame[name].is_null().all()]
+    return _completed(frame.drop(empty) if len(empty) == 1 else frame, experiment)
+
+
+def curves_from_mlflow(experiment: str, tracking_uri: str) -> pl.DataFrame:
+    """Every validation of an experiment's runs: columns run_id, tokens, loss. Tokens follow from the step."""
+    history = tracking_store.read_history(experiment, tracking_uri, Metric.VALIDATION_LOSS)
+    known = [
+        (run.run, run.tags.get("run_id") or run.name, _number(run.params.get("batch_tokens")))
+        for run in tracking_store.read_runs(experiment, tracking_uri)
+    ]
+    runs = pl.DataFrame(known, schema={"run": pl.String, "run_id": pl.String, "batch_tokens": pl.Float64}, orient="row")
+    joined = history.join(runs, on="run", how="inner", maintain_order="left")
+    return joined.select("run_id", tokens=pl.col("step") * pl.col("batch_tokens"), loss="value").drop_nulls()
 
 
 def _row(result: Result) -> dict[str, object]:
@@ -160,6 +218,8 @@ def _row(result: Result) -> dict[str, object]:
         "size": result.size,
         "seed": result.seed,
         "parameters": result.parameters.total,
+        "non_embedding": result.parameters.non_embedding,
+        "non_embedding_with_head": result.parameters.non_embedding_with_head,
         "tokens": result.tokens,
         "flops": result.flops.get("exact", 6.0 * result.parameters.total * result.tokens),
         "loss": result.validation.loss,
@@ -168,19 +228,33 @@ def _row(result: Result) -> dict[str, object]:
         "tokenizer": result.tokenizer,
         "schedule": result.schedule,
         "cluster": result.trunk_id or result.run_id,
-        "excluded": ", ".join(result.quality) or None,
+        "state": "COMPLETED",
+        "quality": ", ".join(result.quality),
     }
 
 
-def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
+def _completed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """The frame with every column of `SCHEMA`: of parameters, tokens and flops, one that is absent follows by 6ND."""
+    frame = frame.with_columns(pl.col(name).cast(pl.Float64, strict=False) for name in NUMBERS if name in frame.columns)
+    n, d, c = (pl.col(name) for name in ("parameters", "tokens", "flops"))
+    thirds = {"parameters": c / (6 * d), "tokens": c / (6 * n), "flops": 6 * n * d}
+    missing = [name for name in thirds if name not in frame.columns]
+    if len(missing) > 1:
+        raise RefusalError(
+            "missing-column", f"{source}: two of parameters, tokens and flops are needed; no column for {missing}"
+        )
+    if missing:
+        frame = frame.with_columns(thirds[missing[0]].alias(missing[0]))
+    rows = [pl.int_range(frame.height).cast(pl.String).alias("run_id")] if "run_id" not in frame.columns else []
+    frame = frame.with_columns(*rows)
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
+    frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
+    return frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
 
 
-def _checked(frame: pl.DataFrame) -> pl.DataFrame:
-    """Exclude, with the reason, rows whose numbers cannot be a run's: absent, not finite, not positive."""
-    reason = pl.coalesce("excluded")
-    for name in ("loss", "parameters", "tokens"):
-        column = pl.col(name)
-        bad = column.is_null() | ~column.is_finite() | (column <= 0) | (column >= math.sqrt(1.7e308))
-        reason = pl.coalesce(reason, pl.when(bad).then(pl.lit(f"{name} is not a positive finite number")))
-    return frame.with_columns(reason.alias("excluded"))
+def _number(text: object) -> float | None:
+    """None for what is no number: a rule then excludes the row, with the reason."""
+    try:
+        return None if text is None else float(str(text))
+    except ValueError:
+        return None

@@ -130,3 +130,25 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
 
 def _estimate(value: float, interval: Sequence[float]) -> str:
     return f"{value:.4g} [{interval[0]:.3g}, {interval[1]:.3g}]"
+
+
+def conventions_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """The exponent a by approach (rows) and by convention of N and C (columns), for each family."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("family")
+    table.add_column("approach")
+    columns = list(dict.fromkeys((one["parameters"], one["flops"]) for one in found))
+    for parameters, flops in columns:
+        table.add_column(f"N {parameters.replace('_', ' ')}\nC {flops}", justify="right")
+    answers = {(one["family"], one["approach"], one["parameters"], one["flops"]): one for one in found}
+    for family, approach in dict.fromkeys((one["family"], one["approach"]) for one in found):
+        cells = (_exponent(answers.get((family, approach, *column))) for column in columns)
+        table.add_row(family, approach, *cells)
+    return table
+
+
+def _exponent(answer: Mapping[str, Any] | None) -> str:
+    if answer is None or answer["exponent"] is None:
+        return ""
+    low, high = answer["interval"]
+    return f"{answer['exponent']:.3f} [{low:.3f}, {high:.3f}]"

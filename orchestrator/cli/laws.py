@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from analysis.fitting import Fit
+    from analysis.quality import Rules
     from xlstm.records import Workspace
 
 SourceArgument = Annotated[
@@ -22,17 +23,44 @@ ColumnsOption = Annotated[
 ]
 
 
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="RULE", help="Keep rows that this rule would leave out, such as not-decayed."),
+]
+RangeOption = Annotated[
+    list[str] | None,
+    typer.Option("--range", metavar="COLUMN=LOW:HIGH", help="Leave out rows outside, such as tokens=1e9:1e12."),
+]
+MixedOption = Annotated[
+    bool,
+    typer.Option("--allow-mixed", help="Fit runs of different evaluations, tokenizers or schedules together."),
+]
+
 app = typer.Typer()
 
 
 @app.command()
-def fit(source: SourceArgument, columns: ColumnsOption = None, as_json: JsonOption = False) -> None:
+def fit(
+    source: SourceArgument,
+    columns: ColumnsOption = None,
+    keep: KeepOption = None,
+    within: RangeOption = None,
+    allow_mixed: MixedOption = False,
+    conventions: Annotated[
+        bool, typer.Option("--conventions", help="Chinchilla's three approaches under each way of counting N and C.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
     from orchestrator.tables import fit_table
 
+    if conventions:
+        _print_conventions(source, columns, keep, within, as_json)
+        return
     with one_line_errors():
-        fits, notes = _fit(source, columns)
-    documents = [fitted.to_json() for fitted in fits]
+        rules = _rules(keep, within)
+        fits, notes = _fit(source, columns, rules, allow_mixed)
+    documents = [fitted.to_json() | {"rules": rules.to_json() | {"mixed": allow_mixed}} for fitted in fits]
     if as_json:
         print_json(documents)
         return
@@ -53,6 +81,38 @@ def fit(source: SourceArgument, columns: ColumnsOption = None, as_json: JsonOpti
     for note in notes:
         console.print(note, highlight=False, style="yellow")
     console.print(f"kept in {_fits_folder(source)}", highlight=False, soft_wrap=True)
+
+
+def _print_conventions(
+    source: str, columns: str | None, keep: list[str] | None, within: list[str] | None, as_json: bool
+) -> None:
+    """One line per family, convention and approach, so that how much each choice moves the answer is seen."""
+    from dataclasses import asdict
+
+    from orchestrator.tables import conventions_table
+
+    with one_line_errors():
+        from analysis import conventions, runs
+        from analysis.findings import RefusalError
+        from orchestrator.errors import InputError
+
+        try:
+            frame, _ = _load(source, columns, _rules(keep, within))
+            curves = runs.load_curves(sweep_name(source), frame, workspace=workspace_here())
+            found = conventions.compare(frame, curves)
+        except RefusalError as error:
+            raise InputError(str(error)) from None
+    documents = [asdict(one) for one in found]
+    if as_json:
+        print_json(documents)
+        return
+    console = make_console()
+    console.print(conventions_table(documents))
+    console.print(
+        "a of N* ~ C^a, intervals at 95%; what an approach cannot answer is left blank and said below", style="dim"
+    )
+    for refusal in dict.fromkeys(f"{one.family}, {one.approach}: {one.refusal}" for one in found if one.refusal):
+        console.print(refusal, highlight=False, style="dim")
 
 
 @app.command()
@@ -142,7 +202,37 @@ def allocate(
         print(multiplier.sentence)
 
 
-def _fit(source: str, columns: str | None) -> "tuple[list[Fit], list[str]]":
+def _rules(keep: list[str] | None, within: list[str] | None) -> "Rules":
+    from analysis.findings import RefusalError
+    from analysis.quality import Rules
+    from orchestrator.errors import InputError
+
+    ranges = {}
+    for text in within or []:
+        name, equals, bounds = text.partition("=")
+        low, colon, high = bounds.partition(":")
+        try:
+            ranges[name] = (float(low or "-inf"), float(high or "inf"))
+        except ValueError:
+            equals = ""
+        if not (equals and colon):
+            raise InputError(f"--range {text}: write COLUMN=LOW:HIGH, such as tokens=1e9:1e12 or loss=:4")
+    try:
+        return Rules(frozenset(keep or ()), ranges)
+    except RefusalError as error:
+        raise InputError(str(error)) from None
+
+
+def _load(source: str, columns: str | None, rules: "Rules | None" = None) -> "tuple[pl.DataFrame, list[str]]":
+    from analysis import runs
+
+    frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here(), rules=rules)
+    return take_best(workspace_here(), sweep_name(source), frame)
+
+
+def _fit(
+    source: str, columns: str | None, rules: "Rules | None" = None, allow_mixed: bool = False
+) -> "tuple[list[Fit], list[str]]":
     """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same."""
     import polars as pl
 
@@ -156,7 +246,7 @@ def _fit(source: str, columns: str | None) -> "tuple[list[Fit], list[str]]":
         kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
         if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
             return kept, notes
-        fits = fitting.fit(frame)
+        fits = fitting.fit(frame, allow_mixed=allow_mixed)
     except RefusalError as error:
         raise InputError(str(error)) from None
     for fitted in fits:
