@@ -1,5 +1,6 @@
 """Verbs about laws: fit, plot, report, predict, allocate. Alone in the orchestrator it knows the analysis."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors,
 if TYPE_CHECKING:
     import polars as pl
 
+    from analysis.figures import Evidence
     from analysis.fitting import Fit
     from analysis.quality import Rules
     from xlstm.records import Workspace
@@ -34,6 +36,11 @@ RangeOption = Annotated[
 MixedOption = Annotated[
     bool,
     typer.Option("--allow-mixed", help="Fit runs of different evaluations, tokenizers or schedules together."),
+]
+
+ReferenceOption = Annotated[
+    list[str] | None,
+    typer.Option("--reference", metavar="NAME", help="Draw published numbers, too: xlstm-table-3, chinchilla, …"),
 ]
 
 app = typer.Typer()
@@ -116,27 +123,30 @@ def _print_conventions(
 
 
 @app.command()
-def plot(source: SourceArgument, columns: ColumnsOption = None) -> None:
-    """Draw the fitted laws: loss against tokens and compute, as PNG, PDF and SVG, and one page with everything."""
+def plot(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
+    """Draw the fitted laws, as PNG, PDF and SVG, and one page with everything."""
     with one_line_errors():
-        fits, _ = _fit(source, columns)
-        from analysis import plots, report
+        evidence = _evidence(source, columns, reference)
+        from analysis import figures, plots
+        from analysis.findings import RefusalError
 
+        paths, refusals = [], []
         with plots.style():
-            paths = plots.save(plots.law_figure(fits), _fits_folder(source) / "law")
-        paths.append(report.write(_fits_folder(source) / "report.html", sweep_name(source), fits))
-    for path in paths:
-        print(path)
+            for name, draw in figures.FIGURES.items():
+                try:
+                    paths += plots.save(draw(evidence), _fits_folder(source) / name)
+                except RefusalError as refusal:
+                    refusals.append(f"{name}: not drawn: {refusal}")
+        paths.append(_report(source, evidence))
+    for line in (*paths, *refusals):
+        print(line)
 
 
 @app.command("report")
-def write_report(source: SourceArgument, columns: ColumnsOption = None) -> None:
-    """Write one self-contained page: figures, laws, certificates and runs."""
+def write_report(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
+    """Write one self-contained page, figures, laws, certificates and runs, and log it on the sweep's run in MLflow."""
     with one_line_errors():
-        fits, _ = _fit(source, columns)
-        from analysis import report
-
-        print(report.write(_fits_folder(source) / "report.html", sweep_name(source), fits))
+        print(_report(source, _evidence(source, columns, reference)))
 
 
 @app.command()
@@ -200,6 +210,39 @@ def allocate(
         print(f"{family}: {split.sentence}")
     for multiplier in multipliers:
         print(multiplier.sentence)
+
+
+def _evidence(source: str, columns: str | None, references: list[str] | None) -> "Evidence":
+    import polars as pl
+
+    from analysis import runs
+    from analysis.figures import Evidence
+    from analysis.findings import RefusalError
+    from analysis.references import find
+    from orchestrator.errors import InputError
+
+    try:
+        found = [find(name) for name in references or []]
+    except RefusalError as error:
+        raise InputError(str(error)) from None
+    fits, _ = _fit(source, columns)
+    used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in fits])
+    return Evidence(fits, runs.load_curves(sweep_name(source), used, workspace=workspace_here()), found)
+
+
+def _report(source: str, evidence: "Evidence") -> Path:
+    """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
+    from analysis import report
+    from orchestrator.kept import submitted
+    from xlstm.tracking import log_artifact
+
+    path = report.write(_fits_folder(source) / "report.html", sweep_name(source), evidence)
+    if sweep_name(source) in submitted(workspace_here()):
+        workspace = workspace_here()
+        wrong = log_artifact(sweep_name(source), workspace.tracking_uri, path, workspace.artifacts)
+        if wrong:
+            print(f"not logged in MLflow: {wrong}", file=sys.stderr)
+    return path
 
 
 def _rules(keep: list[str] | None, within: list[str] | None) -> "Rules":
