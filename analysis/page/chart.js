@@ -9,7 +9,7 @@ const hidden = new Set();
 function compact(value) {
   for (const [scale, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]])
     if (value >= scale * 0.9995 && value < 1e15) return `${+(value / scale).toPrecision(3)}${letter}`;
-  return value >= 1e4 || value < 1e-2 ? value.toExponential(1).replace("e+", "e") : `${+value.toPrecision(3)}`;
+  return value >= 1e4 || value < 1e-2 ? value.toExponential(1).replace("e+", "e").replace(".0", "") : `${+value.toPrecision(3)}`;
 }
 
 function element(name, attributes, text) {
@@ -79,7 +79,7 @@ function draw() {
     }
   for (const family of shown)
     for (const point of family.points) {
-      const dot = element("circle", { cx: x(point[along]), cy: y(point.loss), r: 5, fill: family.color, tabindex: 0 });
+      const dot = element("circle", { cx: x(point[along]), cy: y(point.loss), r: points.length > 100 ? 3.5 : 5, fill: family.color, tabindex: 0 });
       const show = () => showTip(family, point, x(point[along]), y(point.loss), width);
       for (const event of ["mouseenter", "click", "focus"]) dot.addEventListener(event, show);
       for (const event of ["mouseleave", "blur"]) dot.addEventListener(event, hideTip);

@@ -1,4 +1,4 @@
-"""Verbs about laws: fit, plot, report, predict, allocate. Alone in the orchestrator it knows the analysis."""
+"""Verbs about laws: fit, plot, report, predict, allocate, design. Alone in the orchestrator it knows the analysis."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors,
 if TYPE_CHECKING:
     import polars as pl
 
+    from analysis.design import Cost
     from analysis.figures import Evidence
     from analysis.fitting import Fit
     from analysis.quality import Rules
@@ -88,6 +89,77 @@ def fit(
     for note in notes:
         console.print(note, highlight=False, style="yellow")
     console.print(f"kept in {_fits_folder(source)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def design(
+    source: SourceArgument,
+    parameters: Annotated[str, typer.Option(help="Model size N of the prediction to be made sure, such as 7B.")],
+    tokens: Annotated[str, typer.Option(help="Training tokens D of that prediction, such as 300B.")],
+    budget: Annotated[float, typer.Option(help="What the next runs may cost together, in --unit.")],
+    unit: Annotated[str, typer.Option(help="flops, or device-hours as the sweep's plan has them.")] = "flops",
+    sizes: Annotated[
+        str | None, typer.Option(metavar="N,…", help="Sizes there could be; left out, those of the fitted runs.")
+    ] = None,
+    fragment: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE.yaml", help="Write the runs as points of a sweep file.")
+    ] = None,
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
+    from dataclasses import asdict
+
+    from orchestrator.errors import InputError
+    from orchestrator.tables import design_table
+
+    with one_line_errors():
+        if unit not in ("flops", "device-hours"):
+            raise InputError(f"--unit {unit}: write flops or device-hours")
+        target = (float(_quantity("--parameters", parameters)), float(_quantity("--tokens", tokens)))
+        among = [float(_quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
+        fits, _ = _fit(source, columns)
+        from analysis import design as designs
+
+        try:
+            costs = [_planned_hours(source, one) if unit == "device-hours" else None for one in fits]
+            found = [
+                designs.design(one, target, budget, sizes=among, cost=cost)
+                for one, cost in zip(fits, costs, strict=True)
+            ]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    if fragment is not None:
+        pairs = zip(found, fits, strict=True)
+        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
+    documents = [asdict(one) | {"unit": unit} for one in found]
+    if as_json:
+        print_json(documents)
+        return
+    console = make_console()
+    for document in documents:
+        console.print(design_table(document))
+    if fragment is not None:
+        console.print(f"written to {fragment}", highlight=False, soft_wrap=True)
+
+
+def _planned_hours(source: str, fitted: "Fit") -> "Cost":
+    from analysis.design import hours_of_plan
+    from orchestrator.errors import InputError
+    from orchestrator.kept import load_document, submitted
+
+    name = sweep_name(source)
+    if name not in submitted(workspace_here()):
+        raise InputError(f"--unit device-hours: {source} is no submitted sweep, only its plan knows device hours")
+    runs = load_document(workspace_here(), name)["runs"]
+    return hours_of_plan(
+        fitted,
+        [
+            (run["parameters"]["total"], run["flops"]["exact"], run["device_hours"])
+            for run in runs
+            if run["model"] == fitted.family and run["device_hours"] > 0
+        ],
+    )
 
 
 def _print_conventions(
