@@ -1,10 +1,14 @@
-"""How long planning 1,000 runs and looking at 1,000 finished ones takes.
+"""How long planning 1,000 runs and looking at 1,000 finished ones takes, and what carrying out a run costs beside it.
 
-    python -m benchmarks.orchestration [--runs 1000] [--json FILE]
+    python -m benchmarks.orchestration [--runs 1000] [--trials 100] [--json FILE]
 
 The sweep uses the whole language: an extended file, grid, zip, include, exclude, rules, resources, overrides, own and
 named sizes, two kinds of schedule, and budgets that share their stable phase. Each verb is timed as a user calls it, as
 a process of its own from start to exit, the median of several turns; `in process` leaves the interpreter's start out.
+
+With `--trials`, so many runs are carried out by our controller on Ray, and as many trials by Ray Tune, in turns in one
+cluster of this machine. Each run and each trial ends in the same trivial subprocess (tests/orchestrator/trivial), which
+stands in for torchrun; all else is overhead.
 """
 
 import argparse
@@ -19,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan, RunPlan, make_plan
 from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.records import Launch, Result, State, Validation, Verdict, Workspace, write_json
@@ -71,7 +75,7 @@ def finish(plan: Plan) -> None:
     """Leave, for every run, what a finished run leaves."""
     plan.save()
     now = time.time()
-    for row, run in zip(plan.document()["runs"], plan.runs, strict=True):
+    for run in plan.runs:
         directory = plan.workspace.run(run.run_id)
         directory.create(run.spec)
         lease = directory.acquire("t")
@@ -88,29 +92,34 @@ def finish(plan: Plan) -> None:
             started=now,
             fork=run.share.fork,
         )
-        result = Result(
-            run_id=run.run_id,
-            family=row["model"],
-            size=row["size"],
-            seed=row["seed"],
-            tokens=row["tokens"],
-            steps=row["steps"],
-            parameters=run.parameters,
-            flops=row["flops"],
-            validation=Validation(loss=3.0, perplexity=20.0, tokens=1, evaluation=run.spec.evaluation.fingerprint),
-            wall_seconds=60.0,
-            device_hours=1.0,
-            tokens_per_second=1e5,
-            attempts=1,
-            trunk_id=run.share.fork.run_id if run.share.fork else None,
-            data_fingerprint="",
-            tokenizer="gpt2",
-            schedule="wsd",
-        )
         write_json(directory.attempt(1) / "launch.json", launch.model_dump(mode="json"))
         write_json(directory.attempt(1) / "exit.json", Verdict(state=State.COMPLETED).model_dump(mode="json"))
-        write_json(directory.path / "result.json", result.model_dump(mode="json"))
+        write_json(directory.path / "result.json", result_of(run).model_dump(mode="json"))
         lease.release(State.COMPLETED)
+
+
+def result_of(run: RunPlan) -> Result:
+    """What a finished run leaves."""
+    row = run.document()
+    return Result(
+        run_id=run.run_id,
+        family=row["model"],
+        size=row["size"],
+        seed=row["seed"],
+        tokens=row["tokens"],
+        steps=row["steps"],
+        parameters=run.parameters,
+        flops=row["flops"],
+        validation=Validation(loss=3.0, perplexity=20.0, tokens=1, evaluation=run.spec.evaluation.fingerprint),
+        wall_seconds=60.0,
+        device_hours=1.0,
+        tokens_per_second=1e5,
+        attempts=1,
+        trunk_id=run.share.fork.run_id if run.share.fork else None,
+        data_fingerprint="",
+        tokenizer="bytes",
+        schedule="wsd",
+    )
 
 
 def command(workspace: Workspace, *arguments: str) -> Callable[[], None]:
@@ -157,15 +166,91 @@ def measure(folder: Path, runs: int, turns: int) -> dict[str, Any]:
     }
 
 
+def trivial_runs(folder: Path, count: int) -> Plan:
+    """A plan of tiny runs, and what the trivial subprocess needs to leave their results."""
+    overrides = [f"grid.seed={list(range(count))}", "grid.model=[llama]", "grid.size=[50K]", "grid.tokens=[150K]"]
+    data = "data={corpus: text, revision: r, context_length: 128}"
+    made = make_plan(Sweep.load("quickstart", [*overrides, data, "resources=[]"]), Workspace(folder / "workspace"))
+    trivial = Path(os.environ["TRIVIAL_TRAINING"])
+    (trivial / "results").mkdir(parents=True, exist_ok=True)
+    (trivial / "faults.json").write_text("{}")
+    for run in made.runs:
+        (trivial / "results" / f"{run.run_id}.json").write_text(result_of(run).model_dump_json())
+    return made
+
+
+def ours(folder: Path, count: int) -> float:
+    """Seconds per run of our controller on the cluster."""
+    from orchestrator.controller import Controller
+    from orchestrator.executors.ray import RayExecutor
+
+    made = trivial_runs(folder, count)
+    began = time.perf_counter()
+    statuses = Controller(made.workspace, RayExecutor(made.workspace), made.launches)()
+    taken = time.perf_counter() - began
+    assert {status.state for status in statuses.values()} == {State.COMPLETED}
+    return taken / count
+
+
+def trial(config: dict[str, Any]) -> dict[str, Any]:
+    """One trial of Ray Tune: the same subprocess, over a run directory that was made before."""
+    arguments = [config["run"], "--attempt", "1", "--token", "t"]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "xlstm.training", *arguments], check=True)
+    return {"loss": 1.0}
+
+
+def tune(folder: Path, count: int) -> float:
+    """Seconds per trial of Ray Tune on the same cluster."""
+    from ray import tune as ray_tune
+
+    made = trivial_runs(folder, count)
+    for run in made.runs:
+        directory = made.workspace.run(run.run_id)
+        directory.create(run.spec)
+        directory.acquire("t")
+    space = {"run": ray_tune.grid_search([str(made.workspace.run(run.run_id).path) for run in made.runs])}
+    settings = ray_tune.RunConfig(storage_path=str(folder / "tune"), verbose=0)
+    began = time.perf_counter()
+    results = ray_tune.Tuner(ray_tune.with_resources(trial, {"cpu": 1}), param_space=space, run_config=settings).fit()
+    taken = time.perf_counter() - began
+    assert results.num_errors == 0
+    assert all(made.workspace.run(run.run_id).result() is not None for run in made.runs)
+    return taken / count
+
+
+def measure_trials(folder: Path, count: int, turns: int) -> dict[str, Any]:
+    """Seconds per run and per trial: after one of each for warmth, medians over turns."""
+    import ray
+
+    root = Path(__file__).resolve().parents[1]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "tests" / "orchestrator" / "trivial"), str(root)])
+    os.environ["TRIVIAL_TRAINING"] = str(folder / "trivial")
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="warning")
+    taken: dict[str, list[float]] = {"ours": [], "tune": []}
+    try:
+        for turn in range(turns + 1):
+            for name, side in (("ours", ours), ("tune", tune)):
+                seconds_each = side(folder / f"{name}-{turn}", count if turn else 2)
+                taken[name] += [seconds_each] if turn else []
+    finally:
+        ray.shutdown()
+    mine, theirs = statistics.median(taken["ours"]), statistics.median(taken["tune"])
+    return {"trials": count, "run_seconds": mine, "tune_trial_seconds": theirs, "tune_over_ours": theirs / mine}
+
+
 def main() -> None:
     """Measure, print a table, and keep the numbers where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=0, help="runs against as many trials of Ray Tune; 0 for none")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(Path(folder), given.runs, given.turns)
+        if given.trials:
+            measured |= measure_trials(Path(folder), given.trials, min(3, given.turns))
     for name, number in measured.items():
         print(f"{name:32} {number:.6g}")
     if given.json:

@@ -1,119 +1,145 @@
-"""What training costs beyond the model itself, each figure beside its peer's in the same run, interleaved.
+"""What training costs beyond the model itself, each figure beside its peer's in the same run, in turns.
 
-    python -m benchmarks.training [--json]
+    PYTHONPATH=. .venv-parity/bin/python -m benchmarks.training [--rounds 5] [--json]
 
-- step: our trainer against a plain PyTorch loop (nanoGPT's: random windows of a memory map, mean loss, clipping, fused
-  AdamW) on the same model and batch. `overhead` is the share of a step of ours that is not forward, backward or
-  optimizer.
-- loader: tokens per second of one process from memory-mapped shards.
-- checkpoint: how long a step stands still for a save, in the background and waited for.
-- tokenization: our preparation against `datasets.map` with the same tokenizer, where `datasets` is installed.
+- loop: tokens per second of our trainer, of a plain PyTorch loop (nanoGPT's) and of `transformers.Trainer`, with the
+  same Llama on the same batch; and the share of a step of ours that is not forward, backward or update (clipping and
+  AdamW). In processor time of the thread that trains.
+- loader: tokens per second of one process from memory-mapped shards, in processor time.
+- checkpoint: how long a step stands still while a checkpoint is saved in the background, and when it is waited for.
+- tokenization: a corpus to shards, and its texts through `datasets.map`, with the same tokenizer on the same cores.
+
+Writes benchmarks/results/training.json and .md. A peer that is not installed is left out, and the table says so.
 """
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.training_loops import BATCH_TOKENS, Ours, huggingface, our_run, plain
 from xlstm.data import declare, open_prepared, prepare
 from xlstm.data.batches import Windows
+from xlstm.data.corpora import open_corpus
 from xlstm.data.order import Order
-from xlstm.data.preparation import data_folder
-from xlstm.models import build
+from xlstm.data.preparation import assigned_documents, data_folder
 from xlstm.models.configs import LlamaConfig
-from xlstm.models.initialization import initialize
-from xlstm.records import RunDirectory, Workspace
-from xlstm.spec import Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.records import Lease, Workspace
 from xlstm.training.checkpoints import Checkpointer, CheckpointRecord
-from xlstm.training.gang import Gang
 from xlstm.training.trainer import Trainer
 
-CONTEXT, SEQUENCES = 128, 4
+RESULTS = Path(__file__).parent / "results"
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=64, num_blocks=4, num_heads=2)
 LARGER = LlamaConfig(vocab_size=256, embedding_dim=384, num_blocks=6, num_heads=6)
+STEPS = 50
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side; medians are given")
+    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    rounds = arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
-        workspace = Workspace(Path(folder))
-        gang = Gang.meet(Execution(device="cpu", threads_per_rank=1))
-        results = {
-            "step": steps(workspace, gang),
-            "loader": loader(workspace),
-            "checkpoint": checkpoint(workspace, gang),
-            "tokenization": tokenization(workspace),
+        ours = Ours(Workspace(Path(folder) / "small"), MODEL)
+        results: dict[str, Any] = {
+            "machine": machine(),
+            "loop": loop(ours, Workspace(Path(folder) / "small"), rounds),
+            "loader": loader(Workspace(Path(folder) / "small"), rounds),
+            "checkpoint": checkpoint(Workspace(Path(folder) / "large"), ours, rounds),
+            "tokenization": tokenization(Path(folder), rounds),
         }
-        gang.part()
-    if arguments.json:
-        print(json.dumps(results, indent=2))
-        return
-    for name, figures in results.items():
-        print(f"{name:>14}  " + "  ".join(f"{key} {_show(value)}" for key, value in figures.items()))
+        ours.close()
+    table = to_table(results)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "training.json").write_text(json.dumps(results, indent=2) + "\n")
+    (RESULTS / "training.md").write_text(table)
+    print(json.dumps(results, indent=2) if arguments.json else table)
 
 
-def steps(workspace: Workspace, gang: Gang) -> dict[str, Any]:
-    """Median milliseconds of a step of ours and of a plain loop, measured in turns, and our overhead."""
-    trainer = _trainer(workspace, gang, MODEL)
-    inner: list[float] = []
-    for name in ("forward", "backward", "optimizer"):
-        _time_inside(trainer, name, inner)
-    plain = _plain_loop(workspace)
-    ours, theirs, overheads = [], [], []
-    for round_number in range(220):
-        inner.clear()
-        mine = _seconds(trainer._optimizer_step)
-        overhead = 1 - sum(inner) / mine
-        other = _seconds(plain)
-        if round_number >= 20:
-            ours.append(mine)
-            theirs.append(other)
-            overheads.append(overhead)
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and how busy it was with other work."""
     return {
-        "ours_ms": statistics.median(ours) * 1e3,
-        "plain_ms": statistics.median(theirs) * 1e3,
-        "ratio": statistics.median(ours) / statistics.median(theirs),
-        "overhead": statistics.median(overheads),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
     }
 
 
-def loader(workspace: Workspace) -> dict[str, Any]:
-    """Million tokens per second from shards to batches, at two context lengths."""
+def loop(ours: Ours, workspace: Workspace, rounds: int) -> dict[str, Any]:
+    """Tokens per second of the three loops, and our overhead, over rounds of `STEPS` steps each."""
+    loops = {"ours": ours, "plain": plain(workspace, MODEL)}
+    try:
+        loops["transformers"] = huggingface(workspace, MODEL)
+    except ImportError as error:
+        print(f"transformers.Trainer is left out: {error}")
+    for advance in loops.values():
+        advance(10)
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    overheads = []
+    for _ in range(rounds):
+        for name, advance in loops.items():
+            seconds[name].append(advance(STEPS))
+        overheads.append(ours.overhead(STEPS))
+    rates = {f"{name}_tokens_per_second": STEPS * BATCH_TOKENS / statistics.median(s) for name, s in seconds.items()}
+    ratios = {
+        f"ours_over_{name}": statistics.median(theirs / mine for mine, theirs in zip(seconds["ours"], s, strict=True))
+        for name, s in seconds.items()
+        if name != "ours"
+    }
+    return {
+        **rates,
+        **ratios,
+        "step_ms": statistics.median(seconds["ours"]) / STEPS * 1e3,
+        "overhead": statistics.median(overheads),
+        "overhead_each_round": overheads,
+    }
+
+
+def loader(workspace: Workspace, rounds: int) -> dict[str, Any]:
+    """Million tokens per second of processor time, from shards to batches of 32 sequences."""
     rates = {}
     for context in (256, 2048):
         data, _ = declare("python-stdlib", "bytes", context)
         windows = Windows(open_prepared(data, workspace).stream("train"), context, 255)
         order = Order(windows.whole, 0)
-        began, tokens = time.perf_counter(), 0
-        for step in range(200):
-            tokens += windows.batch(order.take(step * 32, 32)).tokens.size
-        rates[f"million_tokens_per_second_at_{context}"] = tokens / (time.perf_counter() - began) / 1e6
+        measured = []
+        for number in range(rounds):
+            began, tokens = time.process_time(), 0
+            for step in range(number * 200, number * 200 + 200):
+                tokens += windows.batch(order.take(step * 32, 32)).tokens.size
+            measured.append(tokens / (time.process_time() - began) / 1e6)
+        rates[f"million_tokens_per_second_at_{context}"] = statistics.median(measured)
     return rates
 
 
-def checkpoint(workspace: Workspace, gang: Gang) -> dict[str, Any]:
+def checkpoint(workspace: Workspace, small: Ours, rounds: int) -> dict[str, Any]:
     """Milliseconds for which a step stands still: saved in the background, and waited for."""
-    trainer = _trainer(workspace, gang, LARGER)
+    run = our_run(workspace, LARGER)
+    gang, spec = small.attempt.gang, run.spec()
+    data = open_prepared(spec.physics.data, workspace)
+    trainer = Trainer(run, spec, 1, gang, data, lambda: None)
     trainer._optimizer_step()
-    lease = trainer.run.acquire("benchmark")
-    saver = Checkpointer(lease, gang, keep=1, keep_steps=())
+    launch = run.launch(1)
+    assert launch is not None
+    saver = Checkpointer(Lease(run, launch.token, 1), gang, keep=1, keep_steps=())
     background, waited = [], []
-    for step in range(1, 11):
+    for step in range(1, rounds + 2):
         record = CheckpointRecord(
-            run_id=trainer.run.run_id,
+            run_id=run.run_id,
             step=step,
-            physics=trainer.spec.physics,
-            data_fingerprint=trainer.data.manifest.fingerprint,
+            physics=spec.physics,
+            data_fingerprint=data.manifest.fingerprint,
             ranks=1,
         )
         began = time.perf_counter()
@@ -121,107 +147,97 @@ def checkpoint(workspace: Workspace, gang: Gang) -> dict[str, Any]:
         background.append(time.perf_counter() - began)
         saver.wait()
         waited.append(time.perf_counter() - began)
-    megabytes = sum(t.numel() * t.element_size() for t in trainer.state.values()) / 1e6
+    background, waited = background[1:], waited[1:]  # the first takes fresh memory from the system
     return {
-        "megabytes": megabytes,
+        "megabytes": sum(t.numel() * t.element_size() for t in trainer.state.values()) / 1e6,
         "background_ms": statistics.median(background) * 1e3,
         "waited_ms": statistics.median(waited) * 1e3,
-        "ratio": statistics.median(background) / statistics.median(waited),
+        "ratio": statistics.median(b / w for b, w in zip(background, waited, strict=True)),
     }
 
 
-def tokenization(workspace: Workspace) -> dict[str, Any]:
-    """Seconds to tokenize the standard library with one learnt BPE: ours to shards, and `datasets.map` to Arrow."""
-    data, _ = declare("python-stdlib", "bpe-4096", CONTEXT)
-    prepare(data, (), workspace)
-    saved = data_folder(data, workspace) / "tokenizer.json"
-    data, _ = declare("python-stdlib", str(saved), CONTEXT)
-    began = time.perf_counter()
-    prepare(data, (), workspace, str(saved))
-    figures: dict[str, Any] = {"ours_s": time.perf_counter() - began}
+def tokenization(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds to tokenize the standard library with one learnt BPE: ours from files to shards, theirs to Arrow."""
+    data, _ = declare("python-stdlib", "bpe-4096", 256)
+    first = Workspace(folder / "learnt")
+    prepare(data, (), first)
+    saved = data_folder(data, first) / "tokenizer.json"
+    data, _ = declare("python-stdlib", str(saved), 256)
+    ours, theirs = [], []
+    texts = [document.text for _, document in assigned_documents(open_corpus("python-stdlib", ()))]
+    for number in range(rounds):
+        began = time.perf_counter()
+        prepare(data, (), Workspace(folder / f"tokenization-{number}"), str(saved))
+        ours.append(time.perf_counter() - began)
+        seconds = _datasets_map(texts, saved)
+        if seconds is None:
+            return {"megabytes": _megabytes(texts), "ours_s": statistics.median(ours)}
+        theirs.append(seconds)
+    return {
+        "megabytes": _megabytes(texts),
+        "ours_s": statistics.median(ours),
+        "datasets_s": statistics.median(theirs),
+        "datasets_over_ours": statistics.median(t / o for o, t in zip(ours, theirs, strict=True)),
+    }
+
+
+def _datasets_map(texts: Sequence[str], saved: Path) -> float | None:
     try:
         import datasets
-        from tokenizers import Tokenizer
-    except ImportError:
-        return figures | {"datasets_s": None}
-    from xlstm.data.corpora import open_corpus
-    from xlstm.data.preparation import assigned_documents
+    except ImportError as error:
+        print(f"datasets.map is left out: {error}")
+        return None
+    from tokenizers import Tokenizer
 
+    datasets.disable_progress_bars()
     tokenizer = Tokenizer.from_file(str(saved))
-    texts = [document.text for _, document in assigned_documents(open_corpus("python-stdlib", ()))]
-    rows = datasets.Dataset.from_dict({"text": texts})
-    began = time.perf_counter()
-    rows.map(lambda batch: {"ids": [e.ids for e in tokenizer.encode_batch_fast(batch["text"])]}, batched=True)
-    return figures | {"datasets_s": time.perf_counter() - began}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = datasets.Dataset.from_dict({"text": texts})
+        began = time.perf_counter()
+        rows.map(
+            lambda batch: {"ids": [one.ids for one in tokenizer.encode_batch_fast(batch["text"])]},
+            batched=True,
+            remove_columns=["text"],
+            cache_file_name=f"{folder}/tokens.arrow",
+        )
+        return time.perf_counter() - began
 
 
-def _trainer(workspace: Workspace, gang: Gang, model: LlamaConfig) -> Trainer:
-    data, _ = declare("python-stdlib", "bytes", CONTEXT)
-    prepare(data, (), workspace)
-    batch = CONTEXT * SEQUENCES
-    physics = Physics(
-        model=model,
-        data=data,
-        tokens=batch * 1000,
-        batch_tokens=batch,
-        optimizer=Optimizer(learning_rate=1e-3),
-        schedule=Schedule(warmup_steps=10),
-    )
-    spec = RunSpec(physics=physics, execution=Execution(device="cpu", threads_per_rank=1))
-    run: RunDirectory = workspace.run(spec.run_id)
-    run.create(spec)
-    return Trainer(run, spec, 1, gang, open_prepared(data, workspace), lambda: None)
+def _megabytes(texts: Sequence[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
 
 
-def _plain_loop(workspace: Workspace) -> Callable[[], None]:
-    data, _ = declare("python-stdlib", "bytes", CONTEXT)
-    tokens = open_prepared(data, workspace).stream("train").shards[0]
-    model = build(MODEL)
-    initialize(model, 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-    def step() -> None:
-        starts = torch.randint(len(tokens) - CONTEXT, (SEQUENCES,)).tolist()
-        x = torch.stack([torch.from_numpy(tokens[s : s + CONTEXT].astype(np.int64)) for s in starts])
-        y = torch.stack([torch.from_numpy(tokens[s + 1 : s + 1 + CONTEXT].astype(np.int64)) for s in starts])
-        loss = model(x, targets=y)[0].mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-
-    return step
-
-
-def _time_inside(trainer: Trainer, what: str, spent: list[float]) -> None:
-    """Have the time that a trainer spends in one of the three real parts of a step appended to `spent`."""
-    if what == "forward":
-        original: Any = trainer.model.forward
-        trainer.model.forward = lambda *a, **k: _timed(lambda: original(*a, **k), spent)
-    elif what == "optimizer":
-        original = trainer.optimizer.step
-        trainer.optimizer.step = lambda *a, **k: _timed(lambda: original(*a, **k), spent)  # type: ignore[method-assign]
-    else:
-        original = torch.autograd.backward
-        torch.autograd.backward = lambda *a, **k: _timed(lambda: original(*a, **k), spent)
+def to_table(results: dict[str, Any]) -> str:
+    """The figures beside what is asked of them, as Markdown."""
+    step, load, save, tokens = (results[name] for name in ("loop", "loader", "checkpoint", "tokenization"))
+    absent = "not installed"
+    rows = [
+        ("overhead of our trainer", f"{step['overhead']:.2%} of a step of {step['step_ms']:.1f} ms", "< 3 % at 10 ms"),
+        ("tokens/s, ours over plain PyTorch", _ratio(step.get("ours_over_plain")), "≥ 1"),
+        ("tokens/s, ours over `transformers.Trainer`", _ratio(step.get("ours_over_transformers"), absent), "≥ 1"),
+        ("loader, context 256", f"{load['million_tokens_per_second_at_256']:.0f} M tokens/s", "≥ 20 M"),
+        ("loader, context 2048", f"{load['million_tokens_per_second_at_2048']:.0f} M tokens/s", "≥ 20 M"),
+        (
+            f"stall of a background checkpoint of {save['megabytes']:.0f} MB",
+            f"{save['background_ms']:.0f} of {save['waited_ms']:.0f} ms, {save['ratio']:.1%}",
+            "< 10 %",
+        ),
+        ("tokenization, `datasets.map` over ours", _ratio(tokens.get("datasets_over_ours"), absent), "≥ 1"),
+    ]
+    where = results["machine"]
+    lines = [
+        f"{where['cores']} cores ({where['processor']}), one thread a side, torch {where['torch']}; "
+        f"load by other work while it ran: {where['load']:.1f}.",
+        "",
+        "| what | measured | asked |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {measured} | {asked} |" for what, measured, asked in rows),
+    ]
+    return "\n".join([*lines, ""])
 
 
-def _timed(action: Callable[[], Any], spent: list[float]) -> Any:
-    began = time.perf_counter()
-    result = action()
-    spent.append(time.perf_counter() - began)
-    return result
-
-
-def _seconds(action: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
-def _show(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _ratio(value: float | None, otherwise: str = "") -> str:
+    return otherwise if value is None else f"{value:.2f}×"
 
 
 if __name__ == "__main__":

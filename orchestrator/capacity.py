@@ -49,19 +49,25 @@ def card_of(spec: RunSpec, stated: str | None) -> Card | None:
     return CARDS[stated] if stated else DEFAULT_CARD
 
 
-def capacity(spec: RunSpec, card: Card | None) -> Capacity:
-    """What a run takes of a card, or of this machine where there is none."""
+def layout_key(spec: RunSpec) -> Hashable:
+    """What a rank's memory depends on, beside its card: the runs of a sweep have few layouts."""
     physics, execution = spec.physics, spec.execution
-    # All that memory depends on: the runs of a sweep have few layouts.
-    layout = (physics.model, physics.data.context_length, physics.batch_sequences, physics.precision)
-    split = (execution.nodes, execution.devices, execution.sharding, execution.activation_checkpointing)
-    key = (*layout, *split, execution.micro_batch_sequences, card)
-    if key not in _known:
-        _known[key] = _capacity(spec, card)
-    return _known[key]
+    return (
+        *(physics.model, physics.data.context_length, physics.batch_sequences, physics.precision),
+        *(execution.nodes, execution.devices, execution.sharding, execution.activation_checkpointing),
+        execution.micro_batch_sequences,
+    )
 
 
 _known: dict[Hashable, Capacity] = {}
+
+
+def capacity(spec: RunSpec, card: Card | None) -> Capacity:
+    """What a run takes of a card, or of this machine where there is none."""
+    key = (layout_key(spec), card)
+    if key not in _known:
+        _known[key] = _capacity(spec, card)
+    return _known[key]
 
 
 def _capacity(spec: RunSpec, card: Card | None) -> Capacity:

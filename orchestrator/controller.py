@@ -1,8 +1,9 @@
 """From a plan to finished runs: launch what is missing, retry what is worth it, and tell whoever watches.
 
-The controller keeps nothing that the run directories do not hold: killed at any moment, the next one reads them and
-goes on. Completed runs are not touched; a run that another launcher holds is left to it; failures are retried a few
-times (the same traceback twice ends it), preemptions are free, divergence is final.
+The controller keeps nothing that the run directories and the engine do not hold: killed at any moment, the next one
+reads them, adopts the jobs that live on, and goes on. Completed runs are not touched. A run that another launcher holds
+is left to it and watched: what the other completes is complete, what it lets go of is taken on. Failures are retried a
+few times (the same traceback twice ends it); preemptions and lost machines are free; divergence is final.
 """
 
 import time
@@ -19,6 +20,8 @@ from xlstm.spec import RunSpec
 MAXIMUM_FAILURES = 3
 """Failed attempts of one run, within one submission, after which it is set aside."""
 POLL_SECONDS = 0.5
+_FINAL = (State.DIVERGED, State.CANCELLED)
+"""States without a result in which a submission leaves a run that ended under it."""
 
 
 class Happening(StrEnum):
@@ -29,6 +32,7 @@ class Happening(StrEnum):
     STARTED = "started"
     RETRIED = "retried"
     HELD = "held by another launcher"
+    ADOPTED = "adopted"
     ENDED = "ended"
 
 
@@ -60,6 +64,10 @@ class _Progress:
     run: RunDirectory
     handle: Handle | None = None
     started: bool = False
+    attempts_before: int = 0
+    """Attempts of the run when its job was submitted: a later one of another token is another launcher's."""
+    held: bool = False
+    """Whether another launcher was seen to hold the run, and is waited for."""
     failures: list[str] = field(default_factory=list)
     finished: bool = False
 
@@ -90,6 +98,7 @@ class Controller:
         """
         for progress in self._progress.values():
             self._admit(progress)
+        self._adopt()
         try:
             while any(not progress.finished for progress in self._progress.values()):
                 self._cancel_requested()
@@ -109,14 +118,29 @@ class Controller:
         progress.run.withdraw_cancel()
         if not progress.run.is_held():
             adopt(progress.run, progress.planned.spec)
-        if is_complete(progress.run, progress.planned.spec):
-            self._finish(progress, Happening.ALREADY_COMPLETE)
+        if progress.run.is_complete(progress.planned.spec):
+            self._finish_complete(progress, Happening.ALREADY_COMPLETE)
+
+    def _adopt(self) -> None:
+        """Take on the jobs of an earlier controller that live on, and end those that nobody needs any more."""
+        superfluous = []
+        for handle in self.executor.adopt([progress.run for progress in self._progress.values()]):
+            progress = self._progress[handle.run.run_id]
+            if progress.finished or progress.handle is not None:
+                superfluous.append(handle)
+            else:
+                progress.handle, progress.attempts_before = handle, progress.run.status().attempt
+                self._tell(progress, Happening.ADOPTED)
+        self.executor.cancel(superfluous)
 
     def _submit_ready(self) -> None:
         ready = [
             progress
             for progress in self._progress.values()
-            if not progress.finished and progress.handle is None and self._may_start(progress.planned)
+            if not progress.finished
+            and progress.handle is None
+            and self._may_start(progress.planned)
+            and not self._leave_to_another(progress)
         ]
         jobs = [
             Job(
@@ -129,11 +153,26 @@ class Controller:
             for progress in ready
         ]
         for progress in ready:
-            if not progress.run.is_held():
-                progress.run.set_state(State.QUEUED, f"waiting for {self.executor.name}")
+            progress.run.queue(f"waiting for {self.executor.name}")
+            progress.attempts_before = progress.run.status().attempt
         for progress, handle in zip(ready, self.executor.submit(jobs), strict=True):
             progress.handle, progress.started = handle, False
             self._tell(progress, Happening.SUBMITTED)
+
+    def _leave_to_another(self, progress: _Progress) -> bool:
+        """Whether another launcher holds the run, or has settled it meanwhile."""
+        if progress.run.is_held():
+            if not progress.held:
+                progress.held = True
+                self._tell(progress, Happening.HELD)
+            return True
+        if progress.held:
+            progress.held = False
+            if progress.run.is_complete(progress.planned.spec):
+                self._finish_complete(progress, Happening.ENDED)
+            elif progress.run.status().state in _FINAL:
+                self._finish(progress, Happening.ENDED)
+        return progress.finished
 
     def _may_start(self, planned: PlannedRun) -> bool:
         """A fork waits for the checkpoint it starts from, or for its trunk to end without one."""
@@ -164,34 +203,39 @@ class Controller:
             if state is JobState.RUNNING and not progress.started:
                 progress.started = True
                 self._tell(progress, Happening.STARTED)
-            elif state is JobState.ENDED:
-                self._judge(progress)
+            elif state in (JobState.ENDED, JobState.LOST):
+                self._judge(progress, machine_lost=state is JobState.LOST)
 
-    def _judge(self, progress: _Progress) -> None:
+    def _judge(self, progress: _Progress, *, machine_lost: bool) -> None:
         """Decide, from the run directory, what the end of a job means."""
         assert progress.handle is not None
         status = progress.run.status()
         launch = progress.run.launch(status.attempt)
-        if status.lease is not None and status.lease.token != progress.handle.token:
-            if progress.run.is_held():
-                self._finish(progress, Happening.HELD)
-                return
-        elif launch is None or launch.token != progress.handle.token:
-            log = progress.run.path / "supervisor.log"
-            progress.run.set_state(State.FAILED, f"the supervisor ended before it began; see {log}")
-            status = progress.run.status()
-        if status.state is State.PREEMPTED:
-            self._again(progress)
-        elif status.state in (State.COMPLETED, State.DIVERGED, State.CANCELLED):
+        ours = {status.lease.token if status.lease else None, launch.token if launch else None}
+        if progress.run.is_complete(progress.planned.spec):
+            self._finish_complete(progress, Happening.ENDED)
+        elif progress.handle.token not in ours and (status.attempt > progress.attempts_before or status.lease):
+            # Another launcher was first: its attempt is not ours to judge.
+            progress.handle, progress.held = None, True
+            self._tell(progress, Happening.HELD)
+        elif status.state in (State.COMPLETED, *_FINAL):
             self._finish(progress, Happening.ENDED)
+        elif machine_lost:
+            # Ranks that were left alone may have called it a failure. It was the machine's, not the run's.
+            progress.run.set_state(State.PREEMPTED, "a machine was lost")
+            self._again(progress)
+        elif status.state is State.PREEMPTED:
+            self._again(progress)
         else:
-            self._judge_failure(progress, status)
+            if progress.handle.token not in ours:
+                log = progress.run.path / "supervisor.log"
+                progress.run.set_state(State.FAILED, f"the supervisor ended before it began; see {log}")
+            elif status.state is not State.FAILED:
+                # Whoever was to write the verdict is gone: killed between two lines.
+                progress.run.set_state(State.FAILED, "the supervisor ended without a verdict")
+            self._judge_failure(progress, progress.run.status())
 
     def _judge_failure(self, progress: _Progress, status: Status) -> None:
-        if status.state is not State.FAILED:
-            # Whoever was to write the verdict is gone: killed between two lines.
-            progress.run.set_state(State.FAILED, "the supervisor ended without a verdict")
-            status = progress.run.status()
         verdict = progress.run.verdict(status.attempt)
         cause = verdict.traceback if verdict and verdict.traceback else ""
         repeated = bool(cause) and cause in progress.failures
@@ -207,6 +251,12 @@ class Controller:
         self._tell(progress, Happening.RETRIED)
         progress.handle = None
 
+    def _finish_complete(self, progress: _Progress, what: Happening) -> None:
+        if progress.run.status().state is not State.COMPLETED and not progress.run.is_held():
+            # Killed after the result and before the verdict: there is nothing left to do.
+            progress.run.set_state(State.COMPLETED)
+        self._finish(progress, what)
+
     def _finish(self, progress: _Progress, what: Happening) -> None:
         progress.finished, progress.handle = True, None
         self._tell(progress, what)
@@ -218,11 +268,6 @@ class Controller:
         return (progress.handle for progress in self._progress.values() if progress.handle is not None)
 
 
-def is_complete(run: RunDirectory, spec: RunSpec) -> bool:
-    """Whether the run is trained and measured as the specification asks."""
-    return answers(run.result(), spec)
-
-
 def answers(result: Result | None, spec: RunSpec) -> bool:
     """Whether a result is there and measured as the specification asks."""
-    return result is not None and result.validation.evaluation == spec.evaluation.fingerprint
+    return result is not None and result.answers(spec)

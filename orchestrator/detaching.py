@@ -7,16 +7,32 @@ from pathlib import Path
 from xlstm.records import Workspace
 
 
-def detach_submission(workspace: Workspace, sweep: str, on: str) -> tuple[int, Path]:
-    """Submit a kept sweep from a process of its own session; returns its id and its log."""
-    log = workspace.sweeps / sweep / "submit.log"
-    kept = workspace.sweeps / sweep / "sweep.yaml"
-    with open(log, "ab") as output:
+def detach_submission(workspace: Workspace, sweep: str) -> int:
+    """Submit a kept sweep to this machine from a process of its own session; returns its id."""
+    with open(log_file(workspace, sweep), "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", "submit", str(kept), "--on", on],
+            submission(workspace, sweep, "local"),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return process.pid, log
+    return process.pid
+
+
+def submission(workspace: Workspace, sweep: str, on: str) -> list[str]:
+    """The command line that submits a kept sweep."""
+    return [
+        sys.executable,
+        "-m",
+        "orchestrator.cli",
+        "submit",
+        str(workspace.sweeps / sweep / "sweep.yaml"),
+        "--on",
+        on,
+    ]
+
+
+def log_file(workspace: Workspace, sweep: str) -> Path:
+    """What a submission in the background prints."""
+    return workspace.sweeps / sweep / "submit.log"

@@ -1,37 +1,81 @@
-"""Prints the logs of a run, and follows them while it lives."""
+"""Prints what a run's latest attempt says of itself: its metrics, a line a row, and its log files. Follows it too."""
 
+import json
 import time
-from typing import TextIO
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
 
 from orchestrator.errors import InputError
-from xlstm.records import RunDirectory
+from xlstm.records import Metric, RunDirectory
+from xlstm.spec import compact
 
 FOLLOW_SECONDS = 0.5
 
 
+class _Tail:
+    """What was added to a file since the last look: whole lines, and at the end what there is."""
+
+    def __init__(self) -> None:
+        self._read = 0
+
+    def lines(self, path: Path, *, end: bool) -> Iterator[str]:
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(self._read)
+            added = file.read()
+        whole = added if end else added[: added.rfind(b"\n") + 1]
+        self._read += len(whole)
+        yield from whole.decode(errors="replace").splitlines()
+
+
 def print_logs(run: RunDirectory, out: TextIO, *, follow: bool = False) -> None:
-    """Write the logs of the latest attempt, each under its name; with `follow`, go on while a launcher holds the run.
+    """Write metrics and logs of the latest attempt, each under its file's name; with `follow`, go on while a launcher
+    holds the run.
 
     InputError where no attempt was made yet.
     """
-    attempt = run.status().attempt
-    if not run.logs(attempt) and not follow:
+    if run.status().attempt == 0 and not follow:
         raise InputError(f"{run.run_id} has no logs yet: it was never started")
-    read: dict[str, int] = {}
-    latest = ""
+    tails: dict[Path, _Tail] = {}
+    latest: Path | None = None
     while True:
-        living = run.is_held()
-        for path in run.logs(run.status().attempt):
-            with open(path, "rb") as file:
-                file.seek(read.get(str(path), 0))
-                text = file.read()
-            if text or str(path) not in read:
-                if str(path) != latest:
-                    out.write(f"==> {path} <==\n")
-                    latest = str(path)
-                out.write(text.decode(errors="replace"))
-                out.flush()
-                read[str(path)] = read.get(str(path), 0) + len(text)
-        if not (follow and living):
+        end = not (follow and run.is_held())
+        attempt = run.status().attempt
+        for path in (run.metrics_file, *run.logs(attempt)):
+            lines = list(tails.setdefault(path, _Tail()).lines(path, end=end))
+            if path == run.metrics_file:
+                lines = [said for line in lines if (said := _sentence(line, attempt))]
+            if lines and path != latest:
+                out.write(f"==> {path} <==\n")
+                latest = path
+            out.writelines(f"{line}\n" for line in lines)
+            out.flush()
+        if end:
             return
         time.sleep(FOLLOW_SECONDS)
+
+
+def _sentence(line: str, attempt: int) -> str:
+    """A row of metrics for people; nothing for rows of other attempts."""
+    try:
+        row: Mapping[str, Any] = json.loads(line)
+    except ValueError:
+        return ""  # torn by a kill
+    if row.get("attempt") != attempt:
+        return ""
+    if row.get("event") == "resume":
+        return f"attempt {attempt} continues from step {row['step']}"
+    parts = []
+    if Metric.LOSS in row:
+        parts.append(f"loss {row[Metric.LOSS]:.4f}")
+    if Metric.VALIDATION_LOSS in row:
+        parts.append(f"validation loss {row[Metric.VALIDATION_LOSS]:.4f}")
+    if Metric.LEARNING_RATE in row:
+        parts.append(f"learning rate {row[Metric.LEARNING_RATE]:.2e}")
+    if Metric.TOKENS in row:
+        parts.append(f"{compact(row[Metric.TOKENS])} tokens")
+    if Metric.TOKENS_PER_SECOND in row:
+        parts.append(f"{compact(round(row[Metric.TOKENS_PER_SECOND]))} tokens/s")
+    return f"step {row['step']}: {', '.join(parts)}" if parts else ""

@@ -82,16 +82,19 @@ class RunPlan:
     @property
     def misfit(self) -> str | None:
         """Why the run does not fit its card, and what would help; None where it fits or there is no card."""
-        capacity, execution = self.capacity, self.spec.execution
-        if self.card is None or capacity.usable_gib is None or capacity.fits:
-            return None
+        return None if self.capacity.fits is not False else self.describe_misfit(self.capacity.memory_gib)
+
+    def describe_misfit(self, memory_gib: float) -> str:
+        """That the run needs so much on each device, of which its card has less, and what would help."""
+        assert self.card is not None
+        execution = self.spec.execution
         ways = ["activation_checkpointing: full"] if execution.activation_checkpointing != "full" else []
         ways += ["sharding: fsdp"] if execution.sharding != "fsdp" else []
         ways += ["a smaller micro_batch_sequences"] if (execution.micro_batch_sequences or 1) > 1 else []
         return (
             f"{self.run_id} does not fit: each of its {execution.ranks} devices needs about "
-            f"{capacity.memory_gib:.1f} GiB with {capacity.micro_batch_sequences} of its sequences at a time, and of "
-            f"{self.card.name} {capacity.usable_gib:.1f} GiB can be used; set {', '.join([*ways, 'more devices'])}"
+            f"{memory_gib:.1f} GiB with {self.capacity.micro_batch_sequences} of its sequences at a time, and of "
+            f"{self.card.name} {self.capacity.usable_gib:.1f} GiB can be used; set {', '.join([*ways, 'more devices'])}"
         )
 
     def document(self) -> dict[str, Any]:

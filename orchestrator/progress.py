@@ -31,6 +31,8 @@ STYLES = {
     State.CANCELLED: "yellow",
 }
 
+_ENDED = {State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED}
+
 
 class Display(Protocol):
     """What a submission tells of itself. A context: nothing is drawn outside it."""
@@ -61,6 +63,10 @@ class _Line:
     loss: float | None = None
     speed: float | None = None
     result: Result | None = None
+
+    @property
+    def flops(self) -> float:
+        return float(self.planned["flops"]["exact"])
 
     @property
     def fraction(self) -> float:
@@ -102,18 +108,19 @@ class SweepProgress:
 
     @property
     def flops(self) -> float:
-        return sum(float(line.planned["flops"]["exact"]) for line in self.lines.values())
+        return sum(line.flops for line in self.lines.values())
 
     @property
     def flops_done(self) -> float:
-        return sum(line.fraction * float(line.planned["flops"]["exact"]) for line in self.lines.values())
+        return sum(line.fraction * line.flops for line in self.lines.values())
 
     @property
     def seconds_left(self) -> float | None:
-        """From the rate since the start; None while nothing was done yet."""
+        """Until the runs have ended that still may, from the rate since the start; None while nothing was done yet."""
         done = self.flops_done - (self._at_start or 0.0)
         elapsed = time.monotonic() - self.started
-        return elapsed * (self.flops - self.flops_done) / done if done > 0 else None
+        left = sum(line.flops * (1 - line.fraction) for line in self.lines.values() if line.state not in _ENDED)
+        return elapsed * left / done if done > 0 else None
 
     def count(self, *states: State) -> int:
         return sum(line.state in states for line in self.lines.values())
@@ -129,7 +136,7 @@ class SweepProgress:
             if number := self.count(*states):
                 parts.append(f"{number} {word}")
         parts.append(f"{self.flops_done / max(1.0, self.flops):.0%} of the FLOPs")
-        if self.seconds_left is not None and self.flops_done < self.flops:
+        if self.seconds_left:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(parts)
 
@@ -238,6 +245,9 @@ def duration(seconds: float) -> str:
 def _sentence(event: Event) -> str:
     state = event.status.state
     words = f"{event.run.run_id}: {event.what.value}"
+    if event.what is Happening.HELD and (holder := event.status.lease) is not None:
+        since = time.strftime("%H:%M:%S", time.localtime(holder.heartbeat))
+        words += f": process {holder.pid} on {holder.host}, last seen {since}; waiting for it"
     if event.what is Happening.ENDED:
         words = f"{event.run.run_id}: {state.value.lower()}"
         result = event.run.result() if state is State.COMPLETED else None

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from orchestrator.controller import Controller, Event, Happening, PlannedRun
 from orchestrator.errors import InputError
+from orchestrator.exclusion import sole_controller
 from orchestrator.executors.contract import Executor
 from orchestrator.progress import make_display
 from orchestrator.shipping import LiveFit, Shipper
@@ -39,9 +40,22 @@ def submit(
     InputError where the data cannot be prepared. KeyboardInterrupt, after every trainer has left a checkpoint, when the
     submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
+    with _ending_as_interrupt(), sole_controller(workspace, name, executor.name, console):
+        return _carry_out(workspace, name, rows, runs, executor, console, live_fit)
+
+
+def _carry_out(
+    workspace: Workspace,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[PlannedRun],
+    executor: Executor,
+    console: Console,
+    live_fit: LiveFit | None,
+) -> dict[str, Status]:
     prepare_data(workspace, [run.spec for run in runs], console)
     display = make_display(console, name, rows)
-    with Shipper(workspace, name, live_fit) as shipper, display, _ending_as_interrupt():
+    with Shipper(workspace, name, live_fit) as shipper, display:
 
         def watch(event: Event) -> None:
             shipper.touch(event.run, live=event.what is Happening.STARTED)

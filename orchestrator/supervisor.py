@@ -22,6 +22,7 @@ from types import FrameType
 from orchestrator import provenance
 from xlstm.processes import TOKEN_VARIABLE, children, die_with_parent, kill_tagged
 from xlstm.records import (
+    AlreadyCompleteError,
     Fork,
     Launch,
     Lease,
@@ -259,7 +260,7 @@ def main() -> None:
     )
     try:
         state = supervisor()
-    except (LeaseHeldError, LeaseLostError) as error:
+    except (AlreadyCompleteError, LeaseHeldError, LeaseLostError) as error:
         sys.exit(str(error))
     sys.exit(0 if state in (State.COMPLETED, State.PREEMPTED) else 1)
 

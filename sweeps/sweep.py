@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sweeps.language import SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, nearest, parse
@@ -120,10 +120,15 @@ def _without_corpus(document: Document) -> Document:
     return Document(document.file, document.value | {"data": kept}, document.places)
 
 
+def _is_about_corpus(value: dict[str, Any]) -> bool:
+    data = value.get("data")
+    return len(value) == 1 and isinstance(data, dict) and data.keys() <= set(_CORPUS)
+
+
 def _joined(overrides: Sequence[str]) -> list[Document]:
     """Overrides in their order, those of the corpus as one: they name it together."""
     documents = [_override(text) for text in overrides]
-    about = [one for one in documents if set(one.value) == {"data"} and set(one.value["data"]) <= set(_CORPUS)]
+    about = [one for one in documents if _is_about_corpus(one.value)]
     if len(about) < 2:
         return documents
     first, *others = about

@@ -168,6 +168,10 @@ class Result(Record):
     tokenizer: str
     schedule: str
 
+    def answers(self, spec: RunSpec) -> bool:
+        """Whether it was measured as the specification asks."""
+        return self.validation.evaluation == spec.evaluation.fingerprint
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -249,6 +253,13 @@ class RunDirectory:
         with self._locked():
             self._write_status(self.status(), state=state, reason=reason)
 
+    def queue(self, reason: str) -> None:
+        """Say that the run waits for its turn, unless a living launcher holds it already."""
+        with self._locked():
+            status = self.status()
+            if status.lease is None or not _is_alive(status.lease):
+                self._write_status(status, state=State.QUEUED, reason=reason)
+
     def request_cancel(self) -> None:
         """Ask whoever carries the run out to end it; submitting it again takes the request back."""
         self._cancel_file.touch()
@@ -287,6 +298,11 @@ class RunDirectory:
         except FileNotFoundError:
             return None
 
+    def latest_launch(self) -> Launch | None:
+        """How the latest attempt that was launched is carried out, or None where none ever was."""
+        numbers = range(self.status().attempt, 0, -1)
+        return next((launch for number in numbers if (launch := self.launch(number)) is not None), None)
+
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
         try:
@@ -321,12 +337,22 @@ class RunDirectory:
         end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
         return max(0.0, end - launch.started)
 
+    def is_complete(self, spec: RunSpec) -> bool:
+        """Whether the run is trained, and measured as the specification asks."""
+        result = self.result()
+        return result is not None and result.answers(spec)
+
     def acquire(self, token: str) -> "Lease":
-        """Take the lease and begin the next attempt. LeaseHeldError while another launcher lives."""
+        """Take the lease and begin the next attempt.
+
+        LeaseHeldError while another launcher lives; AlreadyCompleteError where one has left nothing to do.
+        """
         with self._locked():
             status = self.status()
             if status.lease is not None and _is_alive(status.lease):
                 raise LeaseHeldError(self.run_id, status.lease)
+            if (self.path / "spec.json").exists() and self.is_complete(self.spec()):
+                raise AlreadyCompleteError(f"{self.run_id} is complete: another launcher trained it meanwhile")
             holder = Holder(
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -432,6 +458,10 @@ class LeaseHeldError(RuntimeError):
     def __init__(self, run_id: str, holder: Holder) -> None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.heartbeat))
         super().__init__(f"{run_id} is held by process {holder.pid} on {holder.host}, last seen {since}")
+
+
+class AlreadyCompleteError(RuntimeError):
+    """The run is trained and measured: there is nothing to attempt."""
 
 
 class LeaseLostError(RuntimeError):

@@ -8,7 +8,9 @@ where the normaliser is 1: c is then the cell divided by the normaliser and l th
     h_t = sigmoid(o_t) c_t
 
 which is exactly the sLSTM (the scale is a gauge), without stabiliser and division: nine launches a step. The zero state
-is l = -inf. Going back, with dc and dn the gradients of cell and normaliser at that scale, keep = exp(a_t - l_t):
+is l = -inf. The two logarithms are float64 whatever the gates are: over a long memory each step adds to l less than
+float32 resolves, and every weight after it would carry that loss. Going back, with dc and dn the gradients of cell and
+normaliser at that scale, keep = exp(a_t - l_t):
 
     dc += o dh            dz~ = w (1 - z^2) dc           df~ = keep sigmoid(-f~) (c_{t-1} dc + dn)
     dn -= o c dh          di~ = w (z dc + dn)            do~ = c o (1 - o) dh            (dc, dn) <- keep (dc, dn)
@@ -26,7 +28,7 @@ from kernels.dispatch import state_dtype
 ORDER = (2, 1, 0, 3)
 """Positions of z, f, i, o among i, f, z, o; its own inverse."""
 STEPS_AT_ONCE = 128
-"""Steps whose backward factors are formed together: nine tensors of this many steps are alive at a time."""
+"""Steps whose logarithms, and whose backward factors, are formed together: nine tensors of so many steps are alive."""
 
 
 def _by_head(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,36 +52,45 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, c and l of every step, (time, heads, batch, head_dim), and the activations (…, 5, head_dim).
 
-    The activations are tanh z, f, w, sigmoid o and a. The state is (batch, heads, head_dim).
+    The activations are tanh z, f, w, sigmoid o and keep. The state is (batch, heads, head_dim).
     """
     batch, time, _, heads, head_dim = gates.shape
     dtype = state_dtype(gates)
-    active = gates.new_empty(time, heads, batch, 4, head_dim, dtype=dtype)
+    active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=dtype)
     for place, gate in enumerate(ORDER):
         active[:, :, :, place].copy_(gates[:, :, gate].permute(1, 2, 0, 3))
     matrices = _by_head(recurrent, dtype)
-    hs, cs, ls, past = (gates.new_empty(time, heads, batch, head_dim, dtype=dtype) for _ in range(4))
-    h, c, l = at_unit_scale(h, c, n, m, dtype)
+    hs, cs, ls = (gates.new_empty(time, heads, batch, head_dim, dtype=dtype) for _ in range(3))
+    *_, l = at_unit_scale(h, c, n, m, torch.float64)
+    h, c, _ = at_unit_scale(h, c, n, m, dtype)
     resetting = _resetting(resets, time)
-    steps = zip(
-        active.flatten(3).unbind(0), active.unbind(0), hs.unbind(0), cs.unbind(0), ls.unbind(0), past.unbind(0),
-        strict=True,
-    )  # fmt: skip
-    for t, (flat, pre, h_t, c_t, l_t, a_t) in enumerate(steps):
-        if resets is not None and resetting[t]:
-            at = resets[:, t, None]  # (batch, 1)
-            h, c, l = h.masked_fill(at, 0.0), c.masked_fill(at, 0.0), l.masked_fill(at, -torch.inf)
-        flat.baddbmm_(h, matrices)
-        z, f, i, _ = pre.unbind(2)
-        torch.add(F.logsigmoid(f), l, out=a_t)
-        torch.logaddexp(a_t, i, out=l_t)
-        i.sub_(a_t)
-        pre[:, :, 2:].sigmoid_()
-        z.tanh_()
-        torch.lerp(c, z, i, out=c_t)
-        torch.mul(pre[:, :, 3], c_t, out=h_t)
-        h, c, l = h_t, c_t, l_t
-    return hs, cs, ls, torch.cat([active, past[:, :, :, None]], dim=3)
+    span = (min(STEPS_AT_ONCE, time), heads, batch, head_dim)
+    past, present = (gates.new_empty(span, dtype=torch.float64) for _ in range(2))  # a and l of one block of steps
+    for first in range(0, time, STEPS_AT_ONCE):
+        block = slice(first, min(time, first + STEPS_AT_ONCE))
+        l = l.clone()  # else the block's first step would overwrite what it reads
+        steps = zip(
+            active[block].unbind(0), hs[block].unbind(0), cs[block].unbind(0), past.unbind(0), present.unbind(0),
+            strict=False,
+        )  # fmt: skip
+        for t, (pre, h_t, c_t, a_t, l_t) in enumerate(steps, first):
+            if resets is not None and resetting[t]:
+                at = resets[:, t, None]  # (batch, 1)
+                h, c, l = h.masked_fill(at, 0.0), c.masked_fill(at, 0.0), l.masked_fill(at, -torch.inf)
+            pre[:, :, :4].flatten(2).baddbmm_(h, matrices)
+            z, f, i, o, _ = pre.unbind(2)
+            torch.add(F.logsigmoid(f), l, out=a_t)
+            torch.logaddexp(a_t, i.double(), out=l_t)
+            i.sub_(a_t)
+            pre[:, :, 2:4].sigmoid_()
+            z.tanh_()
+            torch.lerp(c, z, i, out=c_t)
+            torch.mul(o, c_t, out=h_t)
+            h, c, l = h_t, c_t, l_t
+        taken = block.stop - block.start
+        ls[block].copy_(present[:taken])
+        active[block, :, :, 4].copy_(past[:taken].sub_(present[:taken]).exp_())
+    return hs, cs, ls, active
 
 
 def shifted(first: Tensor, rest: Tensor, at: Tensor | None) -> Tensor:
@@ -125,9 +136,8 @@ def backward(
     recurrent_grad = torch.zeros_like(dh[0])
     for block in reversed(range(0, time, STEPS_AT_ONCE)):
         steps = slice(block, min(time, block + STEPS_AT_ONCE))
-        z, f, w, o, a = active[steps].unbind(3)
+        z, f, w, o, keep = active[steps].unbind(3)
         cell, before = cs[steps], c_before[steps]
-        keep = torch.exp(a - ls[steps])
         forget = keep * torch.sigmoid(-f)
         to_state = torch.stack([o, -o * cell], dim=1)  # (steps, 2, heads, batch, head_dim)
         from_cell = torch.stack([w * (1 - z * z), forget * before, w * z], dim=3)
@@ -154,7 +164,7 @@ def backward(
                 recurrent_grad.masked_fill_(at[t, :, None], 0.0)
             keep_next = keep[s]
 
-    return collected(dpre, state, recurrent_grad, h, m, at, hs, ls, active)
+    return collected(dpre, state, recurrent_grad, h, n, m, at, hs, ls, active)
 
 
 def collected(
@@ -162,6 +172,7 @@ def collected(
     state: Tensor,
     recurrent_grad: Tensor,
     h: Tensor,
+    n: Tensor,
     m: Tensor,
     at: Tensor | None,
     hs: Tensor,
@@ -174,9 +185,10 @@ def collected(
     `recurrent_grad` (heads, batch, head_dim), that of the initial h; `at` (time, batch), the resets.
     """
     time, heads, batch, head_dim = hs.shape
-    h, m = (part.to(hs.dtype).transpose(0, 1) for part in (h, m))
+    h, n, m = (part.to(hs.dtype).transpose(0, 1) for part in (h, n, m))
     # The initial state stands at a scale of its own: n may be 0 there, the first step's weight of it is finite.
     first = torch.exp(F.logsigmoid(active[0, :, :, 1]) + m - ls[0])
+    first = torch.where(n == 0, first, active[0, :, :, 4] / n)
     if at is not None:
         first = first.masked_fill(at[0, :, None], 0.0)
     initial = torch.cat([recurrent_grad[None], state * first]).transpose(1, 2)

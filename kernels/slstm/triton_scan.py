@@ -45,15 +45,21 @@ def _sigmoid(x):
 
 @triton.jit
 def _log_one_plus_exp_of_minus(x):
-    return tl.log(1.0 + tl.exp(-x))
+    """Exact to the last digits also where the exponential is far below one (Higham 2002, section 1.14.1)."""
+    small = tl.exp(-x)
+    rounded = 1.0 + small
+    return tl.where(rounded == 1.0, small, tl.log(rounded) * (small / tl.where(rounded == 1.0, 1.0, rounded - 1.0)))
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
-    gates, recurrent, resets, hs, cs, ls, active, time, batch,
+    gates, recurrent, resets, hs, cs, ls, level, active, time, batch,
     D: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
-    """hs, cs, ls (time + 1, heads, batch, D) start with the initial state; active is z, f, w, o, a."""
+    """hs, cs (time + 1, heads, batch, D) start with the initial state; active is z, f, w, o, keep.
+
+    `level` (heads, batch, D), float64, is the running l, of which ls (time, heads, batch, D) keeps the rounded value.
+    """
     head = tl.program_id(0).to(tl.int64)
     heads = tl.num_programs(0)
     b = tl.program_id(1) * BB + tl.arange(0, BB)
@@ -83,19 +89,23 @@ def forward_kernel(
                 z += tl.dot(h, tl.load(R + 2 * matrix), input_precision="ieee")
                 o += tl.dot(h, tl.load(R + 3 * matrix), input_precision="ieee")
             at = before[:, None] * D + columns[None, :]
-            l = tl.load(ls + at, mask=inside, other=0.0)
+            running = level + row[:, None] * D + columns[None, :]
+            l = tl.load(running, mask=inside, other=0.0)
             c = tl.load(cs + at, mask=inside, other=0.0)
             l = tl.where(reset[:, None], float("-inf"), l)
             c = tl.where(reset[:, None], 0.0, c)
-            a = tl.minimum(f, 0.0) - _log_one_plus_exp_of_minus(tl.abs(f)) + l
-            w = _sigmoid(i - a)
-            l = tl.maximum(a, i) + _log_one_plus_exp_of_minus(tl.abs(i - a))
+            a = l + (tl.minimum(f, 0.0) - _log_one_plus_exp_of_minus(tl.abs(f)))
+            above = (i - a).to(tl.float32)
+            w = _sigmoid(above)
+            l = tl.maximum(a, i.to(tl.float64)) + _log_one_plus_exp_of_minus(tl.abs(above))
+            keep = tl.exp((a - l).to(tl.float32))
             decay = tl.exp(-2.0 * tl.abs(z))
             z = tl.where(z < 0, -1.0, 1.0) * (1.0 - decay) / (1.0 + decay)
             o = _sigmoid(o)
             c += w * (z - c)
+            tl.store(running, l, mask=inside)
+            tl.store(ls + at, l.to(tl.float32), mask=inside)
             at = after[:, None] * D + columns[None, :]
-            tl.store(ls + at, l, mask=inside)
             tl.store(cs + at, c, mask=inside)
             tl.store(hs + at, o * c, mask=inside)
             at = active + before[:, None] * 5 * D + columns[None, :]
@@ -103,7 +113,7 @@ def forward_kernel(
             tl.store(at + D, f, mask=inside)
             tl.store(at + 2 * D, w, mask=inside)
             tl.store(at + 3 * D, o, mask=inside)
-            tl.store(at + 4 * D, a, mask=inside)
+            tl.store(at + 4 * D, keep, mask=inside)
         tl.debug_barrier()
 
 
@@ -128,7 +138,7 @@ def _through_matrices(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def backward_kernel(
-    grad_h, recurrent, resets, cs, before_cs, ls, active, dpre, dc, dn, first_h, clip, time, batch,
+    grad_h, recurrent, resets, cs, before_cs, active, dpre, dc, dn, first_h, clip, time, batch,
     D: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESETS: tl.constexpr, CLIP: tl.constexpr,
 ):  # fmt: skip
     """dpre (time, heads, batch, 4, D); dc, dn (heads, batch, D) are the state's gradients, from last to first."""
@@ -167,17 +177,12 @@ def backward_kernel(
                 f = tl.load(at_active + D, mask=inside, other=0.0)
                 w = tl.load(at_active + 2 * D, mask=inside, other=0.0)
                 o = tl.load(at_active + 3 * D, mask=inside, other=0.0)
-                keep = tl.exp(
-                    tl.load(at_active + 4 * D, mask=inside, other=0.0) - tl.load(ls + at, mask=inside, other=0.0)
-                )
+                keep = tl.load(at_active + 4 * D, mask=inside, other=0.0)
                 grad_c = tl.load(dc + state, mask=inside, other=0.0)
                 grad_n = tl.load(dn + state, mask=inside, other=0.0)
                 if step > 0:
-                    at_after = after[:, None] * D + columns[None, :]
-                    a_after = tl.load(
-                        active + after[:, None] * 5 * D + 4 * D + columns[None, :], mask=inside, other=0.0
-                    )
-                    kept = tl.exp(a_after - tl.load(ls + at_after, mask=inside, other=0.0))
+                    at_after = active + after[:, None] * 5 * D + 4 * D + columns[None, :]
+                    kept = tl.load(at_after, mask=inside, other=0.0)
                     grad_c = tl.where(reset_after[:, None], 0.0, grad_c * kept)
                     grad_n = tl.where(reset_after[:, None], 0.0, grad_n * kept)
                 grad_c += o * dh
@@ -197,15 +202,16 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `torch_scan.forward`."""
     batch, time, _, heads, head_dim = gates.shape
-    hs, cs, ls = (gates.new_empty(time + 1, heads, batch, head_dim, dtype=torch.float32) for _ in range(3))
-    for steps, first in zip((hs, cs, ls), at_unit_scale(h, c, n, m, torch.float32), strict=True):
-        steps[0].copy_(first)
+    hs, cs = (gates.new_empty(time + 1, heads, batch, head_dim, dtype=torch.float32) for _ in range(2))
+    ls = gates.new_empty(time, heads, batch, head_dim, dtype=torch.float32)
+    hs[0], cs[0], _ = at_unit_scale(h, c, n, m, torch.float32)
+    level = at_unit_scale(h, c, n, m, torch.float64)[2].contiguous()
     active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=torch.float32)
     forward_kernel[(heads, -(-batch // SEQUENCES))](
         gates.contiguous(), recurrent.to(gates.dtype).contiguous(), gates if resets is None else resets.contiguous(),
-        hs, cs, ls, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None, **LAUNCH,
+        hs, cs, ls, level, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None, **LAUNCH,
     )  # fmt: skip
-    return hs[1:], cs[1:], ls[1:], active
+    return hs[1:], cs[1:], ls, active
 
 
 def backward(
@@ -236,9 +242,9 @@ def backward(
     first_h = hs.new_empty(heads, batch, head_dim)
     backward_kernel[(heads, -(-batch // SEQUENCES))](
         grad_h.contiguous(), recurrent.contiguous(), hs if resets is None else resets.contiguous(),
-        cs.contiguous(), before_cs, ls.contiguous(), active, dpre, state[0], state[1], first_h,
+        cs.contiguous(), before_cs, active, dpre, state[0], state[1], first_h,
         float(gradient_clip or 0.0), time, batch,
         **tiling_of(head_dim), RESETS=resets is not None, CLIP=gradient_clip is not None,
         **LAUNCH,
     )  # fmt: skip
-    return collected(dpre, state, first_h, h, m, at, hs, ls, active)
+    return collected(dpre, state, first_h, h, n, m, at, hs, ls, active)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checking import Check, check
 from orchestrator.cli import slurm
 from orchestrator.cli.live_fit import live_fit
 from orchestrator.cli.sweeps import find_executor
@@ -35,7 +36,11 @@ class Sweep(SweepInFile):
 
 
 class Plan(PlannedSweep):
-    """A plan that can be carried out."""
+    """A plan that can be checked and carried out."""
+
+    def check(self) -> Check:
+        """Build every distinct layout of what is missing, without a device."""
+        return check(self)
 
     def submit(self, on: str = "local", *, quiet: bool = False) -> SweepStanding:
         """Run what is missing on `local`, `ray` or `slurm`, and say how the sweep stands then.

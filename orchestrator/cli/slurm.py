@@ -68,6 +68,8 @@ def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> N
 
     workspace = made.workspace
     console.print(f"{made.name}: {plan_summary(made.document())}", highlight=False)
+    for misfit in made.misfits:
+        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
     made.save()
     jobs = []
     for run in (only or made).missing:

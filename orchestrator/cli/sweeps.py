@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
+    BAD_INPUT,
     JsonOption,
     NameArgument,
     OptionalNameArgument,
@@ -23,8 +24,12 @@ from orchestrator.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from orchestrator.executors.contract import Executor
     from orchestrator.plan import Plan
+    from orchestrator.status import SweepStanding
     from xlstm.records import Workspace
 
 app = typer.Typer()
@@ -35,21 +40,37 @@ def plan(
     sweep: SweepArgument,
     override: SetOption = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a sweep will run, cost and share, before anything is spent."""
+    """Show what a sweep will run, cost and share, before anything is spent.
+
+    With --check every distinct layout is built under a process group that is not there: a run that cannot be spread as
+    planned, or does not fit its card, is named, and the exit code is 2.
+    """
+    from dataclasses import asdict
+
+    from orchestrator.checking import check as build_layouts
     from orchestrator.tables import plan_summary, plan_table
 
     made = plan_sweep(sweep, override)
     document = made.document(price)
+    checked = build_layouts(made) if check else None
+    if checked is not None:
+        document["check"] = asdict(checked)
     if as_json:
         print_json(document)
-        return
-    console = make_console()
-    console.print(plan_table(document), soft_wrap=True)
-    console.print(plan_summary(document), highlight=False)
-    for misfit in made.misfits:
-        console.print(misfit, highlight=False, style="red", soft_wrap=True)
+    else:
+        console = make_console()
+        console.print(plan_table(document), soft_wrap=True)
+        console.print(plan_summary(document), highlight=False)
+        problems = made.misfits if checked is None else list(checked.problems.values())
+        for problem in problems:
+            console.print(problem, highlight=False, style="red", soft_wrap=True)
+        if checked is not None and not problems:
+            console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
+    if checked is not None and checked.problems:
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
@@ -60,7 +81,6 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
-    from orchestrator.detaching import detach_submission
     from orchestrator.finding import writable_workspace
 
     with one_line_errors():
@@ -72,8 +92,7 @@ def submit(
             slurm.hand_over(made, make_console())
     elif detach:
         made.save()
-        pid, log = detach_submission(workspace, made.name, on)
-        print(f"process {pid} carries out {made.name}; its log is {log}")
+        print(_detach(made, on))
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
     else:
         _carry_out(made, executor, sweep)
@@ -84,7 +103,6 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     """Show how submitted sweeps stand."""
     from orchestrator.kept import submitted
     from orchestrator.status import look
-    from orchestrator.tables import ledger_line, runs_table
 
     workspace = workspace_here()
     with one_line_errors():
@@ -100,43 +118,52 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     if not standings:
         console.print(f"no sweep was submitted to {workspace.root} yet: scaling submit quickstart --on local")
     for standing in standings:
-        counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
-        console.print(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", highlight=False, style="bold")
-        console.print(runs_table(standing.runs), soft_wrap=True)
-        console.print(ledger_line(standing.ledger), highlight=False, style="dim")
+        _show(standing, console)
 
 
 @app.command()
 def watch(
-    sweep: NameArgument, every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0
+    sweep: NameArgument,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show how a sweep stands until all of its runs have ended."""
+    """Show how a sweep stands until all of its runs have ended; as JSON, when they have."""
     import time
 
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.live import Live
 
     from orchestrator.status import look
-    from orchestrator.tables import ledger_line, runs_table
+    from orchestrator.tables import runs_table
     from xlstm.records import State
 
-    workspace, console = workspace_here(), make_console()
+    workspace, name = workspace_here(), sweep_name(sweep)
+    console = Console(quiet=True) if as_json else make_console()
     going_on = {State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED}
-    with one_line_errors(), Live(console=console, auto_refresh=False) as live:
+    with one_line_errors(), Live(console=console, auto_refresh=False, transient=True) as live:
         ask_slurm = 0.0
         while True:
             if time.monotonic() > ask_slurm:
-                slurm.reconcile(workspace, sweep_name(sweep))
+                slurm.reconcile(workspace, name)
                 ask_slurm = time.monotonic() + slurm.ASK_SECONDS
-            standing = look(workspace, sweep_name(sweep))
-            live.update(Group(runs_table(standing.runs), ledger_line(standing.ledger)), refresh=console.is_terminal)
+            standing = look(workspace, name)
             if not going_on & standing.counts.keys():
-                return
+                break
+            # What runs first: a long sweep is taller than the terminal.
+            runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)
+            live.update(Group(_headline(standing), runs_table(runs)), refresh=console.is_terminal)
             time.sleep(every)
+    if as_json:
+        print_json(standing.document())
+    else:
+        _show(standing, console)
 
 
 @app.command()
-def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")]) -> None:
+def cancel(
+    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")],
+    as_json: JsonOption = False,
+) -> None:
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.cancelling import cancel as cancel_runs
     from orchestrator.finding import find_run
@@ -151,17 +178,24 @@ def cancel(target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A su
             runs = [find_run(workspace, target)]
         cancelled = slurm.cancel(workspace, runs)
         cancelled += cancel_runs([run for run in runs if run not in cancelled])
-    print(f"{len(cancelled)} runs cancelled" if cancelled else "nothing to cancel: no run is waiting or running")
+    if as_json:
+        print_json({"cancelled": [run.run_id for run in cancelled]})
+    elif cancelled:
+        print(f"{len(cancelled)} run{'s' if len(cancelled) > 1 else ''} cancelled")
+    else:
+        print("nothing to cancel: no run is waiting or running")
 
 
 @app.command()
 def retry(sweep: NameArgument) -> None:
-    """Run again what failed, diverged or was cancelled of a submitted sweep, and nothing else."""
+    """Run again what failed, diverged or was cancelled of a submitted sweep, where it ran, and nothing else."""
     from dataclasses import replace
 
-    from orchestrator.executors.local import LocalExecutor
+    from orchestrator.kept import load_document
     from xlstm.records import State
 
+    with one_line_errors():
+        load_document(workspace_here(), sweep_name(sweep))
     made = plan_sweep(sweep, None)
     again = tuple(run for run in made.runs if run.state in (State.FAILED, State.DIVERGED, State.CANCELLED))
     if not again:
@@ -172,7 +206,11 @@ def retry(sweep: NameArgument) -> None:
         with one_line_errors():
             slurm.hand_over(made, make_console(), only)
     else:
-        _carry_out(made, LocalExecutor(), sweep, only=only)
+        launches = (made.workspace.run(run.run_id).latest_launch() for run in again)
+        engines = [launch.executor for launch in launches if launch is not None]
+        with one_line_errors():
+            executor = find_executor(engines[-1] if engines else "local", made.workspace)
+        _carry_out(made, executor, sweep, only=only)
 
 
 @app.command()
@@ -183,6 +221,22 @@ def schema() -> None:
     print_json(sweep_schema())
 
 
+def _headline(standing: "SweepStanding") -> "Text":
+    from rich.text import Text
+
+    counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
+    return Text(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", style="bold")
+
+
+def _show(standing: "SweepStanding", console: "Console") -> None:
+    """The runs of a sweep and its ledger."""
+    from orchestrator.tables import ledger_line, runs_table
+
+    console.print(_headline(standing))
+    console.print(runs_table(standing.runs), soft_wrap=True)
+    console.print(ledger_line(standing.ledger), highlight=False, style="dim")
+
+
 def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | None" = None) -> None:
     """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
     from functools import partial
@@ -191,24 +245,41 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
-    from orchestrator.tables import ledger_line, plan_summary, runs_table
+    from orchestrator.tables import plan_summary
 
     console = make_console()
     document = made.document()
     console.print(f"{made.name}: {plan_summary(document)}", highlight=False)
+    for misfit in made.misfits:
+        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
     made.save()
     part = only or made
     statuses = {}
-    if part.missing:
+    if not part.missing:
+        # Of a controller that died after its last run, jobs may be left that have nothing to do.
+        executor.cancel(executor.adopt([made.workspace.run(run.run_id) for run in part.runs]))
+    else:
         with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
             fit = partial(live_fit, made.workspace, made.name)
             rows = part.document()["runs"]
             statuses = carry_out(made.workspace, made.name, rows, part.launches, executor, console, fit)
-    standing = look(made.workspace, made.name)
-    console.print(runs_table(standing.runs), soft_wrap=True)
-    console.print(ledger_line(standing.ledger), highlight=False, style="dim")
+    _show(look(made.workspace, made.name), console)
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
+
+
+def _detach(made: "Plan", on: str) -> str:
+    """Have a kept sweep carried out in the background; says by whom."""
+    from orchestrator.detaching import detach_submission, log_file
+
+    log = log_file(made.workspace, made.name)
+    if on == "local":
+        return f"process {detach_submission(made.workspace, made.name)} carries out {made.name}; its log is {log}"
+    from orchestrator.keeper import keep
+
+    if keep(made.workspace, made.name, os.environ.get("RAY_ADDRESS")):
+        return f"the cluster carries out {made.name}; its log is {log}"
+    return f"the cluster carries out {made.name} already, and will look again when it has done so; its log is {log}"
 
 
 def find_executor(on: str, workspace: "Workspace") -> "Executor":

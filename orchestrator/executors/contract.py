@@ -19,6 +19,8 @@ class JobState(StrEnum):
     WAITING = "WAITING"
     RUNNING = "RUNNING"
     ENDED = "ENDED"
+    LOST = "LOST"
+    """Ended with a machine that carried it: whatever its directory says, the run is not to blame."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Executor(Protocol):
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Queue jobs in order; returns one handle each, at once."""
+        ...
+
+    def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
+        """Jobs of these runs that outlived the controller that submitted them."""
         ...
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator import supervisor
 from orchestrator.executors.contract import Handle, Job, JobState
 from xlstm.processes import die_with_parent, kill_tagged
+from xlstm.records import RunDirectory
 
 
 @dataclass
@@ -60,6 +61,10 @@ class LocalExecutor:
         self._queue += [_Waiting(job, self._slots(job)) for job in jobs]
         self._start_what_fits()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
+
+    def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
+        """None: what this machine carries dies with the process that submitted it."""
+        return []
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job; starts what fits into the slots that became free."""

@@ -57,8 +57,8 @@ def compile_one(
 ) -> dict:
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    strides = re.compile(r"^[a-z]_[bht]$")
-    lengths = ("time", "chunks", "heads", "batch")
+    strides = re.compile(r"^((grad|gate|skipped|[a-z])_[btr]|[a-gi-z]_h|h_h|(grad_)?stride)$")
+    lengths = ("time", "chunks", "heads", "batch", "rows", "channels")
     signature = {name: "i32" if strides.match(name) or name in lengths else types[name] for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
     # What a launch finds: pointers and strides are multiples of 16; lengths are not specialised.
@@ -95,7 +95,31 @@ def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
         for kernel in (kernels.forward_kernel, kernels.backward_kernel):
             types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
             constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
-            yield kernel, types | {"resets": "*i1", "clip": "fp32"}, constants, kernels.LAUNCH
+            types |= {"resets": "*i1", "clip": "fp32", "level": "*fp64"}
+            yield kernel, types, constants, kernels.LAUNCH
+
+
+def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What surrounds the mLSTM cell: the same, with 4 heads in an inner width of twice the published ones."""
+    from kernels.block_diagonal import triton_blocks
+    from kernels.causal_conv import triton_conv
+    from kernels.gated_head_norm import triton_norm
+
+    blocks = triton_blocks.TILE | {"W": 4, "ROWS": triton_blocks.ROWS_PER_SUM}
+    conv = triton_conv.TILE | {"TAPS": 4, "DOCUMENTS": True}
+    cases = [
+        (triton_blocks.times_kernel, blocks | {"TRANSPOSED": True}),
+        (triton_blocks.times_kernel, blocks | {"TRANSPOSED": False}),
+        (triton_blocks.weight_backward_kernel, blocks),
+        (triton_conv.forward_kernel, conv),
+        (triton_conv.backward_kernel, conv),
+    ]
+    for head_dim in (384, 512, 768, 1024, 1280):
+        norm = triton_norm.tiling_of(head_dim) | {"SKIP": True, "ROWS": triton_norm.TOKENS_PER_SUM}
+        cases += [(triton_norm.forward_kernel, norm), (triton_norm.backward_kernel, norm)]
+    for kernel, constants in cases:
+        types = {name: SINGLE if name == "parts" else HALF for name in kernel.arg_names}
+        yield kernel, types | {"documents": "*i32", "eps": "fp32"}, constants, {"num_warps": 4}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Triton kernels of mLSTM and sLSTM compile for GPUs that are not here, at every published head dimension.
+"""The Triton kernels of the xLSTM blocks compile for GPUs that are not here, at every published head dimension.
 
 The interpreter sees neither shared memory nor registers; the compiler does.
 """
@@ -20,7 +20,7 @@ SPILLED = 16
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("operator", ["mlstm", "slstm"])
+@pytest.mark.parametrize("operator", ["mlstm", "slstm", "block"])
 def test_kernels_fit_the_chip(operator: str, capability: int) -> None:
     script = Path(__file__).with_name("ahead_of_time.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

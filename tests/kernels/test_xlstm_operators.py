@@ -186,19 +186,39 @@ def test_a_sequence_of_65536_tokens_loses_no_more_than_the_recurrence_does(opera
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("implementation", ["reference", "torch"])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
 def test_nan_and_infinity_stay_in_their_sequence(bad: float, implementation: str) -> None:
-    tensors, _ = mlstm_problem(3, 2, 40, 8, 8)
+    tensors, _ = mlstm_problem(3, 2, 20, 16, 16)
+    tensors = [t.float() for t in tensors]
     clean, _ = mlstm(*tensors, implementation=implementation)
     for tensor in tensors:
         tensor[1, 0, 5] = bad
     spoiled, _ = mlstm(*tensors, implementation=implementation)
     assert torch.equal(spoiled[[0, 2]], clean[[0, 2]])
-    (gates, recurrent), _ = slstm_problem(3, 10, 2, 8)
+    gates, recurrent = (t.float() for t in slstm_problem(3, 5, 2, 16)[0])
     clean, _ = slstm(gates, recurrent, implementation=implementation)
     gates[1, 4] = bad
     spoiled, _ = slstm(gates, recurrent, implementation=implementation)
     assert torch.equal(spoiled[[0, 2]], clean[[0, 2]])
+
+
+# Triton's interpreter multiplies the bits of bfloat16 as integers in tl.dot, so float16 stands for it there.
+@pytest.mark.parametrize(("implementation", "half"), [("torch", torch.bfloat16), ("triton", torch.float16)])
+def test_half_precision_loses_no_more_than_a_hundredth(implementation: str, half: torch.dtype) -> None:
+    (q, k, v, i, f), _ = mlstm_problem(1, 2, 40, 16, 32)
+    # Positive products: where drawn signs cancel in the denominator, rounding the inputs alone loses more.
+    q, k, v = (t.abs().to(half) for t in (q, k, v))
+    gates = [i.float(), f.float()]
+
+    def outputs_and_gradients(by: str, dtype: torch.dtype | None) -> list[torch.Tensor]:
+        inputs = [t.to(dtype or t.dtype).requires_grad_() for t in (q, k, v, *gates)]
+        h, _ = mlstm(*inputs, implementation=by)
+        weight = torch.linspace(0.5, 1.5, h.numel()).view(h.shape).to(half).to(h.dtype)
+        return [h, *torch.autograd.grad(h, inputs, weight)]
+
+    expected = outputs_and_gradients("reference", torch.float64)
+    for a, b in zip(outputs_and_gradients(implementation, None), expected, strict=True):
+        assert relative_error(a.detach(), b.detach()) < 1e-2
 
 
 def test_strided_inputs_give_what_contiguous_ones_give() -> None:

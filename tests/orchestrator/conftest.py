@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
 
+from xlstm.records import Parameters, Result, Validation
+from xlstm.spec import RunSpec
+
+TRIVIAL = Path(__file__).parent / "trivial"
 REPOSITORY = Path(__file__).parents[2]
 
 SWEEP = """name: tiny
@@ -63,7 +67,7 @@ class Shell:
             stderr=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env={"PYTHONPATH": str(REPOSITORY)} | os.environ,
         )
 
     def run(self, *arguments: str) -> Said:
@@ -95,3 +99,57 @@ def write_sweep(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@dataclass(frozen=True)
+class Trivial:
+    """The folder that the trivial trainer reads its faults from and writes its steps to."""
+
+    folder: Path
+    once: ClassVar = [1, 2, 3, 4]
+    """The steps of a run that was trained once."""
+
+    def runs(self, count: int) -> tuple[str, str]:
+        """What makes the tiny sweep one of so many runs, for `write_sweep`."""
+        return ("tokens: [2560, 5120]", f"tokens: [{len(self.once) * 256}]\n  seed: {list(range(count))}")
+
+    def prepare(self, specs: list[RunSpec], faults: dict[str, str]) -> None:
+        (self.folder / "results").mkdir(parents=True, exist_ok=True)
+        (self.folder / "faults.json").write_text(json.dumps(faults))
+        for spec in specs:
+            (self.folder / "results" / f"{spec.run_id}.json").write_text(result_of(spec).model_dump_json())
+
+    def executed(self) -> dict[str, list[int]]:
+        """The steps that were executed, in order, by run."""
+        steps: dict[str, list[int]] = {}
+        for line in (self.folder / "executed.log").read_text().splitlines():
+            run_id, _, step = line.split()
+            steps.setdefault(run_id, []).append(int(step))
+        return steps
+
+
+def result_of(spec: RunSpec) -> Result:
+    return Result(
+        run_id=spec.run_id,
+        family="llama",
+        size="small",
+        seed=spec.physics.seed,
+        tokens=spec.physics.tokens,
+        steps=len(Trivial.once),
+        parameters=Parameters(total=1, non_embedding=1, non_embedding_with_head=1),
+        flops={"exact": 6.0, "6nd": 6.0},
+        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation.fingerprint),
+        wall_seconds=0.1,
+        device_hours=0.1 / 3600,
+        attempts=1,
+        data_fingerprint="d",
+        tokenizer="bytes",
+        schedule="cosine",
+    )
+
+
+@pytest.fixture
+def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trivial:
+    """Puts the trivial trainer in torchrun's place, for the processes that start from here on."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TRIVIAL), str(REPOSITORY)]))
+    return Trivial(tmp_path / "trivial")

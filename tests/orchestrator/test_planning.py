@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.checking import check
 from orchestrator.plan import Plan, make_plan
 from sweeps.sweep import Sweep
 from xlstm.records import Launch, Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
@@ -134,3 +135,39 @@ def test_the_terminal_shows_misfits_and_exits_well(scaling: Any) -> None:
     assert said.code == 0
     assert "does not fit" in said.out
     assert "on T4-16GB" in said.out
+    # Submitting says it once more before it looks for the data, which is not here.
+    again = scaling("submit", MISSION, "--set", "grid.size=2.7B", "--set", "grid.model=[llama]", "--set", card)
+    assert "does not fit" in again.out
+
+
+def test_a_check_builds_each_distinct_layout_once_and_names_what_does_not_fit(scaling: Any) -> None:
+    families = 'grid.model=["xlstm[1:0]", llama]'
+    large = "resources=[{when: {size: 2.7B}, set: {nodes: 4, gpus: 8, gpu: A100-40GB}}, {set: {gpus: 1}}]"
+    seeds = ("--set", "grid.seed=[0, 1]", "--set", "grid.size=[125M, 2.7B]", "--set", families)
+    said = scaling("plan", MISSION, "--check", "--json", *seeds, "--set", large)
+    assert said.code == 2
+    check = said.json["check"]
+    assert check["layouts"] == 4  # of eight runs: seeds share their layout
+    assert len(check["memory_gib"]) == 8
+    unfit = {run["run_id"] for run in said.json["runs"] if run["model"] == "xlstm[1:0]" and run["size"] == "2.7B"}
+    assert check["problems"].keys() == unfit
+    recomputed = large.replace("A100-40GB", "A100-40GB, activation_checkpointing: full")
+    fits = scaling("plan", MISSION, "--check", *seeds, "--set", recomputed)
+    assert fits.code == 0
+    assert "4 layouts built: all can be trained as planned" in fits.out
+
+
+def test_a_layout_that_cannot_be_built_is_named_with_the_reason(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xlstm.training import sharding
+
+    def refused(*_: object) -> None:
+        raise ValueError("no such mesh")
+
+    monkeypatch.setattr(sharding, "parallelize", refused)
+    plan = planned(MISSION, "grid.size=125M", "grid.model=[llama]")
+    found = check(plan)
+    assert found.problems == {
+        run.run_id: f"{run.run_id} cannot be laid out: ValueError: no such mesh" for run in plan.runs
+    }

@@ -1,6 +1,7 @@
 """The Ray executor on a real cluster: several raylets on this machine."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ import psutil
 import pytest
 
 from orchestrator.controller import Controller, PlannedRun
+from orchestrator.detaching import log_file
 from orchestrator.errors import InputError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
+from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.processes import tagged
@@ -30,7 +33,10 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # A lost node is noticed after two seconds, not after twenty.
+    notice = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": notice}
+    made = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(3):
         made.add_node(num_cpus=1)
     yield made
@@ -56,6 +62,43 @@ def losses(run: RunDirectory) -> list[tuple[int, float]]:
     return [(row["step"], row[Metric.LOSS]) for row in run.metrics() if Metric.LOSS in row]
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def trainers_past(run: RunDirectory, step: int) -> list[int]:
+    """The launchers and workers of a run's attempt, as soon as it has passed a step."""
+    wait_for(lambda: any(row["step"] >= step for row in run.metrics()))
+    lease = run.status().lease
+    assert lease is not None
+    found = [pid for pid in tagged(lease.token) if "xlstm.training" in psutil.Process(pid).cmdline()]
+    assert len(found) == 4  # a launcher and a worker on each of two nodes
+    return found
+
+
+def submits(process: psutil.Process, workspace: Workspace) -> bool:
+    """Whether a process is the controller of this workspace's sweep."""
+    try:
+        return {"submit", str(workspace.sweeps / "tiny" / "sweep.yaml")} <= set(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def nothing_is_left(cluster: Any) -> bool:
+    """Whether the cluster holds no actor of ours, and no resources for one."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    from orchestrator.executors.ray import connect
+
+    connect(cluster.address)
+    groups = {group["state"] for group in placement_group_table().values()}
+    return not ray.util.list_named_actors(all_namespaces=True) and groups <= {"REMOVED"}
+
+
 def raylet_of(cluster: Any, pid: int) -> Any:
     """The node of the cluster whose raylet is an ancestor of a process."""
     ancestors = {parent.pid for parent in psutil.Process(pid).parents()}
@@ -65,41 +108,53 @@ def raylet_of(cluster: Any, pid: int) -> Any:
     raise AssertionError(f"process {pid} belongs to no raylet")
 
 
-def test_a_gang_of_two_nodes_survives_the_loss_of_one_and_equals_two_ranks_here(
-    cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
+def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_the_one_trained_here(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator.executors.ray import RayExecutor
+    lengths = ("tokens: [2560, 5120]", f"tokens: [{40 * 256}, {60 * 256}]")
+    here = Workspace(scaling.workspace.parent / "here")
+    made = make_plan(Sweep.load(write_sweep(lengths, ("set: {", "set: {devices: 2, "))), here)
+    for run in made.launches:
+        prepare(run.spec.physics.data, run.spec.execution.data_paths, here)
+    alone = Controller(here, LocalExecutor(gpus=0, cores=2), made.launches)()
+    assert {status.state for status in alone.values()} == {State.COMPLETED}
 
-    steps = 400
-    here, alone = planned("here", steps, "devices: 2, ")
-    assert Controller(here, LocalExecutor(gpus=0, cores=2), [alone])()[alone.run_id].state is State.COMPLETED
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    path = write_sweep(lengths, ("set: {", "set: {nodes: 2, "))
+    said = scaling.run("submit", path, "--on", "ray", "--detach")
+    assert said.code == 0, said
+    assert "the cluster carries out tiny" in said.out
+    there = Workspace(scaling.workspace)
+    first, second = (there.run(run.run_id) for run in made.runs)
 
-    there, run = planned("there", steps, "nodes: 2, ")
-    assert run.run_id == alone.run_id
-    directory = there.run(run.run_id)
-    lost: list[int] = []
+    trainers = trainers_past(first, 10)
+    node = raylet_of(cluster, trainers[-1])
+    cluster.remove_node(node, allow_graceful=False)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in trainers))
 
-    def lose_a_node_in_mid_run() -> None:
-        status = directory.status()
-        begun = any(row["step"] >= 20 and row["attempt"] == 1 for row in directory.metrics())
-        if lost or not begun or status.lease is None:
-            return
-        workers = [pid for pid in tagged(status.lease.token) if "xlstm.training" in psutil.Process(pid).cmdline()]
-        node = raylet_of(cluster, workers[-1])
-        lost.extend(workers)
-        cluster.remove_node(node, allow_graceful=False)
+    trainers = trainers_past(second, 10)
+    (controller,) = [process for process in psutil.process_iter() if submits(process, there)]
+    os.kill(controller.ppid(), signal.SIGKILL)
+    wait_for(lambda: not controller.is_running())
+    for pid in trainers:
+        os.kill(pid, signal.SIGSTOP)  # it must not end before the next controller has come
+    wait_for(lambda: f"{second.run_id}: adopted" in log_file(there, "tiny").read_text())
+    for pid in trainers:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: all(there.run(run_id).status().state is State.COMPLETED for run_id in alone))
 
-    executor = RayExecutor(there, cluster.address)
-    statuses = Controller(there, executor, [run], tick=lose_a_node_in_mid_run)()
-    assert statuses[run.run_id].state is State.COMPLETED, statuses
-    assert len(lost) == 4  # a launcher and a worker on each of two nodes
-    assert statuses[run.run_id].attempt > 1
-    assert not any(psutil.pid_exists(pid) for pid in lost)
-    assert losses(directory) == losses(here.run(alone.run_id))
-    result, expected = directory.result(), here.run(alone.run_id).result()
-    assert result is not None
-    assert expected is not None
-    assert result.validation == expected.validation
+    assert first.status().attempt == 2
+    assert second.status().attempt == 1
+    for run in (first, second):
+        assert losses(run) == losses(here.run(run.run_id))
+        result, expected = run.result(), here.run(run.run_id).result()
+        assert result is not None
+        assert expected is not None
+        assert result.validation == expected.validation
+    ledger = look(there, "tiny").ledger
+    assert 0 < ledger.wasted.tokens == ledger.spent.tokens - (40 + 60) * 256
+    wait_for(lambda: not any(submits(process, there) for process in psutil.process_iter()))
+    wait_for(lambda: nothing_is_left(cluster))
     cluster.add_node(num_cpus=1)
 
 
@@ -125,6 +180,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     assert verdict.step is not None
     assert directory.has_checkpoint(verdict.step)
     assert not list(tagged("token-of-the-cancelled"))
+    wait_for(lambda: nothing_is_left(cluster))
 
 
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_starts(
@@ -138,12 +194,46 @@ def test_what_the_cluster_can_never_hold_is_refused_before_anything_starts(
         RayExecutor(workspace, cluster.address).submit([Job(workspace.run(run.run_id), run.spec, "t")])
 
 
-def test_a_workspace_that_the_nodes_do_not_see_is_refused(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from orchestrator.executors import ray as executor
+def test_a_workspace_that_the_nodes_do_not_see_is_refused_before_anything_starts(cluster: Any, tmp_path: Path) -> None:
+    from orchestrator.executors.ray import RayExecutor
 
-    # The nodes of this cluster share this machine's files, so one of them is asked for a file that is not there.
-    monkeypatch.setattr(executor, "_sees", lambda probe: Path(probe + "-elsewhere").exists())
-    with pytest.raises(InputError, match="cannot read"):
-        executor.RayExecutor(Workspace(tmp_path / "w"), cluster.address)
+    # A folder that this process reaches by a descriptor of its own, and no other process by that path.
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(InputError, match=f"cannot read /proc/self/fd/{descriptor}; set SCALING_WORKSPACE"):
+            RayExecutor(Workspace(Path(f"/proc/self/fd/{descriptor}")), cluster.address)
+    finally:
+        os.close(descriptor)
+
+
+def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, trivial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    path = write_sweep(trivial.runs(2))
+    workspace = Workspace(scaling.workspace)
+    first, second = make_plan(Sweep.load(path), workspace).runs
+    trivial.prepare([first.spec, second.spec], {second.run_id: "wait"})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    assert scaling.run("submit", path, "--on", "ray", "--detach").code == 0
+    wait_for(lambda: workspace.run(first.run_id).status().state is State.COMPLETED)
+    wait_for(lambda: workspace.run(second.run_id).is_held())
+    lease = workspace.run(second.run_id).status().lease
+    assert lease is not None
+    wait_for(lambda: second.run_id in trivial.executed())
+    ray.shutdown()
+    cluster.shutdown()
+    wait_for(lambda: not [*tagged(lease.token), *(p for p in psutil.process_iter() if submits(p, workspace))])
+    assert scaling("status", "tiny", "--json").json["runs"][1]["state"] in ("PREEMPTED", "QUEUED")
+
+    (trivial.folder / "go").touch()
+    anew = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", anew.address)
+        said = scaling.run("submit", path, "--on", "ray")
+    finally:
+        anew.shutdown()
+    assert said.code == 0, said
+    assert trivial.executed() == {first.run_id: trivial.once, second.run_id: trivial.once}

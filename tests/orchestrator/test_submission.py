@@ -41,7 +41,7 @@ def test_a_sweep_is_trained_once_and_extended_by_what_is_new(scaling: Any, write
     text = scaling("generate", status["runs"][0]["run_id"], "--prompt", "12 squared", "--tokens", "8")
     assert text.code == 0
     assert text.out.startswith("12 squared")
-    assert "rank-0" in scaling("logs", status["runs"][0]["run_id"]).out
+    assert "step 10: validation loss" in scaling("logs", status["runs"][0]["run_id"]).out
     assert "physics.tokens: 2560 | 5120" in scaling("diff", *(run["run_id"] for run in status["runs"])).out
 
 
@@ -108,7 +108,7 @@ def test_a_detached_sweep_is_cancelled_with_a_checkpoint(scaling: Any, write_swe
         assert time.monotonic() < deadline, (long.status(), short.status())
         time.sleep(0.1)
     said = scaling.run("cancel", "tiny")
-    assert (said.code, said.out) == (0, "1 runs cancelled\n")
+    assert (said.code, said.out) == (0, "1 run cancelled\n")
     assert long.status().state is State.CANCELLED
     assert not long.is_held()
     assert long.checkpoints.exists()

@@ -12,7 +12,7 @@ from xlstm.models.configs import LlamaConfig
 from xlstm.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.gang import Gang
 from xlstm.training.optimizer import named_parameters
-from xlstm.training.parallel import fill, parallelize
+from xlstm.training.parallel import fill, make_mesh, parallelize
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,8 @@ def _losses_and_gradients(gang: Gang, compiled: bool) -> tuple[Tensor, dict[str,
         optimizer=Optimizer(learning_rate=1e-3),
     )
     model: nn.Module = build(MODEL)
-    parallelize(model, physics, Execution(compile=compiled), gang)
+    execution = Execution(compile=compiled)
+    parallelize(model, physics, execution, make_mesh(execution, gang))
     fill(model, 0)
     tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
     losses = model(tokens[:, :-1], targets=tokens[:, 1:])[0]

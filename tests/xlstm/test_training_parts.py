@@ -1,5 +1,7 @@
 """Parts of the trainer that need no process of their own."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from xlstm.models import head
 from xlstm.models.configs import LlamaConfig
 from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
 from xlstm.training.micro_batch import micro_batch
+from xlstm.training.optimizer import clip_gradients
 from xlstm.training.schedule import learning_rate
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
@@ -91,6 +94,20 @@ def test_runs_that_differ_in_anything_else_share_nothing() -> None:
 def test_a_run_shorter_than_its_schedule_is_refused(schedule: Schedule) -> None:
     with pytest.raises(ValueError, match="a run of 100 steps is shorter than its warm-up"):
         physics(100, schedule)
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3, 1.0, 1e3])
+def test_gradients_are_clipped_as_torch_clips_them_bit_for_bit(limit: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((7, 5), (3,), (40, 40))]
+    for parameter in ours:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    theirs = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in ours]
+    for parameter, twin in zip(ours, theirs, strict=True):
+        twin.grad = parameter.grad.clone()  # type: ignore[union-attr]
+    norm = torch.nn.utils.clip_grad_norm_(theirs, math.inf if limit is None else limit)
+    assert clip_gradients(ours, limit) == norm.item()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chunk", [2**24, 256 * 5])

@@ -10,7 +10,7 @@ from xlstm.models import build, mamba, rwkv4
 from xlstm.models.configs import MambaConfig, ModelConfig, RWKV4Config
 from xlstm.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.gang import Gang
-from xlstm.training.parallel import fill, parallelize
+from xlstm.training.parallel import fill, make_mesh, parallelize
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_mixed_precision_leaves_decays_in_float32_and_casts_the_matrices(
     )
     with torch.device("meta"):
         model = build(config)
-    parallelize(model, physics, Execution(activation_checkpointing=checkpointing), gang)  # type: ignore[arg-type]
+    execution = Execution(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
+    parallelize(model, physics, execution, make_mesh(execution, gang))
     model.to_empty(device="cpu")
     fill(model, 0)
     stored = {name: p.detach().full_tensor().clone() for name, p in model.named_parameters()}  # type: ignore[operator]

@@ -1,5 +1,7 @@
 """Where the gates of an mLSTM take their pre-activations from: the input, a learnable bias, or a constant."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,26 @@ class Gate(nn.Module):
             return F.linear(x, self.weight, self.bias).transpose(1, 2).to(dtype)
         values = self.bias if self.bias is not None else torch.tensor(self.constant, device=x.device)
         return values.to(dtype)[:, None].expand(x.shape[0], -1, x.shape[1])
+
+
+def preactivations(parts: Sequence[Tensor], gates: Sequence[Gate]) -> list[Tensor]:
+    """What each gate gives for the channels of `parts` (batch, time, …) side by side: (batch, heads, time) each.
+
+    The parts are not copied together, and gates that see the input read it once for all of them.
+    """
+    seeing = [gate for gate in gates if gate.weight is not None]
+    if not seeing:
+        return [gate(parts[0]) for gate in gates]
+    weight = torch.cat([gate.weight for gate in seeing if gate.weight is not None])
+    bias = torch.cat([gate.bias for gate in seeing if gate.bias is not None])
+    first, *others = weight.split([part.shape[-1] for part in parts], dim=1)
+    dtype = torch.promote_types(parts[0].dtype, torch.float32)
+    total = F.linear(parts[0], first, bias).to(dtype)
+    for part, columns in zip(parts[1:], others, strict=True):
+        total = total + F.linear(part, columns).to(dtype)
+    total = total.transpose(1, 2)
+    seen = iter(total.split([len(gate.constant) for gate in seeing], dim=1))
+    return [gate(parts[0]) if gate.weight is None else next(seen) for gate in gates]
 
 
 def forget_bias(heads: int) -> list[float]:

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.block_diagonal import block_diagonal
+from kernels.gated_head_norm import gated_head_norm
 from kernels.mlstm import MLSTMState, mlstm
 from xlstm.models.causal_conv import CausalConv
 from xlstm.models.configs import XLSTMConfig
-from xlstm.models.gates import OPEN, Gate, forget_bias
+from xlstm.models.gates import OPEN, Gate, forget_bias, preactivations
 
 NORM_EPSILON = 1e-5
 DENOMINATOR_EPSILON = 1e-6
@@ -39,8 +41,7 @@ class BlockDiagonal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) to the same shape."""
-        blocks = x.unflatten(-1, (-1, BLOCK_SIZE))
-        return torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
+        return block_diagonal(x, self.weight)
 
 
 class MLSTMBlock(nn.Module):
@@ -71,23 +72,28 @@ class MLSTMBlock(nn.Module):
         if self.conv is not None:
             convolved, past = self.conv(inner, state.past if state else None, resets)
         query, key, value = self.query(convolved), self.key(convolved), self.value(inner)
-        gates_input = torch.cat((query, key, value), dim=-1)
+        input_gate, forget_gate = preactivations((query, key, value), (self.input_gate, self.forget_gate))
         h, cell = mlstm(
             by_head(query, self.config.num_heads),
             by_head(key, self.config.num_heads),
             by_head(value, self.config.num_heads),
-            self.input_gate(gates_input),
-            self.forget_gate(gates_input),
+            input_gate,
+            forget_gate,
             initial_state=state.cell if state else None,
             resets=resets,
             input_gate=self.config.input_gate_activation,
             normalize=self.config.normalizer,
             eps=DENOMINATOR_EPSILON,
         )
-        h = self.head_norm(h.transpose(1, 2))  # (batch, time, inner)
-        if self.skip is not None:
-            h = h + self.skip * convolved
-        return x + self.down(h * F.silu(gate)), MLSTMBlockState(past, cell)
+        h = gated_head_norm(
+            h.transpose(1, 2),
+            self.head_norm.weight,
+            gate,
+            skipped=None if self.skip is None else convolved,
+            skip=self.skip,
+            eps=NORM_EPSILON,
+        )
+        return x + self.down(h), MLSTMBlockState(past, cell)
 
 
 def mlstm_gates(channels: int, config: XLSTMConfig) -> tuple[Gate, Gate]:

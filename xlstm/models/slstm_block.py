@@ -48,7 +48,15 @@ class SLSTMBlock(nn.Module):
         self, x: Tensor, state: SLSTMBlockState | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, SLSTMBlockState]:
         """`x` (batch, time, d) to the same shape, and the state after its last token."""
-        plain = self.norm(x)
+        h, after = self.cell(self.norm(x), state, resets)
+        x = x + h
+        gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.gelu(gate) * up), after
+
+    def cell(
+        self, plain: Tensor, state: SLSTMBlockState | None, resets: Tensor | None
+    ) -> tuple[Tensor, SLSTMBlockState]:
+        """The sLSTM layer alone: convolution, gates, recurrence and norm of each head, on the block's normed input."""
         convolved, past = plain, None
         if self.conv is not None:
             convolved, past = self.conv(plain, state.past if state else None, resets)
@@ -56,13 +64,11 @@ class SLSTMBlock(nn.Module):
         inputs = torch.stack((convolved, plain)).unflatten(-1, (blocks, -1))  # (2, batch, time, blocks, in)
         gates = torch.einsum("sbthi,sghio->btsgho", inputs, self.weight.unflatten(0, (2, 2)))
         gates = gates.flatten(-2).unflatten(-1, (heads, -1)).flatten(2, 3)  # (batch, time, 4, heads, head_dim)
-        h, cell = slstm(
+        h, after = slstm(
             gates + self.bias,
             self.recurrent,
             initial_state=state.cell if state else None,
             resets=resets,
             gradient_clip=self.gradient_clip,
         )
-        x = x + self.head_norm(h)
-        gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.gelu(gate) * up), SLSTMBlockState(past, cell)
+        return self.head_norm(h), SLSTMBlockState(past, after)

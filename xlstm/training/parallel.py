@@ -3,6 +3,8 @@
 The model knows nothing of this file: `model.blocks` is all it needs.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -10,28 +12,35 @@ from xlstm.models.initialization import initial_value
 from xlstm.spec import Execution, Physics
 from xlstm.training.gang import Gang
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-def parallelize(model: nn.Module, physics: Physics, execution: Execution, gang: Gang) -> None:
-    """Prepare a model, in place, for training on the gang. Gradients come out summed over the ranks, not averaged."""
+
+def make_mesh(execution: Execution, gang: Gang) -> "DeviceMesh":
+    """The gang's ranks, by what they shard and what they replicate."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    per_shard = {"fsdp": gang.size, "hsdp": execution.devices, "none": 1}[execution.sharding]
+    if per_shard == gang.size:
+        return init_device_mesh(gang.device.type, (gang.size,), mesh_dim_names=("shard",))
+    shape = (gang.size // per_shard, per_shard)
+    return init_device_mesh(gang.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def parallelize(model: nn.Module, physics: Physics, execution: Execution, mesh: "DeviceMesh") -> None:
+    """Prepare a model, in place, for training on the mesh. Gradients come out summed over the ranks, not averaged."""
     if execution.activation_checkpointing != "none":
         _checkpoint_activations(model, execution.activation_checkpointing)
     if execution.compile:
         for block in model.blocks:  # type: ignore[union-attr]
             block.compile()
-    if gang.size > 1 or physics.precision != "float32":  # one rank in float32 has nothing to shard or to cast
-        _shard(model, physics, execution, gang)
+    if mesh.size() > 1 or physics.precision != "float32":  # one rank in float32 has nothing to shard or to cast
+        _shard(model, physics, mesh)
 
 
-def _shard(model: nn.Module, physics: Physics, execution: Execution, gang: Gang) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
+def _shard(model: nn.Module, physics: Physics, mesh: "DeviceMesh") -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    per_shard = {"fsdp": gang.size, "hsdp": execution.devices, "none": 1}[execution.sharding]
-    if per_shard == gang.size:
-        mesh = init_device_mesh(gang.device.type, (gang.size,), mesh_dim_names=("shard",))
-    else:
-        shape = (gang.size // per_shard, per_shard)
-        mesh = init_device_mesh(gang.device.type, shape, mesh_dim_names=("replicate", "shard"))
     parameters = torch.bfloat16 if physics.precision == "bf16-mixed" else None
     policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
     for block in model.blocks:  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ from xlstm.training.gang import Gang
 from xlstm.training.machine import system_metrics
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
-from xlstm.training.parallel import fill, parallelize
+from xlstm.training.parallel import fill, make_mesh, parallelize
 from xlstm.training.schedule import learning_rate
 from xlstm.training.speed import Speed
 from xlstm.training.verdict import DivergedError
@@ -52,7 +52,7 @@ class Trainer:
         prefer(execution.kernels)
         with torch.device("meta"):
             self.model: nn.Module = build(physics.model)
-        parallelize(self.model, physics, execution, self.gang)
+        parallelize(self.model, physics, execution, make_mesh(execution, self.gang))
         self.model.to_empty(device=self.gang.device)
         fill(self.model, physics.seed)
         self.model.train()
@@ -128,7 +128,8 @@ class Trainer:
         rate = learning_rate(physics, self.step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         self.step += 1
         return mean, norm, rate
 

@@ -1,0 +1,93 @@
+"""Linear maps with block-diagonal matrices: the mLSTM block's projections (arXiv 2405.04517, figure 11)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kernels.block_diagonal import torch_grouped
+from kernels.block_diagonal.reference import block_diagonal_reference
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+
+__all__ = ["block_diagonal"]
+
+
+def block_diagonal(x: Tensor, weight: Tensor, *, implementation: Implementation = "auto") -> Tensor:
+    """`x` (…, channels) to the same shape; `weight` (blocks, width, width), out by in, with blocks * width channels.
+
+    Under autocast both are cast. Raises ValueError for shapes that do not fit, ImplementationError for an
+    implementation that cannot run.
+    """
+    name = "block_diagonal"
+    if weight.ndim != 3 or weight.shape[1] != weight.shape[2]:
+        raise ValueError(f"{name}: weight has shape {tuple(weight.shape)}, expected (blocks, width, width)")
+    blocks, width, _ = weight.shape
+    expect_shape(name, "x", x, (*x.shape[:-1], blocks * width), "(…, blocks * width)")
+    x, weight = cast_for_autocast(x, weight)
+    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x, width))
+    if chosen == "reference":
+        return block_diagonal_reference(x, weight)
+    return _block_diagonal(x, weight.to(x.dtype), chosen)
+
+
+def _triton_obstacle(x: Tensor, width: int) -> str | None:
+    from kernels.block_diagonal import triton_blocks
+
+    return triton_blocks.shape_obstacle(width, x.dtype)
+
+
+@torch.library.custom_op("scaling::block_diagonal", mutates_args=())
+def _block_diagonal(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
+    if implementation == "triton":
+        from kernels.block_diagonal import triton_blocks
+
+        return triton_blocks.forward(x, weight)
+    return torch_grouped.forward(x, weight)
+
+
+@_block_diagonal.register_fake
+def _(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("scaling::block_diagonal_backward", mutates_args=())
+def _block_diagonal_backward(grad_y: Tensor, x: Tensor, weight: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the weight."""
+    if implementation == "triton":
+        from kernels.block_diagonal import triton_blocks
+
+        return triton_blocks.backward(grad_y, x, weight)
+    return torch_grouped.backward(grad_y, x, weight)
+
+
+@_block_diagonal_backward.register_fake
+def _(grad_y: Tensor, x: Tensor, weight: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.implementation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    return *_block_diagonal_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None
+
+
+_block_diagonal.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.scaling.block_diagonal)
+def block_diagonal_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Forward: the blocks alone, whatever zeros an implementation multiplies."""
+    rows = 1
+    for size in x_shape[:-1]:
+        rows *= size
+    return 2 * rows * int(x_shape[-1]) * int(weight_shape[-1])
+
+
+@register_flop_formula(torch.ops.scaling.block_diagonal_backward)
+def block_diagonal_backward_flops(grad_shape: Any, x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Backward: one product for x, one for the weight."""
+    return 2 * block_diagonal_flops(x_shape, weight_shape)

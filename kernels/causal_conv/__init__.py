@@ -1,0 +1,129 @@
+"""Causal depthwise convolution over time with bias and SiLU: how xLSTM and Mamba blocks see the last few tokens."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.causal_conv import torch_shifted
+from kernels.causal_conv.reference import causal_conv_silu_reference
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, state_dtype
+
+__all__ = ["causal_conv_silu"]
+
+
+def causal_conv_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    past: Tensor | None = None,
+    resets: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """y (batch, time, channels) as x, and the inputs that the next tokens will see, (batch, taps - 1, channels).
+
+    `weight` (channels, taps), its last column for the present token; `bias` (channels,); `past` as the second result,
+    zeros where absent. Where `resets` (batch, time, bool) is true a document begins, which sees nothing before it.
+    Under autocast everything is cast; sums are float32. Raises ValueError for shapes that do not fit,
+    ImplementationError for an implementation that cannot run.
+    """
+    name = "causal_conv_silu"
+    if x.ndim != 3:
+        raise ValueError(f"{name}: x has shape {tuple(x.shape)}, expected (batch, time, channels)")
+    batch, time, channels = x.shape
+    lag = weight.shape[-1] - 1
+    expect_shape(name, "weight", weight, (channels, lag + 1), "(channels, taps)")
+    expect_shape(name, "bias", bias, (channels,), "(channels,)")
+    if time == 0:
+        raise ValueError(f"{name}: the sequence is empty, expected at least one token")
+    if past is None:
+        past = x.new_zeros(batch, lag, channels)
+    expect_shape(name, "past", past, (batch, lag, channels), "(batch, taps - 1, channels)")
+    documents = None
+    if resets is not None:
+        expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
+        documents = resets.cumsum(1, dtype=torch.int32)
+    x, weight, bias, past = cast_for_autocast(x, weight, bias, past)
+    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x))
+    if chosen == "reference":
+        y = causal_conv_silu_reference(x, weight, bias, past, documents)
+    else:
+        y, _ = _causal_conv_silu(x, weight, bias, past, documents, chosen)
+    tail = torch.cat((past.to(x.dtype), x[:, -lag:]), dim=1)[:, -lag:]
+    if documents is not None:
+        numbers = torch.cat((documents.new_zeros(batch, lag), documents[:, -lag:]), dim=1)[:, -lag:]
+        tail = tail.masked_fill((numbers != documents[:, -1:])[..., None], 0.0)
+    return y, tail
+
+
+def _triton_obstacle(x: Tensor) -> str | None:
+    from kernels.causal_conv import triton_conv
+
+    return triton_conv.shape_obstacle(x.dtype)
+
+
+@torch.library.custom_op("scaling::causal_conv_silu", mutates_args=())
+def _causal_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, implementation: str
+) -> tuple[Tensor, Tensor]:
+    """y, and what the implementation keeps for its backward. `documents` int32 (batch, time): 0 is the past's."""
+    if implementation == "triton":
+        from kernels.causal_conv import triton_conv
+
+        return triton_conv.forward(x, weight, bias, past, documents)
+    return torch_shifted.forward(x, weight, bias, past, documents)
+
+
+@_causal_conv_silu.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, implementation: str
+) -> tuple[Tensor, Tensor]:
+    kept = x.new_empty(0) if implementation == "triton" else x.new_empty(x.shape, dtype=state_dtype(x))
+    return x.new_empty(x.shape), kept
+
+
+@torch.library.custom_op("scaling::causal_conv_silu_backward", mutates_args=())
+def _causal_conv_silu_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    past: Tensor,
+    documents: Tensor | None,
+    pre: Tensor,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and past."""
+    if implementation == "triton":
+        from kernels.causal_conv import triton_conv
+
+        return triton_conv.backward(grad_y, x, weight, bias, past, documents, pre)
+    return torch_shifted.backward(grad_y, x, weight, bias, past, documents, pre)
+
+
+@_causal_conv_silu_backward.register_fake
+def _(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    past: Tensor,
+    documents: Tensor | None,
+    pre: Tensor,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(t.new_empty(t.shape) for t in (x, weight, bias, past))  # type: ignore[return-value]
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.implementation = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_causal_conv_silu_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None, None
+
+
+_causal_conv_silu.register_autograd(_differentiate, setup_context=_keep_for_backward)

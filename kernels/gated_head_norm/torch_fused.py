@@ -1,0 +1,80 @@
+"""Head-wise norm, skip and gate in tiles of tokens that stay in the processor's cache, with one backward for all three.
+
+Each of the dozen element-wise steps is a pass over memory; over a tile it is a pass over the cache, and no temporary of
+the whole batch is made. Only mean and reciprocal deviation are kept for the backward.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dispatch import state_dtype
+
+TILE_NUMBERS = 2**16
+"""Numbers of a tile of one tensor: 256 KiB in float32."""
+
+
+def _tiles(h: Tensor) -> Iterator[tuple[int, slice]]:
+    """Sequence and times of each tile; on other devices than CPUs, whole sequences."""
+    batch, time, heads, head_dim = h.shape
+    tokens = max(1, TILE_NUMBERS // (heads * head_dim)) if h.device.type == "cpu" else time
+    for b in range(batch):
+        for start in range(0, time, tokens):
+            yield b, slice(start, min(time, start + tokens))
+
+
+def forward(
+    h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result in the gate's dtype; mean and reciprocal deviation of each head, (batch, time, heads, 1)."""
+    dtype = state_dtype(h)
+    y = gate.new_empty(gate.shape)
+    mean, deviation = (h.new_empty(*h.shape[:-1], 1, dtype=dtype) for _ in range(2))
+    weight = weight.to(dtype)
+    for tile in _tiles(h):
+        normed, mean[tile], deviation[tile] = torch.native_layer_norm(h[tile].to(dtype), h.shape[-1:], None, None, eps)
+        inner = normed.flatten(-2).mul_(weight)
+        if skipped is not None and skip is not None:
+            inner.addcmul_(skipped[tile].to(dtype), skip.to(dtype))
+        torch.mul(inner, F.silu(gate[tile].to(dtype)), out=y[tile])
+    return y, mean, deviation
+
+
+def backward(
+    grad_y: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    gate: Tensor,
+    skipped: Tensor | None,
+    skip: Tensor | None,
+    mean: Tensor,
+    deviation: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h, weight, gate, skipped and skip; the last two are empty without a skip."""
+    dtype = mean.dtype
+    wide_weight = weight.to(dtype)
+    grad_h, grad_gate = h.new_empty(h.shape), gate.new_empty(gate.shape)
+    grad_weight, grad_skip = (torch.zeros_like(wide_weight) for _ in range(2))
+    grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
+    for tile in _tiles(h):
+        grad, z = grad_y[tile].to(dtype), gate[tile].to(dtype)
+        wide_h = h[tile].to(dtype).contiguous()  # (tokens, heads, head_dim)
+        normed = wide_h.sub(mean[tile]).mul_(deviation[tile])
+        flat = normed.flatten(-2)
+        grad_inner = grad * F.silu(z)
+        grad_weight += (grad_inner * flat).sum(0)
+        inner = flat * wide_weight
+        if skipped is not None and skip is not None:
+            seen, wide_skip = skipped[tile].to(dtype), skip.to(dtype)
+            inner.addcmul_(seen, wide_skip)
+            grad_skip += (grad_inner * seen).sum(0)
+            torch.mul(grad_inner, wide_skip, out=grad_skipped[tile])
+        grad_gate[tile] = torch.ops.aten.silu_backward(inner.mul_(grad), z)
+        through = grad_inner.mul_(wide_weight).view(normed.shape)
+        grad_h[tile] = torch.ops.aten.native_layer_norm_backward(
+            through, wide_h, h.shape[-1:], mean[tile], deviation[tile], None, None, [True, False, False]
+        )[0]
+    grad_skip = grad_skip.to(weight.dtype) if skip is not None else weight.new_empty(0)
+    return grad_h, grad_weight.to(weight.dtype), grad_gate, grad_skipped, grad_skip

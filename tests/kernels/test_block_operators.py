@@ -1,0 +1,199 @@
+"""What surrounds the mLSTM cell, each operator against its float64 definition: outputs and every gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels.block_diagonal import block_diagonal
+from kernels.causal_conv import causal_conv_silu
+from kernels.dispatch import ImplementationError
+from kernels.gated_head_norm import gated_head_norm
+
+FLOAT32_BOUND = 1e-5
+BFLOAT16_BOUND = 1e-2
+"""Relative, per tensor, on well-conditioned inputs."""
+
+
+class Problem:
+    """An operator as a function of tensors alone, and tensors for it."""
+
+    def __init__(self, function: Callable[..., Any], *tensors: Tensor) -> None:
+        self.function, self.tensors = function, tensors
+
+    def run(self, implementation: str, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """Outputs and the gradients of everything, from inputs and for output gradients rounded to `dtype`."""
+        inputs = [t.to(dtype).requires_grad_() for t in self.tensors]
+        outputs = self.function(*inputs, implementation=implementation)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype) for y in outputs]
+        gradients = torch.autograd.grad(outputs, inputs, weights)
+        return [t.detach().double() for t in (*outputs, *gradients)]
+
+    def rounded(self, dtype: torch.dtype) -> "Problem":
+        return Problem(self.function, *(t.to(dtype).double() for t in self.tensors))
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def projection(batch: int, time: int, blocks: int, width: int) -> Problem:
+    return Problem(block_diagonal, normal(0, batch, time, blocks * width), normal(1, blocks, width, width))
+
+
+def convolution(batch: int, time: int, channels: int, resetting: bool) -> Problem:
+    generator = torch.Generator().manual_seed(2)
+    resets = torch.rand(batch, time, generator=generator) < 0.2 if resetting else None
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, implementation: Any) -> tuple[Tensor, Tensor]:
+        return causal_conv_silu(x, weight, bias, past=past, resets=resets, implementation=implementation)
+
+    x, past = normal(0, batch, time, channels), normal(3, batch, 3, channels)
+    return Problem(function, x, normal(1, channels, 4), normal(2, channels), past)
+
+
+def norm(batch: int, time: int, heads: int, head_dim: int, skipping: bool) -> Problem:
+    def function(h: Tensor, weight: Tensor, gate: Tensor, *rest: Tensor, implementation: Any) -> Tensor:
+        skipped, skip = rest if rest else (None, None)
+        h = h.transpose(1, 2)
+        return gated_head_norm(h, weight, gate, skipped=skipped, skip=skip, implementation=implementation)
+
+    channels = heads * head_dim
+    rest = (normal(3, batch, time, channels), normal(4, channels)) if skipping else ()
+    h, gate = normal(0, batch, heads, time, head_dim), normal(2, batch, time, channels)
+    return Problem(function, h, normal(1, channels), gate, *rest)
+
+
+def strided(problem: Problem) -> Problem:
+    """The same inputs, every second number of tensors twice as wide, and times before batches."""
+
+    def function(*tensors: Tensor, implementation: Any) -> Any:
+        views = []
+        for t in tensors:
+            wide = torch.stack((t, t), dim=-1).flatten(-2)
+            wide = wide.transpose(0, 1).contiguous().transpose(0, 1) if t.ndim > 1 else wide
+            views.append(wide[..., ::2])
+            assert not views[-1].is_contiguous()
+        return problem.function(*views, implementation=implementation)
+
+    return Problem(function, *problem.tensors)
+
+
+SMALL = [
+    projection(2, 5, 3, 4),
+    projection(1, 1, 9, 8),
+    convolution(2, 41, 20, resetting=True),
+    convolution(1, 2, 3, resetting=False),
+    norm(2, 5, 2, 24, skipping=True),
+    norm(1, 70, 1, 16, skipping=False),
+]
+NAMES = ["projection", "wider blocks", "convolution with resets", "two tokens", "norm with skip", "norm"]
+every_operator = pytest.mark.parametrize("problem", SMALL, ids=NAMES)
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor], bound: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert float((a - b).norm() / b.norm().clamp_min(1e-30)) < bound
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(1, 300),
+    heads=st.integers(1, 4),
+    width=st.sampled_from([1, 3, 4, 16, 40]),
+    flag=st.booleans(),
+)
+def test_pytorch_forms_are_their_definitions(batch: int, time: int, heads: int, width: int, flag: bool) -> None:
+    for problem in (
+        projection(batch, time, 3 * heads, width),
+        convolution(batch, time, heads * width, flag),
+        norm(batch, time, heads, 2 * width + 1, flag),
+    ):
+        expected = problem.run("reference")
+        assert_close(problem.run("torch"), expected, 1e-11)
+        assert_close(problem.run("torch", torch.float32), expected, FLOAT32_BOUND)
+
+
+@every_operator
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_operators_are_their_definitions_in_either_precision_and_strided(problem: Problem, implementation: str) -> None:
+    expected = problem.run("reference")
+    assert_close(problem.run(implementation, torch.float32), expected, FLOAT32_BOUND)
+    assert_close(strided(problem).run(implementation, torch.float32), expected, FLOAT32_BOUND)
+    half = problem.rounded(torch.bfloat16).run("reference")
+    assert_close(problem.run(implementation, torch.bfloat16), half, BFLOAT16_BOUND)
+
+
+@every_operator
+@pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
+def test_nan_and_infinity_stay_in_their_sequence(problem: Problem, implementation: str) -> None:
+    if problem.tensors[0].shape[0] == 1:
+        pytest.skip("one sequence alone")
+    inputs = [t.float() for t in problem.tensors]
+
+    def outputs() -> tuple[Tensor, ...]:
+        given = problem.function(*inputs, implementation=implementation)
+        return given if isinstance(given, tuple) else (given,)
+
+    clean = outputs()
+    for bad in (float("nan"), float("inf")):
+        inputs[0][1, -1, -1] = bad
+        spoiled = outputs()
+        for a, b in zip(spoiled, clean, strict=True):
+            assert torch.equal(a[0], b[0])
+        assert not torch.equal(spoiled[0][1], clean[0][1])
+
+
+@every_operator
+def test_gradcheck_holds_in_float64(problem: Problem) -> None:
+    inputs = [t.clone().requires_grad_() for t in problem.tensors]
+    for implementation in ("reference", "torch"):
+
+        def function(*x: Tensor, by: str = implementation) -> Any:
+            return problem.function(*x, implementation=by)
+
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+def test_operators_keep_the_rules_of_torch_library() -> None:
+    ops = torch.ops.scaling
+    x, weight = (t.requires_grad_() for t in projection(2, 5, 3, 4).tensors)
+    torch.library.opcheck(ops.block_diagonal.default, (x, weight, "torch"))
+    tensors = [t.requires_grad_() for t in convolution(2, 9, 6, False).tensors]
+    for documents in (None, torch.ones(2, 9, dtype=torch.int32)):
+        torch.library.opcheck(ops.causal_conv_silu.default, (*tensors, documents, "torch"))
+    h, *rest = (t.requires_grad_() for t in norm(2, 5, 2, 6, True).tensors)
+    torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest, 1e-5, "torch"))
+    torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest[:2], None, None, 1e-5, "torch"))
+
+
+def test_flops_are_those_of_the_blocks_alone() -> None:
+    x, weight = projection(2, 5, 3, 4).tensors
+    with FlopCounterMode(display=False) as counter:
+        block_diagonal(x.requires_grad_(), weight.requires_grad_()).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 5 * 12) * 4
+
+
+def test_states_make_pieces_equal_to_the_whole() -> None:
+    x, weight, bias, past = convolution(2, 11, 6, False).tensors
+    whole, end = causal_conv_silu(x, weight, bias, past=past)
+    pieces = []
+    for piece in x.split([1, 2, 5, 3], dim=1):
+        y, past = causal_conv_silu(piece, weight, bias, past=past)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-14, atol=1e-14)
+    assert torch.equal(past, end)
+
+
+def test_wide_blocks_in_triton_are_refused_with_the_reason() -> None:
+    x, weight = projection(1, 2, 1, 48).tensors
+    with pytest.raises(ImplementationError, match="blocks of 48 channels are wider than 32"):
+        block_diagonal(x.float(), weight.float(), implementation="triton")

@@ -1,0 +1,81 @@
+"""What a person sees of a sweep: its end in sight, a failure with its reason, and the log of a run as it grows."""
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.controller import Event, Happening
+from orchestrator.errors import InputError
+from orchestrator.logs import print_logs
+from orchestrator.plan import Plan, make_plan
+from orchestrator.progress import make_display
+from sweeps.sweep import Sweep
+from xlstm.records import Metric, State, Workspace
+
+WriteSweep = Callable[..., str]
+
+
+@pytest.fixture
+def planned(scaling: Any, write_sweep: WriteSweep) -> Plan:
+    made = make_plan(Sweep.load(write_sweep()), Workspace(scaling.workspace))
+    for one in made.runs:
+        made.workspace.run(one.run_id).create(one.spec)
+    return made
+
+
+def row(step: int, attempt: int) -> dict[str, Any]:
+    return {"step": step, "attempt": attempt, Metric.LOSS: 5.0 - step, Metric.TOKENS: 256 * step}
+
+
+def test_a_sweep_whose_runs_have_all_ended_has_no_time_left(planned: Plan) -> None:
+    from rich.console import Console
+
+    said = io.StringIO()
+    rows = planned.document()["runs"]
+    with make_display(Console(file=said, width=200), "tiny", rows) as display:
+        first, second = (planned.workspace.run(one["run_id"]) for one in rows)
+        display.refresh()
+        lease = first.acquire("token")
+        display.happened(Event(first, Happening.HELD, first.status()))
+        lease.release(State.COMPLETED)
+        display.happened(Event(first, Happening.ENDED, first.status()))
+        second.set_state(State.FAILED, "set aside after the same error twice: ValueError: poison")
+        display.happened(Event(second, Happening.ENDED, second.status()))
+    lines = said.getvalue().splitlines()
+    assert lines[0].startswith(f"{first.run_id}: held by another launcher: process ")
+    assert f"{second.run_id}: failed (set aside after the same error twice: ValueError: poison)" in lines
+    assert lines[-1] == "1 of 2 runs complete, 1 failed, 33% of the FLOPs"
+
+
+def test_logs_show_the_latest_attempt_and_follow_it_until_its_end(planned: Plan) -> None:
+    run = planned.workspace.run(planned.runs[0].run_id)
+    with pytest.raises(InputError, match="never started"):
+        print_logs(run, io.StringIO())
+    run.acquire("first").release(State.PREEMPTED)
+    run.append_metrics(row(1, attempt=1))
+    lease = run.acquire("second")
+    run.append_metrics({"event": "resume", "attempt": 2, "step": 1})
+    said = io.StringIO()
+    following = threading.Thread(target=print_logs, args=(run, said), kwargs={"follow": True})
+    following.start()
+    run.append_metrics(row(2, attempt=2))
+    (run.attempt(2) / "rank-0.log").write_text("a word of the trainer\nand half a li")
+    deadline = time.monotonic() + 30
+    while "a word of the trainer\n" not in said.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert following.is_alive()
+    lease.release(State.COMPLETED)
+    following.join(30)
+    assert said.getvalue().splitlines() == [
+        f"==> {run.metrics_file} <==",
+        "attempt 2 continues from step 1",
+        "step 2: loss 3.0000, 512 tokens",
+        f"==> {run.attempt(2) / 'rank-0.log'} <==",
+        "a word of the trainer",
+        "and half a li",
+    ]

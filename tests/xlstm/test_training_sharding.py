@@ -1,0 +1,59 @@
+"""A layout built under a gang that is not there holds what the ranks of a real one would hold."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from xlstm.accounting import parameters
+from xlstm.models import build
+from xlstm.models.configs import ModelConfig
+from xlstm.models.sizes import config_for
+from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec
+from xlstm.training.sharding import build_layout
+
+
+def spec(model: ModelConfig, **execution: object) -> RunSpec:
+    data = Data(corpus="named", revision="r", tokenizer="gpt2", context_length=256)
+    physics = Physics(
+        model=model,
+        data=data,
+        tokens=2**20,
+        batch_tokens=2**15,
+        optimizer=Optimizer(learning_rate=1e-3),
+        precision="bf16-mixed",
+    )
+    return RunSpec(physics=physics, execution=Execution(micro_batch_sequences=1, **execution))
+
+
+def largest_shards(model: ModelConfig, shards: int) -> int:
+    """Elements on the first rank: FSDP cuts each parameter along its first dimension into chunks of equal length."""
+    with torch.device("meta"):
+        parameters = list(build(model).parameters())
+    return sum(-(-parameter.shape[0] // shards) * parameter[0].numel() for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    ("execution", "shards"),
+    [
+        ({"nodes": 4, "devices": 8}, 32),
+        ({"nodes": 4, "devices": 8, "sharding": "hsdp"}, 8),
+        ({"nodes": 4, "devices": 8, "sharding": "none"}, 1),
+        ({"devices": 8, "activation_checkpointing": "full"}, 8),
+        ({"devices": 1}, 1),
+    ],
+)
+@pytest.mark.parametrize("family", ["xlstm[7:1]", "mamba"])
+def test_each_rank_holds_its_shards_of_parameters_gradients_and_two_moments(
+    family: str, execution: dict[str, object], shards: int
+) -> None:
+    run = spec(config_for(family, "125M", 50304), **execution)
+    layout = build_layout(run)
+    assert layout.sharded == 16 * largest_shards(run.physics.model, shards)
+    assert not dist.is_initialized()
+
+
+def test_small_leading_dimensions_are_padded_which_the_closed_form_does_not_know() -> None:
+    run = spec(config_for("xlstm[7:1]", "2.7B", 50304), nodes=4, devices=8)
+    layout = build_layout(run)
+    assert layout.even == 16 * -(-parameters(run.physics.model).total // 32)
+    assert layout.padding > 0.05 * layout.even
