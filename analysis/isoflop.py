@@ -17,6 +17,9 @@ from analysis.laws import Array
 SAME_BUDGET = 0.05
 """Runs whose FLOPs follow each other within this relative gap belong to one budget. Rounding to significant figures
 instead would merge budgets that differ."""
+SAME_SIZE = 0.02
+"""Sizes of one budget that follow each other within this gap count as one: an interpolation between them would follow
+their noise."""
 DENSITY = 25
 """Points of the interpolated grid per sampled point (Porian et al. 2024, arXiv 2406.19146)."""
 
@@ -95,7 +98,8 @@ def frontier(frame: pl.DataFrame, method: str = "akima") -> Frontier:
     profiles = tuple(_profile(rows, method) for rows in budgets(frame))
     used = [profile for profile in profiles if profile.optimum is not None]
     if len(used) < 3:
-        reasons = "; ".join(f"{p.flops:.3g}: {p.excluded}" for p in profiles if p.excluded)
+        said = [f"{profile.flops:.3g}: {profile.excluded}" for profile in profiles if profile.excluded]
+        reasons = "; ".join(said[:3] + [f"and {len(said) - 3} more"] * (len(said) > 3))
         raise RefusalError(
             "too-few-budgets",
             f"{len(used)} compute budgets have a minimum inside their profile; at least 3 are needed"
@@ -148,10 +152,14 @@ def budgets(frame: pl.DataFrame) -> list[pl.DataFrame]:
     ordered = frame.sort("flops")
     gap = (ordered["flops"] / ordered["flops"].shift(1)).fill_null(1.0) > 1 + SAME_BUDGET
     labelled = ordered.with_columns(gap.cum_sum().alias("budget"))
-    return [
-        rows.sort("loss").unique("parameters", keep="first", maintain_order=True).sort("parameters")
-        for rows in labelled.partition_by("budget", maintain_order=True)
-    ]
+    return [_best_per_size(rows) for rows in labelled.partition_by("budget", maintain_order=True)]
+
+
+def _best_per_size(rows: pl.DataFrame) -> pl.DataFrame:
+    gap = (pl.col("parameters") / pl.col("parameters").shift(1)).fill_null(1.0) > 1 + SAME_SIZE
+    labelled = rows.sort("parameters").with_columns(gap.cum_sum().alias("size_group"))
+    best = labelled.sort("loss").unique("size_group", keep="first", maintain_order=True)
+    return best.drop("size_group").sort("parameters")
 
 
 def _profile(rows: pl.DataFrame, method: str) -> Profile:

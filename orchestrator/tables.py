@@ -152,3 +152,17 @@ def _exponent(answer: Mapping[str, Any] | None) -> str:
         return ""
     low, high = answer["interval"]
     return f"{answer['exponent']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def design_table(document: Mapping[str, Any]) -> Table:
+    """The next runs in their order, with what each costs and how well the prediction is known after it."""
+    n, d = document["target"]
+    title = f"{document['family']}: loss at N = {compact(round(n))}, D = {compact(round(d))}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("N", "D", document["unit"], "prediction known to"):
+        table.add_column(name, justify="right")
+    table.add_row("", "", "", f"± {document['half_width']:.2%}")
+    for one in document["proposals"]:
+        cells = (compact(round(one["parameters"])), compact(round(one["tokens"])), f"{one['cost']:.3g}")
+        table.add_row(*cells, f"± {one['half_width']:.2%}")
+    return table

@@ -121,6 +121,15 @@ def publish(
     return None
 
 
+def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | None = None) -> str | None:
+    """Keep a file with a sweep's parent run. Returns None, or what is wrong: the view must not disturb its reader."""
+    try:
+        _client(tracking_uri, artifacts).log_artifact(parent_run(sweep, tracking_uri, artifacts), str(path))
+    except Exception as error:
+        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+    return None
+
+
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
     artifacts = run.path.parent.parent / "mlartifacts"
     client = _client(tracking_uri, artifacts)

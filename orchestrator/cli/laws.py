@@ -1,5 +1,6 @@
-"""Verbs about laws: fit, plot, report, predict, allocate. Alone in the orchestrator it knows the analysis."""
+"""Verbs about laws: fit, plot, report, predict, allocate, design. Alone in the orchestrator it knows the analysis."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors,
 if TYPE_CHECKING:
     import polars as pl
 
+    from analysis.design import Cost
+    from analysis.figures import Evidence
     from analysis.fitting import Fit
     from analysis.quality import Rules
     from xlstm.records import Workspace
@@ -34,6 +37,11 @@ RangeOption = Annotated[
 MixedOption = Annotated[
     bool,
     typer.Option("--allow-mixed", help="Fit runs of different evaluations, tokenizers or schedules together."),
+]
+
+ReferenceOption = Annotated[
+    list[str] | None,
+    typer.Option("--reference", metavar="NAME", help="Draw published numbers, too: xlstm-table-3, chinchilla, …"),
 ]
 
 app = typer.Typer()
@@ -83,6 +91,77 @@ def fit(
     console.print(f"kept in {_fits_folder(source)}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def design(
+    source: SourceArgument,
+    parameters: Annotated[str, typer.Option(help="Model size N of the prediction to be made sure, such as 7B.")],
+    tokens: Annotated[str, typer.Option(help="Training tokens D of that prediction, such as 300B.")],
+    budget: Annotated[float, typer.Option(help="What the next runs may cost together, in --unit.")],
+    unit: Annotated[str, typer.Option(help="flops, or device-hours as the sweep's plan has them.")] = "flops",
+    sizes: Annotated[
+        str | None, typer.Option(metavar="N,…", help="Sizes there could be; left out, those of the fitted runs.")
+    ] = None,
+    fragment: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE.yaml", help="Write the runs as points of a sweep file.")
+    ] = None,
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
+    from dataclasses import asdict
+
+    from orchestrator.errors import InputError
+    from orchestrator.tables import design_table
+
+    with one_line_errors():
+        if unit not in ("flops", "device-hours"):
+            raise InputError(f"--unit {unit}: write flops or device-hours")
+        target = (float(_quantity("--parameters", parameters)), float(_quantity("--tokens", tokens)))
+        among = [float(_quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
+        fits, _ = _fit(source, columns)
+        from analysis import design as designs
+
+        try:
+            costs = [_planned_hours(source, one) if unit == "device-hours" else None for one in fits]
+            found = [
+                designs.design(one, target, budget, sizes=among, cost=cost)
+                for one, cost in zip(fits, costs, strict=True)
+            ]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    if fragment is not None:
+        pairs = zip(found, fits, strict=True)
+        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
+    documents = [asdict(one) | {"unit": unit} for one in found]
+    if as_json:
+        print_json(documents)
+        return
+    console = make_console()
+    for document in documents:
+        console.print(design_table(document))
+    if fragment is not None:
+        console.print(f"written to {fragment}", highlight=False, soft_wrap=True)
+
+
+def _planned_hours(source: str, fitted: "Fit") -> "Cost":
+    from analysis.design import hours_of_plan
+    from orchestrator.errors import InputError
+    from orchestrator.kept import load_document, submitted
+
+    name = sweep_name(source)
+    if name not in submitted(workspace_here()):
+        raise InputError(f"--unit device-hours: {source} is no submitted sweep, only its plan knows device hours")
+    runs = load_document(workspace_here(), name)["runs"]
+    return hours_of_plan(
+        fitted,
+        [
+            (run["parameters"]["total"], run["flops"]["exact"], run["device_hours"])
+            for run in runs
+            if run["model"] == fitted.family and run["device_hours"] > 0
+        ],
+    )
+
+
 def _print_conventions(
     source: str, columns: str | None, keep: list[str] | None, within: list[str] | None, as_json: bool
 ) -> None:
@@ -116,27 +195,30 @@ def _print_conventions(
 
 
 @app.command()
-def plot(source: SourceArgument, columns: ColumnsOption = None) -> None:
-    """Draw the fitted laws: loss against tokens and compute, as PNG, PDF and SVG, and one page with everything."""
+def plot(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
+    """Draw the fitted laws, as PNG, PDF and SVG, and one page with everything."""
     with one_line_errors():
-        fits, _ = _fit(source, columns)
-        from analysis import plots, report
+        evidence = _evidence(source, columns, reference)
+        from analysis import figures, plots
+        from analysis.findings import RefusalError
 
+        paths, refusals = [], []
         with plots.style():
-            paths = plots.save(plots.law_figure(fits), _fits_folder(source) / "law")
-        paths.append(report.write(_fits_folder(source) / "report.html", sweep_name(source), fits))
-    for path in paths:
-        print(path)
+            for name, draw in figures.FIGURES.items():
+                try:
+                    paths += plots.save(draw(evidence), _fits_folder(source) / name)
+                except RefusalError as refusal:
+                    refusals.append(f"{name}: not drawn: {refusal}")
+        paths.append(_report(source, evidence))
+    for line in (*paths, *refusals):
+        print(line)
 
 
 @app.command("report")
-def write_report(source: SourceArgument, columns: ColumnsOption = None) -> None:
-    """Write one self-contained page: figures, laws, certificates and runs."""
+def write_report(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
+    """Write one self-contained page, figures, laws, certificates and runs, and log it on the sweep's run in MLflow."""
     with one_line_errors():
-        fits, _ = _fit(source, columns)
-        from analysis import report
-
-        print(report.write(_fits_folder(source) / "report.html", sweep_name(source), fits))
+        print(_report(source, _evidence(source, columns, reference)))
 
 
 @app.command()
@@ -202,6 +284,39 @@ def allocate(
         print(multiplier.sentence)
 
 
+def _evidence(source: str, columns: str | None, references: list[str] | None) -> "Evidence":
+    import polars as pl
+
+    from analysis import runs
+    from analysis.figures import Evidence
+    from analysis.findings import RefusalError
+    from analysis.references import find
+    from orchestrator.errors import InputError
+
+    try:
+        found = [find(name) for name in references or []]
+    except RefusalError as error:
+        raise InputError(str(error)) from None
+    fits, _ = _fit(source, columns)
+    used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in fits])
+    return Evidence(fits, runs.load_curves(sweep_name(source), used, workspace=workspace_here()), found)
+
+
+def _report(source: str, evidence: "Evidence") -> Path:
+    """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
+    from analysis import report
+    from orchestrator.kept import submitted
+    from xlstm.tracking import log_artifact
+
+    path = report.write(_fits_folder(source) / "report.html", sweep_name(source), evidence)
+    if sweep_name(source) in submitted(workspace_here()):
+        workspace = workspace_here()
+        wrong = log_artifact(sweep_name(source), workspace.tracking_uri, path, workspace.artifacts)
+        if wrong:
+            print(f"not logged in MLflow: {wrong}", file=sys.stderr)
+    return path
+
+
 def _rules(keep: list[str] | None, within: list[str] | None) -> "Rules":
     from analysis.findings import RefusalError
     from analysis.quality import Rules
@@ -236,13 +351,12 @@ def _fit(
     """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same."""
     import polars as pl
 
-    from analysis import fitting, runs
+    from analysis import fitting
     from analysis.findings import RefusalError
     from orchestrator.errors import InputError
 
     try:
-        frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here())
-        frame, notes = take_best(workspace_here(), sweep_name(source), frame)
+        frame, notes = _load(source, columns, rules)
         kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
         if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
             return kept, notes
