@@ -151,12 +151,12 @@ def error_over_sequences(actual: torch.Tensor, expected: torch.Tensor, batch: in
     return float(errors.square().mean().sqrt())
 
 
-def assert_no_less_exact_than_the_recurrence(operator, tensors, state, **options) -> None:  # type: ignore[no-untyped-def]
+def assert_no_less_exact_than_the_recurrence(operator, tensors, state, exact: str = "reference") -> None:  # type: ignore[no-untyped-def]
     """Finite, and at most four times as far from the recurrence in float64 as the recurrence in float32 is."""
     batch = tensors[0].shape[0]
-    expected = run(operator, tensors, state, "reference", torch.float64, **options)
-    plain = run(operator, tensors, state, "reference", torch.float32, **options)
-    fast = run(operator, tensors, state, "torch", torch.float32, **options)
+    expected = run(operator, tensors, state, exact, torch.float64)
+    plain = run(operator, tensors, state, "reference", torch.float32)
+    fast = run(operator, tensors, state, "torch", torch.float32)
     for place, (a, b, c) in enumerate(zip(expected, plain, fast, strict=True)):
         assert torch.isfinite(c).all(), place
         allowed = 4 * max(error_over_sequences(b, a, batch), ROUNDING)
@@ -195,22 +195,12 @@ def test_a_vanishing_normaliser_loses_no_more_than_the_recurrence_does(operator)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operator", [mlstm, slstm])
-def test_a_sequence_of_65536_tokens_loses_no_more_than_the_recurrence_does(operator) -> None:  # type: ignore[no-untyped-def]
-    with torch.no_grad():
-        tensors, state = mlstm_problem(1, 1, 65_536, 2, 2) if operator is mlstm else slstm_problem(1, 65_536, 1, 2)
-
-        def outputs(implementation: str, dtype: torch.dtype) -> list[torch.Tensor]:
-            first = type(state)(*(part.to(dtype) for part in state))
-            inputs = [tensor.to(dtype) for tensor in tensors]
-            h, after = operator(*inputs, initial_state=first, implementation=implementation)
-            *parts, m = after
-            return [h, *(part * m.exp().reshape(m.shape + (1,) * (part.ndim - m.ndim)) for part in parts[-2:])]
-
-        expected = outputs("reference", torch.float64)
-        plain, fast = outputs("reference", torch.float32), outputs("torch", torch.float32)
-    for a, b, c in zip(expected, plain, fast, strict=True):
-        assert torch.isfinite(c).all()
-        assert relative_error(c, a) < max(FLOAT32_BOUND, 4 * relative_error(b, a))
+def test_65536_tokens_lose_no_more_than_the_recurrence_does_forward_and_backward(operator) -> None:  # type: ignore[no-untyped-def]
+    tensors, state = mlstm_problem(2, 1, 65_536, 2, 2) if operator is mlstm else slstm_problem(2, 65_536, 1, 2)
+    if operator is slstm:
+        tensors[0][:, :, 1] += 5  # open forget gates, as the deeper blocks have
+    # In float64 the fast forms are the recurrence to 1e-10, as shown above, and much sooner done.
+    assert_no_less_exact_than_the_recurrence(operator, tensors, state, exact="torch")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

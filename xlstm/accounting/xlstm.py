@@ -90,18 +90,22 @@ def slstm_block(config: XLSTMConfig) -> Cost:
 def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    mLSTM block: normed input, both halves of the up-projection, the convolution's result and the down-projection's
-    input, 9 d, the cell's, and in float32 the convolution before its activation and the norm's statistics. The post-up
-    block: its two normed inputs, the sum between, the output gate and what follows the cell, 7 d, and the feed-forward
-    layer's three times 4 d. sLSTM block: 8 d, and four times the feed-forward layer's width; of its recurrence eight
-    values per channel.
+    mLSTM block: normed input, both halves of the up-projection and the down-projection's input, 7 d; the cell's; with a
+    convolution, its result, and in float32 what it gives before its activation; in float32, the norm's statistics. The
+    post-up block: its two normed inputs, the sum between, the output gate and what follows the cell, 7 d, and of the
+    feed-forward layer ReLU and its square, 8 d. sLSTM block: 7 d, and four times the feed-forward layer's width; of its
+    recurrence seven values per channel; and one more of each with a convolution.
     """
     d, width = config.embedding_dim, config.slstm_feedforward_dim
     if config.mlstm_block == "post-up":
-        mlstm = Saved(7 * d + 12 * d, input=d) + mlstm_cell_saved(config.num_heads, d, d)
+        mlstm = Saved(7 * d + 8 * d, input=d) + mlstm_cell_saved(config.num_heads, d, d)
     else:
-        mlstm = Saved(9 * d, 2 * d + 2 * config.num_heads, input=d) + mlstm_cell_saved(config.num_heads, 2 * d, 2 * d)
-    slstm = Saved(8 * d + 4 * width, 8 * d, input=d)
+        mlstm = Saved(7 * d, 2 * config.num_heads, input=d) + mlstm_cell_saved(config.num_heads, 2 * d, 2 * d)
+        if config.convolution:
+            mlstm += Saved(2 * d, 2 * d)
+    slstm = Saved(7 * d + 4 * width, 7 * d, input=d)
+    if config.convolution:
+        slstm += Saved(d, d)
     return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
 
 
