@@ -26,6 +26,8 @@ DRAWS = 1000
 LEVEL = 0.95
 AGREEMENT = 1e-6
 """Relative difference of objectives within which two starts count as having found the same optimum."""
+METHOD = 1
+"""Which way of fitting a saved fit comes from: raise it when the same rows would now give another answer."""
 CASE_BOOTSTRAP_FROM = 40
 """Clusters from which resampling whole clusters is safe; with fewer, a resample may not determine five parameters."""
 
@@ -86,6 +88,7 @@ class Fit:
         excluded = self.rows.with_row_index("row").filter(pl.col("excluded").is_not_null())
         return {
             "family": self.family,
+            "method": METHOD,
             "law": "E + A/N^alpha + B/D^beta",
             "conventions": {"N": "total parameters", "D": "training tokens", "C": "exact FLOPs, else 6ND"},
             "objective": self.objective,
@@ -139,6 +142,22 @@ class Fit:
             rows=pl.read_parquet(folder / "rows.parquet"),
             warnings=tuple(Warning(**warning) for warning in stored["warnings"]),
         )
+
+
+def kept(folder: Path, frame: pl.DataFrame, *, allow_mixed: bool = False) -> list[Fit]:
+    """Fits saved below `folder` by this method from exactly the rows of `frame`; none where either has changed.
+
+    Raises RefusalError where `fit` would for mixed rows: a fit made with `allow_mixed` answers only those who ask so.
+    """
+    documents = sorted(folder.glob("*/fit.json"))
+    if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
+        return []
+    fits = [Fit.load(path.parent) for path in documents]
+    if not pl.concat([one.rows for one in fits]).sort("run_id").equals(frame.sort("run_id")):
+        return []
+    for one in fits:
+        _refuse(one.family, one.used, allow_mixed)
+    return fits
 
 
 def fit(

@@ -115,7 +115,7 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(document["family"], justify="right", no_wrap=True)
     names = list(documents[0]["parameters"])
     for name in names:
-        table.add_row(name, *(_estimate(fit["parameters"][name], fit["intervals"][name]) for fit in documents))
+        table.add_row(name, *(_parameter(fit, name) for fit in documents))
     optimal = [fit["compute_optimal"] for fit in documents]
     table.add_row("a in N* ~ C^a", *(_estimate(one["parameters_exponent"], one["interval"]) for one in optimal))
     certificates = [fit["certificate"] for fit in documents]
@@ -126,6 +126,18 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
     table.add_row("runs used", *(str(fit["rows"]["used"]) for fit in documents))
     table.add_row("runs left out", *(str(len(fit["rows"]["excluded"])) for fit in documents))
     return table
+
+
+def _parameter(fit: Mapping[str, Any], name: str) -> str:
+    """A parameter and its interval; one on its bound is said to be there, for its value is the bound's, not the data's.
+
+    Coefficients are fitted as logarithms: their lower bound, exp(-30), stands for zero.
+    """
+    value, interval = fit["parameters"][name], fit["intervals"][name]
+    if name not in fit["certificate"]["bounds_hit"]:
+        return _estimate(value, interval)
+    shown = "0" if value < 1e-12 else f"{value:.4g}"
+    return f"{shown} (bound) [{0.0 if interval[0] < 1e-12 else interval[0]:.3g}, {interval[1]:.3g}]"
 
 
 def _estimate(value: float, interval: Sequence[float]) -> str:

@@ -348,17 +348,14 @@ def _load(source: str, columns: str | None, rules: "Rules | None" = None) -> "tu
 def _fit(
     source: str, columns: str | None, rules: "Rules | None" = None, allow_mixed: bool = False
 ) -> "tuple[list[Fit], list[str]]":
-    """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same."""
-    import polars as pl
-
+    """The fits of a source and notes about its rows. A kept fit serves while rows and method are the same."""
     from analysis import fitting
     from analysis.findings import RefusalError
     from orchestrator.errors import InputError
 
     try:
         frame, notes = _load(source, columns, rules)
-        kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
-        if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
+        if kept := fitting.kept(_fits_folder(source), frame, allow_mixed=allow_mixed):
             return kept, notes
         fits = fitting.fit(frame, allow_mixed=allow_mixed)
     except RefusalError as error:

@@ -75,6 +75,21 @@ def test_what_is_saved_is_what_was_fitted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.draws, fitted.draws)
 
 
+def test_a_kept_fit_serves_only_its_own_rows_method_and_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = noise_free(AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37))
+    frame = frame.with_columns(evaluation=pl.col("run_id"))
+    (fitted,) = fitting.fit(frame, num_draws=10, allow_mixed=True)
+    fitted.save(tmp_path / "x")
+    assert len(fitting.kept(tmp_path, frame, allow_mixed=True)) == 1
+    with pytest.raises(RefusalError):
+        fitting.kept(tmp_path, frame)
+    assert not fitting.kept(tmp_path, frame.with_columns(loss=pl.col("loss") * 1.001), allow_mixed=True)
+    monkeypatch.setattr(fitting, "METHOD", fitting.METHOD + 1)
+    assert not fitting.kept(tmp_path, frame, allow_mixed=True)
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
