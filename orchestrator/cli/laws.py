@@ -190,8 +190,9 @@ def _print_conventions(
     console.print(
         "a of N* ~ C^a, intervals at 95%; what an approach cannot answer is left blank and said below", style="dim"
     )
-    for refusal in dict.fromkeys(f"{one.family}, {one.approach}: {one.refusal}" for one in found if one.refusal):
-        console.print(refusal, highlight=False, style="dim")
+    reasons = {(one.family, one.approach): one.refusal for one in reversed(found) if one.refusal}
+    for (family, approach), reason in reversed(reasons.items()):
+        console.print(f"{family}, {approach}: {reason}", highlight=False, style="dim")
 
 
 @app.command()
