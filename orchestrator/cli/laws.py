@@ -1,5 +1,6 @@
 """Verbs about laws: fit, plot, report, predict, allocate, design. Alone in the orchestrator it knows the analysis."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -349,22 +350,35 @@ def _load(source: str, columns: str | None, rules: "Rules | None" = None) -> "tu
 def _fit(
     source: str, columns: str | None, rules: "Rules | None" = None, allow_mixed: bool = False
 ) -> "tuple[list[Fit], list[str]]":
-    """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same."""
+    """The fits of a source and notes about its rows. A kept fit is used again while its rows are still the same.
+
+    Without `rules`, those of the last `scaling fit` hold: what is predicted and drawn is what was fitted.
+    """
     import polars as pl
 
-    from analysis import fitting, runs
+    from analysis import fitting
     from analysis.findings import RefusalError
+    from analysis.quality import Rules
     from orchestrator.errors import InputError
+    from xlstm.records import write_json
 
+    kept_rules = _fits_folder(source) / "rules.json"
+    asked = None if rules is None else rules.to_json() | {"mixed": allow_mixed}
+    before = json.loads(kept_rules.read_text()) if kept_rules.exists() else Rules().to_json() | {"mixed": False}
+    if asked is None:
+        rules, allow_mixed = Rules.from_json(before), before["mixed"]
     try:
-        frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here())
-        frame, notes = take_best(workspace_here(), sweep_name(source), frame)
+        frame, notes = _load(source, columns, rules)
         kept = [fitting.Fit.load(path.parent) for path in sorted(_fits_folder(source).glob("*/fit.json"))]
-        if kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
+        same_rules = asked is None or asked == before
+        if same_rules and kept and pl.concat([one.rows for one in kept]).sort("run_id").equals(frame.sort("run_id")):
             return kept, notes
         fits = fitting.fit(frame, allow_mixed=allow_mixed)
     except RefusalError as error:
         raise InputError(str(error)) from None
+    if asked is not None:
+        kept_rules.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept_rules, asked)
     for fitted in fits:
         fitted.save(_fits_folder(source) / "".join(c if c.isalnum() else "-" for c in fitted.family).strip("-"))
     return fits, notes

@@ -21,7 +21,7 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     from analysis import fitting, plots, runs
     from analysis.findings import RefusalError
 
-    frame, _ = take_best(workspace, sweep, runs.from_workspace(workspace, sweep))
+    frame, _ = take_best(workspace, sweep, runs.load(sweep, workspace=workspace))
     try:
         fits = fitting.fit(frame)
     except RefusalError:
