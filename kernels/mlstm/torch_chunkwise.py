@@ -261,7 +261,7 @@ def gate_gradients(
     """
     batch, heads, time = i.shape
     later = (passing + reading).double()
-    earlier = writing.double().cumsum(-1) - writing
+    earlier = F.pad(writing[..., :-1].double().cumsum(-1), (1, 0))  # a token's own write may dwarf all before it
     grad_log_f = later.flip(-1).cumsum(-1).flip(-1) + earlier + carrying
     grad_log_f = grad_log_f.view(batch, heads, -1)[..., :time]
     if resets is not None:

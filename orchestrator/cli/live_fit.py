@@ -20,6 +20,7 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     matplotlib.use("agg")  # drawn in the background, where no window system may be asked
     from analysis import fitting, plots, runs
     from analysis.findings import RefusalError
+    from analysis.quality import Rules
 
     frame, _ = take_best(workspace, sweep, runs.load(sweep, workspace=workspace))
     try:
@@ -29,5 +30,6 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     folder = workspace.sweeps / sweep / "fit"
     with plots.style():
         (figure,) = plots.save(plots.law_figure(fits), folder / "law", ("png",))
-    documents = [fitted.to_json() for fitted in fits]
+    rules = Rules().to_json() | {"mixed": False}
+    documents = [fitted.to_json() | {"rules": rules} for fitted in fits]
     return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure}

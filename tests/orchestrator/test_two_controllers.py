@@ -101,17 +101,17 @@ def test_retry_runs_again_what_failed_and_nothing_else(scaling: Any, write_sweep
     poison, *others = [run.run_id for run in made.runs]
     specs = [run.spec for run in made.runs]
     trivial.prepare(specs, {poison: "poison"})
-    assert scaling.run("submit", path).code == 1
+    assert scaling("submit", path).code == 1
     before = trivial.executed()
 
-    again = scaling.run("retry", "tiny")
+    again = scaling("retry", "tiny")
     assert again.code == 1, again  # as poisonous as before
     assert "set aside after the same error twice: ValueError: poison" in again.out
     trivial.prepare(specs, {})
-    again = scaling.run("retry", "tiny")
+    again = scaling("retry", "tiny")
     assert again.code == 0, again
     after = trivial.executed()
     assert [after[run_id] for run_id in others] == [before[run_id] for run_id in others] == [trivial.once] * 2
     states = {run["run_id"]: run["state"] for run in scaling("status", "tiny", "--json").json["runs"]}
     assert set(states.values()) == {"COMPLETED"}
-    assert scaling.run("retry", "tiny").out.startswith("nothing to retry")
+    assert scaling("retry", "tiny").out.startswith("nothing to retry")

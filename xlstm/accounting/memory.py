@@ -28,11 +28,11 @@ class Memory:
     parameters: int
     """This device's share, float32."""
     gradients: int
-    """This device's share, float32."""
+    """This device's share, float32, of the blocks that have theirs at the peak."""
     optimizer: int
     """This device's share of two moments, float32."""
     gathered: int
-    """Whole parameters and gradients of embedding and head, and of two blocks, in the dtype of the computation."""
+    """Whole parameters and gradients in the dtype of the computation, and in float32 those that ranks are summing."""
     activations: int
     """Kept for the backward pass, with the working memory of the loss."""
 
@@ -43,7 +43,11 @@ class Memory:
 
 
 def memory(spec: "RunSpec") -> Memory:
-    """Bytes per device of one run: its model, precision and context, under its sharding and checkpointing."""
+    """Bytes per device of one run: its model, precision and context, under its sharding and checkpointing.
+
+    The peak is one of three moments: the loss, when all activations are kept; the last block's backward pass, the first
+    to be taken; and the end, when all gradients are there and those of embedding and head are summed over the ranks.
+    """
     physics, execution = spec.physics, spec.execution
     config = physics.model
     mixed = physics.precision == "bf16-mixed"
@@ -52,27 +56,45 @@ def memory(spec: "RunSpec") -> Memory:
     shards = {"fsdp": ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
 
     sequence = Sequence(physics.data.context_length, physics.data.context_length, True)
-    parts = [cost.parameters for cost in costs(config, sequence)]
-    root = parts.pop() + embedding_parameters(config) + head(config).parameters
-    share = -(-(sum(parts) + root) // shards)
-
-    wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
-    # Parameters of the root and of two blocks (one computes, the next is gathered), and as much of gradients.
-    gathered = 2 * (root + 2 * max(parts)) * itemsize if wrapped else 0
+    blocks = [cost.parameters for cost in costs(config, sequence)]
+    blocks.pop()  # the head's
+    logits = head(config).parameters
+    root = logits + embedding_parameters(config)
+    share = -(-(sum(blocks) + root) // shards)
 
     micro = execution.micro_batch_sequences or physics.batch_sequences // ranks
     tokens = micro * physics.data.context_length
-    per_token = _activations(saved(config, sequence), execution.activation_checkpointing, itemsize)
+    accumulates = physics.batch_sequences > ranks * micro
+    kept, largest = _activations(saved(config, sequence), execution.activation_checkpointing, itemsize)
     loss = LOGITS_COPIES * 4 * min(LOGITS_AT_ONCE, tokens * config.vocab_size)
-    return Memory(4 * share, 4 * share, 8 * share, gathered, int(tokens * per_token + loss))
+
+    wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
+    gathered, reduced = (itemsize, 4) if wrapped else (0, 0)
+    before = 4 * share if accumulates else 0
+    block = max(blocks)
+    moments = [
+        (before, gathered * root + itemsize * logits, int(tokens * kept) + loss),
+        (
+            before,
+            # The block's parameters and gradients, the parameters of the next, and the sum over the ranks.
+            gathered * (root + 3 * block) + reduced * block + itemsize * logits,
+            int(tokens * (kept + largest)),
+        ),
+        (4 * share, (gathered + reduced) * root, 0),
+    ]
+    gradients, gathered, activations = max(moments, key=sum)
+    return Memory(4 * share, gradients, 8 * share, gathered, activations)
 
 
-def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> float:
-    """Bytes per token: of a block that is recomputed its input, and all of the largest such block while it is."""
+def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> tuple[float, float]:
+    """Bytes per token kept until the backward pass, and what the largest recomputed block adds while it runs.
+
+    Of a block that is recomputed, its input is kept.
+    """
     recomputed = [block for index, block in enumerate(blocks) if checkpointing == "full" or index % 2 == 0]
     if checkpointing == "none":
         recomputed = []
     whole = sum(block.bytes_per_token(itemsize) for block in blocks)
     spared = sum(block.bytes_per_token(itemsize) - block.input * itemsize for block in recomputed)
     largest = max((block.bytes_per_token(itemsize) for block in recomputed), default=0.0)
-    return whole - spared + largest
+    return whole - spared, largest

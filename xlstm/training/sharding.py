@@ -16,7 +16,7 @@ from torch import nn
 from xlstm.models import build
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
-from xlstm.training.parallel import parallelize
+from xlstm.training.parallel import make_mesh, parallelize
 
 _BYTES = 16
 """Per element, float32: the parameter, its gradient and AdamW's two moments."""
@@ -48,7 +48,8 @@ def build_layout(spec: RunSpec) -> Layout:
         model: nn.Module = build(physics.model)
     gang = Gang(rank=0, size=execution.ranks, local_rank=0, device=torch.device("cpu"))
     with _fake_gang(execution.ranks):
-        parallelize(model, physics, execution.model_copy(update={"compile": False}), gang)
+        mesh = make_mesh(execution, gang)
+        parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
         sharded = sum(_local(parameter).numel() for parameter in model.parameters())
         shards = {"fsdp": execution.ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
         even = -(-sum(parameter.numel() for parameter in model.parameters()) // shards)
