@@ -6,6 +6,7 @@ A frame's columns `state` and `quality` say what is known; `judge` turns them in
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 
@@ -51,13 +52,25 @@ class Rules:
             if not low <= high:
                 raise RefusalError("empty-range", f"{name} from {low:g} to {high:g} holds nothing")
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """What was applied, as `scaling fit --json` reports it."""
         return {
             "applied": [name for name in RULES if name not in self.keep],
             "switched_off": sorted(self.keep),
-            "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
+            "ranges": {
+                name: [bound if math.isfinite(bound) else None for bound in bounds]
+                for name, bounds in self.ranges.items()
+            },
         }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Rules":
+        """From what `to_json` gave."""
+        ranges = {
+            name: (-math.inf if low is None else low, math.inf if high is None else high)
+            for name, (low, high) in stored["ranges"].items()
+        }
+        return cls(frozenset(stored["switched_off"]), ranges)
 
 
 def judge(frame: pl.DataFrame, rules: Rules | None = None) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """Verbs about laws: fit, plot, report, predict, allocate, design. Alone in the orchestrator it knows the analysis."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -190,8 +191,9 @@ def _print_conventions(
     console.print(
         "a of N* ~ C^a, intervals at 95%; what an approach cannot answer is left blank and said below", style="dim"
     )
-    for refusal in dict.fromkeys(f"{one.family}, {one.approach}: {one.refusal}" for one in found if one.refusal):
-        console.print(refusal, highlight=False, style="dim")
+    reasons = {(one.family, one.approach): one.refusal for one in reversed(found) if one.refusal}
+    for (family, approach), reason in reversed(reasons.items()):
+        console.print(f"{family}, {approach}: {reason}", highlight=False, style="dim")
 
 
 @app.command()
@@ -348,18 +350,32 @@ def _load(source: str, columns: str | None, rules: "Rules | None" = None) -> "tu
 def _fit(
     source: str, columns: str | None, rules: "Rules | None" = None, allow_mixed: bool = False
 ) -> "tuple[list[Fit], list[str]]":
-    """The fits of a source and notes about its rows. A kept fit serves while rows and method are the same."""
+    """The fits of a source and notes about its rows. A kept fit serves while rows and method are the same.
+
+    Without `rules`, those of the last `scaling fit` hold: what is predicted and drawn is what was fitted.
+    """
     from analysis import fitting
     from analysis.findings import RefusalError
+    from analysis.quality import Rules
     from orchestrator.errors import InputError
+    from xlstm.records import write_json
 
+    kept_rules = _fits_folder(source) / "rules.json"
+    asked = None if rules is None else rules.to_json() | {"mixed": allow_mixed}
+    before = json.loads(kept_rules.read_text()) if kept_rules.exists() else Rules().to_json() | {"mixed": False}
+    if asked is None:
+        rules, allow_mixed = Rules.from_json(before), before["mixed"]
     try:
         frame, notes = _load(source, columns, rules)
-        if kept := fitting.kept(_fits_folder(source), frame, allow_mixed=allow_mixed):
+        same_rules = asked is None or asked == before
+        if same_rules and (kept := fitting.kept(_fits_folder(source), frame, allow_mixed=allow_mixed)):
             return kept, notes
         fits = fitting.fit(frame, allow_mixed=allow_mixed)
     except RefusalError as error:
         raise InputError(str(error)) from None
+    if asked is not None:
+        kept_rules.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept_rules, asked)
     for fitted in fits:
         fitted.save(_fits_folder(source) / "".join(c if c.isalnum() else "-" for c in fitted.family).strip("-"))
     return fits, notes

@@ -22,7 +22,7 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     from analysis.findings import RefusalError
     from analysis.quality import Rules
 
-    frame, _ = take_best(workspace, sweep, runs.from_workspace(workspace, sweep))
+    frame, _ = take_best(workspace, sweep, runs.load(sweep, workspace=workspace))
     try:
         fits = fitting.fit(frame)
     except RefusalError:
