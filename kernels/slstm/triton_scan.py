@@ -33,9 +33,12 @@ def shape_obstacle(head_dim: int, dtype: torch.dtype) -> str | None:
 
 
 def tiling_of(head_dim: int) -> dict[str, int]:
-    """Tile sizes: the largest power of two up to 64 that divides head_dim."""
+    """Tile sizes: the largest power of two up to 64 that divides head_dim, at least two of them along the products.
+
+    Without a loop to pipeline, the matrices of a head of 64 would all be in registers, and some of them spill.
+    """
     tile = min(head_dim & -head_dim, 64)
-    return {"D": head_dim, "BB": SEQUENCES, "BN": tile, "BK": tile}
+    return {"D": head_dim, "BB": SEQUENCES, "BN": tile, "BK": min(tile, max(16, head_dim // 2))}
 
 
 @triton.jit
