@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 from slurm import commands
@@ -28,9 +29,20 @@ class RayStartError(RuntimeError):
     """Ray did not come up on every node."""
 
 
+def _agree_on_authentication() -> None:
+    """Settle, for all that is started from here, whether Ray asks for a token; what the user has set stands.
+
+    `ray start --head` asks for one wherever a token is kept, but who joins by an address does not know that.
+    """
+    kept = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    known = "RAY_AUTH_TOKEN" in os.environ or kept.exists()
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if known else "disabled")
+
+
 @contextlib.contextmanager
 def ray_cluster(nodes: int) -> Iterator[str]:
     """Ray on all nodes of this allocation; yields its address. RayStartError where not every node joins in time."""
+    _agree_on_authentication()
     port = free_port()
     address = f"{socket.gethostbyname(first_node())}:{port}"
     layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--wait=0"]

@@ -26,25 +26,25 @@ def assert_same_run(run: RunDirectory, reference: RunDirectory) -> None:
     assert result.validation == expected.validation
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_ten_steps_sigkill_and_ten_more_equal_twenty_steps_bit_for_bit(
-    workspace: Workspace, undisturbed: Undisturbed, ranks: int
-) -> None:
-    run = make_run(workspace)
-    start(run, ranks).wait_for_step(10).kill()
-    assert start(run, ranks).completed().attempts == 2
-    assert_same_run(run, undisturbed(ranks))
-    (resume,) = run.events("resume")
-    assert resume["step"] in (5, 10, 15)
-
-
 SLOWLY = """
 import time
 from xlstm.training import trainer
 original = trainer.Trainer._optimizer_step
 trainer.Trainer._optimizer_step = lambda self: (time.sleep(0.2), original(self))[1]
 """
-"""Steps long enough for a signal to come between two of them, however fast the machine."""
+"""Steps long enough for a signal or a checkpoint to come between two of them, however fast the machine."""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ten_steps_sigkill_and_ten_more_equal_twenty_steps_bit_for_bit(
+    workspace: Workspace, undisturbed: Undisturbed, ranks: int
+) -> None:
+    run = make_run(workspace)
+    start(run, ranks, wrapper=SLOWLY).wait_for_step(10).wait_for_checkpoint().kill()
+    assert start(run, ranks).completed().attempts == 2
+    assert_same_run(run, undisturbed(ranks))
+    (resume,) = run.events("resume")
+    assert resume["step"] in (5, 10, 15)
 
 
 def test_signals_end_in_a_checkpoint_and_a_verdict_that_says_preempted(
