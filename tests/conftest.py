@@ -12,6 +12,9 @@ if not count_gpus():
     # Before anything imports triton: without a GPU its kernels run in the interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Clusters of the tests live on this machine alone; Ray would leave a token in the home directory, and use it later.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
 
 @pytest.fixture(scope="session")
 def reference_data() -> Callable[[str], Path]:
