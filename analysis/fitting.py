@@ -5,7 +5,6 @@ rows were used and which left out, each with its reason. A fit is saved as a fol
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from analysis import optimizer, quality
+from analysis import quality, regression
 from analysis.findings import RefusalError, Warning
-from analysis.laws import AdditiveLaw, Array, log_loss
-from analysis.optimizer import Points
+from analysis.forms import FORMS
+from analysis.laws import AdditiveLaw, Array
+from analysis.objectives import Objective
+from analysis.regression import LEVEL, Certificate, percentile
 
 DELTA = 1e-3
 """Huber's threshold on log loss (Hoffmann et al. 2022, appendix D.3)."""
-STARTS = 400
+STARTS = 1000
 DRAWS = 1000
-LEVEL = 0.95
-AGREEMENT = 1e-6
-"""Relative difference of objectives within which two starts count as having found the same optimum."""
-METHOD = 1
+METHOD = 2
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another answer."""
-CASE_BOOTSTRAP_FROM = 40
-"""Clusters from which resampling whole clusters is safe; with fewer, a resample may not determine five parameters."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What is known about the optimum that was found."""
-
-    converged: bool
-    agreeing_starts: float
-    """Share of starts that ended at the same optimum."""
-    scaled_gradient: float
-    bounds_hit: tuple[str, ...]
-    condition_number: float
-    """Of the weighted least-squares problem at the optimum, columns scaled: how far the data tell parameters apart."""
-    converged_draws: float
-    """Share of bootstrap draws that converged."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +51,22 @@ class Fit:
     def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> tuple[Array, Array, Array]:
         """Loss at (N, D), and the bounds of its interval over the draws."""
         center = self.law.predict(parameters, tokens)
-        drawn = np.stack([AdditiveLaw.from_vector(draw).predict(parameters, tokens) for draw in self.draws])
+        shape = np.broadcast_shapes(np.shape(parameters), np.shape(tokens))
+        log_a, log_b, log_e, alpha, beta = (column.reshape(-1, *[1] * len(shape)) for column in self.draws.T)
+        by_size, by_data = log_a - alpha * np.log(parameters), log_b - beta * np.log(tokens)
+        drawn = np.exp(log_e) + np.exp(by_size) + np.exp(by_data)
         low, high = _quantiles(drawn)
         return center, low, high
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Interval of each of the law's parameters over the draws, at level 0.95."""
-        laws = [AdditiveLaw.from_vector(draw) for draw in self.draws]
-        return {name: _pair(np.array([getattr(law, name) for law in laws])) for name in AdditiveLaw.NAMES}
+        a, b, e = np.exp(self.draws[:, :3]).T
+        drawn = {"E": e, "A": a, "B": b, "alpha": self.draws[:, 3], "beta": self.draws[:, 4]}
+        return {name: percentile(drawn[name]) for name in AdditiveLaw.NAMES}
 
     def compute_optimal_interval(self) -> tuple[float, float]:
         """Interval of the exponent a in N* ~ C^a."""
-        return _pair(self.draws[:, 4] / (self.draws[:, 3] + self.draws[:, 4]))
+        return percentile(self.draws[:, 4] / (self.draws[:, 3] + self.draws[:, 4]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the shape of `scaling fit --json`."""
@@ -216,123 +201,38 @@ def _refuse(family: str, rows: pl.DataFrame, allow_mixed: bool) -> None:
 
 def _fit_family(family: str, rows: pl.DataFrame, delta: float, num_starts: int, num_draws: int, seed: int) -> Fit:
     used = rows.filter(pl.col("excluded").is_null())
-    points = Points(
-        log_n=np.log(used["parameters"].to_numpy()),
-        log_d=np.log(used["tokens"].to_numpy()),
-        log_loss=np.log(used["loss"].to_numpy()),
-        weights=np.ones(used.height),
+    found = regression.fit_form(
+        used, FORMS["additive"], Objective(delta=delta), num_starts=num_starts, num_draws=num_draws, seed=seed
     )
-    ends = optimizer.descend(optimizer.starts(points, num_starts, seed), points, delta)
-    values = optimizer.objective(ends, points, delta)
-    best = optimizer.polish(ends[int(np.argmin(values))], points, delta)
-    value = float(optimizer.objective(best[None], points, delta)[0])
-    draws, converged_draws, resampling = _bootstrap(best, points, used["cluster"].to_list(), delta, num_draws, seed)
-    hit = optimizer.at_bounds(best)
-    names = ("A", "B", "E", "alpha", "beta")
-    small = optimizer.scaled_gradient(best, points, delta)
-    certificate = Certificate(
-        converged=bool(small < 1e-5),
-        agreeing_starts=float(np.mean(values <= value * (1 + AGREEMENT) + 1e-18)),
-        scaled_gradient=small,
-        bounds_hit=tuple(name for name, is_hit in zip(names, hit, strict=True) if is_hit),
-        condition_number=_condition_number(best, points, delta),
-        converged_draws=converged_draws,
-    )
-    law = AdditiveLaw.from_vector(best)
-    warnings = _warnings(family, certificate, used, draws)
+    warnings = [Warning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
     return Fit(
-        family, law, f"Huber on log loss, delta {delta:g}", value, certificate, draws, resampling, rows, warnings
+        family=family,
+        law=AdditiveLaw.from_vector(found.theta),
+        objective=found.objective.name,
+        objective_value=found.objective_value,
+        certificate=found.certificate,
+        draws=found.draws,
+        resampling=found.resampling,
+        rows=rows,
+        warnings=(*warnings, *_weaknesses(family, used, found.draws)),
     )
 
 
-def _bootstrap(
-    best: Array, points: Points, clusters: Sequence[str | None], delta: float, count: int, seed: int
-) -> tuple[Array, float, str]:
-    """Draws of theta, the share of resamples whose fit converged, and the kind of resampling.
-
-    Runs of one cluster (a shared trunk) are resampled together. With many clusters, whole clusters are drawn with
-    replacement (case bootstrap, Efron 1979); with few, residuals keep their place and are given a random sign per
-    cluster, inflated for the degrees of freedom the fit used (wild bootstrap, Wu 1986).
-    """
-    random = np.random.default_rng(seed + 1)
-    _, member = np.unique([c if c is not None else str(i) for i, c in enumerate(clusters)], return_inverse=True)
-    groups, size = int(member.max()) + 1, len(points.log_loss)
-    if groups >= CASE_BOOTSTRAP_FROM:
-        weights = random.multinomial(groups, np.full(groups, 1 / groups), size=count)[:, member].astype(float)
-        resampled = Points(points.log_n, points.log_d, np.broadcast_to(points.log_loss, (count, size)), weights)
-        resampling = f"case bootstrap over {groups} clusters"
-    else:
-        predicted = log_loss(best[None], points.log_n, points.log_d)[0][0]
-        residual = (points.log_loss - predicted) * np.sqrt(size / max(size - len(best), 1))
-        signs = random.choice([-1.0, 1.0], (count, groups))[:, member]
-        resampled = Points(points.log_n, points.log_d, predicted + signs * residual, np.ones((count, size)))
-        resampling = f"wild bootstrap over {groups} clusters"
-    draws = optimizer.descend(np.tile(best, (count, 1)), resampled, delta)
-    fixed = np.array(
-        [
-            optimizer.scaled_gradient(draw, Points(points.log_n, points.log_d, y, w), delta) < 1e-2
-            for draw, y, w in zip(draws, resampled.log_loss, resampled.weights, strict=True)
-        ]
-    )
-    return draws, float(fixed.mean()), resampling
-
-
-def _condition_number(theta: Array, points: Points, delta: float) -> float:
-    predicted, shares = log_loss(theta[None], points.log_n, points.log_d)
-    majorant = np.sqrt(delta / np.maximum(np.abs(predicted[0] - points.log_loss), delta))
-    slope = optimizer.jacobian(shares, points)[0] * majorant
-    scaled = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-300)
-    singular = np.linalg.svd(scaled, compute_uv=False)
-    return float((singular[0] / max(singular[-1], 1e-150)) ** 2)
-
-
-def _warnings(family: str, certificate: Certificate, used: pl.DataFrame, draws: Array) -> tuple[Warning, ...]:
+def _weaknesses(family: str, used: pl.DataFrame, draws: Array) -> list[Warning]:
+    """What the draws say that these rows do not determine."""
     found = []
-    count = used.height
-    if not certificate.converged:
-        found.append(
-            Warning(
-                "not-converged", f"{family}: the scaled gradient is {certificate.scaled_gradient:.1e} at the best point"
-            )
-        )
-    if certificate.bounds_hit:
-        listed = ", ".join(certificate.bounds_hit)
-        found.append(Warning("bounds-hit", f"{family}: {listed} lies on its bound: the data do not determine it"))
-    if certificate.agreeing_starts < 0.1:
-        found.append(
-            Warning("few-starts-agree", f"{family}: {certificate.agreeing_starts:.0%} of the starts found this optimum")
-        )
-    if count < 3 * len(AdditiveLaw.NAMES):
-        found.append(
-            Warning(
-                "few-points",
-                f"{family}: {count} runs for 5 parameters; the intervals hold in their order of magnitude only",
-            )
-        )
     for name, column in (("alpha", 3), ("beta", 4)):
-        low, high = _pair(draws[:, column])
+        low, high = percentile(draws[:, column])
         if high > 2 * low:
             found.append(
                 Warning("weakly-identified", f"{family}: {name} is only known to lie between {low:.3g} and {high:.3g}")
             )
-    irreducible = np.exp(draws[:, 2])
-    if np.quantile(irreducible, 0.025) < 0.1 * float(used["loss"].min()):
+    if percentile(np.exp(draws[:, 2]))[0] < 0.1 * float(used["loss"].min()):
         found.append(Warning("irreducible-loss-open", f"{family}: the data do not tell the irreducible loss from zero"))
-    if certificate.converged_draws < 0.95:
-        found.append(
-            Warning(
-                "draws-not-converged", f"{family}: {certificate.converged_draws:.0%} of the bootstrap fits converged"
-            )
-        )
-    return tuple(found)
+    return found
 
 
 def _quantiles(drawn: Array) -> tuple[Array, Array]:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     return low, high
-
-
-def _pair(values: Array) -> tuple[float, float]:
-    low, high = _quantiles(values)
-    return float(low), float(high)

@@ -1,7 +1,8 @@
 """Forms of scaling laws beside the additive one, as values: what they are called, what they need, how they predict.
 
 A form predicts log loss from theta and the logarithms of its inputs, in operations that hold for complex numbers too:
-its derivatives are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form is one function.
+its derivatives are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form is one function. Forms
+that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure` and are fitted by `analysis.optimizer`.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.laws import Array
+from analysis.optimizer import SMALLEST, Structure
 
 Complex = NDArray[np.complex128]
 COMPLEX_STEP = 1e-30
@@ -32,6 +34,25 @@ class Form:
     evaluate: Callable[[Complex, Complex], Complex]
     """From theta (problems, k, 1) and log inputs (inputs, points) to log loss (problems, points)."""
     source: str
+    structure: Structure | None = None
+
+    def from_centered(self, six: Array, center: Array) -> Array:
+        """Theta (problems, k) from the optimizer's (problems, 6), `center` being the mean of each log input."""
+        log_a, log_b, log_e = np.log(np.maximum(six[:, :3], SMALLEST)).T
+        _, _, _, alpha, beta, gamma = six.T
+        first, second = center[0], center[-1]
+        named = {
+            "log A": log_a + alpha * first,
+            "log B": log_b + beta * second,
+            "log E": log_e,
+            "alpha": alpha,
+            "beta": beta,
+            "gamma": gamma,
+            "eta": alpha,
+        }
+        if self.name == "kaplan":  # (Nc/N)^(alpha/beta) and Dc/D, raised to beta
+            named |= {"log Nc": log_a / alpha + first, "log Dc": log_b + second, "alpha": alpha * gamma, "beta": gamma}
+        return np.stack([named[name] for name in self.coordinates], axis=1)
 
     def log_loss(self, theta: Array, log_inputs: Array) -> Array:
         """Log loss at each point for each row of `theta` (problems, k): (problems, points)."""
@@ -107,6 +128,7 @@ def _one_input(column: str, letter: str, *, floor: bool) -> Form:
             upper,
             _power,
             "Kaplan et al. 2020, arXiv 2001.08361",
+            Structure.of("A", "alpha"),
         )
     return Form(
         f"power-{letter}-floor",
@@ -117,6 +139,7 @@ def _one_input(column: str, letter: str, *, floor: bool) -> Form:
         (*upper, 10.0),
         _power_with_floor,
         "Henighan et al. 2020, arXiv 2010.14701",
+        Structure.of("A", "E", "alpha"),
     )
 
 
@@ -137,6 +160,7 @@ FORMS: dict[str, Form] = {
             _ADDITIVE_UPPER,
             _additive,
             "Hoffmann et al. 2022, arXiv 2203.15556",
+            Structure.of("A", "B", "E", "alpha", "beta"),
         ),
         Form(
             "coupled",
@@ -147,6 +171,7 @@ FORMS: dict[str, Form] = {
             (*_ADDITIVE_UPPER, 5.0),
             _coupled,
             "Busbridge et al. 2025, arXiv 2502.08606; used for xLSTM by Beck et al. 2025, arXiv 2510.02228",
+            Structure.of("A", "B", "E", "alpha", "beta", "gamma"),
         ),
         Form(
             "kaplan",
@@ -157,6 +182,7 @@ FORMS: dict[str, Form] = {
             (120.0, 120.0, 3.0, 3.0),
             _kaplan,
             "Kaplan et al. 2020, arXiv 2001.08361, equation 1.5",
+            Structure.of("A", "B", "alpha", "gamma", beta=1.0),
         ),
         Form(
             "overtraining",
@@ -167,6 +193,7 @@ FORMS: dict[str, Form] = {
             _ADDITIVE_UPPER[:4],
             _overtraining,
             "Gadre et al. 2024, arXiv 2403.08540, equation 4: at fixed D/N a power law in C with exponent eta/2",
+            Structure.of("A", "B", "E", "alpha", tied=("beta", "alpha")),
         ),
         Form(
             "data-constrained",

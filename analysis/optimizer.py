@@ -1,168 +1,355 @@
-"""Many robust fits at once: Huber loss on log loss, from many starts or for many resamples, vectorised over them.
+"""Thousands of robust fits at once: from many starts, or to many resamples, vectorised over them and exact at the end.
 
-Each start descends by Levenberg-Marquardt on iteratively reweighted residuals (the Huber weight delta/|r| majorises the
-objective, so that a full step cannot increase it by much and damping does the rest); the best is polished by a
-trust-region Newton method with the exact Hessian. The objective is a sum over points, never a mean: a mean of values
-around 1e-5 stops optimisers before they have moved.
+Every form here is a special case of
+
+    T(N, D) = E + (A (N/N0)^-alpha + B (D/D0)^-beta)^gamma
+
+about the geometric means N0 and D0 of the data: in these coordinates the model is linear in A, B and E for gamma = 1,
+and the valleys in which descents in (log A, log E) creep are nearly straight. Each problem descends by itself, by
+Newton's method with the exact Hessian under Levenberg-Marquardt damping; the first steps use the Hessian of the
+quadratic that majorises the objective (weights rho'(r)/r), which is positive definite wherever one starts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 
-from analysis.laws import Array, log_loss
+from analysis.laws import Array
+from analysis.objectives import Objective
 
-LOWER = np.array([-30.0, -30.0, -30.0, 1e-3, 1e-3])
-UPPER = np.array([80.0, 80.0, 10.0, 3.0, 3.0])
-"""Bounds on (log A, log B, log E, alpha, beta): wide, there to be reported when hit."""
+COORDINATES = ("A", "B", "E", "alpha", "beta", "gamma")
+SMALLEST = float(np.exp(-30.0))
+"""Lower bound of the coefficients: small beside any loss, with a logarithm that can be stored."""
+LOWER = np.array([SMALLEST, SMALLEST, SMALLEST, 1e-3, 1e-3, 0.05])
+UPPER = np.array([np.inf, np.inf, np.inf, 3.0, 3.0, 5.0])
+"""Bounds of the coordinates: wide, there to be reported when hit."""
+BLOCK = 16_384
+"""Points times problems evaluated at once: what stays in a core's second-level cache."""
+PATIENCE = 12
+"""Steps in a row that may gain nothing before a problem is left."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How free coordinates enter the six of T: `matrix` (6, k) times free (k,) plus `constant` (6,)."""
+
+    matrix: Array
+    constant: Array
+
+    @classmethod
+    def of(cls, *free: str, tied: tuple[str, str] | None = None, **fixed: float) -> "Structure":
+        """The free coordinates by name; `tied` = (follower, leader) makes one equal to another; the others fixed."""
+        matrix, constant = np.zeros((6, len(free))), np.zeros(6)
+        for column, name in enumerate(free):
+            matrix[COORDINATES.index(name), column] = 1.0
+        if tied is not None:
+            matrix[COORDINATES.index(tied[0])] = matrix[COORDINATES.index(tied[1])]
+        for name, value in ({"gamma": 1.0} | fixed).items():
+            if name not in free:
+                constant[COORDINATES.index(name)] = value
+        return cls(matrix, constant)
+
+    @property
+    def free(self) -> list[int]:
+        """Which of the six coordinates the columns of `matrix` are."""
+        return [int(np.argmax(column)) for column in self.matrix.T]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether gamma is fitted; it is 1 otherwise."""
+        return bool(self.matrix[5].any())
+
+    def expand(self, free: Array) -> Array:
+        """(problems, k) to (problems, 6)."""
+        return np.asarray(free @ self.matrix.T + self.constant)
 
 
 @dataclass(frozen=True)
 class Points:
-    """What is fitted: logarithms of N, D and loss; the others (points,) or (problems, points)."""
+    """What is fitted: logarithms of N and D about their means (points,); the others (points,) or (problems, points)."""
 
-    log_n: Array
-    log_d: Array
-    log_loss: Array
+    x: Array
+    y: Array
+    measured: Array
+    """Log loss or loss, whichever the objective's residuals are of."""
     weights: Array
 
-
-def huber(residual: Array, delta: float) -> Array:
-    """Huber's loss: r²/2 within delta, delta (|r| - delta/2) beyond."""
-    size = np.abs(residual)
-    return np.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
-
-
-def objective(theta: Array, points: Points, delta: float) -> Array:
-    """Sum of weighted Huber losses for each row of `theta` (problems, 5)."""
-    predicted, _ = log_loss(theta, points.log_n, points.log_d)
-    total: Array = (points.weights * huber(predicted - points.log_loss, delta)).sum(axis=-1)
-    return total
-
-
-def jacobian(shares: Array, points: Points) -> Array:
-    """Derivatives of log loss by theta: (problems, 5, points)."""
-    by_alpha = -shares[:, 0] * points.log_n
-    by_beta = -shares[:, 1] * points.log_d
-    return np.concatenate([shares, by_alpha[:, None], by_beta[:, None]], axis=1)
+    def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, "Points"]]:
+        """The problems `rows`, in pieces that fit in cache."""
+        size = max(1, BLOCK // len(self.x))
+        for begin in range(0, len(rows), size):
+            piece = rows[begin : begin + size]
+            yield (
+                slice(begin, begin + size),
+                replace(
+                    self,
+                    measured=self.measured[piece] if self.measured.ndim == 2 else self.measured,
+                    weights=self.weights[piece] if self.weights.ndim == 2 else self.weights,
+                ),
+            )
 
 
-def descend(theta: Array, points: Points, delta: float, *, iterations: int = 300, tolerance: float = 1e-11) -> Array:
-    """Minimise every row of `theta` (problems, 5) by itself, within the bounds; returns the same shape.
+@dataclass(frozen=True)
+class Minima:
+    """Where each problem ended."""
 
-    A problem stops when several steps in a row lower its objective by less than `tolerance`, relative.
+    free: Array
+    """(problems, k)"""
+    value: Array
+    """(problems,): the objective; infinite where it could not be evaluated at the start."""
+    scaled_gradient: Array
+    """(problems,): the largest slope of a coordinate not at a bound, by the root of objective times curvature."""
+    at_bounds: NDArray[np.bool_]
+    """(problems, k)"""
+
+    @property
+    def best(self) -> int:
+        """The problem with the least objective."""
+        return int(np.argmin(self.value))
+
+
+def minimise(
+    free: Array,
+    points: Points,
+    structure: Structure,
+    objective: Objective,
+    *,
+    majorised: int = 3,
+    iterations: int = 100,
+    tolerance: float = 1e-13,
+) -> Minima:
+    """Minimise from every row of `free` (problems, k) by itself, within the bounds.
+
+    A problem ends when the step it would take promises less than `tolerance`, relative to the objective, or when
+    PATIENCE steps in a row have gained nothing.
     """
-    theta = np.clip(theta, LOWER, UPPER).copy()
-    problems, count = theta.shape
-    many = points.log_loss.ndim == 2
-    value = objective(theta, points, delta)
-    damping = np.full(problems, 1e-3)
-    stalled = np.zeros(problems, int)
+    lower, upper = LOWER[structure.free], UPPER[structure.free]
+    free = np.clip(free, lower, upper)
+    problems, size = free.shape
+    diagonal = np.arange(size)
+    value, damping, stalled = np.full(problems, np.inf), np.full(problems, 1e-2), np.zeros(problems, int)
+    gradient, hessian = np.zeros((problems, size)), np.zeros((problems, size, size))
+    proposed = free.copy()
     active = np.arange(problems)
-    for _ in range(iterations):
-        here = Points(
-            points.log_n,
-            points.log_d,
-            points.log_loss[active] if many else points.log_loss,
-            points.weights[active] if points.weights.ndim == 2 else points.weights,
-        )
-        current = theta[active]
-        predicted, shares = log_loss(current, here.log_n, here.log_d)
-        residual = predicted - here.log_loss
-        majorant = here.weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-        slope = jacobian(shares, here)
-        weighted = slope * majorant[:, None]
-        gradient = (weighted @ residual[:, :, None])[:, :, 0]
-        hessian = weighted @ slope.transpose(0, 2, 1)
-        scale = np.maximum(hessian[:, range(count), range(count)], 1e-12 * np.trace(hessian, axis1=1, axis2=2)[:, None])
-        hessian[:, range(count), range(count)] += damping[active, None] * scale + 1e-300
-        step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        proposed = np.clip(current + step, LOWER, UPPER)
-        after = objective(proposed, here, delta)
+    for iteration in range(iterations):
+        with np.errstate(all="ignore"):  # a step too far has an infinite objective and is not taken
+            after, slope, curvature = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
         better = after < value[active]
         gain = np.where(better, value[active] - after, 0.0)
-        stalled[active] = np.where(gain > tolerance * value[active], 0, stalled[active] + 1)
-        theta[active[better]] = proposed[better]
-        value[active[better]] = after[better]
-        damping[active] = np.where(better, damping[active] / 5, damping[active] * 4).clip(1e-15, 1e12)
-        active = active[stalled[active] < 12]
+        stalled[active] = np.where(gain > 1e-15 * value[active], 0, stalled[active] + 1)
+        taken = active[better]
+        free[taken], value[taken] = proposed[better], after[better]
+        gradient[taken], hessian[taken] = slope[better], curvature[better]
+        if iteration:
+            damping[active] = np.where(better, damping[active] * 0.3, damping[active] * 10).clip(1e-12, 1e8)
+        else:
+            active = active[np.isfinite(value)]
+        here, pull, bend = free[active], gradient[active], hessian[active]
+        held = ((here <= lower) & (pull > 0)) | ((here >= upper) & (pull < 0))
+        pull[held] = 0.0
+        bend[held[:, :, None] | held[:, None, :]] = 0.0
+        scale = np.abs(bend[:, diagonal, diagonal])
+        scale = np.maximum(scale, 1e-12 * scale.max(axis=1, keepdims=True)) + 1e-300
+        bend[:, diagonal, diagonal] += damping[active, None] * scale
+        step = -np.linalg.solve(bend, pull[:, :, None])[:, :, 0]
+        promise = np.abs((pull * step).sum(axis=1))
+        # A coefficient falls at most to a tenth in one step: the model is linear in it, its logarithm is not.
+        floor = np.where(np.array(structure.free) < 3, np.where(here > 1e-6, 0.1 * here, lower), lower)
+        proposed = np.minimum(np.maximum(here + step, floor), upper)
+        done = (promise <= 2 * tolerance * value[active]) & (damping[active] < 1) & (iteration >= majorised)
+        going = ~done & (stalled[active] < PATIENCE)
+        active, proposed = active[going], proposed[going]
         if not active.size:
             break
-    return theta
+    margin = 1e-9
+    at_bounds = (free <= lower * (1 + margin)) | (free >= upper * (1 - margin))
+    return Minima(free, value, _scaled_gradient(free, points, structure, objective, at_bounds), at_bounds)
 
 
-def polish(theta: Array, points: Points, delta: float) -> Array:
-    """Drive one solution (5,) to a stationary point at machine precision; never returns a worse one."""
-    # The objective is of the order of delta times the residuals: bring it to the order of one.
-    unit = 1.0 / max(float(objective(theta[None], points, delta)[0]), 1e-30)
-
-    def value(x: Array) -> float:
-        return unit * float(objective(x[None], points, delta)[0])
-
-    found = optimize.minimize(
-        value,
-        theta,
-        jac=lambda x: unit * gradient(x, points, delta),
-        hess=lambda x: unit * exact_hessian(x, points, delta),
-        method="trust-exact",
-        options={"gtol": 1e-13, "maxiter": 2000},
-    )
-    inside = np.all((found.x >= LOWER) & (found.x <= UPPER))
-    return np.asarray(found.x) if inside and found.fun <= value(theta) else theta
+def descend_in_stages(free: Array, points: Points, structure: Structure, objective: Objective) -> Minima:
+    """`minimise` from remote starts: first a few steps on smoother objectives, whose valleys have no kinks."""
+    if objective.delta is not None:
+        smooth = replace(objective, delta=None)
+        free = minimise(free, points, structure, smooth, iterations=12, tolerance=1e-5).free
+        softer = replace(objective, delta=10 * objective.delta)
+        free = minimise(free, points, structure, softer, majorised=0, iterations=4, tolerance=1e-5).free
+        return minimise(free, points, structure, objective, majorised=0)
+    return minimise(free, points, structure, objective)
 
 
-def gradient(theta: Array, points: Points, delta: float) -> Array:
-    """Gradient of the objective at one solution (5,)."""
-    predicted, shares = log_loss(theta[None], points.log_n, points.log_d)
-    bounded = np.clip(predicted[0] - points.log_loss, -delta, delta)
-    result: Array = jacobian(shares, points)[0] @ (points.weights * bounded)
-    return result
+def starts(points: Points, structure: Structure, objective: Objective, count: int, seed: int) -> Array:
+    """Free coordinates (count, k): exponents log-uniform over 0.05-1, E below the least loss, A and B to match.
 
-
-def exact_hessian(theta: Array, points: Points, delta: float) -> Array:
-    """Second derivatives of the objective at one solution (5,), those of the law included."""
-    predicted, shares = log_loss(theta[None], points.log_n, points.log_d)
-    residual = predicted[0] - points.log_loss
-    slope = jacobian(shares, points)[0]  # (5, points)
-    inside = points.weights * (np.abs(residual) <= delta)
-    pull = points.weights * np.clip(residual, -delta, delta)
-    # log-sum-exp of terms linear in theta: its Hessian is the covariance of their coefficients under the shares.
-    coefficients = np.zeros((3, 5, len(points.log_n)))
-    coefficients[0, 0] = coefficients[1, 1] = coefficients[2, 2] = 1.0
-    coefficients[0, 3], coefficients[1, 4] = -points.log_n, -points.log_d
-    second = np.einsum("tp,tip,tjp->ijp", shares[0], coefficients, coefficients) - slope[:, None] * slope[None]
-    result: Array = (slope * inside) @ slope.T + second @ pull
-    return result
-
-
-def scaled_gradient(theta: Array, points: Points, delta: float) -> float:
-    """Largest change of the objective, relative to it, that a first-order step of one curvature unit promises."""
-    slope = gradient(theta, points, delta)
-    predicted, shares = log_loss(theta[None], points.log_n, points.log_d)
-    residual = np.maximum(np.abs(predicted[0] - points.log_loss), delta)
-    curvature = (jacobian(shares, points)[0] ** 2) @ (points.weights * delta / residual)
-    free = ~at_bounds(theta)
-    promise = np.abs(slope) / np.sqrt(np.maximum(curvature, 1e-300))
-    total = float(objective(theta[None], points, delta)[0])
-    return float(np.max(promise[free] / np.sqrt(max(total, 1e-300)), initial=0.0))
-
-
-def at_bounds(theta: Array) -> NDArray[np.bool_]:
-    """Which coordinates lie on a bound."""
-    margin = 1e-9 * (UPPER - LOWER)
-    result: NDArray[np.bool_] = (theta - LOWER <= margin) | (UPPER - theta <= margin)
-    return result
-
-
-def starts(points: Points, count: int, seed: int) -> Array:
-    """`count` starting points (count, 5): exponents spread over 0.05-1, terms sized to the data at its centre."""
+    Given exponents and E, A and B are the least squares of the relative error of (L - E)^(1/gamma).
+    """
     random = np.random.default_rng(seed)
-    alpha, beta = np.exp(random.uniform(np.log(0.05), np.log(1.0), (2, count)))
-    loss = np.atleast_2d(points.log_loss).mean()
-    share = random.dirichlet([1.0, 1.0, 1.0], count)
-    logs = loss + np.log(share)
-    a = logs[:, 0] + alpha * points.log_n.mean()
-    b = logs[:, 1] + beta * points.log_d.mean()
-    return np.stack([a, b, logs[:, 2], alpha, beta], axis=1)
+    loss = np.exp(points.measured) if objective.logarithmic else points.measured
+    six = np.tile(structure.constant, (count, 1))
+    fitted = np.asarray(structure.matrix.any(axis=1))
+    drawn = np.exp(random.uniform(np.log(0.05), np.log(1.0), (count, 2)))
+    six[:, 3:5] = np.where(fitted[3:5], drawn, six[:, 3:5])
+    if structure.coupled:
+        six[:, 5] = np.exp(random.uniform(np.log(0.1), np.log(2.0), count))
+    if fitted[2]:
+        six[:, 2] = random.uniform(0.0, 0.98, count) * loss.min()
+    six = structure.expand(six[:, structure.free])
+    target = (loss - six[:, 2:3]) ** (1 / six[:, 5:6])
+    u, v = np.exp(-six[:, 3:4] * points.x) / target, np.exp(-six[:, 4:5] * points.y) / target
+    if fitted[0] and fitted[1]:
+        uu, uv, vv = (u * u).sum(1), (u * v).sum(1), (v * v).sum(1)
+        determinant = np.maximum(uu * vv - uv * uv, 1e-12 * uu * vv)
+        a = (vv * u.sum(1) - uv * v.sum(1)) / determinant
+        b = (uu * v.sum(1) - uv * u.sum(1)) / determinant
+    else:
+        a, b = u.sum(1) / (u * u).sum(1), v.sum(1) / (v * v).sum(1)
+    # Where the best coefficient is negative the other one does all; it starts at a hundredth of that.
+    alone_a, alone_b = u.sum(1) / (u * u).sum(1), v.sum(1) / (v * v).sum(1)
+    six[:, 0], six[:, 1] = np.where(a > 0, a, 0.01 * alone_a), np.where(b > 0, b, 0.01 * alone_b)
+    return np.asarray(six[:, structure.free])
+
+
+def residuals(free: Array, points: Points, structure: Structure, objective: Objective) -> Array:
+    """Predicted minus measured, of log loss or loss, for each row of `free` (problems, k): (problems, points)."""
+    a, b, e, alpha, beta, gamma = (column[:, None] for column in structure.expand(free).T)
+    predicted = e + (a * np.exp(-alpha * points.x) + b * np.exp(-beta * points.y)) ** gamma
+    return np.asarray((np.log(predicted) if objective.logarithmic else predicted) - points.measured)
+
+
+def slopes(free: Array, points: Points, structure: Structure, objective: Objective) -> Array:
+    """Derivatives of the residuals by the free coordinates at one solution (k,): (points, k)."""
+    a, b, e, alpha, beta, gamma = structure.expand(free)
+    u, v = np.exp(-alpha * points.x), np.exp(-beta * points.y)
+    inner = a * u + b * v
+    power = inner**gamma
+    chain = gamma * power / inner
+    by_six = [chain * u, chain * v, np.ones_like(u), -chain * a * points.x * u, -chain * b * points.y * v]
+    by_total = 1 / (e + power) if objective.logarithmic else np.ones_like(u)
+    return np.asarray((np.stack([*by_six, power * np.log(inner)], axis=1) * by_total[:, None]) @ structure.matrix)
+
+
+def _scaled_gradient(
+    free: Array, points: Points, structure: Structure, objective: Objective, at_bounds: NDArray[np.bool_]
+) -> Array:
+    with np.errstate(all="ignore"):
+        value, slope, hessian = _evaluate(free, np.arange(len(free)), points, structure, objective, True)
+    size = np.arange(free.shape[1])
+    promise = np.abs(slope) / np.sqrt(np.maximum(hessian[:, size, size], 1e-300))
+    promise[at_bounds] = 0.0
+    # Below rounding of the residuals there is nothing left to gain.
+    noise = len(points.x) * 1e-30 * max(1.0, float(points.measured.max()) ** 2)
+    return np.asarray(promise.max(axis=1) / np.sqrt(np.maximum(value, noise)))
+
+
+def _evaluate(
+    free: Array,
+    rows: NDArray[np.intp],
+    points: Points,
+    structure: Structure,
+    objective: Objective,
+    majorised: bool,
+) -> tuple[Array, Array, Array]:
+    """Objective, gradient and Hessian by the free coordinates of the problems `rows`, block by block."""
+    size = free.shape[1]
+    value, gradient, hessian = np.empty(len(free)), np.empty((len(free), size)), np.empty((len(free), size, size))
+    for piece, here in points.blocks(rows):
+        value[piece], slope, bend = _derivatives(
+            structure.expand(free[piece]), here, objective, coupled=structure.coupled, majorised=majorised
+        )
+        gradient[piece] = slope @ structure.matrix
+        hessian[piece] = structure.matrix.T @ bend @ structure.matrix
+    return value, gradient, hessian
+
+
+def _derivatives(
+    six: Array, points: Points, objective: Objective, *, coupled: bool, majorised: bool
+) -> tuple[Array, Array, Array]:
+    """Value (m,), gradient (m, 6) and Hessian (m, 6, 6) of the objective; those by gamma only where `coupled`.
+
+    With u = (N/N0)^-alpha, v = (D/D0)^-beta, S = A u + B v: every derivative is a sum over points of weights times u, v
+    and powers of log N and log D, so that the sums are matrix products with a few columns that all problems share.
+    """
+    x, y = points.x, points.y
+    a, b, e, alpha, beta, gamma = (six[:, i : i + 1] for i in range(6))
+    u, v = np.exp(-alpha * x), np.exp(-beta * y)
+    inner = a * u
+    inner += b * v
+    if coupled:
+        log_inner = np.log(inner)
+        power = np.exp(gamma * log_inner)
+        chain = gamma * power / inner  # dT/dS
+        total = power + e
+    else:
+        total = inner + e
+    if objective.logarithmic:
+        residual = np.log(total)
+        residual -= points.measured
+        z = np.divide(1.0, total, out=total)  # derivative of the residual by T
+        u *= z
+        v *= z
+    else:
+        residual = total - points.measured
+        z = np.ones_like(total)
+    clipped = objective.clip(residual)
+    pull = points.weights * objective.side(residual) * clipped
+    value = np.einsum("ij,ij->i", pull, residual - 0.5 * clipped)
+    if majorised:
+        bend = points.weights * objective.weights(residual)
+    else:
+        bend = points.weights * objective.curvature(residual)
+        if objective.logarithmic:
+            bend = bend - pull
+    across = bend
+    if coupled:
+        u *= chain
+        v *= chain
+        by_gamma = z * power * log_inner
+        if not majorised:
+            across = bend + pull * (gamma - 1) / (gamma * power * z)
+    one = np.ones_like(x)
+    of_x, of_y = np.stack([one, x, x * x], axis=1), np.stack([one, y, y * y], axis=1)
+    of_both = np.stack([one, x, y, x * y], axis=1)
+    a, b = a[:, 0], b[:, 0]
+    pull_u, pull_v = (pull * u) @ of_x, (pull * v) @ of_y
+    gradient = np.zeros((len(six), 6))
+    gradient[:, 0], gradient[:, 1], gradient[:, 2] = pull_u[:, 0], pull_v[:, 0], np.einsum("ij,ij->i", pull, z)
+    gradient[:, 3], gradient[:, 4] = -a * pull_u[:, 1], -b * pull_v[:, 1]
+    bend_u, bend_v = across * u, across * v
+    uu, uv, vv = (bend_u * u) @ of_x, (bend_u * v) @ of_both, (bend_v * v) @ of_y
+    bend_z = bend * z
+    uz, vz, zz = (bend_z * u) @ of_x[:, :2], (bend_z * v) @ of_y[:, :2], np.einsum("ij,ij->i", bend_z, z)
+    second_u, second_v = (0.0 * pull_u, 0.0 * pull_v) if majorised else (pull_u, pull_v)
+    entries = {
+        (0, 0): uu[:, 0],
+        (0, 1): uv[:, 0],
+        (0, 2): uz[:, 0],
+        (0, 3): -a * uu[:, 1] - second_u[:, 1],
+        (0, 4): -b * uv[:, 2],
+        (1, 1): vv[:, 0],
+        (1, 2): vz[:, 0],
+        (1, 3): -a * uv[:, 1],
+        (1, 4): -b * vv[:, 1] - second_v[:, 1],
+        (2, 2): zz,
+        (2, 3): -a * uz[:, 1],
+        (2, 4): -b * vz[:, 1],
+        (3, 3): a * a * uu[:, 2] + a * second_u[:, 2],
+        (3, 4): a * b * uv[:, 3],
+        (4, 4): b * b * vv[:, 2] + b * second_v[:, 2],
+    }
+    if coupled:
+        gradient[:, 5] = np.einsum("ij,ij->i", pull, by_gamma)
+        mixed = bend * by_gamma
+        last = np.einsum("ij,ij->i", mixed, by_gamma)
+        entries[2, 5] = np.einsum("ij,ij->i", mixed, z)
+        if not majorised:
+            last += np.einsum("ij,ij->i", pull * by_gamma, log_inner)
+            mixed = mixed + pull * (1 + gamma * log_inner) / gamma
+        mixed_u, mixed_v = (mixed * u) @ of_x[:, :2], (mixed * v) @ of_y[:, :2]
+        entries[0, 5], entries[3, 5] = mixed_u[:, 0], -a * mixed_u[:, 1]
+        entries[1, 5], entries[4, 5] = mixed_v[:, 0], -b * mixed_v[:, 1]
+        entries[5, 5] = last
+    hessian = np.zeros((len(six), 6, 6))
+    for (row, column), sums in entries.items():
+        hessian[:, row, column] = hessian[:, column, row] = sums
+    return value, gradient, hessian

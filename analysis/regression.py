@@ -1,92 +1,89 @@
-"""Fit any form under any objective: many starts at once, the best polished, with what tells a true optimum from a halt.
+"""Fit any form under any objective: many starts at once, the best taken to machine precision, with what certifies it.
 
-`fitting.fit` is the fast path for the additive law with its bootstrap; this is the way to ask what another form or
-another objective would have said of the same rows. `compare` puts forms side by side by information criterion and by
+`fit_form` fits one form to rows, with bootstrap draws where asked for; `fitting.fit` does so with the additive law for
+each family, as a value that is kept and drawn. `compare` puts forms side by side by information criterion and by
 rollout (fit the cheap runs, predict the dear ones): the error of a fit says little about the error of its prediction.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from scipy import optimize
+from numpy.typing import NDArray
 
-from analysis.findings import RefusalError
+from analysis import descent, optimizer, resampling
+from analysis.findings import RefusalError, Warning
 from analysis.forms import Form
 from analysis.laws import Array
+from analysis.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
+from analysis.optimizer import Minima, Points
+from analysis.resampling import Scheme
+
+__all__ = ["HUBER", "LEAST_SQUARES", "LEAST_SQUARES_OF_LOG", "Certificate", "FormFit", "Objective"]
 
 STARTS = 64
-ITERATIONS = 200
+LEVEL = 0.95
 AGREEMENT = 1e-6
+"""Relative difference of objectives within which two starts count as having found the same optimum."""
+CONVERGED = 1e-5
+"""Largest scaled gradient of a fit that is called converged; a draw may have a hundred times as much."""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What is minimised, summed over points: rho of the residual, predicted minus measured.
+class Certificate:
+    """What is known about the optimum that was found."""
 
-    `logarithmic` says whether residuals are of log loss. Beyond `delta` the loss grows linearly (Huber); None is least
-    squares. `overestimate` multiplies the loss of points that the law puts too high: 1 is symmetric.
-    """
-
-    logarithmic: bool = True
-    delta: float | None = 1e-3
-    overestimate: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """In words, as every output states it."""
-        kind = "least squares" if self.delta is None else f"Huber with delta {self.delta:g}"
-        side = "" if self.overestimate == 1 else f", overestimates weighted {self.overestimate:g}"
-        return f"{kind} on {'log loss' if self.logarithmic else 'loss'}{side}"
-
-    def values(self, residual: Array) -> Array:
-        """Loss of each residual."""
-        size = np.abs(residual)
-        loss = 0.5 * residual**2
-        if self.delta is not None:
-            loss = np.where(size <= self.delta, loss, self.delta * (size - 0.5 * self.delta))
-        return np.asarray(np.where(residual > 0, self.overestimate, 1.0) * loss)
-
-    def weights(self, residual: Array) -> Array:
-        """rho'(r)/r: the weights of the least-squares problem with the same gradient."""
-        side = np.where(residual > 0, self.overestimate, 1.0)
-        if self.delta is None:
-            return side
-        return np.asarray(side * np.minimum(1.0, self.delta / np.maximum(np.abs(residual), 1e-300)))
-
-
-HUBER = Objective()
-LEAST_SQUARES = Objective(logarithmic=False, delta=None)
-LEAST_SQUARES_OF_LOG = Objective(delta=None)
+    converged: bool
+    agreeing_starts: float
+    """Share of starts that ended at the same optimum."""
+    scaled_gradient: float
+    """Largest change of the objective, by its square root, that a first-order step of one curvature unit promises."""
+    bounds_hit: tuple[str, ...]
+    condition_number: float
+    """Of the weighted least-squares problem at the optimum, columns scaled: how far the data tell parameters apart."""
+    converged_draws: float
+    """Share of bootstrap draws that converged; 1 where none were asked for."""
 
 
 @dataclass(frozen=True)
 class FormFit:
-    """A form fitted to rows: the optimum at full precision and how sure it is that it is one."""
+    """A form fitted to rows: the optimum at full precision, how sure it is that it is one, and how well it is known."""
 
     form: Form
     objective: Objective
     theta: Array
     objective_value: float
-    agreeing_starts: float
-    relative_gradient: float
-    """Largest decrease of the objective, relative to it, that a Gauss-Newton step still promises; ~0 at an optimum."""
-    bounds_hit: tuple[str, ...]
+    certificate: Certificate
     count: int
+    draws: Array
+    """(draws, k): theta of each bootstrap resample."""
+    resampling: str
+    warnings: tuple[Warning, ...]
 
     @property
     def parameters(self) -> dict[str, float]:
         """Coefficients and exponents by name, coefficients no longer as logarithms."""
-        named = zip(self.form.coordinates, self.theta, strict=True)
-        return {
-            name.removeprefix("log "): float(np.exp(value) if name.startswith("log ") else value)
-            for name, value in named
-        }
+        values = _plain(self.form, self.theta[None])
+        return {name: float(value[0]) for name, value in values.items()}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Interval of each parameter over the draws, at level 0.95."""
+        return {name: percentile(drawn) for name, drawn in _plain(self.form, self.draws).items()}
+
+    def interval(self, quantity: Callable[[dict[str, Array]], Array]) -> tuple[float, float]:
+        """Interval over the draws, at level 0.95, of what `quantity` makes of the parameters by name, (draws,) each."""
+        return percentile(quantity(_plain(self.form, self.draws)))
 
     def predict(self, frame: pl.DataFrame) -> Array:
         """Loss at the rows of a frame that has the form's inputs."""
         return np.asarray(np.exp(self.form.log_loss(self.theta[None], _log_inputs(frame, self.form))[0]))
+
+    def predict_interval(self, frame: pl.DataFrame) -> tuple[Array, Array]:
+        """Bounds of the predicted loss at the rows of a frame, over the draws, at level 0.95."""
+        drawn = np.exp(self.form.log_loss(self.draws, _log_inputs(frame, self.form)))
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        return low, high
 
     @property
     def information(self) -> float:
@@ -99,40 +96,51 @@ class FormFit:
         if n <= k + 1:
             return float("inf")
         # Profiling s out of n log Z(s) + sum rho / s; Z(s) ~ s for linear tails and s^(1/2) for squares.
-        power = 0.5 if self.objective.delta is None else 1.0
-        return float(
-            2 * n * power * np.log(max(self.objective_value, 1e-300) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-        )
+        fitted = 2 * n * self.objective.power * np.log(max(self.objective_value, 1e-300) / n)
+        return float(fitted + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
 def fit_form(
-    frame: pl.DataFrame, form: Form, objective: Objective = HUBER, *, num_starts: int = STARTS, seed: int = 0
+    frame: pl.DataFrame,
+    form: Form,
+    objective: Objective = HUBER,
+    *,
+    num_starts: int = STARTS,
+    num_draws: int = 0,
+    scheme: Scheme | None = None,
+    seed: int = 0,
 ) -> FormFit:
-    """Fit one form to the rows of `frame` that are not excluded.
+    """Fit one form to the rows of `frame` that are not excluded, with `num_draws` bootstrap draws.
 
-    Raises RefusalError for missing columns, too few rows, an input with one value only, or a constant loss.
+    A column `weight` (positive, such as one over the variance between seeds) weighs the rows, a column `cluster` says
+    whose errors are in common; without them each row weighs 1 and stands alone. `scheme` as `resampling.resample` has
+    it. Raises RefusalError for missing columns, too few rows, an input with one value only, or a constant loss.
     """
     rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
     _refuse(rows, form)
-    inputs, log_loss = _log_inputs(rows, form), np.log(rows["loss"].to_numpy())
-    lower, upper = np.array(form.lower), np.array(form.upper)
-    ends = _descend(_starts(form, inputs, log_loss, num_starts, seed), form, objective, inputs, log_loss)
-    values = _totals(ends, form, objective, inputs, log_loss)
-    values = np.where(np.isfinite(values), values, np.inf)
-    best = _polish(ends[int(np.argmin(values))], form, objective, inputs, log_loss)
-    value = float(_totals(best[None], form, objective, inputs, log_loss)[0])
-    margin = 1e-9 * (upper - lower)
-    hit = (best - lower <= margin) | (upper - best <= margin)
-    return FormFit(
-        form,
-        objective,
-        best,
-        value,
-        float(np.mean(values <= value * (1 + AGREEMENT) + 1e-18)),
-        _promise(best, ~hit, form, objective, inputs, log_loss, value),
-        tuple(name for name, is_hit in zip(form.coordinates, hit, strict=True) if is_hit),
-        rows.height,
+    problem = _Problem.of(rows, form, objective)
+    ends = problem.search(num_starts, seed)
+    best = ends.free[ends.best]
+    theta = problem.theta(best[None])[0]
+    if num_draws:
+        labels = rows["cluster"].to_list() if "cluster" in rows.columns else [None] * rows.height
+        cluster = resampling.clusters_of(labels)
+        drawn, description = problem.bootstrap(best, cluster, scheme, num_draws, seed + 1)
+        draws, converged = problem.theta(drawn.free), float(np.mean(drawn.scaled_gradient < 100 * CONVERGED))
+        clusters = int(cluster.max()) + 1
+    else:
+        draws, converged, description, clusters = np.empty((0, len(theta))), 1.0, "none", rows.height
+    value = float(ends.value[ends.best])
+    certificate = Certificate(
+        converged=bool(ends.scaled_gradient[ends.best] < CONVERGED),
+        agreeing_starts=float(np.mean(ends.value <= value * (1 + AGREEMENT) + 1e-18)),
+        scaled_gradient=float(ends.scaled_gradient[ends.best]),
+        bounds_hit=tuple(np.array(problem.names)[ends.at_bounds[ends.best]].tolist()),
+        condition_number=problem.condition_number(best),
+        converged_draws=converged,
     )
+    warnings = _warnings(form, certificate, rows.height, clusters)
+    return FormFit(form, objective, theta, value, certificate, rows.height, draws, description, warnings)
 
 
 @dataclass(frozen=True)
@@ -162,11 +170,181 @@ def compare(
     return sorted(found, key=lambda candidate: candidate.rollout_error)
 
 
+def sweep_delta(frame: pl.DataFrame, form: Form, deltas: Sequence[float], *, held_out: float = 0.2) -> pl.DataFrame:
+    """The same rows under Huber's objective at each delta: parameters, agreeing starts, and the error of the rollout.
+
+    A delta far above the residuals is least squares, one far below is least absolute deviations.
+    """
+    rows = []
+    for delta in deltas:
+        (candidate,) = compare(frame, [form], Objective(delta=delta), held_out=held_out)
+        share = candidate.fit.certificate.agreeing_starts
+        rows.append({"delta": delta, **candidate.fit.parameters, "agreeing_starts": share})
+        rows[-1]["rollout_error"] = candidate.rollout_error
+    return pl.DataFrame(rows)
+
+
 def evaluate(frame: pl.DataFrame, form: Form, theta: Array, objective: Objective = HUBER) -> float:
     """The objective at given parameters: whether a published or earlier fit is at the optimum of its own objective."""
     rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
-    log_loss = np.log(rows["loss"].to_numpy())
-    return float(_totals(np.asarray(theta, float)[None], form, objective, _log_inputs(rows, form), log_loss)[0])
+    problem = _Problem.of(rows, form, objective)
+    given = np.asarray(theta, float)[None]
+    data = (problem.log_inputs, problem.measured, problem.weights)
+    return float(descent.totals(given, form, objective, *data)[0])
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A form on rows, by whichever engine fits it: `free` are the engine's coordinates, theta the form's."""
+
+    form: Form
+    objective: Objective
+    log_inputs: Array
+    measured: Array
+    weights: Array
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, form: Form, objective: Objective) -> "_Problem":
+        log_loss = np.log(rows["loss"].to_numpy())
+        weights = rows["weight"].to_numpy().astype(float) if "weight" in rows.columns else np.ones(rows.height)
+        return cls(
+            form,
+            objective,
+            _log_inputs(rows, form),
+            log_loss if objective.logarithmic else np.exp(log_loss),
+            weights,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the free coordinates."""
+        if self.form.structure is None:
+            return self.form.coordinates
+        return tuple(optimizer.COORDINATES[index] for index in self.form.structure.free)
+
+    def theta(self, free: Array) -> Array:
+        if self.form.structure is None:
+            return free
+        return self.form.from_centered(self.form.structure.expand(free), self.log_inputs.mean(axis=1))
+
+    def search(self, count: int, seed: int) -> Minima:
+        """From many starts."""
+        structure = self.form.structure
+        if structure is not None:
+            points = self._points(self.measured, self.weights)
+            begin = optimizer.starts(points, structure, self.objective, count, seed)
+            return optimizer.descend_in_stages(begin, points, structure, self.objective)
+        log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
+        begin = descent.starts(self.form, self.log_inputs, log_loss, count, seed)
+        data = (self.form, self.objective, self.log_inputs, self.measured, self.weights)
+        ends = descent.descend(begin, *data)
+        values = descent.totals(ends, *data)
+        best = int(np.nanargmin(values))
+        ends[best] = descent.polish(ends[best], *data)
+        return self._minima(ends, self.measured, self.weights)
+
+    def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
+        """One problem per row of `measured` and `weights`, from `free` (k,)."""
+        begin = np.tile(free, (len(measured), 1))
+        if self.form.structure is not None:
+            return optimizer.minimise(begin, self._points(measured, weights), self.form.structure, self.objective)
+        ends = descent.descend(begin, self.form, self.objective, self.log_inputs, measured, weights)
+        return self._minima(ends, measured, weights)
+
+    def bootstrap(
+        self, best: Array, cluster: NDArray[np.intp], scheme: Scheme | None, count: int, seed: int
+    ) -> tuple[Minima, str]:
+        """Fits of resamples, and what kind they are."""
+        smooth = replace(self, objective=replace(self.objective, delta=None))
+        fitted = smooth.refit(best, self.measured[None], self.weights[None]).free[0]
+        experiment = resampling.Experiment(
+            self.measured,
+            self.measured + self._residuals(best),
+            self.weights,
+            cluster,
+            -smooth._residuals(fitted),
+            smooth.slopes(fitted),
+        )
+        drawn = resampling.resample(experiment, self.objective, scheme, count, seed)
+        return self.refit(best, drawn.measured, drawn.weights), drawn.description
+
+    def slopes(self, free: Array) -> Array:
+        """Derivatives of the residuals by the free coordinates at one solution: (points, k)."""
+        if self.form.structure is not None:
+            points = self._points(self.measured, self.weights)
+            return optimizer.slopes(free, points, self.form.structure, self.objective)
+        _, factor = descent.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
+        return np.asarray((self.form.jacobian(free[None], self.log_inputs) * factor[:, None])[0].T)
+
+    def condition_number(self, free: Array) -> float:
+        """Of the weighted least-squares problem at the solution, columns scaled."""
+        root = np.sqrt(self.weights * self.objective.weights(self._residuals(free)))
+        slopes = self.slopes(free) * root[:, None]
+        singular = np.linalg.svd(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300), compute_uv=False)
+        return float((singular[0] / max(singular[-1], 1e-150)) ** 2)
+
+    def _residuals(self, free: Array) -> Array:
+        if self.form.structure is not None:
+            points = self._points(self.measured, self.weights)
+            return np.asarray(optimizer.residuals(free[None], points, self.form.structure, self.objective)[0])
+        found, _ = descent.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
+        return np.asarray(found[0])
+
+    def _points(self, measured: Array, weights: Array) -> Points:
+        centered = self.log_inputs - self.log_inputs.mean(axis=1, keepdims=True)
+        return Points(centered[0], centered[-1], measured, weights)
+
+    def _minima(self, ends: Array, measured: Array, weights: Array) -> Minima:
+        data = (self.form, self.objective, self.log_inputs)
+        value = descent.totals(ends, *data, measured, weights)
+        gradient = descent.scaled_gradient(ends, *data, measured, weights)
+        margin = 1e-9 * (np.array(self.form.upper) - np.array(self.form.lower))
+        hit = (ends - self.form.lower <= margin) | (self.form.upper - ends <= margin)
+        return Minima(ends, np.where(np.isfinite(value), value, np.inf), np.where(hit, 0.0, gradient).max(axis=1), hit)
+
+
+def percentile(values: Array) -> tuple[float, float]:
+    """The interval that holds the middle 95 % of drawn values."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _plain(form: Form, theta: Array) -> dict[str, Array]:
+    """Columns of theta by name, coefficients no longer as logarithms."""
+    return {
+        name.removeprefix("log "): np.exp(column) if name.startswith("log ") else column
+        for name, column in zip(form.coordinates, theta.T, strict=True)
+    }
+
+
+def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[Warning, ...]:
+    """What is wrong with a fit of any form; those of its draws where there are any."""
+    found = []
+    size = len(form.coordinates)
+    if not certificate.converged:
+        found.append(
+            Warning("not-converged", f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point")
+        )
+    if certificate.bounds_hit:
+        listed = ", ".join(certificate.bounds_hit)
+        found.append(Warning("bounds-hit", f"{listed} lies on its bound: the data do not determine it"))
+    if certificate.agreeing_starts < 0.1:
+        found.append(Warning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum"))
+    if count < 3 * size:
+        found.append(
+            Warning("few-points", f"{count} runs for {size} parameters: their intervals are not to be trusted")
+        )
+    if clusters < count and clusters <= size:
+        found.append(
+            Warning(
+                "few-clusters",
+                f"the {count} runs share {clusters} trunks: too few for intervals of {size} parameters to be trusted",
+            )
+        )
+    if certificate.converged_draws < 0.95:
+        share = f"{certificate.converged_draws:.0%} of the bootstrap fits converged"
+        found.append(Warning("draws-not-converged", share))
+    return tuple(found)
 
 
 def _refuse(rows: pl.DataFrame, form: Form) -> None:
@@ -180,11 +358,11 @@ def _refuse(rows: pl.DataFrame, form: Form) -> None:
         raise RefusalError(
             "too-few-points", f"{rows.height} runs cannot determine the {needed} parameters of {form.name}"
         )
-    for name in (*form.inputs, "loss"):
-        values = rows[name].to_numpy()
+    for name in (*form.inputs, "loss", *(("weight",) if "weight" in rows.columns else ())):
+        values = rows[name].cast(pl.Float64).to_numpy()
         if not (np.isfinite(values) & (values > 0)).all():
             raise RefusalError("not-positive", f"{name} holds values that are not positive finite numbers")
-        if name != "loss" and rows[name].n_unique() < 2:
+        if name in form.inputs and rows[name].n_unique() < 2:
             raise RefusalError("one-value", f"all runs have the same {name}; {form.name} needs at least two")
     if rows["loss"].n_unique() == 1:
         raise RefusalError("constant-loss", f"every run has the same loss {rows['loss'][0]}")
@@ -192,118 +370,3 @@ def _refuse(rows: pl.DataFrame, form: Form) -> None:
 
 def _log_inputs(frame: pl.DataFrame, form: Form) -> Array:
     return np.stack([np.log(frame[name].cast(pl.Float64).to_numpy()) for name in form.inputs])
-
-
-def _starts(form: Form, inputs: Array, log_loss: Array, count: int, seed: int) -> Array:
-    """Exponents spread log-uniformly over 0.05-1, coefficients sized so that each term matters at the data's centre."""
-    random = np.random.default_rng(seed)
-    theta = np.empty((count, len(form.coordinates)))
-    center = dict(zip(form.inputs, inputs.mean(axis=1), strict=True))
-    exponents = np.exp(random.uniform(np.log(0.05), np.log(1.0), theta.shape))
-    shares = np.log(random.dirichlet([1.0, 1.0, 1.0], count)) + log_loss.mean()
-    position = {name: index for index, name in enumerate(form.coordinates)}
-    theta[:] = exponents
-    slope = exponents[:, position.get("alpha", position.get("eta", 0))]
-    first = center[form.inputs[0]]
-    second = center[form.inputs[1]] if len(form.inputs) > 1 else first
-    other = exponents[:, position["beta"]] if "beta" in position else slope
-    coupled = "gamma" in position
-    gamma = np.exp(random.uniform(np.log(0.4), np.log(2.0), count)) if coupled else np.ones(count)
-    sized = {
-        "log A": shares[:, 0] / gamma + slope * first,
-        "log B": shares[:, 1] / gamma + other * second,
-        "log E": shares[:, 2],
-        "log Nc": shares[:, 0] / slope + first,
-        "log Dc": shares[:, 1] / other + second,
-        "log R": random.uniform(0.0, 4.0, count),
-        "log C1": random.uniform(inputs[0].min(), inputs[0].max(), count),
-        "gamma": gamma,
-        "kappa": random.uniform(-0.5, 0.5, count),
-    }
-    for name, values in sized.items():
-        if name in position:
-            theta[:, position[name]] = values
-    return np.clip(theta, form.lower, form.upper)
-
-
-def _residuals(theta: Array, form: Form, objective: Objective, inputs: Array, log_loss: Array) -> tuple[Array, Array]:
-    """Residuals (problems, points), and the factor that turns derivatives of log loss into theirs."""
-    predicted = form.log_loss(theta, inputs)
-    if objective.logarithmic:
-        return predicted - log_loss, np.ones_like(predicted)
-    raised = np.exp(np.minimum(predicted, 300.0))
-    return raised - np.exp(log_loss), raised
-
-
-def _totals(theta: Array, form: Form, objective: Objective, inputs: Array, log_loss: Array) -> Array:
-    residual, _ = _residuals(theta, form, objective, inputs, log_loss)
-    return np.asarray(objective.values(residual).sum(axis=1))
-
-
-def _descend(theta: Array, form: Form, objective: Objective, inputs: Array, log_loss: Array) -> Array:
-    """Levenberg-Marquardt on iteratively reweighted residuals, every row of `theta` by itself."""
-    theta = theta.copy()
-    size = theta.shape[1]
-    diagonal = range(size)
-    value = _totals(theta, form, objective, inputs, log_loss)
-    damping, stalled = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
-    active = np.flatnonzero(np.isfinite(value))
-    for _ in range(ITERATIONS):
-        current = theta[active]
-        residual, factor = _residuals(current, form, objective, inputs, log_loss)
-        slope = form.jacobian(current, inputs) * factor[:, None]
-        weighted = slope * objective.weights(residual)[:, None]
-        gradient = (weighted @ residual[:, :, None])[:, :, 0]
-        hessian = weighted @ slope.transpose(0, 2, 1)
-        trace = np.trace(hessian, axis1=1, axis2=2)[:, None]
-        scale = np.maximum(hessian[:, diagonal, diagonal], 1e-12 * trace) + 1e-300
-        hessian[:, diagonal, diagonal] += damping[active, None] * scale + 1e-14 * trace + 1e-300
-        proposed = np.clip(current - np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], form.lower, form.upper)
-        after = _totals(proposed, form, objective, inputs, log_loss)
-        better = after < value[active]
-        gained = better & (value[active] - after > 1e-9 * value[active])
-        stalled[active] = np.where(gained, 0, stalled[active] + 1)
-        theta[active[better]], value[active[better]] = proposed[better], after[better]
-        damping[active] = np.where(better, damping[active] / 5, damping[active] * 4).clip(1e-15, 1e12)
-        active = active[stalled[active] < 10]
-        if not active.size:
-            break
-    return theta
-
-
-def _polish(theta: Array, form: Form, objective: Objective, inputs: Array, log_loss: Array) -> Array:
-    """Continue with BFGS, in coordinates scaled by curvature and an objective of order one; never a worse point."""
-    start = float(_totals(theta[None], form, objective, inputs, log_loss)[0])
-    if start < 1e-28:
-        return theta
-    residual, factor = _residuals(theta[None], form, objective, inputs, log_loss)
-    slope = (form.jacobian(theta[None], inputs) * factor[:, None])[0]
-    curvature = (slope * objective.weights(residual)[0]) @ slope.T / start
-    values, vectors = np.linalg.eigh(curvature)
-    change = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    lower, upper = np.array(form.lower), np.array(form.upper)
-
-    def value_and_slope(z: Array) -> tuple[float, Array]:
-        x = theta + change @ z
-        if ((x < lower) | (x > upper)).any():
-            return 1e6 * (1 + float(z @ z)), 2e6 * z
-        residual, factor = _residuals(x[None], form, objective, inputs, log_loss)
-        slope = (form.jacobian(x[None], inputs) * factor[:, None])[0]
-        total = float(objective.values(residual).sum())
-        return total / start, change.T @ (slope @ (objective.weights(residual)[0] * residual[0])) / start
-
-    found = optimize.minimize(value_and_slope, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-12})
-    return np.asarray(theta + change @ found.x) if found.fun < 1 else theta
-
-
-def _promise(
-    theta: Array, free: Array, form: Form, objective: Objective, inputs: Array, log_loss: Array, value: float
-) -> float:
-    if value < 1e-28:
-        return 0.0
-    residual, factor = _residuals(theta[None], form, objective, inputs, log_loss)
-    slope = (form.jacobian(theta[None], inputs) * factor[:, None])[0][free]
-    weights = objective.weights(residual)[0]
-    gradient = slope @ (weights * residual[0])
-    step = np.linalg.lstsq((slope * weights) @ slope.T, gradient, rcond=1e-12)[0]
-    return float(abs(gradient @ step) / 2 / value)

@@ -18,8 +18,9 @@ import numpy as np
 from analysis import plots
 from analysis.figures import FIGURES, Evidence
 from analysis.findings import RefusalError
-from analysis.fitting import LEVEL, Fit
+from analysis.fitting import Fit
 from analysis.laws import Array
+from analysis.regression import LEVEL
 from xlstm.spec import compact
 
 DRAWS_ON_PAGE = 300

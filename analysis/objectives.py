@@ -1,0 +1,64 @@
+"""What a fit minimises: a loss of residuals, summed over points and never averaged.
+
+A mean of values around 1e-5 stops optimisers with absolute tolerances before they have moved.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.laws import Array
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The sum over points of rho of the residual, predicted minus measured.
+
+    `logarithmic` says whether residuals are of log loss. Beyond `delta` the loss grows linearly (Huber 1964); None is
+    least squares. `overestimate` multiplies the loss of points that the law puts too high: 1 is symmetric.
+    """
+
+    logarithmic: bool = True
+    delta: float | None = 1e-3
+    overestimate: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """In words, as every output states it."""
+        kind = "least squares" if self.delta is None else f"Huber with delta {self.delta:g}"
+        side = "" if self.overestimate == 1 else f", overestimates weighted {self.overestimate:g}"
+        return f"{kind} on {'log loss' if self.logarithmic else 'loss'}{side}"
+
+    @property
+    def power(self) -> float:
+        """p for which the likelihood's normaliser goes as scale^p: 1 with linear tails, 1/2 for squares."""
+        return 0.5 if self.delta is None else 1.0
+
+    def clip(self, residual: Array) -> Array:
+        """The residual within delta, delta beyond: rho' of symmetric Huber."""
+        return residual if self.delta is None else np.clip(residual, -self.delta, self.delta)
+
+    def side(self, residual: Array) -> Array | float:
+        """The weight of each residual's side."""
+        return 1.0 if self.overestimate == 1 else np.where(residual > 0, self.overestimate, 1.0)
+
+    def values(self, residual: Array) -> Array:
+        """Loss of each residual."""
+        clipped = self.clip(residual)
+        return np.asarray(self.side(residual) * clipped * (residual - 0.5 * clipped))
+
+    def weights(self, residual: Array) -> Array:
+        """rho'(r)/r: the weights of the least-squares problem with the same gradient."""
+        if self.delta is None:
+            return np.asarray(self.side(residual) * np.ones_like(residual))
+        return np.asarray(self.side(residual) * (self.delta / np.maximum(np.abs(residual), self.delta)))
+
+    def curvature(self, residual: Array) -> Array:
+        """rho''(r): 1 within delta, 0 beyond, times the side's weight."""
+        inside = np.ones_like(residual) if self.delta is None else (np.abs(residual) <= self.delta).astype(float)
+        return np.asarray(self.side(residual) * inside)
+
+
+HUBER = Objective()
+LEAST_SQUARES = Objective(logarithmic=False, delta=None)
+LEAST_SQUARES_OF_LOG = Objective(delta=None)
