@@ -38,7 +38,7 @@ class Experiment:
     @property
     def clusters(self) -> int:
         """How many clusters there are."""
-        return len(np.unique(self.cluster))
+        return int(np.unique(self.cluster).size)
 
     @property
     def freedom(self) -> int:
