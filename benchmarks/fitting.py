@@ -1,24 +1,33 @@
-"""What a certified fit costs, beside SciPy's L-BFGS-B from each start of a grid, on the same points in the same run.
+"""What a certified fit and its bootstrap cost, beside SciPy from each start of a grid and the `chinchilla` package.
 
-    python -m benchmarks.fitting POINTS.csv --columns parameters="Model Size",flops="Training FLOP" [--json]
+    taskset -c 0 python -m benchmarks.fitting POINTS.csv --columns parameters="Model Size",flops="Training FLOP" \\
+        [--drop-highest 5] [--peer-python PYTHON] [--out DIRECTORY]
 
-The grid is the one of Besiroglu et al. 2024 (4,500 starts, finite differences, the sum as objective). SciPy's time is
-measured on every `stride`-th start and given per start; the objective it reports is the best over those starts.
+All sides fit the same points in the same run on one core. SciPy's side is L-BFGS-B with finite differences on the sum,
+from every `stride`-th of the 4,500 starts of Besiroglu et al. 2024, for a point fit; and BFGS with the exact gradient
+from the optimum, for each of some bootstrap resamples. `chinchilla` (0.2.0, in PYTHON's environment) fits by its own
+BFGS with its own log-Huber loss from a grid of its own, without its pool. Their times are per start or resample, and
+scaled to all. Every side's objective is ours, evaluated at its parameters. Writes fitting.json and fitting.md.
 """
 
 import argparse
 import itertools
 import json
+import statistics
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy import optimize
 
-from analysis import fitting, optimizer, runs
-from analysis.laws import Array
-from analysis.optimizer import Points
+from analysis import fitting, regression, runs
+from analysis.forms import FORMS
+from analysis.laws import Array, log_loss
+from benchmarks.machine import describe
 
 GRID = tuple(
     itertools.product(
@@ -26,55 +35,146 @@ GRID = tuple(
     )
 )
 """log A, log B, log E, alpha, beta."""
+DRAWS = 4000
+PEER = """
+import sys, time
+import numpy as np
+from chinchilla import Chinchilla
+from chinchilla._metrics import log_huber
+import multiprocessing
+
+class Here:  # its pool, in this process
+    def __enter__(self): return self
+    def __exit__(self, *_): return None
+multiprocessing.Pool = lambda *_: Here()
+table = np.loadtxt(sys.argv[1])
+three = lambda low, high: np.linspace(low, high, 3)
+grid = {"e": three(0.2, 0.8), "a": three(4, 10), "b": three(4, 10), "alpha": three(0.2, 0.6), "beta": three(0.2, 0.6)}
+one = Chinchilla(sys.argv[2], grid, loss_fn=lambda y, p: 1e3 * log_huber(y, p, 1e-3), log_level=50)
+for n, d, loss in table:
+    one.append(N=n, D=d, C=6 * n * d, loss=loss)
+one.visualizer.optim = lambda *_, **__: None
+began = time.perf_counter()
+one.fit(parallel=False)
+print(time.perf_counter() - began, 3**5, one.A, one.B, one.E, one.alpha, one.beta)
+"""
 
 
-def measure(frame: pl.DataFrame, stride: int) -> dict[str, Any]:
-    """Seconds and objectives of both sides."""
+def measure(frame: pl.DataFrame, stride: int, repeats: int, peer: str | None) -> dict[str, Any]:
+    """Seconds and objectives of all sides, medians over `repeats`; ratios of what was measured in one repeat."""
     used = frame.filter(pl.col("excluded").is_null())
-    points = Points(*(np.log(used[name].to_numpy()) for name in ("parameters", "tokens", "loss")), np.ones(used.height))
-    began = time.perf_counter()
-    (point,) = fitting.fit(frame, num_starts=len(GRID), num_draws=1)
-    ours = time.perf_counter() - began
-    began = time.perf_counter()
-    fitting.fit(frame, num_starts=20, num_draws=4000)
-    bootstrap = time.perf_counter() - began
-
-    def value(theta: Array) -> float:
-        return float(optimizer.objective(theta[None], points, fitting.DELTA)[0])
-
-    began = time.perf_counter()
-    sampled = GRID[::stride]
-    found = [optimize.minimize(value, np.array(start, float), method="L-BFGS-B").fun for start in sampled]
-    theirs = (time.perf_counter() - began) / len(sampled) * len(GRID)
-    return {
-        "points": used.height,
-        "starts": len(GRID),
-        "point_fit_seconds": ours,
-        "objective": point.objective_value,
-        "agreeing_starts": point.certificate.agreeing_starts,
-        "bootstrap_4000_seconds": bootstrap,
-        "scipy_seconds_for_all_starts": theirs,
-        "scipy_starts_measured": len(sampled),
-        "scipy_best_objective": min(found),
-        "times_faster": theirs / ours,
+    n, d, loss = (used[name].to_numpy() for name in ("parameters", "tokens", "loss"))
+    optimum = fitting.fit(frame, num_draws=1)[0]
+    found: dict[str, list[float]] = {}
+    for repeat in range(repeats):
+        point = _timed(lambda: fitting.fit(frame, num_starts=len(GRID), num_draws=1))
+        certified = point[1][0]
+        draws = _timed(lambda: fitting.fit(frame, num_starts=1, num_draws=DRAWS))
+        squares = _timed(lambda: regression.fit_form(used, FORMS["additive"], regression.LEAST_SQUARES, num_draws=1000))
+        starts = GRID[repeat::stride]
+        grid = _timed(lambda starts=starts: [_from_start(start, n, d, loss) for start in starts])
+        best = min(grid[1], key=lambda end: end[0])
+        resampled = _timed(lambda repeat=repeat: _resamples(optimum, n, d, loss, 20, repeat))
+        row = {
+            "point_fit_seconds": point[0],
+            "objective": certified.objective_value,
+            "agreeing_starts": certified.certificate.agreeing_starts,
+            "scaled_gradient": certified.certificate.scaled_gradient,
+            "bootstrap_seconds": draws[0],
+            "converged_draws": draws[1][0].certificate.converged_draws,
+            "least_squares_1000_draws_seconds": squares[0],
+            "scipy_grid_seconds": grid[0] / len(starts) * len(GRID),
+            "scipy_grid_objective": best[0],
+            "scipy_grid_starts_that_agree": float(np.mean([end[0] <= best[0] * (1 + 1e-6) for end in grid[1]])),
+            "scipy_bootstrap_seconds": resampled[0] / 20 * DRAWS,
+        }
+        row["times_faster_than_scipy_grid"] = row["scipy_grid_seconds"] / row["point_fit_seconds"]
+        row["times_faster_than_scipy_bootstrap"] = row["scipy_bootstrap_seconds"] / row["bootstrap_seconds"]
+        if peer is not None and repeat == 0:
+            seconds, count, *theirs = _peer(peer, n, d, loss)
+            theta = np.array([*np.log(theirs[:3]), *theirs[3:]])
+            row["chinchilla_grid_seconds"] = seconds / count * len(GRID)
+            row["chinchilla_starts_measured"] = count
+            row["chinchilla_objective"] = regression.evaluate(used, FORMS["additive"], theta)
+            row["times_faster_than_chinchilla"] = row["chinchilla_grid_seconds"] / row["point_fit_seconds"]
+        for name, value in row.items():
+            found.setdefault(name, []).append(float(value))
+    return {"points": used.height, "starts": len(GRID), "draws": DRAWS, "repeats": repeats} | {
+        name: statistics.median(values) for name, values in found.items()
     }
 
 
+def _timed(work: Any) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def _value(theta: Array, n: Array, d: Array, loss: Array, weights: Array) -> tuple[float, Array]:
+    """The sum of Huber losses and its gradient, written for one fit at a time as one would for SciPy."""
+    log_n, log_d = np.log(n), np.log(d)
+    predicted, shares = log_loss(theta[None], log_n, log_d)
+    residual = predicted[0] - np.log(loss)
+    clipped = np.clip(residual, -fitting.DELTA, fitting.DELTA)
+    slope = np.concatenate([shares[0], -shares[0, :1] * log_n, -shares[0, 1:2] * log_d])
+    return float((weights * clipped * (residual - clipped / 2)).sum()), slope @ (weights * clipped)
+
+
+def _from_start(start: tuple[float, ...], n: Array, d: Array, loss: Array) -> tuple[float, Array]:
+    one = np.ones_like(loss)
+    end = optimize.minimize(lambda theta: _value(theta, n, d, loss, one)[0], np.array(start, float), method="L-BFGS-B")
+    return float(end.fun), end.x
+
+
+def _resamples(optimum: fitting.Fit, n: Array, d: Array, loss: Array, count: int, seed: int) -> list[float]:
+    random = np.random.default_rng(seed)
+    ends = []
+    for _ in range(count):
+        weights = random.multinomial(len(loss), np.full(len(loss), 1 / len(loss))).astype(float)
+        end = optimize.minimize(
+            _value, optimum.law.to_vector(), args=(n, d, loss, weights), jac=True, method="BFGS", options={"gtol": 1e-9}
+        )
+        ends.append(float(end.fun))
+    return ends
+
+
+def _peer(python: str, n: Array, d: Array, loss: Array) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "points.txt"
+        np.savetxt(table, np.stack([n, d, loss], axis=1))
+        command = [python, "-c", PEER, str(table), str(Path(folder) / "project")]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [float(word) for word in printed.split()[-7:]]
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Rows of a Markdown table."""
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.8g} |" for name, value in measured.items())
+    return f"| | |\n|---|---|\n{rows}\n"
+
+
 def main() -> None:
-    """Measure, and print a table or JSON."""
+    """Measure, print the table, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("points")
     parser.add_argument("--columns", default="")
-    parser.add_argument("--stride", type=int, default=23)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--drop-highest", type=int, default=0, help="leave out this many rows of highest loss")
+    parser.add_argument("--stride", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     columns = dict(pair.split("=", 1) for pair in given.columns.split(",") if pair)
-    measured = measure(runs.load(given.points, columns=columns), given.stride)
-    if given.json:
-        print(json.dumps(measured, indent=2))
-        return
-    for name, number in measured.items():
-        print(f"{name:32} {number:.8g}")
+    frame = runs.load(given.points, columns=columns)
+    frame = frame.sort("loss").head(frame.height - given.drop_highest)
+    measured = measure(frame, given.stride, given.repeats, given.peer_python)
+    print(table(measured))
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        machine = describe("cpu")
+        (given.out / "fitting.json").write_text(json.dumps({"machine": machine, "measured": measured}, indent=2) + "\n")
+        about = ", ".join(f"{name} {value}" for name, value in machine.items())
+        (given.out / "fitting.md").write_text(f"{table(measured)}\n{about}\n")
 
 
 if __name__ == "__main__":
