@@ -43,7 +43,7 @@ class Experiment:
     @property
     def freedom(self) -> int:
         """Points beyond the parameters fitted, at least one."""
-        return max(len(self.measured) - self.smooth_slopes.shape[1], 1)
+        return int(max(len(self.measured) - self.smooth_slopes.shape[1], 1))
 
 
 @dataclass(frozen=True)
