@@ -155,19 +155,19 @@ def compare(family: str, shape: Shape, rounds: int, device: str, compiled: bool)
         here, there = our_losses(short, short), their_losses(short, short)
     if compiled:
         our_losses, their_losses = torch.compile(our_losses), torch.compile(their_losses)
-    for sides in ((model, our_losses), (peer, their_losses)):  # allocators, thread pools and imports wake up here
-        stepper(*sides, tokens if compiled else short)()
     our_step, their_step = stepper(model, our_losses, tokens), stepper(peer, their_losses, tokens)
     our_seconds, their_seconds = [], []
     for _ in range(rounds):
-        our_seconds.append(our_step())
-        their_seconds.append(their_step())
+        for step, seconds in ((our_step, our_seconds), (their_step, their_seconds)):
+            step()  # training comes upon its own caches and allocator, not the other side's
+            seconds.append(step())
     mine, other = statistics.median(our_seconds), statistics.median(their_seconds)
+    ratios = [there / here for here, there in zip(our_seconds, their_seconds, strict=True)]
     return {
         "family": family,
         "ours_seconds": mine,
         "theirs_seconds": other,
-        "ratio": other / mine,
+        "ratio": statistics.median(ratios),
         "loss_difference": float((here - there).abs() / there),
     }
 

@@ -82,11 +82,11 @@ def _(
     if implementation == "triton":
         from kernels.wkv import triton_scan
 
-        length = triton_scan.BLOCK_TIME
+        count = -(-k.shape[1] // triton_scan.BLOCK_TIME)
     else:
-        length = torch_chunked.steps_per_chunk(k)
+        count = torch_chunked.num_segments(k)
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    return y, torch.empty_like(state), state.new_empty(-(-k.shape[1] // length), *state.shape)
+    return y, torch.empty_like(state), state.new_empty(count, *state.shape)
 
 
 @torch.library.custom_op("scaling::wkv_backward", mutates_args=())

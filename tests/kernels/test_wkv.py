@@ -79,11 +79,11 @@ def test_keys_beyond_the_range_of_exp_stay_exact(implementation: str) -> None:
     assert (actual.double() - expected).norm() / expected.norm() < 200 * torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("chunk_elements", [1, 2**18])
-def test_chunked_equals_the_recurrence_in_float64_for_any_chunk(
-    chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("segment_elements", [1, 2**18])
+def test_chunked_equals_the_recurrence_in_float64_for_any_segment(
+    segment_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_chunked, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(torch_chunked, "SEGMENT_ELEMENTS", segment_elements)
     shape = (2, 67, 7)
     expected = outputs_and_gradients(inputs(shape, torch.float64), some_resets(shape), "reference")
     actual = outputs_and_gradients(inputs(shape, torch.float64), some_resets(shape), "torch")

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from xlstm.models import build, mamba, rwkv4
-from xlstm.models.configs import MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models import build, llama, mamba, rwkv4
+from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.gang import Gang
 from xlstm.training.parallel import fill, make_mesh, parallelize
@@ -18,6 +18,45 @@ def gang() -> Iterator[Gang]:
     gang = Gang.meet(Execution(device="cpu", threads_per_rank=1))
     yield gang
     gang.part()
+
+
+def parallel(config: ModelConfig, checkpointing: str, gang: Gang) -> nn.Module:
+    """The model with its first weights, under FSDP in mixed precision."""
+    physics = Physics(
+        model=config,
+        data=Data(corpus="text", revision="sha256:0", context_length=8),
+        tokens=64,
+        batch_tokens=16,
+        optimizer=Optimizer(learning_rate=1e-3),
+        precision="bf16-mixed",
+    )
+    with torch.device("meta"):
+        model = build(config)
+    execution = Execution(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
+    parallelize(model, physics, execution, make_mesh(execution, gang))
+    model.to_empty(device="cpu")
+    fill(model, 0)
+    return model
+
+
+def test_mixed_precision_leaves_rotary_angles_in_float32(gang: Gang, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 neighbouring positions beyond the 256th would have one angle."""
+    config = LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=2, num_heads=2)
+    model = parallel(config, "none", gang)
+    seen = []
+    original = llama.rotate
+
+    def watched(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+        seen.append((x, cos))
+        return original(x, cos, sin, num_heads)
+
+    monkeypatch.setattr(llama, "rotate", watched)
+    tokens = torch.randint(64, (1, 8), generator=torch.Generator().manual_seed(0))
+    model(tokens, targets=tokens)[0].sum().backward()
+    angles = torch.arange(8)[:, None] * 10000.0 ** (-torch.arange(4) / 4)
+    for x, cos in seen:
+        assert x.dtype == torch.bfloat16
+        torch.testing.assert_close(cos, angles.cos().tile(4))
 
 
 @pytest.mark.parametrize(
@@ -38,20 +77,7 @@ def test_mixed_precision_leaves_decays_in_float32_and_casts_the_matrices(
     decay: str,
     checkpointing: str,
 ) -> None:
-    physics = Physics(
-        model=config,
-        data=Data(corpus="text", revision="sha256:0", context_length=8),
-        tokens=64,
-        batch_tokens=16,
-        optimizer=Optimizer(learning_rate=1e-3),
-        precision="bf16-mixed",
-    )
-    with torch.device("meta"):
-        model = build(config)
-    execution = Execution(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
-    parallelize(model, physics, execution, make_mesh(execution, gang))
-    model.to_empty(device="cpu")
-    fill(model, 0)
+    model = parallel(config, checkpointing, gang)
     stored = {name: p.detach().full_tensor().clone() for name, p in model.named_parameters()}  # type: ignore[operator]
     assert {value.dtype for value in stored.values()} == {torch.float32}
     seen: list[tuple[Tensor, Tensor]] = []

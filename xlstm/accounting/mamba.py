@@ -31,11 +31,11 @@ SCAN_CHUNK = 32
 def saved(config: MambaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Normed input, both halves of the up-projection, the convolution's result, the selection, and what follows the scan;
-    in float32 the convolution before its activation, the step sizes before and after softplus, and the states between
-    chunks.
+    Normed input, both halves of the up-projection, the convolution's result, the selection, the gate's activation and
+    its product with the scan's result: 11 d and the selection. In float32 the norm's scale, the convolution before its
+    activation, the step sizes before and after softplus, the scan's result with the skip, and the chunks' states.
     """
     d, inner, state_dim = config.embedding_dim, config.inner_dim, config.state_dim
-    computed = 17 * d + config.delta_rank + 2 * state_dim
-    float32 = 3 * inner + inner * state_dim / SCAN_CHUNK
+    computed = 11 * d + config.delta_rank + 2 * state_dim
+    float32 = 1 + 4 * inner + inner * state_dim / SCAN_CHUNK
     return [Saved(computed, float32, input=d)] * config.num_blocks

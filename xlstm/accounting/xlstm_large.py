@@ -23,10 +23,10 @@ def outside(config: XLSTMLargeConfig) -> Cost:
 def saved(config: XLSTMLargeConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    The output gate, its activation, the normed output, their product and the sum after it, 5 d; the feed-forward
-    layer's gate, its activation, the other half and their product; in float32, input and output of both norms; and the
+    Two normed inputs, the output gate, its activation, the normed output, their product and the sum after it, 7 d; the
+    feed-forward layer's gate, its activation, the other half and their product; in float32, the norms' scales; and the
     cell's.
     """
     d, width = config.embedding_dim, config.feedforward_dim
     cell = mlstm_cell_saved(config.num_heads, config.key_dim, d)
-    return [Saved(5 * d + 4 * width, 4 * d, input=d) + cell] * config.num_blocks
+    return [Saved(7 * d + 4 * width, 2, input=d) + cell] * config.num_blocks

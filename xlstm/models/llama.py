@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xlstm.models.attention import Layout, Past, attend, lay_out
 from xlstm.models.configs import LlamaConfig
 from xlstm.models.head import logits_or_losses
+from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6
 """Of RMSNorm, as released with the first Llama."""
@@ -30,7 +31,7 @@ class Llama(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = nn.RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        self.norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
 
     def forward(
@@ -48,14 +49,12 @@ class Llama(nn.Module):
         """
         layout = lay_out(tokens, state, resets)
         keep = state is not None or targets is None or not torch.is_grad_enabled()
-        cos, sin = rotations(
-            layout.positions, self.config.embedding_dim // self.config.num_heads, self.config.rope_theta
-        )
+        angles = Angles(layout.positions, self.config)
         x = self.embedding(tokens)
         cache: list[tuple[Tensor, Tensor]] = []
         for index, block in enumerate(self.blocks):
             past = None if state is None else (state.keys[index], state.values[index])
-            x, keys_and_values = block(x, cos, sin, layout, past, keep)
+            x, keys_and_values = block(x, angles, layout, past, keep)
             if keep:
                 cache.append(keys_and_values)
         result = logits_or_losses(self.norm(x), self.head, targets)
@@ -82,29 +81,28 @@ class Block(nn.Module):
         super().__init__()
         d, width = config.embedding_dim, config.feedforward_dim
         self.num_heads = config.num_heads
-        self.attention_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.attention_norm = RMSNorm(d, eps=NORM_EPSILON)
         # Separate matrices: their gradients need not be put together, which costs more than fewer products save.
         self.query = nn.Linear(d, d, bias=False)
         self.key = nn.Linear(d, d, bias=False)
         self.value = nn.Linear(d, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
-        self.feedforward_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.feedforward_norm = RMSNorm(d, eps=NORM_EPSILON)
         self.gate = nn.Linear(d, width, bias=False)
         self.up = nn.Linear(d, width, bias=False)
         self.down = nn.Linear(width, d, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, past: tuple[Tensor, Tensor] | None, keep: bool
+        self, x: Tensor, angles: "Angles", layout: Layout, past: tuple[Tensor, Tensor] | None, keep: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
         batch, time, d = x.shape
         normed = self.attention_norm(x)
-        query, key, value = (
-            projection(normed).view(batch, time, self.num_heads, -1)
-            for projection in (self.query, self.key, self.value)
+        query = Rotation.apply(self.query(normed), angles.cos, angles.sin, self.num_heads)
+        key = Rotation.apply(self.key(normed), angles.cos, angles.sin, self.num_heads)
+        query, key, value = (  # (batch, heads, time, head_dim)
+            tensor.view(batch, time, self.num_heads, -1).transpose(1, 2) for tensor in (query, key, self.value(normed))
         )
-        query, key = Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)
-        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # (batch, heads, time, head_dim)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         attended = attend(query, key, value, layout)
@@ -114,29 +112,41 @@ class Block(nn.Module):
         return x, (key, value) if keep else None
 
 
-def rotations(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, float32, ([batch,] time, 1, head_dim / 2) (Su 2021, eq. 15)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[..., None] * theta**-exponents
-    return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)  # every head alike
+class Angles:
+    """Cosine and signed sine of every position's angles, float32, ([batch,] time, d): every head alike (Su 2021).
+
+    The sine is negative in the first half of each head: `rotate` exchanges the halves. No tuple or dataclass: FSDP
+    casts the tensors of those to the precision of the computation, which tells no more than 256 positions apart.
+    """
+
+    def __init__(self, positions: Tensor, config: LlamaConfig) -> None:
+        """Of `positions` (time,) or (batch, time)."""
+        head_dim = config.embedding_dim // config.num_heads
+        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+        angles = positions[..., None] * config.rope_theta**-exponents
+        cos, sin = angles.cos(), angles.sin()
+        heads = (config.num_heads,)
+        self.cos = torch.cat((cos, cos), dim=-1).tile(heads)
+        self.sin = torch.cat((-sin, sin), dim=-1).tile(heads)
 
 
 class Rotation(torch.autograd.Function):
     """Rotary positions: the gradient is rotated back, so nothing but the angles is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotate(x, cos, sin)
+        ctx.num_heads = num_heads
+        return rotate(x, cos, sin, num_heads)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return rotate(grad, cos, -sin), None, None
+        return rotate(grad, cos, -sin, ctx.num_heads), None, None, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_j, x_{j + head_dim/2}) of `x` (batch, time, heads, head_dim); at least in float32."""
-    first, second = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
-    turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
-    return torch.cat(turned, dim=-1).to(x.dtype)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    """Rotate the pairs (x_j, x_{j + head_dim/2}) of each head of `x` (batch, time, d); at least in float32."""
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    exchanged = wide.unflatten(-1, (num_heads, 2, -1)).flip(-2).flatten(-3)
+    return torch.addcmul(wide * cos, exchanged, sin).to(x.dtype)

@@ -15,6 +15,7 @@ from kernels.selective_scan import selective_scan
 from xlstm.models.causal_conv import CausalConv
 from xlstm.models.configs import MambaConfig
 from xlstm.models.head import logits_or_losses
+from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-5
 
@@ -38,7 +39,7 @@ class Mamba(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = nn.RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        self.norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
 
     def forward(
@@ -102,7 +103,7 @@ class Block(nn.Module):
         super().__init__()
         d, inner, state_dim = config.embedding_dim, config.inner_dim, config.state_dim
         self.sizes = (config.delta_rank, state_dim, state_dim)
-        self.norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.norm = RMSNorm(d, eps=NORM_EPSILON)
         self.up = nn.Linear(d, 2 * inner, bias=False)
         self.conv = CausalConv(inner)
         self.select = nn.Linear(inner, sum(self.sizes), bias=False)

@@ -15,6 +15,7 @@ from xlstm.models.configs import XLSTMLargeConfig
 from xlstm.models.gates import forget_bias
 from xlstm.models.head import logits_or_losses
 from xlstm.models.mlstm_block import HeadNorm, by_head
+from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6
 DENOMINATOR_EPSILON = 1e-6
@@ -33,7 +34,7 @@ class XLSTMLarge(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.blocks = nn.ModuleList(XLSTMLargeBlock(config) for _ in range(config.num_blocks))
-        self.norm = nn.RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        self.norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
 
     def forward(
@@ -86,7 +87,7 @@ class XLSTMLargeBlock(nn.Module):
         super().__init__()
         d, heads = config.embedding_dim, config.num_heads
         self.config = config
-        self.norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.norm = RMSNorm(d, eps=NORM_EPSILON)
         self.query = nn.Linear(d, config.key_dim, bias=False)
         self.key = nn.Linear(d, config.key_dim, bias=False)
         self.value = nn.Linear(d, d, bias=False)
@@ -95,7 +96,7 @@ class XLSTMLargeBlock(nn.Module):
         self.output_gate = nn.Linear(d, d, bias=False)
         self.head_norm = HeadNorm(d, heads, NORM_EPSILON)
         self.out = nn.Linear(d, d, bias=False)
-        self.feedforward_norm = nn.RMSNorm(d, eps=NORM_EPSILON)
+        self.feedforward_norm = RMSNorm(d, eps=NORM_EPSILON)
         self.gate = nn.Linear(d, config.feedforward_dim, bias=False)
         self.up = nn.Linear(d, config.feedforward_dim, bias=False)
         self.down = nn.Linear(config.feedforward_dim, d, bias=False)
