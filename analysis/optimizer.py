@@ -116,11 +116,12 @@ def minimise(
     structure: Structure,
     objective: Objective,
     *,
+    held: int | None = None,
     majorised: int = 3,
     iterations: int = 100,
     tolerance: float = 1e-13,
 ) -> Minima:
-    """Minimise from every row of `free` (problems, k) by itself, within the bounds.
+    """Minimise from every row of `free` (problems, k) by itself, within the bounds; column `held` stays as it is.
 
     A problem ends when the step it would take promises less than `tolerance`, relative to the objective, or when
     PATIENCE steps in a row have gained nothing.
@@ -147,9 +148,11 @@ def minimise(
         else:
             active = active[np.isfinite(value)]
         here, pull, bend = free[active], gradient[active], hessian[active]
-        held = ((here <= lower) & (pull > 0)) | ((here >= upper) & (pull < 0))
-        pull[held] = 0.0
-        bend[held[:, :, None] | held[:, None, :]] = 0.0
+        fixed = ((here <= lower) & (pull > 0)) | ((here >= upper) & (pull < 0))
+        if held is not None:
+            fixed[:, held] = True
+        pull[fixed] = 0.0
+        bend[fixed[:, :, None] | fixed[:, None, :]] = 0.0
         scale = np.abs(bend[:, diagonal, diagonal])
         scale = np.maximum(scale, 1e-12 * scale.max(axis=1, keepdims=True)) + 1e-300
         bend[:, diagonal, diagonal] += damping[active, None] * scale

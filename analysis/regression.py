@@ -109,8 +109,12 @@ def fit_form(
     num_draws: int = 0,
     scheme: Scheme | None = None,
     seed: int = 0,
+    begin: Array | None = None,
 ) -> FormFit:
     """Fit one form to the rows of `frame` that are not excluded, with `num_draws` bootstrap draws.
+
+    Descents begin at `num_starts` points drawn for the form, or at the rows of `begin` (starts, k) where given, which
+    a form without `structure` takes.
 
     A column `weight` (positive, such as one over the variance between seeds) weighs the rows, a column `cluster` says
     whose errors are in common; without them each row weighs 1 and stands alone. `scheme` as `resampling.resample` has
@@ -118,8 +122,8 @@ def fit_form(
     """
     rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
     _refuse(rows, form)
-    problem = _Problem.of(rows, form, objective)
-    ends = problem.search(num_starts, seed)
+    problem = Problem.of(rows, form, objective)
+    ends = problem.search(num_starts, seed, begin)
     best = ends.free[ends.best]
     theta = problem.theta(best[None])[0]
     if num_draws:
@@ -187,14 +191,14 @@ def sweep_delta(frame: pl.DataFrame, form: Form, deltas: Sequence[float], *, hel
 def evaluate(frame: pl.DataFrame, form: Form, theta: Array, objective: Objective = HUBER) -> float:
     """The objective at given parameters: whether a published or earlier fit is at the optimum of its own objective."""
     rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
-    problem = _Problem.of(rows, form, objective)
+    problem = Problem.of(rows, form, objective)
     given = np.asarray(theta, float)[None]
     data = (problem.log_inputs, problem.measured, problem.weights)
     return float(descent.totals(given, form, objective, *data)[0])
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """A form on rows, by whichever engine fits it: `free` are the engine's coordinates, theta the form's."""
 
     form: Form
@@ -204,7 +208,7 @@ class _Problem:
     weights: Array
 
     @classmethod
-    def of(cls, rows: pl.DataFrame, form: Form, objective: Objective) -> "_Problem":
+    def of(cls, rows: pl.DataFrame, form: Form, objective: Objective) -> "Problem":
         log_loss = np.log(rows["loss"].to_numpy())
         weights = rows["weight"].to_numpy().astype(float) if "weight" in rows.columns else np.ones(rows.height)
         return cls(
@@ -227,15 +231,16 @@ class _Problem:
             return free
         return self.form.from_centered(self.form.structure.expand(free), self.log_inputs.mean(axis=1))
 
-    def search(self, count: int, seed: int) -> Minima:
+    def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
         """From many starts."""
         structure = self.form.structure
         if structure is not None:
-            points = self._points(self.measured, self.weights)
-            begin = optimizer.starts(points, structure, self.objective, count, seed)
-            return optimizer.descend_in_stages(begin, points, structure, self.objective)
+            points = self.points
+            drawn = optimizer.starts(points, structure, self.objective, count, seed)
+            return optimizer.descend_in_stages(drawn, points, structure, self.objective)
         log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
-        begin = descent.starts(self.form, self.log_inputs, log_loss, count, seed)
+        if begin is None:
+            begin = descent.starts(self.form, self.log_inputs, log_loss, count, seed)
         data = (self.form, self.objective, self.log_inputs, self.measured, self.weights)
         ends = descent.descend(begin, *data)
         values = descent.totals(ends, *data)
@@ -271,8 +276,7 @@ class _Problem:
     def slopes(self, free: Array) -> Array:
         """Derivatives of the residuals by the free coordinates at one solution: (points, k)."""
         if self.form.structure is not None:
-            points = self._points(self.measured, self.weights)
-            return optimizer.slopes(free, points, self.form.structure, self.objective)
+            return optimizer.slopes(free, self.points, self.form.structure, self.objective)
         _, factor = descent.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
         return np.asarray((self.form.jacobian(free[None], self.log_inputs) * factor[:, None])[0].T)
 
@@ -285,10 +289,14 @@ class _Problem:
 
     def _residuals(self, free: Array) -> Array:
         if self.form.structure is not None:
-            points = self._points(self.measured, self.weights)
-            return np.asarray(optimizer.residuals(free[None], points, self.form.structure, self.objective)[0])
+            return np.asarray(optimizer.residuals(free[None], self.points, self.form.structure, self.objective)[0])
         found, _ = descent.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
         return np.asarray(found[0])
+
+    @property
+    def points(self) -> Points:
+        """The rows, as the optimizer takes them."""
+        return self._points(self.measured, self.weights)
 
     def _points(self, measured: Array, weights: Array) -> Points:
         centered = self.log_inputs - self.log_inputs.mean(axis=1, keepdims=True)
@@ -330,7 +338,7 @@ def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -
         found.append(Warning("bounds-hit", f"{listed} lies on its bound: the data do not determine it"))
     if certificate.agreeing_starts < 0.1:
         found.append(Warning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum"))
-    if count < 3 * size:
+    if count <= 3 * size:
         found.append(
             Warning("few-points", f"{count} runs for {size} parameters: their intervals are not to be trusted")
         )
