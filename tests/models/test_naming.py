@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlstm.models.configs import LlamaConfig, XLSTMConfig
-from xlstm.models.naming import family_label, parse_family, place_slstm, size_label
+from xlstm.models.naming import compact, family_label, parse_family, place_slstm, size_label
 from xlstm.models.published import DIMENSIONS, LEARNING_RATES
 from xlstm.models.sizes import config_for
 
@@ -82,3 +82,18 @@ def test_learning_rates_are_published_for_sizes_that_are() -> None:
     assert LEARNING_RATES["15B"]["xlstm"]["350M"] == 1e-3
     assert LEARNING_RATES["300B"]["rwkv4"]["1.3B"] == 2e-4
     assert "2.7B" not in LEARNING_RATES["300B"]["xlstm"]
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (999, "999"),
+        (999_499, "999K"),
+        (999_936, "1M"),
+        (1_234_567, "1.23M"),
+        (15_000_000_000, "15B"),
+        (999_999_999, "1B"),
+    ],
+)
+def test_a_count_has_three_digits_and_never_an_exponent(count: int, name: str) -> None:
+    assert compact(count) == name

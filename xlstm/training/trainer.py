@@ -112,14 +112,14 @@ class Trainer:
         first = self.step * physics.batch_sequences + self.gang.rank * self.per_rank
         batch = self.windows.batch(self.order.take(first, self.per_rank))
         counted = self.gang.sum(float((batch.targets != IGNORED).sum()))[0]
-        total = torch.zeros((), device=self.gang.device, dtype=torch.float64)
+        parts = []
         for start in range(0, self.per_rank, self.micro):
             with z_loss(physics.z_loss or 0.0):
                 nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
             loss = nll.sum() / counted
             loss.backward()
-            total += loss.detach()
-        (mean,) = self.gang.sum(float(total))
+            parts.append(loss.detach())
+        (mean,) = self.gang.sum(float(parts[0] if len(parts) == 1 else torch.stack(parts).double().sum()))
         if not math.isfinite(mean):
             raise DivergedError(self.step + 1, f"the loss is {mean}")
         norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
