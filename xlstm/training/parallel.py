@@ -3,6 +3,7 @@
 The model knows nothing of this file: `model.blocks` is all it needs.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from xlstm.training.gang import Gang
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard
 
 
 def make_mesh(execution: Execution, gang: Gang) -> "DeviceMesh":
@@ -39,8 +41,10 @@ def parallelize(model: nn.Module, physics: Physics, execution: Execution, mesh: 
 
 
 def _shard(model: nn.Module, physics: Physics, mesh: "DeviceMesh") -> None:
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+    from torch.distributed.fsdp import fully_shard as shard_by_row
 
+    fully_shard = partial(shard_by_row, shard_placement_fn=partial(_placement, shards=mesh["shard"].size()))
     parameters = torch.bfloat16 if physics.precision == "bf16-mixed" else None
     policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
     for block in model.blocks:  # type: ignore[union-attr]
@@ -58,6 +62,18 @@ def _shard(model: nn.Module, physics: Physics, mesh: "DeviceMesh") -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _placement(parameter: nn.Parameter, shards: int) -> "Shard | None":
+    """Rows, as ever, where there is one for each rank; else the first dimension that the ranks divide, if there is one.
+
+    The four gates of an sLSTM lie in its first dimension: by rows, all but four ranks would hold nothing of them.
+    """
+    from torch.distributed.tensor import Shard
+
+    if parameter.shape[0] >= shards:
+        return None
+    return next((Shard(index) for index, size in enumerate(parameter.shape) if size % shards == 0), None)
 
 
 def _checkpoint_activations(model: nn.Module, mode: str) -> None:
