@@ -118,7 +118,7 @@ def minimise(
     *,
     held: int | None = None,
     majorised: int = 3,
-    iterations: int = 100,
+    iterations: int = 1000,
     tolerance: float = 1e-13,
 ) -> Minima:
     """Minimise from every row of `free` (problems, k) by itself, within the bounds; column `held` stays as it is.

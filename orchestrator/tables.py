@@ -134,10 +134,9 @@ def _parameter(fit: Mapping[str, Any], name: str) -> str:
     Coefficients are fitted as logarithms: their lower bound, exp(-30), stands for zero.
     """
     value, interval = fit["parameters"][name], fit["intervals"][name]
-    if name not in fit["certificate"]["bounds_hit"]:
-        return _estimate(value, interval)
-    shown = "0" if value < 1e-12 else f"{value:.4g}"
-    return f"{shown} (bound) [{0.0 if interval[0] < 1e-12 else interval[0]:.3g}, {interval[1]:.3g}]"
+    bound = " (bound)" if name in fit["certificate"]["bounds_hit"] else ""
+    shown, low = (0.0 if number < 1e-12 else number for number in (value, interval[0]))
+    return f"{shown:.4g}{bound} [{low:.3g}, {interval[1]:.3g}]"
 
 
 def _estimate(value: float, interval: Sequence[float]) -> str:

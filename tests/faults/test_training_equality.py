@@ -76,14 +76,24 @@ def test_hybrid_sharding_over_two_nodes_of_two_changes_nothing_but_rounding(
     assert_close(run, undisturbed(1))
 
 
-def test_parameters_with_fewer_rows_than_ranks_are_trained_and_saved_whole(workspace: Workspace) -> None:
-    # A head dimension of 3 x 2 gives norms of 6 elements; over four ranks of a vocabulary of 256 all is uneven.
-    model = LlamaConfig(vocab_size=256, embedding_dim=6, num_blocks=1, num_heads=1)
+@pytest.mark.parametrize(
+    ("model", "ranks"),
+    [
+        # A head dimension of 3 x 2 gives norms of 6 elements; over four ranks of a vocabulary of 256 all is uneven.
+        (LlamaConfig(vocab_size=256, embedding_dim=6, num_blocks=1, num_heads=1), 4),
+        # The four gates over eight ranks: cut along the head's dimension, gathered and saved whole all the same.
+        (XLSTMConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2, slstm_at=(0,)), 8),
+    ],
+    ids=["llama", "slstm"],
+)
+def test_parameters_with_fewer_rows_than_ranks_are_trained_and_saved_whole(
+    workspace: Workspace, model: ModelConfig, ranks: int
+) -> None:
     run = make_run(workspace, model=model)
-    start(run, 4).wait_for_checkpoint().kill()
+    start(run, ranks).wait_for_checkpoint().kill()
     copy = Workspace(workspace.root.with_name("copy"))
     shutil.copytree(workspace.root, copy.root)
-    start(run, 4).completed()
+    start(run, ranks).completed()
     single = copy.run(run.run_id)
     start(single, 1).completed()
     assert_close(single, run)
