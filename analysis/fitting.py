@@ -24,7 +24,7 @@ DELTA = 1e-3
 """Huber's threshold on log loss (Hoffmann et al. 2022, appendix D.3)."""
 STARTS = 1000
 DRAWS = 1000
-METHOD = 2
+METHOD = 3
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another answer."""
 
 
