@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from analysis import quality, regression
 from analysis.findings import RefusalError, Warning
 from analysis.forms import FORMS
-from analysis.laws import AdditiveLaw, Array
+from analysis.laws import SMALLEST, AdditiveLaw, Array
 from analysis.objectives import Objective
 from analysis.regression import LEVEL, Certificate, percentile
 
@@ -58,9 +58,14 @@ class Fit:
         low, high = _quantiles(drawn)
         return center, low, high
 
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The law's parameters; a coefficient on its lower bound is 0."""
+        return {name: float(_zero_at_bound(getattr(self.law, name))) for name in AdditiveLaw.NAMES}
+
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Interval of each of the law's parameters over the draws, at level 0.95."""
-        a, b, e = np.exp(self.draws[:, :3]).T
+        a, b, e = _zero_at_bound(np.exp(self.draws[:, :3])).T
         drawn = {"E": e, "A": a, "B": b, "alpha": self.draws[:, 3], "beta": self.draws[:, 4]}
         return {name: percentile(drawn[name]) for name in AdditiveLaw.NAMES}
 
@@ -78,7 +83,7 @@ class Fit:
             "conventions": {"N": "total parameters", "D": "training tokens", "C": "exact FLOPs, else 6ND"},
             "objective": self.objective,
             "objective_value": self.objective_value,
-            "parameters": {name: getattr(self.law, name) for name in AdditiveLaw.NAMES},
+            "parameters": self.parameters,
             "intervals": {name: list(bounds) for name, bounds in self.intervals().items()},
             "interval_level": LEVEL,
             "resampling": self.resampling,
@@ -230,6 +235,11 @@ def _weaknesses(family: str, used: pl.DataFrame, draws: Array) -> list[Warning]:
     if percentile(np.exp(draws[:, 2]))[0] < 0.1 * float(used["loss"].min()):
         found.append(Warning("irreducible-loss-open", f"{family}: the data do not tell the irreducible loss from zero"))
     return found
+
+
+def _zero_at_bound(coefficient: ArrayLike) -> Array:
+    """Coefficients are fitted above SMALLEST, which stands for zero."""
+    return np.where(np.asarray(coefficient) <= SMALLEST * (1 + 1e-6), 0.0, coefficient)
 
 
 def _quantiles(drawn: Array) -> tuple[Array, Array]:

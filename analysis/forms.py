@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws import Array
-from analysis.optimizer import SMALLEST, Structure
+from analysis.laws import SMALLEST, Array
+from analysis.optimizer import Structure
 
 Complex = NDArray[np.complex128]
 COMPLEX_STEP = 1e-30

@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+SMALLEST = math.exp(-30.0)
+"""What stands for a coefficient of zero where its logarithm is stored: small beside any loss."""
+
 
 @dataclass(frozen=True)
 class AdditiveLaw:
@@ -46,7 +49,8 @@ class AdditiveLaw:
 
     def to_vector(self) -> Array:
         """(log A, log B, log E, alpha, beta)."""
-        return np.array([math.log(self.A), math.log(self.B), math.log(self.E), self.alpha, self.beta])
+        logs = [math.log(max(coefficient, SMALLEST)) for coefficient in (self.A, self.B, self.E)]
+        return np.array([*logs, self.alpha, self.beta])
 
 
 def log_loss(theta: Array, log_n: Array, log_d: Array) -> tuple[Array, Array]:

@@ -16,12 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws import Array
+from analysis.laws import SMALLEST, Array
 from analysis.objectives import Objective
 
 COORDINATES = ("A", "B", "E", "alpha", "beta", "gamma")
-SMALLEST = float(np.exp(-30.0))
-"""Lower bound of the coefficients: small beside any loss, with a logarithm that can be stored."""
 LOWER = np.array([SMALLEST, SMALLEST, SMALLEST, 1e-3, 1e-3, 0.05])
 UPPER = np.array([np.inf, np.inf, np.inf, 3.0, 3.0, 5.0])
 """Bounds of the coordinates: wide, there to be reported when hit."""

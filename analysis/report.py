@@ -147,7 +147,7 @@ def _laws(fits: Sequence[Fit]) -> str:
     columns = []
     for fitted in fits:
         intervals = fitted.intervals() | {"a": fitted.compute_optimal_interval()}
-        values = {name: getattr(fitted.law, name) for name in fitted.law.NAMES} | {"a": fitted.law.parameters_exponent}
+        values = fitted.parameters | {"a": fitted.law.parameters_exponent}
         columns.append([f"{values[name]:.4g} [{low:.3g}, {high:.3g}]" for name, (low, high) in intervals.items()])
     names = ["E", "A", "B", "α", "β", "a in N* ~ Cᵃ"]
     rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]

@@ -129,14 +129,10 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _parameter(fit: Mapping[str, Any], name: str) -> str:
-    """A parameter and its interval; one on its bound is said to be there, for its value is the bound's, not the data's.
-
-    Coefficients are fitted as logarithms: their lower bound, exp(-30), stands for zero.
-    """
-    value, interval = fit["parameters"][name], fit["intervals"][name]
+    """A parameter and its interval; what lies on a bound is said to: that value is the bound's, not the data's."""
+    value, (low, high) = fit["parameters"][name], fit["intervals"][name]
     bound = " (bound)" if name in fit["certificate"]["bounds_hit"] else ""
-    shown, low = (0.0 if number < 1e-12 else number for number in (value, interval[0]))
-    return f"{shown:.4g}{bound} [{low:.3g}, {interval[1]:.3g}]"
+    return f"{value:.4g}{bound} [{low:.3g}, {high:.3g}]"
 
 
 def _estimate(value: float, interval: Sequence[float]) -> str:

@@ -134,3 +134,13 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     table.write_text("N,tokens,loss\n1e6,1e8,3.1\n")
     with pytest.raises(RefusalError, match="no column 'Model Size' for parameters; there are: N, tokens, loss"):
         runs.load(str(table), columns={"parameters": "Model Size"})
+
+
+def test_a_law_without_floor_is_kept_with_a_floor_of_zero_and_serves_all_the_same(tmp_path: Path) -> None:
+    law = AdditiveLaw(E=0.0, A=40.0, B=120.0, alpha=0.31, beta=0.37)
+    (fitted,) = fitting.fit(noise_free(law), num_draws=20)
+    assert fitted.parameters["E"] == pytest.approx(0.0, abs=1e-9)
+    fitted.save(tmp_path)
+    loaded = fitting.Fit.load(tmp_path)
+    assert np.isfinite(loaded.law.to_vector()).all()
+    np.testing.assert_allclose(loaded.predict(1e6, 1e7)[0], law.predict(1e6, 1e7), rtol=1e-6)
