@@ -55,7 +55,7 @@ def layout_key(spec: RunSpec) -> Hashable:
     return (
         *(physics.model, physics.data.context_length, physics.batch_sequences, physics.precision),
         *(execution.nodes, execution.devices, execution.sharding, execution.activation_checkpointing),
-        execution.micro_batch_sequences,
+        *(execution.micro_batch_sequences, execution.runs_per_device),
     )
 
 
@@ -71,14 +71,15 @@ def capacity(spec: RunSpec, card: Card | None) -> Capacity:
 
 
 def _capacity(spec: RunSpec, card: Card | None) -> Capacity:
-    available = None if card is None else int(card.memory_gib * 2**30)
+    memory_gib = None if card is None else card.memory_gib / spec.execution.runs_per_device
+    available = None if memory_gib is None else int(memory_gib * 2**30)
     try:
         size = micro_batch(spec, available)
     except ValueError:
         size = 1
     execution = spec.execution.model_copy(update={"micro_batch_sequences": size})
     needed = accounting.memory(spec.model_copy(update={"execution": execution})).total
-    return Capacity(size, needed / 2**30, None if card is None else USABLE * card.memory_gib)
+    return Capacity(size, needed / 2**30, None if memory_gib is None else USABLE * memory_gib)
 
 
 def checkpoint_steps(spec: RunSpec, start: int, checkpoint_at: Collection[int]) -> tuple[int, int]:

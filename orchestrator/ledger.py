@@ -105,7 +105,7 @@ def _attempt(run: RunDirectory, number: int, rows: Iterable[Mapping[str, Any]]) 
     verdict = run.verdict(number)
     if verdict is not None and verdict.step is not None and verdict.state is not State.FAILED:
         steps.append(verdict.step)
-    hours = run.attempt_seconds(number) * launch.execution.ranks / 3600
+    hours = run.attempt_seconds(number) * launch.execution.devices_taken / 3600
     return Attempt(first, max([first, *steps]), hours)
 
 

@@ -103,7 +103,7 @@ class Supervisor:
             attempt=lease.attempt,
             token=self.token,
             executor=self.executor,
-            execution=resolve(spec.execution, self._earlier_launch(lease.attempt)),
+            execution=resolve(spec.execution, self._earlier_launch(lease.attempt), self.executor),
             host=socket.gethostname(),
             rendezvous=self.rendezvous,
             started=time.time(),
@@ -203,8 +203,10 @@ def _become_torchrun(supervisor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def resolve(execution: Execution, earlier: Launch | None) -> Execution:
+def resolve(execution: Execution, earlier: Launch | None, executor: str) -> Execution:
     """Fill in what the sweep left open: from the earlier attempt, so that a resumed run keeps its arithmetic.
+
+    A GPU is shared where the executor hands out parts of one: Slurm gives it to one job.
 
     Without one, the device is CUDA where this node has one, and a rank on CPU computes with one thread: the result then
     does not depend on how many cores the machine has.
@@ -215,6 +217,8 @@ def resolve(execution: Execution, earlier: Launch | None) -> Execution:
     if execution.threads_per_rank is None:
         threads = earlier.execution.threads_per_rank if earlier else 1
         execution = execution.model_copy(update={"threads_per_rank": threads})
+    if execution.device == "cpu" or executor == "slurm":
+        execution = execution.model_copy(update={"runs_per_device": 1})
     return execution
 
 

@@ -322,6 +322,7 @@ class _Expansion:
         if key not in sources:
             suspects = {
                 "less than one global batch": BUDGETS,
+                "runs_per_device": ("runs_per_device",),
                 "ranks": ("devices", "gpus", "nodes"),
                 "micro-batch": ("micro_batch_sequences",),
                 "batch": ("batch_sequences", "batch_tokens"),

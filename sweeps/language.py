@@ -94,6 +94,7 @@ class Resources(Section):
     nodes: Count | None = None
     devices: Count | None = Field(None, description="Ranks per node, on GPUs where there are any.")
     gpus: Count | None = Field(None, description="GPUs per node: as devices, and refuses to run on CPU.")
+    runs_per_device: Count | None = Field(None, description="Runs of one rank that share a GPU.")
     micro_batch_sequences: Count | None = None
     sharding: Literal["fsdp", "hsdp", "none"] | None = None
     activation_checkpointing: Literal["none", "selective", "full"] | None = None

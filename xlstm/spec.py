@@ -143,6 +143,7 @@ class Execution(Ring):
     nodes: PositiveInt = 1
     devices: PositiveInt = Field(1, description="Ranks per node: GPUs, or processes on CPU.")
     device: Literal["cpu", "cuda", "auto"] = "auto"
+    runs_per_device: PositiveInt = Field(1, description="Runs of one rank that share a GPU, a part of its memory each.")
     micro_batch_sequences: PositiveInt | None = Field(
         None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as should fit on GPU."
     )
@@ -166,6 +167,17 @@ class Execution(Ring):
     def ranks(self) -> int:
         """Processes of the whole gang."""
         return self.nodes * self.devices
+
+    @property
+    def devices_taken(self) -> float:
+        """Devices that the run has to itself, or its part of one."""
+        return self.ranks / self.runs_per_device
+
+    @model_validator(mode="after")
+    def _only_single_ranks_share(self) -> Self:
+        if self.runs_per_device > 1 and self.ranks > 1:
+            raise ValueError(f"runs_per_device is for runs of one rank; this one has {self.ranks}")
+        return self
 
 
 class Presentation(Ring):

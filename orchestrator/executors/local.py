@@ -1,8 +1,9 @@
 """This machine: a queue over its devices, one supervisor process per running job.
 
-A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores. Jobs start in the order submitted; while
-one waits for more than is free, later ones may overtake it, but take no more slots in all than it asks for itself:
-devices do not idle, and a large job is not starved by small ones. Everything dies with this process.
+A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores; a part of a GPU where its run says that
+several share one. Jobs start in the order submitted; while one waits for more than is free, later ones may overtake it,
+but take no more slots in all than it asks for itself: devices do not idle, and a large job is not starved by small ones.
+Everything dies with this process.
 """
 
 import os
@@ -11,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 from orchestrator import supervisor
@@ -20,20 +22,33 @@ from xlstm.records import RunDirectory
 
 
 @dataclass
+class _Need:
+    """So many slots, GPUs or cores, and what is taken of each: all of it, or the part of a GPU that is shared."""
+
+    count: int
+    share: Fraction = Fraction(1)
+
+    @property
+    def total(self) -> Fraction:
+        return self.count * self.share
+
+
+@dataclass
 class _Running:
     process: subprocess.Popen[bytes]
     slots: tuple[int, ...]
+    share: Fraction
 
 
 @dataclass
 class _Waiting:
     job: Job
-    slots: int
-    overtaken: int = 0
+    need: _Need
+    overtaken: Fraction = Fraction(0)
     """Slots of later jobs that have started before it."""
 
-    def lets_past(self, slots: int) -> bool:
-        return self.overtaken + slots <= self.slots
+    def lets_past(self, need: _Need) -> bool:
+        return self.overtaken + need.total <= self.need.total
 
 
 @dataclass
@@ -46,19 +61,22 @@ class LocalExecutor:
     _queue: list[_Waiting] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
-    _free: list[int] = field(default_factory=list)
+    _free: dict[int, Fraction] = field(default_factory=dict)
+    """Of each slot, the part that nobody has."""
 
     def __post_init__(self) -> None:
-        self._free = list(range(self.gpus or self.cores))
+        self._free = dict.fromkeys(range(self.gpus or self.cores), Fraction(1))
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Queue the jobs. ValueError for one that this machine can never hold."""
         for job in jobs:
             if job.spec.execution.nodes > 1:
                 raise ValueError(f"{job.run.run_id} asks for {job.spec.execution.nodes} nodes; this machine is one")
-            if self.gpus and self._slots(job) > self.gpus:
-                raise ValueError(f"{job.run.run_id} asks for {self._slots(job)} GPUs; this machine has {self.gpus}")
-        self._queue += [_Waiting(job, self._slots(job)) for job in jobs]
+            if self.gpus and job.spec.execution.ranks > self.gpus:
+                raise ValueError(
+                    f"{job.run.run_id} asks for {job.spec.execution.ranks} GPUs; this machine has {self.gpus}"
+                )
+        self._queue += [_Waiting(job, self._need(job)) for job in jobs]
         self._start_what_fits()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
 
@@ -70,7 +88,8 @@ class LocalExecutor:
         """The state of each job; starts what fits into the slots that became free."""
         for token, running in list(self._running.items()):
             if running.process.poll() is not None:
-                self._free = sorted([*self._free, *running.slots])
+                for slot in running.slots:
+                    self._free[slot] += running.share
                 self._ended.add(token)
                 del self._running[token]
         self._start_what_fits()
@@ -104,23 +123,31 @@ class LocalExecutor:
             return JobState.ENDED
         return JobState.WAITING
 
-    def _slots(self, job: Job) -> int:
+    def _need(self, job: Job) -> _Need:
         """GPUs, or cores. A job wider than the machine's cores takes them all."""
         execution = job.spec.execution
         if self.gpus:
-            return execution.ranks
-        return min(execution.ranks * (execution.threads_per_rank or 1), self.cores)
+            return _Need(execution.ranks, Fraction(1, execution.runs_per_device))
+        return _Need(min(execution.ranks * (execution.threads_per_rank or 1), self.cores))
+
+    def _room(self, need: _Need) -> tuple[int, ...] | None:
+        """Slots that can give what is needed, those that are shared already first; None where there are too few."""
+        wide = sorted((free, slot) for slot, free in self._free.items() if free >= need.share)
+        return tuple(sorted(slot for _, slot in wide[: need.count])) if len(wide) >= need.count else None
 
     def _start_what_fits(self) -> None:
         ahead: list[_Waiting] = []
         for waiting in self._queue:
-            if waiting.slots > len(self._free) or not all(one.lets_past(waiting.slots) for one in ahead):
+            need = waiting.need
+            slots = self._room(need)
+            if slots is None or not all(one.lets_past(need) for one in ahead):
                 ahead.append(waiting)
                 continue
             for one in ahead:
-                one.overtaken += waiting.slots
-            slots, self._free = tuple(self._free[: waiting.slots]), self._free[waiting.slots :]
-            self._running[waiting.job.token] = _Running(self._start(waiting.job, slots), slots)
+                one.overtaken += need.total
+            for slot in slots:
+                self._free[slot] -= need.share
+            self._running[waiting.job.token] = _Running(self._start(waiting.job, slots), slots, need.share)
         self._queue = ahead
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:

@@ -223,7 +223,7 @@ class RayExecutor:
         """What each node of the gang gives: GPUs where the cluster has any and the run takes them, else cores."""
         execution = job.spec.execution
         if execution.device != "cpu" and (ray.cluster_resources().get("GPU", 0) or execution.device == "cuda"):
-            return [{"GPU": float(execution.devices), "CPU": 1.0}] * execution.nodes
+            return [{"GPU": execution.devices / execution.runs_per_device, "CPU": 1.0}] * execution.nodes
         return [{"CPU": float(execution.devices * (execution.threads_per_rank or 1))}] * execution.nodes
 
     def _require_room(self, job: Job) -> None:

@@ -25,6 +25,12 @@ def refusal(scaling: Any, *arguments: str) -> str:
         ("train:", "trian:", 10, "did you mean `train`?"),
         ("model: [llama]", "model: [lama]", 7, "unknown model family `lama`"),
         ("set: {", "set: {devices: 3, ", 11, "8 sequences cannot be divided over 3 ranks"),
+        (
+            "set: {",
+            "set: {devices: 2, runs_per_device: 2, ",
+            11,
+            "runs_per_device is for runs of one rank; this one has 2",
+        ),
         ("1e-2", "'1e-2'", 10, "input should be a valid number"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.executors.contract import Handle, Job, JobState
 from orchestrator.executors.local import LocalExecutor
+from orchestrator.supervisor import resolve
 from sweeps.sweep import Sweep
 from xlstm.records import RunDirectory
 from xlstm.spec import RunSpec
@@ -19,8 +20,10 @@ class Sleeping(LocalExecutor):
     """The executor with `sleep` in place of a supervisor."""
 
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    slots: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+        self.slots[job.token] = slots
         self.processes[job.token] = subprocess.Popen(["sleep", "600"])
         return self.processes[job.token]
 
@@ -36,7 +39,16 @@ class Sleeping(LocalExecutor):
 
 @pytest.fixture
 def queue() -> Iterator[Sleeping]:
-    executor = Sleeping(gpus=0, cores=4)
+    yield from sleeping(gpus=0, cores=4)
+
+
+@pytest.fixture
+def gpus() -> Iterator[Sleeping]:
+    yield from sleeping(gpus=2, cores=4)
+
+
+def sleeping(**machine: int) -> Iterator[Sleeping]:
+    executor = Sleeping(**machine)
     yield executor
     for process in executor.processes.values():
         process.kill()
@@ -48,8 +60,9 @@ def spec() -> RunSpec:
     return Sweep.load("quickstart").runs[0].spec
 
 
-def job(spec: RunSpec, token: str, ranks: int) -> Job:
-    wide = spec.model_copy(update={"execution": spec.execution.model_copy(update={"devices": ranks})})
+def job(spec: RunSpec, token: str, ranks: int, sharing: int = 1) -> Job:
+    asked = spec.execution.model_copy(update={"devices": ranks, "runs_per_device": sharing})
+    wide = spec.model_copy(update={"execution": asked})
     return Job(RunDirectory(Path(token)), wide, token)
 
 
@@ -77,3 +90,25 @@ def test_a_cancelled_job_leaves_the_queue_and_holds_up_nobody(queue: Sleeping, s
     assert queue.started == ["first", "a"]
     assert isinstance(first, Handle)
     assert queue.poll(handles) == [JobState.ENDED, JobState.ENDED, JobState.RUNNING]
+
+
+def test_runs_share_a_gpu_when_they_say_so_and_a_gang_waits_for_whole_ones(gpus: Sleeping, spec: RunSpec) -> None:
+    halves = [job(spec, f"half-{number}", 1, sharing=2) for number in range(3)]
+    gpus.submit([*halves, job(spec, "gang", 2)])
+    assert gpus.slots == {"half-0": (0,), "half-1": (0,), "half-2": (1,)}
+    gpus.submit([job(spec, "third", 1, sharing=3), job(spec, "half-3", 1, sharing=2)])
+    assert gpus.slots["third"] == (1,), "beside a half"
+    assert "half-3" not in gpus.started, "a sixth is left"
+    for token in ("half-0", "half-1", "half-2", "third"):
+        assert "gang" not in gpus.started
+        gpus.end(token)
+    assert gpus.slots["half-3"] == (0,), "small jobs go first as far as the gang lets them past"
+    gpus.end("half-3")
+    assert gpus.slots["gang"] == (0, 1)
+
+
+def test_a_shared_gpu_costs_each_run_its_part_and_slurm_and_cores_share_nothing(spec: RunSpec) -> None:
+    asked = spec.execution.model_copy(update={"device": "cuda", "runs_per_device": 4})
+    assert resolve(asked, None, "local").devices_taken == 0.25
+    assert resolve(asked, None, "slurm").devices_taken == 1
+    assert resolve(asked.model_copy(update={"device": "cpu"}), None, "ray").devices_taken == 1

@@ -22,7 +22,7 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: Prepared
     hours = 0.0
     for number, spent in seconds.items():
         earlier = run.launch(number)
-        hours += spent * (earlier.execution.ranks if earlier else 1) / 3600
+        hours += spent * (earlier.execution.devices_taken if earlier else 1) / 3600
     return Result(
         run_id=run.run_id,
         family=family_label(physics.model),

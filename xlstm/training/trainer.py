@@ -47,8 +47,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         physics, execution = self.spec.physics, self.spec.execution
-        free = torch.cuda.mem_get_info(self.gang.device)[0] if self.gang.device.type == "cuda" else None
-        self.micro = micro_batch(self.spec, free)
+        available = None
+        if self.gang.device.type == "cuda":
+            free, whole = torch.cuda.mem_get_info(self.gang.device)
+            available = min(free, whole // execution.runs_per_device)
+        self.micro = micro_batch(self.spec, available)
         prefer(execution.kernels)
         with torch.device("meta"):
             self.model: nn.Module = build(physics.model)
