@@ -2,8 +2,8 @@
 
 A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores; a part of a GPU where its run says that
 several share one. Jobs start in the order submitted; while one waits for more than is free, later ones may overtake it,
-but take no more slots in all than it asks for itself: devices do not idle, and a large job is not starved by small ones.
-Everything dies with this process.
+but take no more slots in all than it asks for itself: devices do not idle, and a large job is not starved by small
+ones. Everything dies with this process.
 """
 
 import os

@@ -183,6 +183,34 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     wait_for(lambda: nothing_is_left(cluster))
 
 
+def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
+    cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
+) -> None:
+    """Ray takes our word for the GPU; the trainers, which find none, fail seconds later."""
+    from orchestrator.executors.contract import Job, JobState
+    from orchestrator.executors.ray import RayExecutor
+
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    try:
+        workspace, run = planned("shared", 4000, "runs_per_device: 2, ")
+        directories = []
+        for seed in range(2):
+            spec = run.spec.model_copy(update={"physics": run.spec.physics.model_copy(update={"seed": seed})})
+            directories.append((workspace.run(spec.run_id), spec))
+            directories[-1][0].create(spec)
+        executor = RayExecutor(workspace, cluster.address)
+        handles = executor.submit(
+            [Job(directory, spec, f"half-{seed}") for seed, (directory, spec) in enumerate(directories)]
+        )
+        wait_for(lambda: executor.poll(handles) == [JobState.RUNNING] * 2)
+        launches = [directory.launch(1) for directory, _ in directories]
+        assert [launch.execution.device for launch in launches if launch] == ["cuda", "cuda"]
+        executor.cancel(handles, grace_seconds=0)
+        wait_for(lambda: nothing_is_left(cluster))
+    finally:
+        cluster.remove_node(node)
+
+
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_starts(
     cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
 ) -> None:

@@ -45,19 +45,19 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("nothing_starts")
-def test_two_hundred_runs_are_one_array_and_one_query(workspace: Workspace, called: list[str]) -> None:
-    runs = [make_run(workspace, seed=seed) for seed in range(200)]
+def test_a_thousand_runs_are_one_array_and_one_query(workspace: Workspace, called: list[str]) -> None:
+    runs = [make_run(workspace, seed=seed) for seed in range(1000)]
     executor = SlurmExecutor(workspace, "many")
     handles = executor.submit([job(run) for run in runs])
     assert called.count("sbatch") == 1
-    assert len({handle.job for handle in handles}) == 200
+    assert len({handle.job for handle in handles}) == 1000
     called.clear()
-    assert executor.poll(handles) == [JobState.WAITING] * 200
+    assert executor.poll(handles) == [JobState.WAITING] * 1000
     assert called == ["squeue"]
     assert SlurmExecutor(workspace, "many").handles() == handles
     executor.cancel(handles)
     assert {run.status().state for run in runs} == {State.CANCELLED}
-    assert executor.poll(handles) == [JobState.ENDED] * 200
+    assert executor.poll(handles) == [JobState.ENDED] * 1000
 
 
 def test_an_array_no_longer_than_the_site_allows(nothing_starts: None, workspace: Workspace) -> None:

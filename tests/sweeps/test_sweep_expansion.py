@@ -112,6 +112,26 @@ def test_resources_change_the_execution_and_never_the_run(load: Load) -> None:
     assert wide.spec.run_id == plain.spec.run_id
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "grid.seed=[1]",
+        "grid.tokens=[131072]",
+        "data.revision=sha256:1",
+        "data.context_length=128",
+        "data.documents=reset",
+        "train.batch_sequences=16",
+        "train.learning_rate=2e-3",
+        "train.weight_decay=0.2",
+        "train.schedule=constant",
+        "train.precision=bf16-mixed",
+        "sizes.small.num_blocks=3",
+    ],
+)
+def test_whatever_changes_the_trained_weights_changes_the_run(load: Load, override: str) -> None:
+    assert load(overrides=(override,)).runs[0].spec.run_id != load().runs[0].spec.run_id
+
+
 def test_gpus_are_devices_that_refuse_the_cpu(load: Load) -> None:
     execution = load(resources=[{"set": {"gpus": 2}}]).runs[0].spec.execution
     assert (execution.devices, execution.device) == (2, "cuda")
