@@ -20,6 +20,7 @@ from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.processes import tagged
 from xlstm.records import Metric, RunDirectory, State, Workspace
+from xlstm.spec import RunSpec
 
 WriteSweep = Callable[..., str]
 
@@ -195,14 +196,15 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
         workspace, run = planned("shared", 4000, "runs_per_device: 2, ")
         directories = []
         for seed in range(2):
-            spec = run.spec.model_copy(update={"physics": run.spec.physics.model_copy(update={"seed": seed})})
+            physics = run.spec.physics.model_copy(update={"seed": seed})
+            spec = RunSpec(physics=physics, execution=run.spec.execution)
             directories.append((workspace.run(spec.run_id), spec))
             directories[-1][0].create(spec)
         executor = RayExecutor(workspace, cluster.address)
         handles = executor.submit(
             [Job(directory, spec, f"half-{seed}") for seed, (directory, spec) in enumerate(directories)]
         )
-        wait_for(lambda: executor.poll(handles) == [JobState.RUNNING] * 2)
+        wait_for(lambda: executor.poll(handles) == [JobState.RUNNING] * 2, 60)
         launches = [directory.launch(1) for directory, _ in directories]
         assert [launch.execution.device for launch in launches if launch] == ["cuda", "cuda"]
         executor.cancel(handles, grace_seconds=0)
