@@ -1,13 +1,9 @@
 """The closed form of a step's memory is what torch's own tracker sees of the step, on ranks that are not there."""
 
 import pytest
-from tracked import tracked_peak
 
+from benchmarks.memory import run_spec, tracked_peak
 from xlstm.accounting.memory import memory
-from xlstm.models.sizes import config_for
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule
-
-CONTEXT = 2048
 
 
 # Not the LSTM: torch's fused layer keeps its buffers where the tracker does not look; test_saved.py holds its terms.
@@ -30,20 +26,5 @@ CONTEXT = 2048
 def test_the_peak_is_what_fsdps_tracker_sees_within_fifteen_percent(
     family: str, size: str, ranks: int, micro: int, checkpointing: str, precision: str
 ) -> None:
-    spec = RunSpec(
-        physics=Physics(
-            model=config_for(family, size, 50304),
-            data=Data(corpus="text", revision="sha256:0", tokenizer="bytes", context_length=CONTEXT),
-            tokens=10 * CONTEXT * ranks * micro,
-            batch_tokens=CONTEXT * ranks * micro,
-            optimizer=Optimizer(learning_rate=1e-3),
-            schedule=Schedule(warmup_steps=3),
-            precision=precision,  # type: ignore[arg-type]
-        ),
-        execution=Execution(
-            devices=ranks,
-            micro_batch_sequences=micro,
-            activation_checkpointing=checkpointing,  # type: ignore[arg-type]
-        ),
-    )
+    spec = run_spec(family, size, ranks, micro, checkpointing, precision)
     assert memory(spec).total == pytest.approx(tracked_peak(spec)["Total"], rel=0.15)
