@@ -3,8 +3,8 @@
     PYTHONPATH=. .venv-parity/bin/python -m benchmarks.training [--rounds 5] [--json]
 
 - loop: tokens per second of our trainer, of a plain PyTorch loop (nanoGPT's) and of `transformers.Trainer`, with the
-  same Llama on the same batch; and the share of a step of ours that is not forward, backward or update (clipping and
-  AdamW). In processor time of the thread that trains.
+  same Llama on the same batch; and the share of a step of ours that is neither forward and loss, backward nor update
+  (clipping and AdamW). In processor time of the thread that trains.
 - loader: tokens per second of one process from memory-mapped shards, in processor time.
 - checkpoint: how long a step stands still while a checkpoint is saved in the background, and when it is waited for.
 - tokenization: a corpus to shards, and its texts through `datasets.map`, with the same tokenizer on the same cores.

@@ -54,7 +54,7 @@ class Windows:
             start = min(window * length, end)
             span = self.stream.read(start, min(start + length + 1, end))
             row[: len(span)] = span
-        tokens, targets = rows[:, :-1], rows[:, 1:]
+        tokens, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
         if (tokens < 0).any():  # padding is read as ends of documents
             tokens = np.where(tokens < 0, self.end_of_document, tokens)
         # The end of a document is read as the start of the next: the state is reset where it is read.

@@ -64,10 +64,10 @@ def validate(
 
 def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device) -> torch.Tensor:
     """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target."""
-    tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (batch.tokens, batch.targets))
+    tokens, targets = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets))
     resets = None
     if spec.physics.data.documents == "reset":
-        resets = torch.from_numpy(np.ascontiguousarray(batch.resets)).to(device)
+        resets = torch.from_numpy(batch.resets).to(device)
     nll: torch.Tensor = model(tokens, resets=resets, targets=targets)[0]
     return nll
 

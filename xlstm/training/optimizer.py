@@ -63,19 +63,16 @@ def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks."""
-    return float(scale_gradients(parameters, limit))
+    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks.
 
-
-def scale_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
-    """As `clip_gradients`, without waiting for the norm.
-
-    What torch.nn.utils.clip_grad_norm_ does, bit for bit, less its checks of every gradient.
+    What torch.nn.utils.clip_grad_norm_ does, bit for bit, less its checks of every gradient and products by one.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     if limit is not None:
-        torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
-    return norm
+        coefficient = limit / (norm + 1e-6)
+        if coefficient < 1:
+            torch._foreach_mul_(gradients, coefficient)
+    return float(norm)

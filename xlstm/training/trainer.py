@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kernels.dispatch import prefer
-from xlstm.data.batches import IGNORED, Windows
+from xlstm.data.batches import Batch, Windows
 from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
@@ -23,7 +23,7 @@ from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
-from xlstm.training.machine import system_metrics
+from xlstm.training.machine import SystemMetrics
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
 from xlstm.training.parallel import fill, make_mesh, parallelize
@@ -73,6 +73,7 @@ class Trainer:
         self.order = Order(self.windows.whole, physics.seed)
         self.per_rank = physics.batch_sequences // self.gang.size
         self.speed = Speed(self.spec, self.gang.device)
+        self.system = SystemMetrics(self.gang.device)
         self.step = 0
         set_step(self.optimizer, 0)
 
@@ -111,20 +112,30 @@ class Trainer:
 
     def _optimizer_step(self) -> tuple[float, float, float]:
         """One update. Returns the mean loss over the global batch, the gradient norm and the learning rate."""
-        physics = self.spec.physics
-        first = self.step * physics.batch_sequences + self.gang.rank * self.per_rank
+        first = self.step * self.spec.physics.batch_sequences + self.gang.rank * self.per_rank
         batch = self.windows.batch(self.order.take(first, self.per_rank))
-        counted = self.gang.sum(float((batch.targets != IGNORED).sum()))[0]
+        (mean,) = self.gang.sum(self._add_gradients(batch))
+        if not math.isfinite(mean):
+            raise DivergedError(self.step + 1, f"the loss is {mean}")
+        norm, rate = self._update()
+        self.step += 1
+        return mean, norm, rate
+
+    def _add_gradients(self, batch: Batch) -> float:
+        """Forward and backward passes over this rank's sequences. Returns its part of the global batch's mean loss."""
+        physics = self.spec.physics
         parts = []
         for start in range(0, self.per_rank, self.micro):
             with z_loss(physics.z_loss or 0.0):
                 nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
-            loss = nll.sum() / counted
+            loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
             loss.backward()
             parts.append(loss.detach())
-        (mean,) = self.gang.sum(float(parts[0] if len(parts) == 1 else torch.stack(parts).double().sum()))
-        if not math.isfinite(mean):
-            raise DivergedError(self.step + 1, f"the loss is {mean}")
+        return float(parts[0] if len(parts) == 1 else torch.stack(parts).double().sum())
+
+    def _update(self) -> tuple[float, float]:
+        """Clip the gradients, move the weights, forget the gradients. Returns the gradients' norm and the rate."""
+        physics = self.spec.physics
         norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
         if not math.isfinite(norm):
             raise DivergedError(self.step + 1, f"the gradient norm is {norm}")
@@ -133,8 +144,7 @@ class Trainer:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        self.step += 1
-        return mean, norm, rate
+        return norm, rate
 
     def _log_training(self, loss: float, norm: float, rate: float) -> None:
         throughput = self.speed.since_last()
@@ -147,7 +157,7 @@ class Trainer:
                 Metric.GRADIENT_NORM: norm,
                 Metric.PEAK_MEMORY: self._peak_memory_gib(),
                 **throughput,
-                **system_metrics(self.gang.device),
+                **self.system.since_last(),
             }
         )
 
