@@ -83,7 +83,7 @@ class Ours:
         return clock() - began
 
     def overhead(self, steps: int) -> float:
-        """Share of the time of so many steps that is neither forward and loss, backward nor update (clipping, AdamW)."""
+        """Share of the time of so many steps that is neither forward and loss, backward, nor clipping and AdamW."""
         self.inside.clear()
         whole = self(steps)
         return 1 - sum(self.inside) / whole

@@ -145,7 +145,7 @@ class Execution(Ring):
     device: Literal["cpu", "cuda", "auto"] = "auto"
     runs_per_device: PositiveInt = Field(1, description="Runs of one rank that share a GPU, a part of its memory each.")
     micro_batch_sequences: PositiveInt | None = Field(
-        None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as should fit on GPU."
+        None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as fit on GPU."
     )
     sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

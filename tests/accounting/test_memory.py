@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.memory import run_spec, tracked_peak
 from xlstm.accounting.memory import memory
+from xlstm.training.micro_batch import Probe
 
 
 # Not the LSTM: torch's fused layer keeps its buffers where the tracker does not look; test_saved.py holds its terms.
@@ -28,3 +29,15 @@ def test_the_peak_is_what_fsdps_tracker_sees_within_fifteen_percent(
 ) -> None:
     spec = run_spec(family, size, ranks, micro, checkpointing, precision)
     assert memory(spec).total == pytest.approx(tracked_peak(spec)["Total"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_micro_batch_by_probe_is_the_largest_that_the_tracker_sees_fit() -> None:
+    peaks = {n: tracked_peak(run_spec("llama", "125M", 8, n, "none", "bf16-mixed")) for n in (1, 2, 4, 8, 16)}
+    total = {n: peak["Total"] for n, peak in peaks.items()}
+    held = peaks[1]["Sharded Param"] + peaks[1]["Moments"]
+    for size in (1, 2, 4, 8):  # room for this many and not for twice as many
+        available = (total[size] + total[2 * size]) // 2
+        probe = Probe.measure(total.__getitem__, held, available, 16)
+        assert probe.choose(16) == size
+        assert probe.choose(16, before=4) == (4 if size >= 4 else size)

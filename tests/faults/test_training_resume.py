@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+import torch
 from launching import losses, make_run, start, start_under_torchrun, wait_until
 
 from xlstm.processes import tagged
@@ -216,3 +217,14 @@ def test_the_lease_taken_by_another_stops_the_trainer_before_it_writes(workspace
     assert attempt.ranks[0].returncode == 1
     assert run.verdict(attempt.number) is None
     assert not list(run.checkpoints.glob("step-*"))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="the probe measures the memory of a GPU; this machine has none"
+)
+def test_a_gpus_micro_batch_is_measured_and_kept_over_a_restart(workspace: Workspace) -> None:
+    run = make_run(workspace, device="cuda")
+    start(run, wrapper=SLOWLY).wait_for_step(10).wait_for_checkpoint().kill()
+    start(run).completed()
+    chosen = [json.loads(path.read_text())["micro_batch_sequences"] for path in run.checkpoints.glob("*/record.json")]
+    assert set(chosen) == {8}

@@ -136,7 +136,7 @@ class _Attempt:
         if checkpoint is not None:
             self._require_kinship(checkpoint)
             checkpoint.load(self.trainer.state)
-            self.trainer.continue_from(checkpoint.step)
+            self.trainer.continue_from(checkpoint.record())
             self.saved_step = checkpoint.step if checkpoint.path.is_relative_to(self.run.path) else None
         if self.gang.leads and (checkpoint is not None or self.number > 1):
             self.run.append_metrics({"event": "resume", "attempt": self.number, "step": self.trainer.step})
@@ -185,6 +185,7 @@ class _Attempt:
             physics=self.spec.physics,
             data_fingerprint=self.data.manifest.fingerprint,
             ranks=self.gang.size,
+            micro_batch_sequences=self.trainer.micro,
         )
         self.checkpointer.save(self.trainer.state, record)
 

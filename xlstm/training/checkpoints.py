@@ -37,6 +37,8 @@ class CheckpointRecord(Record):
     physics: Physics
     data_fingerprint: str
     ranks: int
+    micro_batch_sequences: int | None = None
+    """Of each rank's passes; None in records of versions that did not say."""
 
 
 class CheckpointError(RuntimeError):

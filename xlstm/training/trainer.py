@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,9 +23,10 @@ from xlstm.models import build
 from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
+from xlstm.training.checkpoints import CheckpointRecord
 from xlstm.training.gang import Gang
 from xlstm.training.machine import SystemMetrics
-from xlstm.training.micro_batch import micro_batch
+from xlstm.training.micro_batch import Probe
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
 from xlstm.training.parallel import fill, make_mesh, parallelize
 from xlstm.training.schedule import learning_rate
@@ -47,11 +49,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         physics, execution = self.spec.physics, self.spec.execution
-        available = None
-        if self.gang.device.type == "cuda":
-            free, whole = torch.cuda.mem_get_info(self.gang.device)
-            available = min(free, whole // execution.runs_per_device)
-        self.micro = micro_batch(self.spec, available)
         prefer(execution.kernels)
         with torch.device("meta"):
             self.model: nn.Module = build(physics.model)
@@ -72,15 +69,19 @@ class Trainer:
             )
         self.order = Order(self.windows.whole, physics.seed)
         self.per_rank = physics.batch_sequences // self.gang.size
+        self.micro = execution.micro_batch_sequences or self.per_rank
+        self.micro_before: int | None = None
         self.speed = Speed(self.spec, self.gang.device)
         self.system = SystemMetrics(self.gang.device)
         self.step = 0
         set_step(self.optimizer, 0)
 
-    def continue_from(self, step: int) -> None:
+    def continue_from(self, record: CheckpointRecord) -> None:
         """Take the position of a checkpoint whose tensors were loaded into `state`."""
-        self.step = step
-        set_step(self.optimizer, step)
+        self.step = record.step
+        set_step(self.optimizer, record.step)
+        if record.ranks == self.gang.size:
+            self.micro_before = record.micro_batch_sequences
 
     def train(self, at_boundary: Callable[[], bool]) -> bool:
         """Train to the last step. `at_boundary` runs before each step and may end the loop: then False is returned.
@@ -88,6 +89,8 @@ class Trainer:
         DivergedError, on all ranks, before the optimizer moves on a loss or gradient that is no number.
         """
         spec, execution = self.spec, self.spec.execution
+        if self.gang.device.type == "cuda" and execution.micro_batch_sequences is None:
+            self.micro = self._probe().choose(self.per_rank, self.micro_before)
         while self.step < spec.physics.steps:
             if not at_boundary():
                 return False
@@ -121,11 +124,30 @@ class Trainer:
         self.step += 1
         return mean, norm, rate
 
+    def _probe(self) -> Probe:
+        """What passes of one and two sequences take of the GPU's memory; weights and moments stay as they are."""
+        device = self.gang.device
+
+        def peak(sequences: int) -> int:
+            self.alive()
+            torch.cuda.reset_peak_memory_stats(device)
+            self.micro = sequences
+            self._add_gradients(self.windows.batch(np.arange(sequences)))
+            self._forget_gradients()
+            return max(self.gang.gather(torch.cuda.max_memory_allocated(device)))
+
+        peak(1)  # libraries take their workspaces, and kernels are tuned
+        held = min(self.gang.gather(torch.cuda.memory_allocated(device)))
+        free, whole = torch.cuda.mem_get_info(device)
+        mine = free + torch.cuda.memory_reserved(device)
+        available = min(self.gang.gather(min(mine, whole // self.spec.execution.runs_per_device)))
+        return Probe.measure(peak, held, available, self.per_rank)
+
     def _add_gradients(self, batch: Batch) -> float:
         """Forward and backward passes over this rank's sequences. Returns its part of the global batch's mean loss."""
         physics = self.spec.physics
         parts = []
-        for start in range(0, self.per_rank, self.micro):
+        for start in range(0, len(batch.tokens), self.micro):
             with z_loss(physics.z_loss or 0.0):
                 nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
             loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
@@ -142,9 +164,12 @@ class Trainer:
         rate = learning_rate(physics, self.step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
+        self._forget_gradients()
+        return norm, rate
+
+    def _forget_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
-        return norm, rate
 
     def _log_training(self, loss: float, norm: float, rate: float) -> None:
         throughput = self.speed.since_last()
