@@ -1,6 +1,6 @@
 """How often a nominal 95 % interval holds the truth: laws that are known, simulated again and again, fitted as ever.
 
-    python -m benchmarks.coverage [--replicates 300] [--draws 400] [--jobs 2]
+    python -m benchmarks.coverage [--replicates 1000] [--draws 400] [--jobs 2]
 
 Forms: a power law in C with floor, additive, coupled (gamma). Noise of 0.5 % in the loss: normal; heavy-tailed
 (Student's t with 3 degrees of freedom, the same variance); clustered (0.4 % shared by all runs of one model size, as of
@@ -103,7 +103,7 @@ def replicate(task: tuple[str, str, int, int, int]) -> tuple[dict[str, bool], bo
 def main() -> None:
     """Run all of it and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicates", type=int, default=300)
+    parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=400, help="bootstrap draws of each fit")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()

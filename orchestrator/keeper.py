@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.detaching import log_file, submission
-from orchestrator.executors.ray import NAMESPACE, connect, python_path, workspace_key
+from orchestrator.executors.ray import NAMESPACE, connect, workspace_key
 from orchestrator.status import look
 from xlstm.processes import die_with_parent
 from xlstm.records import WORKSPACE_VARIABLE, State, Workspace
@@ -80,7 +80,6 @@ class Keeper:
                 | {
                     WORKSPACE_VARIABLE: str(self._workspace.root),
                     "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-                    "PYTHONPATH": python_path(),
                 },
                 preexec_fn=lambda: die_with_parent(parent),
             )

@@ -3,12 +3,14 @@
 torchrun must own the main thread of its process, so the actor starts the supervisor and waits for it. The actors are
 detached and named by run and token: they outlive the controller that asked for them, and the next one adopts them. The
 processes of a run live no longer than its actor, and the actor no longer than its raylet: a lost node takes its part of
-the gang along, and the rest of the gang is ended, since it can only wait for it. The nodes share the workspace, which
-is checked before anything starts.
+the gang along, and the rest of the gang is ended, since it can only wait for it. Our code travels with the job; the
+nodes share the workspace and have installed what the code needs, which is checked before anything starts.
 """
 
 import contextlib
 import hashlib
+import importlib
+import importlib.metadata
 import os
 import time
 import uuid
@@ -36,7 +38,10 @@ from xlstm.records import RunDirectory, Workspace
 CHECK_SECONDS = 60.0
 GRACE_SECONDS = 60.0
 NAMESPACE = "scaling"
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("analysis", "kernels", "orchestrator", "slurm", "sweeps", "xlstm")
+"""What is shipped to the nodes."""
+REQUIRED = ("torch", "numpy", "psutil", "pydantic", "tokenizers")
+"""What trainers and their supervisors import, and nodes have installed."""
 WAITING_AT_ONCE = 16
 """Gangs that may wait for resources in the cluster; the others wait here, so that a thousand cost it nothing."""
 
@@ -237,13 +242,13 @@ class RayExecutor:
             )
 
     def _require_shared_workspace(self) -> None:
-        """InputError naming the nodes that do not see what this process writes to the workspace, or lack our code."""
+        """InputError naming the nodes that do not see what this process writes to the workspace, or lack a library."""
         self.workspace.runs.mkdir(parents=True, exist_ok=True)
         probe = self.workspace.runs / f".probe-{uuid.uuid4().hex}"
         probe.write_text(probe.name)
         try:
             nodes = [node for node in ray.nodes() if node["Alive"]]
-            look = ray.remote(_sees)
+            look = ray.remote(_look)
             places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
             looks = [
                 look.options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(str(probe))
@@ -267,7 +272,7 @@ def connect(address: str | None) -> None:
             namespace=NAMESPACE,
             log_to_driver=False,
             logging_level="warning",
-            runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
+            runtime_env=shipped(),
         )
     except (ConnectionError, ValueError) as error:
         where = address or "this machine"
@@ -280,29 +285,50 @@ def workspace_key(workspace: Workspace) -> str:
     return hashlib.sha256(str(workspace.root).encode()).hexdigest()[:8]
 
 
-def python_path() -> str:
-    """Where processes of ours, on any node, find this package, before what the environment adds."""
-    return os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+def shipped() -> dict[str, Any]:
+    """The runtime environment of everything we start in a cluster: this very code, wherever it lies here."""
+    packages = [importlib.import_module(name).__path__[0] for name in PACKAGES]
+    variables = {"PYTHONSAFEPATH": "1"}  # what lies where a raylet was started is not what was submitted
+    if "PYTHONPATH" in os.environ:
+        variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    return {"py_modules": packages, "excludes": ["__pycache__"], "env_vars": variables}
 
 
-def _sees(probe: str) -> bool:
+def _versions() -> dict[str, str | None]:
+    """Of what a trainer imports; None for what is not installed."""
+    found: dict[str, str | None] = {}
+    for name in REQUIRED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _look(probe: str) -> tuple[bool, dict[str, str | None]]:
+    """What a node sees: whether the probe is there as it was written, and its versions of what trainers import."""
     path = Path(probe)
-    return path.exists() and path.read_text() == path.name
+    return path.exists() and path.read_text() == path.name, _versions()
 
 
-def _problem(node: dict[str, Any], seen: Any, workspace: Workspace) -> str | None:
-    """What is wrong with a node, judged by its look at the probe; None if nothing, or if it is gone by now."""
+def _problem(node: dict[str, Any], look: Any, workspace: Workspace) -> str | None:
+    """What is wrong with a node, judged by its look around; None if nothing, or if it is gone by now."""
     name = node["NodeManagerHostname"]
     try:
-        if ray.get(seen, timeout=0):
-            return None
+        seen, versions = ray.get(look, timeout=0)
     except ray.exceptions.GetTimeoutError:
         return None if node["NodeID"] in _dead() else f"{name} did not answer within {CHECK_SECONDS:.0f} s"
     except ray.exceptions.RayTaskError as error:
-        return f"{name} cannot run this package from {REPOSITORY}: {error.cause}"
+        return f"{name} cannot run this package: {error.cause}"
     except ray.exceptions.RayError as error:
         return None if node["NodeID"] in _dead() else f"{name} cannot start tasks: {str(error).splitlines()[0]}"
-    return f"{name} cannot read {workspace.root}; set SCALING_WORKSPACE to a folder that every node shares"
+    if not seen:
+        return f"{name} cannot read {workspace.root}; set SCALING_WORKSPACE to a folder that every node shares"
+    if missing := [package for package, version in versions.items() if version is None]:
+        return f"{name} lacks {', '.join(missing)}: install there what is installed here"
+    if versions["torch"] != (here := _versions()["torch"]):
+        return f"{name} has torch {versions['torch']}, here is {here}: results would depend on the node"
+    return None
 
 
 def _holds(handle: Handle) -> bool:

@@ -1,7 +1,10 @@
 """The Ray executor on a real cluster: several raylets on this machine."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.processes import tagged
-from xlstm.records import Metric, RunDirectory, State, Workspace
+from xlstm.records import WORKSPACE_VARIABLE, Metric, RunDirectory, State, Workspace
 from xlstm.spec import RunSpec
 
 WriteSweep = Callable[..., str]
@@ -112,7 +115,7 @@ def raylet_of(cluster: Any, pid: int) -> Any:
 def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_the_one_trained_here(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lengths = ("tokens: [2560, 5120]", f"tokens: [{40 * 256}, {60 * 256}]")
+    lengths = ("tokens: [2560, 5120]", f"tokens: [{150 * 256}, {250 * 256}]")
     here = Workspace(scaling.workspace.parent / "here")
     made = make_plan(Sweep.load(write_sweep(lengths, ("set: {", "set: {devices: 2, "))), here)
     for run in made.launches:
@@ -153,7 +156,7 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
         assert expected is not None
         assert result.validation == expected.validation
     ledger = look(there, "tiny").ledger
-    assert 0 < ledger.wasted.tokens == ledger.spent.tokens - (40 + 60) * 256
+    assert 0 < ledger.wasted.tokens == ledger.spent.tokens - (150 + 250) * 256
     wait_for(lambda: not any(submits(process, there) for process in psutil.process_iter()))
     wait_for(lambda: nothing_is_left(cluster))
     cluster.add_node(num_cpus=1)
@@ -181,6 +184,37 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     assert verdict.step is not None
     assert directory.has_checkpoint(verdict.step)
     assert not list(tagged("token-of-the-cancelled"))
+    wait_for(lambda: nothing_is_left(cluster))
+
+
+def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    from orchestrator.executors.ray import PACKAGES
+
+    code = tmp_path / "code"
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(__file__).parents[2] / package, code / package, ignore=ignored)
+    (code / "xlstm" / "training" / "__init__.py").write_text(
+        '"""Another trainer."""\nprint("trained by", __file__, flush=True)\n'
+    )
+    path = write_sweep()
+    workspace = Workspace(scaling.workspace)
+    environment = os.environ | {
+        "RAY_ADDRESS": cluster.address,
+        "PYTHONPATH": str(code),
+        WORKSPACE_VARIABLE: str(workspace.root),
+    }
+    command = [sys.executable, "-m", "orchestrator.cli", "submit", path, "--on", "ray", "--detach"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    shutil.rmtree(code)
+    runs = [workspace.run(run.run_id) for run in make_plan(Sweep.load(path), workspace).runs]
+    wait_for(lambda: all(run.status().state is State.COMPLETED for run in runs))
+    for run in runs:
+        said = "".join(log.read_text() for log in run.logs(1))
+        assert "trained by" in said
+        assert str(code) not in said
     wait_for(lambda: nothing_is_left(cluster))
 
 
