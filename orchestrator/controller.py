@@ -99,13 +99,16 @@ class Controller:
         for progress in self._progress.values():
             self._admit(progress)
         self._adopt()
+        ticked = -POLL_SECONDS
         try:
             while any(not progress.finished for progress in self._progress.values()):
                 self._cancel_requested()
                 self._submit_ready()
                 self._poll()
-                self.tick()
-                time.sleep(POLL_SECONDS)
+                if time.monotonic() - ticked >= POLL_SECONDS:
+                    self.tick()
+                    ticked = time.monotonic()
+                self.executor.rest(POLL_SECONDS)
         except BaseException:
             self.executor.cancel(list(self._handles()))
             raise

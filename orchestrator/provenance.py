@@ -1,21 +1,24 @@
 """Where a result comes from: code, versions, host. Recorded per attempt, so that a number can be traced."""
 
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
 from functools import cache
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+SHIPPED = "scaling_code"
+"""Package that travels with shipped code, which has left its repository."""
 _PACKAGES = ("torch", "triton", "numpy", "mlflow", "pydantic", "scaling-orchestrator")
 
 
 def collect() -> dict[str, Any]:
     """Git revision and difference of the code, versions of what computes, and the host. Null where there is no git."""
-    return _code() | {
+    return code() | {
         "python": sys.version.split()[0],
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "host": socket.gethostname(),
@@ -26,8 +29,22 @@ def collect() -> dict[str, Any]:
 
 
 @cache
-def _code() -> dict[str, str | None]:
-    return {"git_revision": _git("rev-parse", "HEAD"), "git_difference": _git("diff", "HEAD")}
+def code() -> dict[str, str | None]:
+    """Git revision and difference; of code that was shipped to this node, those of whoever shipped it."""
+    try:
+        shipped: dict[str, str | None] = json.loads(resources.files(SHIPPED).joinpath("code.json").read_text())
+    except ModuleNotFoundError:
+        return {"git_revision": _git("rev-parse", "HEAD"), "git_difference": _git("diff", "HEAD")}
+    return shipped
+
+
+def leave_for_shipping(folder: Path) -> Path:
+    """Make the package that tells shipped code where it comes from; returns its folder, within `folder`."""
+    package = folder / SHIPPED
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "code.json").write_text(json.dumps(code()))
+    return package
 
 
 def _git(*arguments: str) -> str | None:

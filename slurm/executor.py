@@ -123,6 +123,10 @@ class SlurmExecutor:
             return [_state_from_files(handle.run) for handle in handles]
         return [_state_of(_found(shown, handle)) for handle in handles]
 
+    def rest(self, seconds: float) -> None:
+        """Slurm tells nobody that a job has ended."""
+        time.sleep(seconds)
+
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
         """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
         if not handles:

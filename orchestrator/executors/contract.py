@@ -60,6 +60,10 @@ class Executor(Protocol):
         """The state of each job."""
         ...
 
+    def rest(self, seconds: float) -> None:
+        """Wait so long, or until a job has ended, where the engine tells."""
+        ...
+
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
         """End the jobs: trainers are asked to write a checkpoint, and killed when the grace is over."""
         ...

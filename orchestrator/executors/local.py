@@ -7,6 +7,7 @@ ones. Everything dies with this process.
 """
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -94,6 +95,15 @@ class LocalExecutor:
                 del self._running[token]
         self._start_what_fits()
         return [self._state(handle.job) for handle in handles]
+
+    def rest(self, seconds: float) -> None:
+        """Until a supervisor ends."""
+        ends = [os.pidfd_open(running.process.pid) for running in self._running.values()]
+        try:
+            select.select(ends, [], [], seconds)
+        finally:
+            for end in ends:
+                os.close(end)
 
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""

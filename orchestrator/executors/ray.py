@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -30,6 +31,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator import provenance
 from orchestrator.errors import InputError
 from orchestrator.executors.contract import Handle, Job, JobState
 from orchestrator.executors.ray_member import Member, meeting
@@ -129,6 +131,13 @@ class RayExecutor:
         self._start_some()
         return [self._state(handle) for handle in handles]
 
+    def rest(self, seconds: float) -> None:
+        """Until a supervisor ends."""
+        if ends := [end for gang in self._gangs.values() for end in gang.ends]:
+            ray.wait(ends, timeout=seconds)
+        else:
+            time.sleep(seconds)
+
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = GRACE_SECONDS) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
         tokens = {handle.job for handle in handles}
@@ -158,9 +167,9 @@ class RayExecutor:
     def _start(self, job: Job) -> _Gang:
         bundles = self._bundles(job)
         name = f"{self._name(job.run)}/{job.token}"
-        group = placement_group(
-            bundles, strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK", name=name, lifetime="detached"
-        )
+        group = None
+        if len(bundles) > 1:
+            group = placement_group(bundles, strategy="STRICT_SPREAD", name=name, lifetime="detached")
         members = [
             ray.remote(Member)
             .options(
@@ -170,7 +179,9 @@ class RayExecutor:
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+                if group
+                else "DEFAULT",
             )
             .remote(str(job.run.path), job.token, rank, len(bundles), _arguments(job))
             for rank, bundle in enumerate(bundles)
@@ -217,7 +228,7 @@ class RayExecutor:
                 ray.kill(member)
         if gang.group is not None:
             remove_placement_group(gang.group)
-        meeting(gang.run, token).unlink(missing_ok=True)
+        meeting(str(gang.run.path), token).unlink(missing_ok=True)
         self._ended[token] = state
 
     def _name(self, run: RunDirectory) -> str:
@@ -267,13 +278,14 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(
-            address=address or "auto",
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="warning",
-            runtime_env=shipped(),
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            ray.init(
+                address=address or "auto",
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="warning",
+                runtime_env=shipped(Path(folder)),
+            )
     except (ConnectionError, ValueError) as error:
         where = address or "this machine"
         said = str(error).splitlines()[0] if isinstance(error, ValueError) else "start one with: ray start --head"
@@ -285,9 +297,13 @@ def workspace_key(workspace: Workspace) -> str:
     return hashlib.sha256(str(workspace.root).encode()).hexdigest()[:8]
 
 
-def shipped() -> dict[str, Any]:
-    """The runtime environment of everything we start in a cluster: this very code, wherever it lies here."""
+def shipped(folder: Path) -> dict[str, Any]:
+    """The runtime environment of everything we start in a cluster: this very code, wherever it lies here.
+
+    `folder` holds what is to be shipped besides, until it was.
+    """
     packages = [importlib.import_module(name).__path__[0] for name in PACKAGES]
+    packages.append(str(provenance.leave_for_shipping(folder)))
     variables = {"PYTHONSAFEPATH": "1"}  # what lies where a raylet was started is not what was submitted
     if "PYTHONPATH" in os.environ:
         variables["PYTHONPATH"] = os.environ["PYTHONPATH"]

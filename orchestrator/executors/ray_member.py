@@ -1,6 +1,7 @@
 """One node's part of a gang on Ray: an actor that starts the supervisor as a subprocess, and waits for it.
 
 Everything it started dies with it. It answers while the supervisor runs, also to a controller that did not start it.
+It imports next to nothing, as each run waits for that.
 """
 
 import asyncio
@@ -9,16 +10,17 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import ray
 
-from orchestrator import supervisor
 from xlstm.processes import die_with_parent, kill_tagged
-from xlstm.records import RunDirectory
 
-POLL_SECONDS = 0.1
+SUPERVISOR = "orchestrator.supervisor"
+JOIN_SECONDS = 300.0
+"""How long the other nodes of a gang wait for the first one's address."""
 
 
 class Member:
@@ -26,14 +28,13 @@ class Member:
 
     def __init__(self, run: str, token: str, rank: int, nodes: int, arguments: list[str]) -> None:
         self._token = token
-        directory = RunDirectory(Path(run))
-        arguments = [*arguments, "--node-rank", str(rank), "--parent", str(os.getpid())]
-        if nodes > 1:
-            arguments += ["--rendezvous", _meet(meeting(directory, token), rank)]
         parent = os.getpid()
-        with open(directory.path / "supervisor.log", "ab") as log:
+        arguments = [*arguments, "--node-rank", str(rank), "--parent", str(parent)]
+        if nodes > 1:
+            arguments += ["--rendezvous", _meet(meeting(run, token), rank)]
+        with open(Path(run) / "supervisor.log", "ab") as log:
             self._supervisor = subprocess.Popen(
-                supervisor.command(directory, token, "ray", arguments=arguments),
+                [sys.executable, "-m", SUPERVISOR, run, "--token", token, "--executor", "ray", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -47,9 +48,7 @@ class Member:
 
     async def end(self) -> int:
         """The supervisor's exit code, when it has ended."""
-        while (code := self._supervisor.poll()) is None:
-            await asyncio.sleep(POLL_SECONDS)
-        return code
+        return await asyncio.to_thread(self._supervisor.wait)
 
     async def stop(self) -> None:
         """Ask for a checkpoint and the end."""
@@ -63,9 +62,9 @@ class Member:
         kill_tagged(self._token)
 
 
-def meeting(run: RunDirectory, token: str) -> Path:
-    """The file in which the first node of a gang tells the others where to meet."""
-    return run.path / f"meeting-{token}"
+def meeting(run: str, token: str) -> Path:
+    """The file in which the first node of a gang of the run at the path `run` tells the others where to meet."""
+    return Path(run) / f"meeting-{token}"
 
 
 def _meet(meeting: Path, rank: int) -> str:
@@ -76,12 +75,12 @@ def _meet(meeting: Path, rank: int) -> str:
         aside.write_text(address)
         aside.replace(meeting)
         return address
-    deadline = time.monotonic() + supervisor.JOIN_SECONDS
+    deadline = time.monotonic() + JOIN_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError):
             return meeting.read_text()
         time.sleep(0.1)
-    raise TimeoutError(f"the first node did not say within {supervisor.JOIN_SECONDS:.0f} s where to meet")
+    raise TimeoutError(f"the first node did not say within {JOIN_SECONDS:.0f} s where to meet")
 
 
 def _free_port() -> int:
