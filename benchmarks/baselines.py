@@ -22,6 +22,7 @@ from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
 from xlstm.models.transformers_format import config_to_transformers, to_transformers
+from xlstm.training.machine import keep_freed_memory
 
 VOCAB = 256
 
@@ -183,6 +184,8 @@ def main() -> None:
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
+    if arguments.device == "cpu":
+        keep_freed_memory()  # as our trainer does; it serves both sides
     print(f"{shape}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'family':<8}{'ours (ms)':>12}{'theirs (ms)':>14}{'ratio':>9}{'loss differs by':>18}")
     rows = []

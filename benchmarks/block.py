@@ -35,6 +35,7 @@ from xlstm.models.configs import XLSTMConfig
 from xlstm.models.initialization import initialize
 from xlstm.models.interchange import to_nxai
 from xlstm.models.published import DIMENSIONS
+from xlstm.training.machine import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,23 @@ class Ours:
                 return self.model.blocks[0].cell(self.inputs, None, None)[0].square().mean()
             return self.model(self.inputs, targets=self.inputs.roll(-1, dims=1))[0].mean()
 
+    def _step(self) -> None:
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        wait(self.device)
+
     def step(self) -> dict[str, float]:
-        """Seconds of one training step on the clock and of the processor, and bytes needed beyond what lay there."""
+        """Seconds of one training step on the clock and of the processor."""
+        begin, processor = time.perf_counter(), time.process_time()
+        self._step()
+        return {"seconds": time.perf_counter() - begin, "processor": time.process_time() - processor}
+
+    def memory(self) -> dict[str, float]:
+        """Bytes that a step needs beyond what lay there: apart from the timed ones, as the system must forget first."""
         with memory_used(self.device) as used:
-            begin, processor = time.perf_counter(), time.process_time()
-            self.loss().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            wait(self.device)
-            seconds, processor = time.perf_counter() - begin, time.process_time() - processor
-        return {"seconds": seconds, "processor": processor, "bytes": used.bytes}
+            self._step()
+        return {"bytes": used.bytes}
 
     def flops(self) -> float | None:
         """Exact FLOPs of a step; None for a layer alone."""
@@ -140,8 +148,14 @@ class Theirs:
         self.first_loss = float(self._answer())
 
     def step(self) -> dict[str, float]:
+        return self._ask("step")
+
+    def memory(self) -> dict[str, float]:
+        return self._ask("memory")
+
+    def _ask(self, what: str) -> Any:
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -190,6 +204,7 @@ def compare(case: Case, rounds: int, device: str, python: str | None, rate: floa
     other: list[dict[str, float]] = []
     if python is None:
         mine = [ours.step() for _ in range(rounds)]
+        row["ours_bytes"] = ours.memory()["bytes"]
     else:
         with peer(case, ours.weights, device, python) as theirs:
             row["loss_difference"] = abs(first_loss - theirs.first_loss) / abs(theirs.first_loss)
@@ -198,15 +213,14 @@ def compare(case: Case, rounds: int, device: str, python: str | None, rate: floa
             for _ in range(rounds):
                 mine.append(ours.step())
                 other.append(theirs.step())
+            row["ours_bytes"], row["theirs_bytes"] = ours.memory()["bytes"], theirs.memory()["bytes"]
     row["ours_seconds"] = statistics.median(step["seconds"] for step in mine)
-    row["ours_bytes"] = max(step["bytes"] for step in mine)
     row["tokens_per_second"] = case.batch * case.length / row["ours_seconds"]
     if row["flops"] is not None:
         row["floor_seconds"] = row["flops"] / rate
         row["ours_over_floor"] = row["ours_seconds"] / row["floor_seconds"]
     if other:
         row["theirs_seconds"] = statistics.median(step["seconds"] for step in other)
-        row["theirs_bytes"] = max(step["bytes"] for step in other)
         for ratio, key in (("ratio", "seconds"), ("processor_ratio", "processor")):
             row[ratio] = statistics.median(b[key] / a[key] for a, b in zip(mine, other, strict=True))
     return row
@@ -250,6 +264,8 @@ def main() -> None:
     cases = memory_cases() if arguments.memory else published_cases() if device == "cuda" else laptop_cases()
     if arguments.length is not None:
         cases = [case for case in cases if case.length == arguments.length]
+    if device == "cpu":
+        keep_freed_memory()  # as our trainer does
     machine = describe(device)
     rate = matrix_rate(device, torch.bfloat16 if device == "cuda" else torch.float32)
     machine["matrix_flops_per_second"] = rate

@@ -1,9 +1,9 @@
-"""The other side of `benchmarks/block.py`: NX-AI's `xlstm`, one training step per line read from standard input.
+"""The other side of `benchmarks/block.py`: NX-AI's `xlstm`, a training step per line read from standard input.
 
 A process of its own, started without this repository on its path: the peer's package is called `xlstm`, as ours is.
 `request.json` and `weights.pt` lie in the folder named by the only argument. Prints the loss at the given weights
-first, then for each line read one JSON object: seconds on the clock, of the processor, and bytes of memory that the
-step needed beyond what lay there.
+first, then one JSON object for each line: for `step`, seconds on the clock and of the processor; for `memory`, the
+bytes that the step needed beyond what lay there.
 """
 
 import ctypes
@@ -69,23 +69,34 @@ def resident(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-with torch.no_grad():
-    print(json.dumps(float(loss())), flush=True)
-for _ in sys.stdin:
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that using it again is seen
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-    begin, processor = time.perf_counter(), time.process_time()
+def step() -> None:
     loss().backward()
     optimizer.step()
     optimizer.zero_grad()
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds, processor = time.perf_counter() - begin, time.process_time() - processor
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
-    print(json.dumps({"seconds": seconds, "processor": processor, "bytes": peak - before}), flush=True)
+
+
+def timed() -> dict[str, float]:
+    begin, processor = time.perf_counter(), time.process_time()
+    step()
+    return {"seconds": time.perf_counter() - begin, "processor": time.process_time() - processor}
+
+
+def memory() -> dict[str, int]:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return {"bytes": torch.cuda.max_memory_allocated() - before}
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that using it again is seen
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    step()
+    return {"bytes": resident("VmHWM") - before}
+
+
+with torch.no_grad():
+    print(json.dumps(float(loss())), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"step": timed, "memory": memory}[line.strip()]()), flush=True)

@@ -1,17 +1,19 @@
 """How long planning 1,000 runs and looking at 1,000 finished ones takes, and what carrying out a run costs beside it.
 
-    python -m benchmarks.orchestration [--runs 1000] [--trials 100] [--json FILE]
+    python -m benchmarks.orchestration [--runs 1000] [--trials 20] [--queued 1000] [--json FILE]
 
 The sweep uses the whole language: an extended file, grid, zip, include, exclude, rules, resources, overrides, own and
 named sizes, two kinds of schedule, and budgets that share their stable phase. Each verb is timed as a user calls it, as
 a process of its own from start to exit, the median of several turns; `in process` leaves the interpreter's start out.
 
 With `--trials`, so many runs are carried out by our controller on Ray, and as many trials by Ray Tune, in turns in one
-cluster of this machine. Each run and each trial ends in the same trivial subprocess (tests/orchestrator/trivial), which
-stands in for torchrun; all else is overhead.
+cluster of this machine. With `--queued` too, so many of each are submitted, and both are stopped when the number of
+`--trials` has ended. Each run and each trial ends in the same trivial subprocess (tests/orchestrator/trivial), which
+stands in for torchrun. What that takes by itself, on as many cores, is timed too and taken off for the overheads.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,63 +182,120 @@ def trivial_runs(folder: Path, count: int) -> Plan:
     return made
 
 
-def ours(folder: Path, count: int) -> float:
-    """Seconds per run of our controller on the cluster."""
-    from orchestrator.controller import Controller
+class EnoughError(Exception):
+    """As many have ended as were to be timed."""
+
+
+def ours(folder: Path, submitted: int, count: int) -> float:
+    """Seconds per run of our controller on the cluster, over the first `count` of those submitted."""
+    from orchestrator.controller import Controller, Event, Happening
     from orchestrator.executors.ray import RayExecutor
 
-    made = trivial_runs(folder, count)
+    made = trivial_runs(folder, submitted)
+    ended: list[float] = []
+
+    def watch(event: Event) -> None:
+        if event.what is Happening.ENDED:
+            assert event.status.state is State.COMPLETED
+            ended.append(time.perf_counter())
+            if len(ended) == count:
+                raise EnoughError
+
     began = time.perf_counter()
-    statuses = Controller(made.workspace, RayExecutor(made.workspace), made.launches)()
-    taken = time.perf_counter() - began
-    assert {status.state for status in statuses.values()} == {State.COMPLETED}
-    return taken / count
+    with contextlib.suppress(EnoughError):
+        Controller(made.workspace, RayExecutor(made.workspace), made.launches, watch)()
+    return (ended[-1] - began) / count
 
 
 def trial(config: dict[str, Any]) -> dict[str, Any]:
     """One trial of Ray Tune: the same subprocess, over a run directory that was made before."""
-    arguments = [config["run"], "--attempt", "1", "--token", "t"]
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "xlstm.training", *arguments], check=True)
+    subprocess.run(trivial_command(config["run"]), check=True)
     return {"loss": 1.0}
 
 
-def tune(folder: Path, count: int) -> float:
-    """Seconds per trial of Ray Tune on the same cluster."""
-    from ray import tune as ray_tune
+def trivial_command(run: str) -> list[str]:
+    """What stands in for torchrun, found first on PYTHONPATH."""
+    return [sys.executable, "-m", "torch.distributed.run", "xlstm.training", run, "--attempt", "1", "--token", "t"]
 
-    made = trivial_runs(folder, count)
-    for run in made.runs:
-        directory = made.workspace.run(run.run_id)
+
+def ready(made: Plan) -> list[str]:
+    """The paths of the run directories, made and leased, so that nothing but the trivial subprocess is missing."""
+    directories = [made.workspace.run(run.run_id) for run in made.runs]
+    for directory, run in zip(directories, made.runs, strict=True):
         directory.create(run.spec)
         directory.acquire("t")
-    space = {"run": ray_tune.grid_search([str(made.workspace.run(run.run_id).path) for run in made.runs])}
-    settings = ray_tune.RunConfig(storage_path=str(folder / "tune"), verbose=0)
+    return [str(directory.path) for directory in directories]
+
+
+def tune(folder: Path, submitted: int, count: int) -> float:
+    """Seconds per trial of Ray Tune on the same cluster, over the first `count` of those submitted."""
+    from ray import tune as ray_tune
+
+    paths = ready(trivial_runs(folder, submitted))
+    ended: list[float] = []
+
+    class Clock(ray_tune.Callback):
+        """Notes when trials end."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            ended.append(time.perf_counter())
+
+    class Enough(ray_tune.Stopper):
+        """Ends the experiment when as many have ended as were to be timed."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return len(ended) >= count
+
+    settings = ray_tune.RunConfig(storage_path=str(folder / "tune"), verbose=0, callbacks=[Clock()], stop=Enough())
+    space = {"run": ray_tune.grid_search(paths)}
     began = time.perf_counter()
     results = ray_tune.Tuner(ray_tune.with_resources(trial, {"cpu": 1}), param_space=space, run_config=settings).fit()
-    taken = time.perf_counter() - began
     assert results.num_errors == 0
-    assert all(made.workspace.run(run.run_id).result() is not None for run in made.runs)
-    return taken / count
+    return (ended[count - 1] - began) / count
 
 
-def measure_trials(folder: Path, count: int, turns: int) -> dict[str, Any]:
-    """Seconds per run and per trial: after one of each for warmth, medians over turns."""
+def alone(folder: Path, submitted: int, count: int) -> float:
+    """Seconds per trivial subprocess, one after the other on each core."""
+    del submitted
+    paths = ready(trivial_runs(folder, count))
+    began = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as cores:
+        list(cores.map(lambda path: subprocess.run(trivial_command(path), check=True), paths))
+    return (time.perf_counter() - began) / count
+
+
+SIDES = {"run": ours, "tune_trial": tune, "subprocess": alone}
+
+
+def measure_trials(folder: Path, submitted: int, count: int, turns: int) -> dict[str, Any]:
+    """Seconds per run, per trial and per trivial subprocess: after a few of each for warmth, medians over turns."""
     import ray
 
     root = Path(__file__).resolve().parents[1]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "tests" / "orchestrator" / "trivial"), str(root)])
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="warning")
-    taken: dict[str, list[float]] = {"ours": [], "tune": []}
+    taken: dict[str, list[float]] = {name: [] for name in SIDES}
     try:
         for turn in range(turns + 1):
-            for name, side in (("ours", ours), ("tune", tune)):
-                seconds_each = side(folder / f"{name}-{turn}", count if turn else 2)
+            for name, side in SIDES.items():
+                now = folder / f"{name}-{submitted}-{turn}"
+                seconds_each = side(now, submitted, count) if turn else side(now, 2, 2)
                 taken[name] += [seconds_each] if turn else []
     finally:
         ray.shutdown()
-    mine, theirs = statistics.median(taken["ours"]), statistics.median(taken["tune"])
-    return {"trials": count, "run_seconds": mine, "tune_trial_seconds": theirs, "tune_over_ours": theirs / mine}
+    mine, theirs, floor = (statistics.median(taken[name]) for name in SIDES)
+    ratios = [b / a for a, b in zip(taken["run"], taken["tune_trial"], strict=True)]
+    return {
+        "submitted": submitted,
+        "timed": count,
+        **{f"{name}_seconds": statistics.median(each) for name, each in taken.items()},
+        "tune_over_ours": statistics.median(ratios),
+        "tune_overhead_over_ours": (theirs - floor) / (mine - floor),
+    }
 
 
 def main() -> None:
@@ -244,14 +304,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--trials", type=int, default=0, help="runs against as many trials of Ray Tune; 0 for none")
+    parser.add_argument("--queued", type=int, default=0, help="so many submitted, and the first --trials of them timed")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(Path(folder), given.runs, given.turns)
         if given.trials:
-            measured |= measure_trials(Path(folder), given.trials, min(3, given.turns))
-    for name, number in measured.items():
-        print(f"{name:32} {number:.6g}")
+            turns = min(3, given.turns)
+            measured["trials"] = [measure_trials(Path(folder), given.trials, given.trials, turns)]
+            if given.queued:
+                measured["trials"].append(measure_trials(Path(folder), given.queued, given.trials, turns))
+    trials = measured.get("trials", [])
+    for name, number in [*measured.items(), *(item for one in trials for item in one.items())]:
+        if name != "trials":
+            print(f"{name:32} {number:.6g}")
     if given.json:
         given.json.write_text(json.dumps(measured, indent=2) + "\n")
 

@@ -1,7 +1,9 @@
-"""Three loops that train one model on one stream of tokens: ours, a plain one as in nanoGPT, `transformers.Trainer`.
+"""Loops that train one Llama on one stream of tokens: ours, a plain one as in nanoGPT, `transformers.Trainer`.
 
-Each is made once and then advanced by a number of steps at a time, so that the three can take turns. Time is the
-processor time of the thread that trains: neither what else the machine does counts, nor waiting for disks.
+The two others train our model, which tells what the loops cost, or the Llama of `transformers` with the same weights,
+which is what one would train in them. Each is made once and then advanced by a number of steps at a time, so that all
+can take turns. Time is the processor time of the thread that trains: neither what else the machine does counts, nor
+waiting for disks.
 """
 
 import tempfile
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baselines import Losses, theirs
 from xlstm.data import declare, open_prepared, prepare
 from xlstm.models import build
 from xlstm.models.configs import ModelConfig
@@ -92,11 +95,21 @@ class Ours:
         self.attempt.close()
 
 
-def plain(workspace: Workspace, config: ModelConfig) -> Advance:
-    """nanoGPT's loop: random windows of a memory map, mean loss, clipping, fused AdamW."""
-    tokens = _tokens(workspace)
+def our_model(config: ModelConfig) -> tuple[nn.Module, Losses]:
+    """Our model, with its mean loss."""
     model = build(config)
     initialize(model, 0)
+    return model, lambda tokens, targets: model(tokens, targets=targets)[0].mean()
+
+
+def their_model(config: ModelConfig) -> tuple[nn.Module, Losses]:
+    """The same of `transformers`, with the same weights. ImportError where it is not installed."""
+    return theirs(config, our_model(config)[0], CONTEXT, "cpu")
+
+
+def plain(workspace: Workspace, model: nn.Module, mean_loss: Losses) -> Advance:
+    """nanoGPT's loop: random windows of a memory map, mean loss, clipping, fused AdamW."""
+    tokens = _tokens(workspace)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def advance(steps: int) -> float:
@@ -105,8 +118,7 @@ def plain(workspace: Workspace, config: ModelConfig) -> Advance:
             starts = torch.randint(len(tokens) - CONTEXT, (SEQUENCES,)).tolist()
             x = torch.stack([torch.from_numpy(tokens[s : s + CONTEXT].astype(np.int64)) for s in starts])
             y = torch.stack([torch.from_numpy(tokens[s + 1 : s + 1 + CONTEXT].astype(np.int64)) for s in starts])
-            loss = model(x, targets=y)[0].mean()
-            loss.backward()
+            mean_loss(x, y).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -115,12 +127,12 @@ def plain(workspace: Workspace, config: ModelConfig) -> Advance:
     return advance
 
 
-def huggingface(workspace: Workspace, config: ModelConfig) -> Advance:
-    """`transformers.Trainer` on the same model. ImportError where it, or `accelerate`, is not installed."""
+def huggingface(workspace: Workspace, model: nn.Module, mean_loss: Losses) -> Advance:
+    """`transformers.Trainer`. ImportError where it, or `accelerate`, is not installed."""
     from transformers import Trainer as HuggingFaceTrainer
     from transformers import TrainerCallback, TrainingArguments
 
-    model = _WithLoss(config)
+    with_loss = _WithLoss(model, mean_loss)
     tokens = _tokens(workspace)
 
     class Stamps(TrainerCallback):  # type: ignore[misc]
@@ -150,7 +162,7 @@ def huggingface(workspace: Workspace, config: ModelConfig) -> Advance:
                 dataloader_num_workers=0,
                 remove_unused_columns=False,
             )
-            trainer = HuggingFaceTrainer(model, arguments, train_dataset=_WindowsOf(tokens), callbacks=[stamps])
+            trainer = HuggingFaceTrainer(with_loss, arguments, train_dataset=_WindowsOf(tokens), callbacks=[stamps])
             trainer.log = lambda *arguments, **named: None  # it would print
             trainer.train()
         return stamps.times[-1] - stamps.times[0]
@@ -159,15 +171,14 @@ def huggingface(workspace: Workspace, config: ModelConfig) -> Advance:
 
 
 class _WithLoss(nn.Module):
-    """Our model, as `transformers.Trainer` wants one."""
+    """A model, as `transformers.Trainer` wants one."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, model: nn.Module, mean_loss: Losses) -> None:
         super().__init__()
-        self.model = build(config)
-        initialize(self.model, 0)
+        self.model, self.mean_loss = model, mean_loss
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.model(input_ids, targets=labels)[0].mean()}
+        return {"loss": self.mean_loss(input_ids, labels)}
 
 
 class _WindowsOf(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -22,6 +22,8 @@ from torch import Tensor
 Implementation: TypeAlias = Literal["auto", "reference", "torch", "triton"]
 Chosen: TypeAlias = Literal["reference", "torch", "triton"]
 
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes of inputs that the Triton kernels take."""
 
 _preferred: Implementation = "auto"
 
@@ -37,7 +39,9 @@ class ImplementationError(ValueError):
 
 
 def triton_obstacle(tensor: Tensor) -> str | None:
-    """Why Triton kernels cannot run on this tensor's device, or None where they can."""
+    """Why Triton kernels cannot run on this tensor's device or in its dtype, or None where they can."""
+    if tensor.dtype not in TRITON_DTYPES:
+        return f"{tensor.dtype} is not supported; float32, float16 and bfloat16 are"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if tensor.is_cuda:

@@ -30,6 +30,16 @@ def reference_data() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of an MLflow store in SQLite, for all tests of a module."""
+    from xlstm.tracking import open_store
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    assert open_store(uri) is None
+    return uri
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `--dist loadgroup`, serial tests of one folder run one after the other."""
     for item in items:

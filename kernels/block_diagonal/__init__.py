@@ -25,16 +25,16 @@ def block_diagonal(x: Tensor, weight: Tensor, *, implementation: Implementation 
     blocks, width, _ = weight.shape
     expect_shape(name, "x", x, (*x.shape[:-1], blocks * width), "(…, blocks * width)")
     x, weight = cast_for_autocast(x, weight)
-    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x, width))
+    chosen = choose(name, implementation, x, lambda: _triton_obstacle(width))
     if chosen == "reference":
         return block_diagonal_reference(x, weight)
     return _block_diagonal(x, weight.to(x.dtype), chosen)
 
 
-def _triton_obstacle(x: Tensor, width: int) -> str | None:
+def _triton_obstacle(width: int) -> str | None:
     from kernels.block_diagonal import triton_blocks
 
-    return triton_blocks.shape_obstacle(width, x.dtype)
+    return triton_blocks.shape_obstacle(width)
 
 
 @torch.library.custom_op("scaling::block_diagonal", mutates_args=())

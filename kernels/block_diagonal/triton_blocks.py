@@ -20,12 +20,10 @@ ROWS_PER_SUM = 1024
 LARGEST_BLOCK = 32
 
 
-def shape_obstacle(width: int, dtype: torch.dtype) -> str | None:
+def shape_obstacle(width: int) -> str | None:
     """Why the kernels refuse these shapes, or None."""
     if width > LARGEST_BLOCK:
         return f"blocks of {width} channels are wider than {LARGEST_BLOCK}: matrix products suit them"
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"{dtype} is not supported; float32, float16 and bfloat16 are"
     return None
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from kernels.causal_conv import torch_shifted
 from kernels.causal_conv.reference import causal_conv_silu_reference
@@ -45,7 +46,7 @@ def causal_conv_silu(
         expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
         documents = resets.cumsum(1, dtype=torch.int32)
     x, weight, bias, past = cast_for_autocast(x, weight, bias, past)
-    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x))
+    chosen = choose(name, implementation, x)
     if chosen == "reference":
         y = causal_conv_silu_reference(x, weight, bias, past, documents)
     else:
@@ -55,12 +56,6 @@ def causal_conv_silu(
         numbers = torch.cat((documents.new_zeros(batch, lag), documents[:, -lag:]), dim=1)[:, -lag:]
         tail = tail.masked_fill((numbers != documents[:, -1:])[..., None], 0.0)
     return y, tail
-
-
-def _triton_obstacle(x: Tensor) -> str | None:
-    from kernels.causal_conv import triton_conv
-
-    return triton_conv.shape_obstacle(x.dtype)
 
 
 @torch.library.custom_op("scaling::causal_conv_silu", mutates_args=())
@@ -104,14 +99,7 @@ def _causal_conv_silu_backward(
 
 @_causal_conv_silu_backward.register_fake
 def _(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    past: Tensor,
-    documents: Tensor | None,
-    pre: Tensor,
-    implementation: str,
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(t.new_empty(t.shape) for t in (x, weight, bias, past))  # type: ignore[return-value]
 
@@ -127,3 +115,16 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor |
 
 
 _causal_conv_silu.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.scaling.causal_conv_silu)
+def causal_conv_silu_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Forward: a multiplication and an addition per tap; the SiLU counts as nothing."""
+    batch, time, channels = x_shape
+    return 2 * int(weight_shape[1]) * batch * time * channels
+
+
+@register_flop_formula(torch.ops.scaling.causal_conv_silu_backward)
+def causal_conv_silu_backward_flops(grad_shape: Any, x_shape: Any, weight_shape: Any, *_: Any, **kwargs: Any) -> int:
+    """Backward: the same for x, and for the weight."""
+    return 2 * causal_conv_silu_flops(x_shape, weight_shape)

@@ -16,13 +16,6 @@ TILE = {"BT": 32, "BC": 64}
 """Tokens and channels of a program."""
 
 
-def shape_obstacle(dtype: torch.dtype) -> str | None:
-    """Why the kernels refuse this dtype, or None."""
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"{dtype} is not supported; float32, float16 and bfloat16 are"
-    return None
-
-
 @triton.jit
 def _token(x, past, documents, t, shift, x_t, time, channels, c, DOCUMENTS: tl.constexpr, TAPS: tl.constexpr):
     """Tokens t - shift, (len t, len c): of `past` before the pass, 0 in another document than t's."""

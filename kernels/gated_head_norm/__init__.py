@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from kernels.dispatch import Implementation, choose, expect_shape, state_dtype
 from kernels.gated_head_norm import torch_fused
@@ -50,7 +51,7 @@ def gated_head_norm(
 def _triton_obstacle(h: Tensor) -> str | None:
     from kernels.gated_head_norm import triton_norm
 
-    return triton_norm.shape_obstacle(h.shape[-1], h.dtype)
+    return triton_norm.shape_obstacle(h.shape[-1])
 
 
 @torch.library.custom_op("scaling::gated_head_norm", mutates_args=())
@@ -73,16 +74,8 @@ def _gated_head_norm(
 
 
 @_gated_head_norm.register_fake
-def _(
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    eps: float,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape, dtype = ((0,), h.dtype) if implementation == "triton" else ((*h.shape[:-1], 1), state_dtype(h))
+def _(h: Tensor, weight: Tensor, gate: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape, dtype = ((0,), h.dtype) if options[-1] == "triton" else ((*h.shape[:-1], 1), state_dtype(h))
     return gate.new_empty(gate.shape), h.new_empty(shape, dtype=dtype), h.new_empty(shape, dtype=dtype)
 
 
@@ -110,16 +103,7 @@ def _gated_head_norm_backward(
 
 @_gated_head_norm_backward.register_fake
 def _(
-    grad_y: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    mean: Tensor,
-    deviation: Tensor,
-    eps: float,
-    implementation: str,
+    grad_y: Tensor, h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
     grad_skip = weight.new_empty(0) if skip is None else skip.new_empty(skip.shape)
@@ -142,3 +126,9 @@ def _differentiate(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor 
 
 
 _gated_head_norm.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+@register_flop_formula([torch.ops.scaling.gated_head_norm, torch.ops.scaling.gated_head_norm_backward])
+def gated_head_norm_flops(*args: Any, **kwargs: Any) -> int:
+    """Norms and activations count as nothing, as everywhere."""
+    return 0

@@ -1,10 +1,11 @@
-"""Head-wise norm, skip and gate in tiles of tokens that stay in the processor's cache, with one backward for all three.
+"""Head-wise norm, skip and gate in tiles that stay in the processor's cache, with one backward for all three.
 
 Each of the dozen element-wise steps is a pass over memory; over a tile it is a pass over the cache, and no temporary of
 the whole batch is made. Only mean and reciprocal deviation are kept for the backward.
 """
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +13,20 @@ from torch import Tensor
 
 from kernels.dispatch import state_dtype
 
-TILE_NUMBERS = 2**16
-"""Numbers of a tile of one tensor: 256 KiB in float32."""
+TILE_NUMBERS = 2**19
+"""Numbers of a tile of one tensor: 2 MiB in float32."""
+
+Tile: TypeAlias = tuple[slice, slice]
 
 
-def _tiles(h: Tensor) -> Iterator[tuple[int, slice]]:
-    """Sequence and times of each tile; on other devices than CPUs, whole sequences."""
+def _tiles(h: Tensor) -> Iterator[Tile]:
+    """Sequences and times of each tile: whole sequences where they fit; on other devices than CPUs, everything."""
     batch, time, heads, head_dim = h.shape
-    tokens = max(1, TILE_NUMBERS // (heads * head_dim)) if h.device.type == "cpu" else time
-    for b in range(batch):
+    tokens = max(1, TILE_NUMBERS // (heads * head_dim)) if h.device.type == "cpu" else batch * time
+    sequences, tokens = max(1, tokens // time), min(tokens, time)
+    for first in range(0, batch, sequences):
         for start in range(0, time, tokens):
-            yield b, slice(start, min(time, start + tokens))
+            yield slice(first, first + sequences), slice(start, start + tokens)
 
 
 def forward(
@@ -60,18 +64,21 @@ def backward(
     grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
     for tile in _tiles(h):
         grad, z = grad_y[tile].to(dtype), gate[tile].to(dtype)
-        wide_h = h[tile].to(dtype).contiguous()  # (tokens, heads, head_dim)
+        wide_h = h[tile].to(dtype).contiguous()  # (sequences, tokens, heads, head_dim)
         normed = wide_h.sub(mean[tile]).mul_(deviation[tile])
         flat = normed.flatten(-2)
-        grad_inner = grad * F.silu(z)
-        grad_weight += (grad_inner * flat).sum(0)
+        open_ = torch.sigmoid(z)
+        gated = z * open_
+        grad_inner = grad * gated
+        grad_weight += (grad_inner * flat).sum((0, 1))
         inner = flat * wide_weight
         if skipped is not None and skip is not None:
             seen, wide_skip = skipped[tile].to(dtype), skip.to(dtype)
             inner.addcmul_(seen, wide_skip)
-            grad_skip += (grad_inner * seen).sum(0)
+            grad_skip += (grad_inner * seen).sum((0, 1))
             torch.mul(grad_inner, wide_skip, out=grad_skipped[tile])
-        grad_gate[tile] = torch.ops.aten.silu_backward(inner.mul_(grad), z)
+        slope = torch.addcmul(open_, gated, 1.0 - open_)  # of the SiLU
+        torch.mul(slope.mul_(inner), grad, out=grad_gate[tile])
         through = grad_inner.mul_(wide_weight).view(normed.shape)
         grad_h[tile] = torch.ops.aten.native_layer_norm_backward(
             through, wide_h, h.shape[-1:], mean[tile], deviation[tile], None, None, [True, False, False]

@@ -17,12 +17,10 @@ TOKENS_PER_SUM = 64
 LARGEST_HEAD = 4096
 
 
-def shape_obstacle(head_dim: int, dtype: torch.dtype) -> str | None:
+def shape_obstacle(head_dim: int) -> str | None:
     """Why the kernels refuse these shapes, or None."""
     if head_dim > LARGEST_HEAD:
         return f"heads of {head_dim} channels are larger than {LARGEST_HEAD}"
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"{dtype} is not supported; float32, float16 and bfloat16 are"
     return None
 
 

@@ -83,7 +83,7 @@ def mlstm(
 def _triton_obstacle(q: Tensor, v: Tensor, chunk: int) -> str | None:
     from kernels.mlstm import triton_chunkwise
 
-    return triton_chunkwise.shape_obstacle(q.shape[-1], v.shape[-1], chunk, q.dtype)
+    return triton_chunkwise.shape_obstacle(q.shape[-1], v.shape[-1], chunk)
 
 
 def mlstm_step(

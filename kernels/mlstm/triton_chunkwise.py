@@ -22,12 +22,16 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.mlstm.torch_chunkwise import ChunkGates, chunk_gates, gate_gradients
+from kernels.tuning import tuned
 
 RUN_TIME = ["time", "chunks", "heads"]
 """Arguments whose divisibility must not compile a kernel anew."""
 
-SCORES_BACKWARD_WARPS = 8
-"""Its four tiles of BT x BT floats spill from the registers of four warps."""
+OPTIONS = ((4, 3), (4, 2), (4, 4), (8, 3), (8, 2))
+"""Warps and stages, to be chosen from."""
+EIGHT_WARPS = ((8, 3), (8, 2), (8, 4))
+"""Where four tiles of BT x BT floats would spill from the registers of four warps."""
+DIMENSIONS = ("L", "DK", "DV")
 
 
 def power_of_two_divisor(size: int, largest: int) -> int:
@@ -35,13 +39,11 @@ def power_of_two_divisor(size: int, largest: int) -> int:
     return min(size & -size, largest)
 
 
-def shape_obstacle(key_dim: int, value_dim: int, chunk: int, dtype: torch.dtype) -> str | None:
+def shape_obstacle(key_dim: int, value_dim: int, chunk: int) -> str | None:
     """Why the kernels refuse these shapes, or None."""
     for name, size in (("key_dim", key_dim), ("value_dim", value_dim), ("chunk_size", chunk)):
         if size % 16:
             return f"{name} {size} is not a multiple of 16"
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"{dtype} is not supported; float32, float16 and bfloat16 are"
     return None
 
 
@@ -63,6 +65,7 @@ def _weights(row, row_fine, column, column_fine, segment, gate_base, segment_bas
     return tl.where(seen, tl.exp(exponent) * fine, 0.0)
 
 
+@tuned(*OPTIONS, by=DIMENSIONS, restored=["final_C"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def states_kernel(
     k, v, write, carry, states_C, states_n, final_C, initial_n,
@@ -100,6 +103,7 @@ def states_kernel(
         tl.store(states_n + chunks * rows * DK + at_n, n)
 
 
+@tuned(*OPTIONS, by=["L", "DK", "RESETS"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def scores_kernel(
     q, k, row, row_fine, column, column_fine, segment, read, states_n, scores, s,
@@ -142,6 +146,7 @@ def scores_kernel(
         tl.store(s + bh * time + t, total, mask=t < time)
 
 
+@tuned(*OPTIONS, by=DIMENSIONS)
 @triton.jit(do_not_specialize=RUN_TIME)
 def outputs_kernel(
     q, v, scores, read, inverse, states_C, h,
@@ -175,6 +180,7 @@ def outputs_kernel(
     tl.store(h + (bh * time + t)[:, None] * DV + dv[None, :], y.to(h.dtype.element_ty), mask=(t < time)[:, None])
 
 
+@tuned(*EIGHT_WARPS, by=[*DIMENSIONS, "RESETS"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def scores_backward_kernel(
     q, k, v, h, grad_h, row, row_fine, column, column_fine, segment, inverse, sign, scores, d_products,
@@ -236,6 +242,7 @@ def scores_backward_kernel(
     tl.store(row_sums + gate_base + rows, sums)
 
 
+@tuned(*OPTIONS, by=DIMENSIONS, restored=["first_C", "first_n"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def states_backward_kernel(
     q, grad_h, read, inverse, ds, carry, states_C, states_n, grads_C, grads_n, first_C, first_n, carried,
@@ -284,6 +291,7 @@ def states_backward_kernel(
         tl.store(grads_n + at_n, dn)
 
 
+@tuned(*OPTIONS, by=["L", "DX", "DO", "TRANSPOSED_STATE", "LATER"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def inputs_backward_kernel(
     x, states, y, pairs, outer, vector, vector_scale, inner, own, out, dots,
@@ -482,7 +490,6 @@ def backward(
         q, k, v, h, grad_h, gates.row, gates.row_fine, gates.column, gates.column_fine, _segments(gates),
         inverse, sign, scores, d_products, ds, row_sums, column_sums, diagonal,
         *_strides(q, k, v, grad_h), time, chunks, heads, **tiling, RESETS=resets is not None, NORMALIZE=normalize,
-        num_warps=SCORES_BACKWARD_WARPS,
     )  # fmt: skip
 
     grads_C = torch.empty_like(states_C)

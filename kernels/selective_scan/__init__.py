@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from kernels.dispatch import choose, expect_shape, state_dtype
 from kernels.selective_scan import torch_chunked
@@ -48,7 +49,7 @@ def selective_scan(
     expect_shape(name, "initial_state", state, (batch, channels, state_dim), "(batch, channels, state_dim)")
     if resets is not None:
         expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
-    chosen = choose(name, implementation, u, lambda: _triton_obstacle(u, A))
+    chosen = choose(name, implementation, u, lambda: _triton_obstacle(A))
     if time == 0:
         return torch.zeros_like(u), state
     if chosen == "reference":
@@ -57,9 +58,7 @@ def selective_scan(
     return y, final_state
 
 
-def _triton_obstacle(u: Tensor, A: Tensor) -> str | None:
-    if u.dtype == torch.float64:
-        return "float64 is not supported; float32, float16 and bfloat16 are"
+def _triton_obstacle(A: Tensor) -> str | None:
     from kernels.selective_scan import triton_scan
 
     return triton_scan.shape_obstacle(A)
@@ -163,3 +162,21 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor | Non
 
 
 _scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.scaling.selective_scan)
+def selective_scan_flops(u_shape: Any, delta_shape: Any, A_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Forward. Per number of the state and step: delta A and its exponential, a product with B, recurrence and read 4.
+
+    Per channel and step: delta u.
+    """
+    batch, time, channels = u_shape
+    return batch * time * channels * (7 * int(A_shape[1]) + 1)
+
+
+@register_flop_formula(torch.ops.scaling.selective_scan_backward)
+def selective_scan_backward_flops(
+    grad_y: Any, grad_state: Any, u_shape: Any, delta_shape: Any, A_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    """Backward: twice the forward."""
+    return 2 * selective_scan_flops(u_shape, delta_shape, A_shape)

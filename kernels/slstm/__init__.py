@@ -52,7 +52,7 @@ def slstm(
 def _triton_obstacle(gates: Tensor) -> str | None:
     from kernels.slstm import triton_scan
 
-    return triton_scan.shape_obstacle(gates.shape[-1], gates.dtype)
+    return triton_scan.shape_obstacle(gates.shape[-1])
 
 
 def slstm_step(gates: Tensor, recurrent: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:

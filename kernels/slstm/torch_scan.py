@@ -69,20 +69,18 @@ def forward(
     for first in range(0, time, STEPS_AT_ONCE):
         block = slice(first, min(time, first + STEPS_AT_ONCE))
         l = l.clone()  # else the block's first step would overwrite what it reads
-        steps = zip(
-            active[block].unbind(0), hs[block].unbind(0), cs[block].unbind(0), past.unbind(0), present.unbind(0),
-            strict=False,
-        )  # fmt: skip
-        for t, (pre, h_t, c_t, a_t, l_t) in enumerate(steps, first):
+        now = active[block]
+        each = (now[:, :, :, :4].flatten(3), *now.unbind(3)[:4], now[:, :, :, 2:4], hs[block], cs[block])
+        steps = zip(*(part.unbind(0) for part in (*each, past, present)), strict=False)
+        for t, (pre, z, f, i, o, i_and_o, h_t, c_t, a_t, l_t) in enumerate(steps, first):
             if resets is not None and resetting[t]:
                 at = resets[:, t, None]  # (batch, 1)
                 h, c, l = h.masked_fill(at, 0.0), c.masked_fill(at, 0.0), l.masked_fill(at, -torch.inf)
-            pre[:, :, :4].flatten(2).baddbmm_(h, matrices)
-            z, f, i, o, _ = pre.unbind(2)
+            pre.baddbmm_(h, matrices)
             torch.add(F.logsigmoid(f), l, out=a_t)
             torch.logaddexp(a_t, i.double(), out=l_t)
             i.sub_(a_t)
-            pre[:, :, 2:4].sigmoid_()
+            i_and_o.sigmoid_()
             z.tanh_()
             torch.lerp(c, z, i, out=c_t)
             torch.mul(o, c_t, out=h_t)
@@ -132,6 +130,7 @@ def backward(
     for part, grad in zip(state, (grad_c, grad_n), strict=True):
         if grad is not None:
             part.copy_(grad.transpose(0, 1))
+    dc, dn = state[0, :, :, None], state[1, :, :, None]
     keep_next: Tensor | None = None
     recurrent_grad = torch.zeros_like(dh[0])
     for block in reversed(range(0, time, STEPS_AT_ONCE)):
@@ -139,30 +138,40 @@ def backward(
         z, f, w, o, keep = active[steps].unbind(3)
         cell, before = cs[steps], c_before[steps]
         forget = keep * torch.sigmoid(-f)
-        to_state = torch.stack([o, -o * cell], dim=1)  # (steps, 2, heads, batch, head_dim)
-        from_cell = torch.stack([w * (1 - z * z), forget * before, w * z], dim=3)
-        from_normalizer = torch.stack([forget, w], dim=3)
-        to_output_gate = cell * o * (1 - o)
-        for s in reversed(range(keep.shape[0])):
-            t = block + s
-            dh_t, dpre_t = dh[t], dpre[t]
+        out = dpre[steps]
+        each = (
+            dh[steps],
+            keep,
+            torch.stack([o, -o * cell], dim=1),  # to dc, dn
+            torch.stack([w * (1 - z * z), forget * before, w * z], dim=3),  # from dc to z, f, i
+            torch.stack([forget, w], dim=3),  # from dn to f, i
+            cell * o * (1 - o),  # from dh to o
+            out[:, :, :, :3],
+            out[:, :, :, 1:3],
+            out[:, :, :, 3],
+            out.flatten(3),
+        )
+        parts = [part.unbind(0) for part in each]
+        for t in reversed(range(steps.start, steps.stop)):
+            dh_t, keep_t, to_state, from_dc, from_dn, to_o, into_zfi, into_fi, into_o, pre = (
+                p[t - block] for p in parts
+            )
             if t + 1 < time:
                 dh_t.add_(recurrent_grad)
             if keep_next is not None:
                 state.mul_(keep_next)
                 if resetting[t + 1] and at is not None:
                     state.masked_fill_(at[t + 1, :, None], 0.0)
-            state.addcmul_(to_state[s], dh_t)
-            dc, dn = state[0, :, :, None], state[1, :, :, None]
-            torch.mul(from_cell[s], dc, out=dpre_t[:, :, :3])
-            dpre_t[:, :, 1:3].addcmul_(from_normalizer[s], dn)
-            torch.mul(to_output_gate[s], dh_t, out=dpre_t[:, :, 3])
-            torch.bmm(dpre_t.flatten(2), transposed, out=recurrent_grad)
+            state.addcmul_(to_state, dh_t)
+            torch.mul(from_dc, dc, out=into_zfi)
+            into_fi.addcmul_(from_dn, dn)
+            torch.mul(to_o, dh_t, out=into_o)
+            torch.bmm(pre, transposed, out=recurrent_grad)
             if gradient_clip is not None:
                 recurrent_grad.clamp_(-gradient_clip, gradient_clip)
             if resetting[t] and at is not None:
                 recurrent_grad.masked_fill_(at[t, :, None], 0.0)
-            keep_next = keep[s]
+            keep_next = keep_t
 
     return collected(dpre, state, recurrent_grad, h, n, m, at, hs, ls, active)
 

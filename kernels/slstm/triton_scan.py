@@ -14,21 +14,20 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.slstm.torch_scan import at_unit_scale, collected, shifted
+from kernels.tuning import tuned
 
 SEQUENCES = 16
 """Sequences of one program: the least a matrix product takes."""
-LAUNCH = {"num_warps": 8, "num_stages": 2}
-"""Four warps, or three stages of the four matrices' tiles, would spill registers."""
+OPTIONS = ((8, 2), (8, 1), (16, 2))
+"""Warps and stages, to be chosen from: four warps, or three stages of the four matrices' tiles, spill registers."""
 RUN_TIME = ["time", "batch"]
 """Arguments whose divisibility must not compile a kernel anew."""
 
 
-def shape_obstacle(head_dim: int, dtype: torch.dtype) -> str | None:
+def shape_obstacle(head_dim: int) -> str | None:
     """Why the kernels refuse these shapes, or None."""
     if head_dim % 16:
         return f"head_dim {head_dim} is not a multiple of 16"
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"{dtype} is not supported; float32, float16 and bfloat16 are"
     return None
 
 
@@ -54,6 +53,7 @@ def _log_one_plus_exp_of_minus(x):
     return tl.where(rounded == 1.0, small, tl.log(rounded) * (small / tl.where(rounded == 1.0, 1.0, rounded - 1.0)))
 
 
+@tuned(*OPTIONS, by=["D", "RESETS"], restored=["level"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
     gates, recurrent, resets, hs, cs, ls, level, active, time, batch,
@@ -139,6 +139,7 @@ def _through_matrices(
     return dh
 
 
+@tuned(*OPTIONS, by=["D", "RESETS", "CLIP"], restored=["dc", "dn"])
 @triton.jit(do_not_specialize=RUN_TIME)
 def backward_kernel(
     grad_h, recurrent, resets, cs, before_cs, active, dpre, dc, dn, first_h, clip, time, batch,
@@ -212,7 +213,7 @@ def forward(
     active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=torch.float32)
     forward_kernel[(heads, -(-batch // SEQUENCES))](
         gates.contiguous(), recurrent.to(gates.dtype).contiguous(), gates if resets is None else resets.contiguous(),
-        hs, cs, ls, level, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None, **LAUNCH,
+        hs, cs, ls, level, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None,
     )  # fmt: skip
     return hs[1:], cs[1:], ls, active
 
@@ -248,6 +249,5 @@ def backward(
         cs.contiguous(), before_cs, active, dpre, state[0], state[1], first_h,
         float(gradient_clip or 0.0), time, batch,
         **tiling_of(head_dim), RESETS=resets is not None, CLIP=gradient_clip is not None,
-        **LAUNCH,
     )  # fmt: skip
     return collected(dpre, state, first_h, h, n, m, at, hs, ls, active)

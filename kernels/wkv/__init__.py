@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from kernels.dispatch import choose, expect_shape, state_dtype
 from kernels.wkv import torch_chunked
@@ -45,7 +46,7 @@ def wkv(
         expect_shape(name, f"initial_state.{field}", tensor, (batch, channels), "(batch, channels)")
     if resets is not None:
         expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
-    chosen = choose(name, implementation, k, lambda: _triton_obstacle(k))
+    chosen = choose(name, implementation, k)
     if time == 0:
         return torch.zeros_like(v), state
     if chosen == "reference":
@@ -53,10 +54,6 @@ def wkv(
     stacked = torch.stack((state.a, state.b, state.m.detach()))
     y, final_state, _ = _wkv(k, v, decay, bonus, stacked, resets, chosen)
     return y, WKVState(final_state[0], final_state[1], final_state[2].detach())
-
-
-def _triton_obstacle(k: Tensor) -> str | None:
-    return "float64 is not supported; float32, float16 and bfloat16 are" if k.dtype == torch.float64 else None
 
 
 @torch.library.custom_op("scaling::wkv", mutates_args=())
@@ -140,3 +137,20 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor | Non
 
 
 _wkv.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.scaling.wkv)
+def wkv_flops(k_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Forward, per channel and step (Peng et al. 2023, appendix D): 12 for the output, 11 for the sums.
+
+    Output: k + u, the maximum, two differences, two exponentials, numerator 3, denominator 2, quotient. Sums: decayed
+    scale, maximum, two differences, two exponentials, numerator 3, denominator 2.
+    """
+    batch, time, channels = k_shape
+    return 23 * int(batch * time * channels)
+
+
+@register_flop_formula(torch.ops.scaling.wkv_backward)
+def wkv_backward_flops(grad_y: Any, grad_state: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Backward: twice the forward."""
+    return 2 * wkv_flops(k_shape)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kernels.wkv.reference import NOTHING
 
-SEGMENT_ELEMENTS = 2**18
-"""Elements of one buffer of a segment (1 MiB in float32): a few of them share the cache."""
+SEGMENT_ELEMENTS = 2**19
+"""Elements of one buffer of a segment (2 MiB in float32): a few of them share the cache."""
 PIECE_STEPS = 16
 
 

@@ -1,10 +1,12 @@
-"""A Ray cluster: one placement group per run, a gang or nothing; one supervisor per node, as a subprocess of an actor.
+"""A Ray cluster: a gang holds a placement group, all of it or nothing, and carries one run after another in it.
 
-torchrun must own the main thread of its process, so the actor starts the supervisor and waits for it. The actors are
-detached and named by run and token: they outlive the controller that asked for them, and the next one adopts them. The
-processes of a run live no longer than its actor, and the actor no longer than its raylet: a lost node takes its part of
-the gang along, and the rest of the gang is ended, since it can only wait for it. Our code travels with the job; the
-nodes share the workspace and have installed what the code needs, which is checked before anything starts.
+A gang has an actor on each node. torchrun must own the main thread of its process, so an actor starts the supervisor as
+a subprocess and waits for it. A gang whose run has ended takes the next one that needs the same, and is given back when
+the next one needs something else. The actors are detached: they outlive the controller that asked for them, and the
+next one asks them what they carry. The processes of a run live no longer than its actors, and those no longer than
+their raylets: a lost node takes its part of the gang along, and the rest of the gang is ended, since it can only wait
+for it. Our code travels with the job; the nodes share the workspace and have installed what the code needs, which is
+checked before anything starts.
 """
 
 import contextlib
@@ -15,9 +17,10 @@ import os
 import tempfile
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +47,61 @@ PACKAGES = ("analysis", "kernels", "orchestrator", "slurm", "sweeps", "xlstm")
 """What is shipped to the nodes."""
 REQUIRED = ("torch", "numpy", "psutil", "pydantic", "tokenizers")
 """What trainers and their supervisors import, and nodes have installed."""
-WAITING_AT_ONCE = 16
-"""Gangs that may wait for resources in the cluster; the others wait here, so that a thousand cost it nothing."""
+ASKED_AT_ONCE = 16
+"""Gangs that may wait for resources in the cluster; other jobs wait here, so that a thousand cost it nothing."""
+ANSWER_SECONDS = 5.0
+"""How long actors may take to tell the next controller what they carry; those that wait for resources cannot tell."""
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a job asks for: so much of each of so many nodes."""
+
+    nodes: int
+    cpus: float
+    gpus: float = 0.0
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    job: Job
+    need: _Need
 
 
 @dataclass
 class _Gang:
-    """The actors of one job, one per node, and the resources they hold together."""
+    """Actors that hold the resources of a job, one per node, and carry one job after another."""
 
-    run: RunDirectory
     members: list[Any]
     group: PlacementGroup | None
-    whole: bool = True
-    """False for one that had lost a member when it was adopted."""
-    places: list[Any] = field(default_factory=list)
-    """One reference per member, to the node on which it lives: there once the member is."""
+    need: _Need | None
+    """None for one that another controller asked for: it is left when its job has ended."""
+    run: RunDirectory | None = None
+    token: str = ""
+    """Of the job that it carries; nothing if it carries none."""
     ends: list[Any] = field(default_factory=list)
     """One reference per member, to its supervisor's exit code."""
+    jobs: int = 0
+    whole: bool = True
     abandoned: bool = False
     lost: bool = False
 
     def __post_init__(self) -> None:
         self.places = [member.place.remote() for member in self.members]
-        self.ends = [member.end.remote() for member in self.members]
+        """One reference per member, to the node on which it lives: there once the member is."""
+
+    def carry(self, job: Job) -> None:
+        """Start the supervisors of a job."""
+        self.run, self.token = job.run, job.token
+        self.jobs += 1
+        self.ends = [
+            member.carry.remote(str(job.run.path), job.token, rank, len(self.members), _arguments(job))
+            for rank, member in enumerate(self.members)
+        ]
 
 
 @dataclass
@@ -76,13 +111,18 @@ class RayExecutor:
     workspace: Workspace
     address: str | None = None
     name: str = "ray"
-    _waiting: deque[Job] = field(default_factory=deque)
-    _gangs: dict[str, _Gang] = field(default_factory=dict)
+    _waiting: deque[_Waiting] = field(default_factory=deque)
+    _free: list[_Gang] = field(default_factory=list)
+    """Gangs that carry nothing: most of them wait for resources."""
+    _carrying: dict[str, _Gang] = field(default_factory=dict)
+    """By the token of the job."""
     _begun: set[str] = field(default_factory=set)
     _ended: dict[str, JobState] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         connect(self.address)
+        self._alive = ray.put(None)
+        """Lost with this process, by which actors that carry nothing learn of it."""
         self._require_shared_workspace()
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
@@ -90,105 +130,134 @@ class RayExecutor:
 
         A run that was carried out here before is waited for, as a cluster may lose nodes and get others.
         """
-        for job in jobs:
-            if job.run.status().attempt == 0:
-                self._require_room(job)
-        self._waiting.extend(jobs)
-        self._start_some()
+        waiting = [_Waiting(job, _need(job)) for job in jobs]
+        for one in waiting:
+            if one.job.run.status().attempt == 0:
+                _require_room(one)
+        self._waiting.extend(waiting)
+        self._hand_out()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
 
     def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
-        """Gangs of these runs that outlived their controller; what remains of others is removed."""
-        wanted = {self._name(run): run for run in runs}
+        """The jobs of these runs that outlived their controller. Gangs of it that carry nothing leave by themselves."""
+        wanted = {str(run.path): run for run in runs}
         groups = {
             one["name"]: PlacementGroup(PlacementGroupID(bytes.fromhex(identity)))
             for identity, one in placement_group_table().items()
-            if one["state"] != "REMOVED" and one["name"].rpartition("/")[0] in wanted
+            if one["state"] != "REMOVED" and one["name"].startswith(self._prefix)
         }
-        found: dict[str, list[str]] = {}
+        gangs: dict[str, list[Any]] = {}
+        sizes = {}
         for actor in ray.util.list_named_actors(all_namespaces=True):
-            gang = actor["name"].rpartition("/")[0]
-            if actor["namespace"] == NAMESPACE and gang.rpartition("/")[0] in wanted:
-                found.setdefault(gang, []).append(actor["name"])
+            name, _, place = actor["name"].rpartition("/")
+            if actor["namespace"] == NAMESPACE and name.startswith(self._prefix):
+                gangs.setdefault(name, []).append(_find(actor["name"]))
+                sizes[name] = int(place.rpartition("-of-")[2])
+        for name in groups.keys() - gangs.keys():
+            remove_placement_group(groups[name])
+        there = {name: [member for member in members if member is not None] for name, members in gangs.items()}
+        told = {name: [member.carried.remote() for member in members] for name, members in there.items()}
+        if answers := [answer for answers in told.values() for answer in answers]:
+            ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
         handles = []
-        for gang, names in sorted(found.items()):
-            prefix, _, token = gang.rpartition("/")
-            members = [member for name in sorted(names) if (member := _find(name)) is not None]
-            whole = len(members) == int(names[0].rpartition("-of-")[2])
-            self._gangs[token] = _Gang(wanted[prefix], members, groups.get(gang), whole)
-            handles.append(Handle(run=wanted[prefix], token=token, job=token))
-        for gang in groups.keys() - found.keys():
-            remove_placement_group(groups[gang])
+        for name, members in there.items():
+            jobs = [_told(answer) for answer in told[name]]
+            path, token = next((job for job in jobs if job is not None), ("", ""))
+            if path not in wanted:
+                continue
+            gang = _Gang(members, groups.get(name), need=None, run=wanted[path], token=token)
+            gang.whole = jobs == [(path, token)] * sizes[name]
+            gang.ends = [member.end.remote() for member in members]
+            self._carrying[token] = gang
+            handles.append(Handle(run=wanted[path], token=token, job=token))
         # Of two gangs of one run, one has its lease, and the other is about to learn that.
         return sorted(handles, key=lambda handle: not _holds(handle))
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job, from one look at all of them. A gang that lost a member is ended."""
-        references = [end for gang in self._gangs.values() for end in gang.ends]
+        references = [end for gang in self._carrying.values() for end in gang.ends]
         done = set(ray.wait(references, num_returns=len(references), timeout=0)[0]) if references else set()
-        for token, gang in list(self._gangs.items()):
-            self._look(token, gang, done)
-        self._start_some()
+        for gang in list(self._carrying.values()):
+            self._look(gang, done)
+        self._hand_out()
         return [self._state(handle) for handle in handles]
 
     def rest(self, seconds: float) -> None:
-        """Until a supervisor ends."""
-        if ends := [end for gang in self._gangs.values() for end in gang.ends]:
-            ray.wait(ends, timeout=seconds)
+        """Until a supervisor ends or a gang has got its resources."""
+        awaited = [end for gang in self._carrying.values() for end in gang.ends]
+        awaited += [place for gang in self._free for place in gang.places]
+        if awaited:
+            ray.wait(awaited, timeout=seconds)
         else:
             time.sleep(seconds)
 
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = GRACE_SECONDS) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
         tokens = {handle.job for handle in handles}
-        self._ended |= {job.token: JobState.ENDED for job in self._waiting if job.token in tokens}
-        self._waiting = deque(job for job in self._waiting if job.token not in tokens)
-        gangs = [self._gangs[token] for token in tokens if token in self._gangs]
-        ends = []
+        self._ended |= {one.job.token: JobState.ENDED for one in self._waiting if one.job.token in tokens}
+        self._waiting = deque(one for one in self._waiting if one.job.token not in tokens)
+        gangs = [self._carrying[token] for token in tokens if token in self._carrying]
         for gang in gangs:
-            there, _ = ray.wait(gang.places, num_returns=len(gang.places), timeout=0)
-            for member, place, end in zip(gang.members, gang.places, gang.ends, strict=True):
-                if place in there:
-                    member.stop.remote()
-                    ends.append(end)
-        if ends:
+            for member in gang.members:
+                member.stop.remote(gang.token)
+        if ends := [end for gang in gangs for end in gang.ends]:
             ray.wait(ends, num_returns=len(ends), timeout=grace_seconds)
-        for token in tokens & self._gangs.keys():
-            self._close(token, JobState.ENDED)
+        for gang in gangs:
+            self._end(gang, JobState.ENDED)
+        self._hand_out()
 
     def logs(self, handle: Handle) -> list[Path]:
         return handle.run.logs(handle.run.status().attempt)
 
-    def _start_some(self) -> None:
-        while self._waiting and len(self._gangs.keys() - self._begun) < WAITING_AT_ONCE:
-            job = self._waiting.popleft()
-            self._gangs[job.token] = self._start(job)
+    @property
+    def _prefix(self) -> str:
+        """By which the gangs of a workspace are found again."""
+        return f"{workspace_key(self.workspace)}/gang/"
 
-    def _start(self, job: Job) -> _Gang:
-        bundles = self._bundles(job)
-        name = f"{self._name(job.run)}/{job.token}"
-        group = None
-        if len(bundles) > 1:
-            group = placement_group(bundles, strategy="STRICT_SPREAD", name=name, lifetime="detached")
+    def _hand_out(self) -> None:
+        """Give gangs that have their resources to jobs, ask for gangs for the next ones, give back what is too much."""
+        places = [place for gang in self._free for place in gang.places]
+        there = set(ray.wait(places, num_returns=len(places), timeout=0)[0]) if places else set()
+        asked: dict[_Need, list[_Gang]] = {}
+        for gang in self._free:
+            assert gang.need is not None
+            granted = there.issuperset(gang.places)
+            if granted and (one := next((one for one in self._waiting if one.need == gang.need), None)):
+                self._waiting.remove(one)
+                gang.carry(one.job)
+                self._carrying[one.job.token] = gang
+            else:
+                asked.setdefault(gang.need, []).append(gang)
+        soon = Counter(one.need for one in islice(self._waiting, ASKED_AT_ONCE))
+        for need, gangs in asked.items():
+            for gang in gangs[soon[need] :]:
+                self._give_back(gang)
+        self._free = [gang for need, gangs in asked.items() for gang in gangs[: soon[need]]]
+        for need, count in soon.items():
+            self._free += [self._ask(need) for _ in range(count - len(asked.get(need, [])))]
+
+    def _ask(self, need: _Need) -> _Gang:
+        name = f"{self._prefix}{uuid.uuid4().hex}"
+        bundles = [need.bundle] * need.nodes
+        group = placement_group(bundles, strategy="STRICT_SPREAD", name=name, lifetime="detached")
         members = [
             ray.remote(Member)
             .options(
-                name=f"{name}/{rank}-of-{len(bundles)}",
+                name=f"{name}/{rank}-of-{need.nodes}",
                 namespace=NAMESPACE,
                 lifetime="detached",
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
+                num_cpus=need.cpus,
+                num_gpus=need.gpus,
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-                if group
-                else "DEFAULT",
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             )
-            .remote(str(job.run.path), job.token, rank, len(bundles), _arguments(job))
-            for rank, bundle in enumerate(bundles)
+            .remote([self._alive])
+            for rank in range(need.nodes)
         ]
-        return _Gang(job.run, members, group)
+        return _Gang(members, group, need)
 
-    def _look(self, token: str, gang: _Gang, done: set[Any]) -> None:
+    def _look(self, gang: _Gang, done: set[Any]) -> None:
+        assert gang.run is not None
         ended = 0
         for rank, end in enumerate(gang.ends):
             if end not in done:
@@ -196,61 +265,52 @@ class RayExecutor:
             try:
                 ray.get(end)
             except ray.exceptions.ActorUnavailableError:
-                gang.ends[rank] = gang.members[
-                    rank
-                ].end.remote()  # it does not answer; whether it is dead, Ray finds out
+                # It does not answer; whether it is dead, Ray finds out.
+                gang.ends[rank] = gang.members[rank].end.remote()
                 continue
             except ray.exceptions.RayError:
-                gang.lost |= _machine_lost(gang.places[rank])
+                # One that was lost between two jobs is not the fault of the second.
+                unused = gang.jobs > 1 and not _was_begun(gang.run, gang.token)
+                gang.lost |= unused or _machine_lost(gang.places[rank])
                 gang.whole = False
             ended += 1
         if ended == len(gang.members):
-            self._close(token, JobState.LOST if gang.lost else JobState.ENDED)
+            self._end(gang, JobState.LOST if gang.lost else JobState.ENDED)
         elif not gang.whole and not gang.abandoned:
             gang.abandoned = True
             for member in gang.members:
-                member.abandon.remote()
+                member.abandon.remote(gang.token)
 
     def _state(self, handle: Handle) -> JobState:
         token = handle.job
         if token in self._ended:
             return self._ended[token]
-        if token not in self._begun and token in self._gangs:
-            there, _ = ray.wait(self._gangs[token].places, num_returns=1, timeout=0)
-            if there and _holds(handle):
-                self._begun.add(token)
+        if token not in self._begun and token in self._carrying and _holds(handle):
+            self._begun.add(token)
         return JobState.RUNNING if token in self._begun else JobState.WAITING
 
-    def _close(self, token: str, state: JobState) -> None:
-        gang = self._gangs.pop(token)
+    def _end(self, gang: _Gang, state: JobState) -> None:
+        """The job has ended; its gang takes the next one if that needs the same."""
+        assert gang.run is not None
+        del self._carrying[gang.token]
+        self._ended[gang.token] = state
+        meeting(str(gang.run.path), gang.token).unlink(missing_ok=True)
+        if gang.whole and state is JobState.ENDED and self._waiting and self._waiting[0].need == gang.need:
+            self._free.insert(0, gang)
+        else:
+            self._give_back(gang)
+
+    def _give_back(self, gang: _Gang) -> None:
+        if gang.need is None and gang.whole:
+            # The controller that asked for it may be alive, and have given it the next job.
+            leaving = [member.leave.remote(gang.token) for member in gang.members]
+            ray.wait(leaving, num_returns=len(leaving), timeout=ANSWER_SECONDS)
+            return
         for member in gang.members:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(member)
         if gang.group is not None:
             remove_placement_group(gang.group)
-        meeting(str(gang.run.path), token).unlink(missing_ok=True)
-        self._ended[token] = state
-
-    def _name(self, run: RunDirectory) -> str:
-        """By which the gangs of a run are found again."""
-        return f"{workspace_key(self.workspace)}/{run.run_id}"
-
-    def _bundles(self, job: Job) -> list[dict[str, float]]:
-        """What each node of the gang gives: GPUs where the cluster has any and the run takes them, else cores."""
-        execution = job.spec.execution
-        if execution.device != "cpu" and (ray.cluster_resources().get("GPU", 0) or execution.device == "cuda"):
-            return [{"GPU": execution.devices / execution.runs_per_device, "CPU": 1.0}] * execution.nodes
-        return [{"CPU": float(execution.devices * (execution.threads_per_rank or 1))}] * execution.nodes
-
-    def _require_room(self, job: Job) -> None:
-        bundles = self._bundles(job)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        wide = [node for node in nodes if all(node.get(name, 0) >= need for name, need in bundles[0].items())]
-        if len(wide) < len(bundles):
-            raise InputError(
-                f"{job.run.run_id} asks for {len(bundles)} nodes with {bundles[0]}; "
-                f"the cluster has {len(wide)} such nodes"
-            )
 
     def _require_shared_workspace(self) -> None:
         """InputError naming the nodes that do not see what this process writes to the workspace, or lack a library."""
@@ -345,6 +405,40 @@ def _problem(node: dict[str, Any], look: Any, workspace: Workspace) -> str | Non
     if versions["torch"] != (here := _versions()["torch"]):
         return f"{name} has torch {versions['torch']}, here is {here}: results would depend on the node"
     return None
+
+
+def _need(job: Job) -> _Need:
+    """GPUs where the cluster has any and the run takes them, else cores."""
+    execution = job.spec.execution
+    if execution.device != "cpu" and (ray.cluster_resources().get("GPU", 0) or execution.device == "cuda"):
+        return _Need(execution.nodes, cpus=1.0, gpus=execution.devices / execution.runs_per_device)
+    return _Need(execution.nodes, cpus=float(execution.devices * (execution.threads_per_rank or 1)))
+
+
+def _require_room(one: _Waiting) -> None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wide = [node for node in nodes if all(node.get(name, 0) >= need for name, need in one.need.bundle.items())]
+    if len(wide) < one.need.nodes:
+        raise InputError(
+            f"{one.job.run.run_id} asks for {one.need.nodes} nodes with {one.need.bundle}; "
+            f"the cluster has {len(wide)} such nodes"
+        )
+
+
+def _told(answer: Any) -> tuple[str, str] | None:
+    """What an actor said that it carries: a run's path and a token. None for nothing, and for no answer."""
+    try:
+        told: tuple[str, str] | None = ray.get(answer, timeout=0)
+        return told
+    except ray.exceptions.RayError:
+        return None
+
+
+def _was_begun(run: RunDirectory, token: str) -> bool:
+    """Whether a supervisor with this token has taken the run, now or for its last attempt."""
+    status = run.status()
+    launch = run.launch(status.attempt)
+    return token in (status.lease.token if status.lease else None, launch.token if launch else None)
 
 
 def _holds(handle: Handle) -> bool:

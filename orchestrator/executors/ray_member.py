@@ -1,37 +1,65 @@
-"""One node's part of a gang on Ray: an actor that starts the supervisor as a subprocess, and waits for it.
+"""One node's part of a gang on Ray: an actor that starts supervisors as subprocesses, and waits for them.
 
-Everything it started dies with it. It answers while the supervisor runs, also to a controller that did not start it.
-It imports next to nothing, as each run waits for that.
+Everything it started dies with it. It answers while a supervisor runs, also to a controller that did not ask for it.
+It imports next to nothing, as the first run waits for that.
 """
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
 from xlstm.processes import die_with_parent, kill_tagged
 
 SUPERVISOR = "orchestrator.supervisor"
 JOIN_SECONDS = 300.0
 """How long the other nodes of a gang wait for the first one's address."""
+WATCH_SECONDS = 2.0
+"""How often an actor that carries nothing looks whether the controller that asked for it lives."""
+GRACE_SECONDS = 15.0
+"""How long it stays without one when it has carried a run: the next controller may want to know how that ended."""
 
 
 class Member:
-    """Rank `rank` of the `nodes` supervisors that carry out one attempt of the run at the path `run`."""
+    """Holds one node's part of a gang's resources, for one run after another.
 
-    def __init__(self, run: str, token: str, rank: int, nodes: int, arguments: list[str]) -> None:
-        self._token = token
+    It leaves when it carries nothing and the controller that asked for it is gone. `asker` holds an object which that
+    controller owns: with its process, the object is lost. In a list, so that nobody waits for it.
+    """
+
+    def __init__(self, asker: list[Any]) -> None:
+        self._me = ray.get_runtime_context().current_actor
+        self._group = get_current_placement_group()
+        self._asker = asker[0]
+        self._job: tuple[str, str] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._idle_since: float | None = -math.inf
+        """On the monotonic clock; None while it carries a run."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    async def place(self) -> str:
+        """The id of the node that this lives on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def carry(self, run: str, token: str, rank: int, nodes: int, arguments: list[str]) -> int:
+        """Be rank `rank` of the `nodes` supervisors of one attempt of the run at the path `run`; as `end`."""
+        self._idle_since = None
+        self._job, self._supervisor = (run, token), None
         parent = os.getpid()
         arguments = [*arguments, "--node-rank", str(rank), "--parent", str(parent)]
         if nodes > 1:
-            arguments += ["--rendezvous", _meet(meeting(run, token), rank)]
+            arguments += ["--rendezvous", await asyncio.to_thread(_meet, meeting(run, token), rank)]
         with open(Path(run) / "supervisor.log", "ab") as log:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-m", SUPERVISOR, run, "--token", token, "--executor", "ray", *arguments],
@@ -41,25 +69,72 @@ class Member:
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(parent),
             )
+        return await self.end()
 
-    async def place(self) -> str:
-        """The id of the node that this lives on."""
-        return str(ray.get_runtime_context().get_node_id())
+    async def carried(self) -> tuple[str, str] | None:
+        """The path and the token of what this carries, or carried last."""
+        return self._job
 
     async def end(self) -> int:
         """The supervisor's exit code, when it has ended."""
-        return await asyncio.to_thread(self._supervisor.wait)
+        while (supervisor := self._supervisor) is None:
+            await asyncio.sleep(0.1)  # it waits for the first node of the gang
+        code = await asyncio.to_thread(supervisor.wait)
+        if supervisor is self._supervisor:
+            self._idle_since = time.monotonic()
+        return code
 
-    async def stop(self) -> None:
-        """Ask for a checkpoint and the end."""
-        if self._supervisor.poll() is None:
+    async def stop(self, token: str) -> None:
+        """If this carries the job with that token, ask for a checkpoint and the end."""
+        if self._carries(token) and self._supervisor is not None and self._supervisor.poll() is None:
             self._supervisor.send_signal(signal.SIGTERM)
 
-    async def abandon(self) -> None:
+    async def abandon(self, token: str) -> None:
         """End the trainers at once: one of the gang is lost, and the others can only wait for it."""
-        await self.stop()
+        await self.stop(token)
         # The supervisor, told that it ends on purpose, gives the lease back when its trainers are gone.
-        kill_tagged(self._token)
+        kill_tagged(token)
+
+    async def leave(self, token: str) -> None:
+        """If the job with that token was the last, end, and the gang with it."""
+        if self._carries(token):
+            self._end_gang()
+
+    def _carries(self, token: str) -> bool:
+        return self._job is not None and self._job[1] == token
+
+    def _watch(self) -> None:
+        while True:
+            idle = self._idle_since
+            if idle is not None and time.monotonic() - idle > GRACE_SECONDS and not self._is_wanted():
+                self._leave()
+            time.sleep(WATCH_SECONDS)
+
+    def _is_wanted(self) -> bool:
+        try:
+            ray.get(self._asker, timeout=WATCH_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            return True  # it is busy
+        except ray.exceptions.RayError:
+            return False
+        return True
+
+    def _leave(self) -> None:
+        """End; the gang too, unless the others have still something to do."""
+        from xlstm.records import RunDirectory
+
+        if self._job is not None:
+            path, token = self._job
+            lease = RunDirectory(Path(path)).status().lease
+            if lease is not None and lease.token == token:
+                ray.kill(self._me)
+                return
+        self._end_gang()
+
+    def _end_gang(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+        ray.kill(self._me)
 
 
 def meeting(run: str, token: str) -> Path:

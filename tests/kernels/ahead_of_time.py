@@ -40,9 +40,13 @@ def mlstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
             (kernels.inputs_backward_kernel, _through(tiling, True, False)),
             (kernels.inputs_backward_kernel, _through(tiling, False, True)),
         ):
-            warps = kernels.SCORES_BACKWARD_WARPS if kernel is kernels.scores_backward_kernel else 4
             types = {name: HALF if name in half else SINGLE for name in kernel.arg_names}
-            yield kernel, types | {"segment": "*i32"}, tiling | constants, {"num_warps": warps}
+            yield kernel.fn, types | {"segment": "*i32"}, tiling | constants, first_options(kernel)
+
+
+def first_options(kernel: Any) -> dict[str, int]:
+    """Of a tuned kernel: those that are taken where nothing is measured."""
+    return {"num_warps": kernel.configs[0].num_warps, "num_stages": kernel.configs[0].num_stages}
 
 
 def _through(tiling: dict[str, int], to_keys: bool, later: bool) -> dict[str, Any]:
@@ -58,8 +62,10 @@ def compile_one(
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     strides = re.compile(r"^((grad|gate|skipped|[a-z])_[btr]|[a-gi-z]_h|h_h|(grad_)?stride)$")
-    lengths = ("time", "chunks", "heads", "batch", "rows", "channels")
-    signature = {name: "i32" if strides.match(name) or name in lengths else types[name] for name in kernel.arg_names}
+    lengths = ("time", "chunks", "heads", "batch", "rows", "channels", "vocab", "ignored")
+    signature = {
+        name: "i32" if strides.match(name) or name in lengths else types.get(name, "") for name in kernel.arg_names
+    }
     signature |= dict.fromkeys(constants, "constexpr")
     # What a launch finds: pointers and strides are multiples of 16; lengths are not specialised.
     aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or strides.match(name)]
@@ -96,7 +102,7 @@ def slstm_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
             types = {name: HALF if name in ("gates", "recurrent") else SINGLE for name in kernel.arg_names}
             constants = kernels.tiling_of(head_dim) | {"RESETS": True, "CLIP": True}
             types |= {"resets": "*i1", "clip": "fp32", "level": "*fp64"}
-            yield kernel, types, constants, kernels.LAUNCH
+            yield kernel.fn, types, constants, first_options(kernel)
 
 
 def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -120,6 +126,17 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     for kernel, constants in cases:
         types = {name: SINGLE if name == "parts" else HALF for name in kernel.arg_names}
         yield kernel, types | {"documents": "*i32", "eps": "fp32"}, constants, {"num_warps": 4}
+
+
+def loss_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """Rows of logits, with and without a cap."""
+    from kernels.linear_cross_entropy import triton_rows
+
+    for kernel in (triton_rows.losses_kernel, triton_rows.gradients_kernel):
+        for capped in (True, False):
+            types = {"logits": HALF, "labels": "*i64", "losses": SINGLE, "log_z": SINGLE, "grads": SINGLE}
+            types |= {"cap": "fp32", "z_loss": "fp32"}
+            yield kernel, types, {"CAP": capped, "BLOCK": triton_rows.TILE}, {"num_warps": triton_rows.WARPS}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
 from kernels.dispatch import ImplementationError
 from kernels.gated_head_norm import gated_head_norm
+from kernels.linear_cross_entropy import chunks, linear_cross_entropy
 
 FLOAT32_BOUND = 1e-5
 BFLOAT16_BOUND = 1e-2
@@ -71,6 +72,17 @@ def norm(batch: int, time: int, heads: int, head_dim: int, skipping: bool) -> Pr
     return Problem(function, h, normal(1, channels), gate, *rest)
 
 
+def loss(batch: int, time: int, width: int, vocab: int, soft_cap: float | None = None) -> Problem:
+    generator = torch.Generator().manual_seed(2)
+    targets = torch.randint(vocab, (batch, time), generator=generator)
+    targets[0, 0] = -100
+
+    def function(hidden: Tensor, weight: Tensor, implementation: Any) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, soft_cap=soft_cap, implementation=implementation)
+
+    return Problem(function, 0.5 * normal(0, batch, time, width), normal(1, vocab, width))
+
+
 def strided(problem: Problem) -> Problem:
     """The same inputs, every second number of tensors twice as wide, and times before batches."""
 
@@ -93,9 +105,22 @@ SMALL = [
     convolution(1, 2, 3, resetting=False),
     norm(2, 5, 2, 24, skipping=True),
     norm(1, 70, 1, 16, skipping=False),
+    loss(2, 5, 8, 33),
+    loss(1, 3, 5, 2100, soft_cap=3.0),
 ]
-NAMES = ["projection", "wider blocks", "convolution with resets", "two tokens", "norm with skip", "norm"]
+NAMES = [
+    "projection",
+    "wider blocks",
+    "convolution with resets",
+    "two tokens",
+    "norm with skip",
+    "norm",
+    "loss",
+    "capped loss",
+]
 every_operator = pytest.mark.parametrize("problem", SMALL, ids=NAMES)
+SEVERAL = [(problem, name) for problem, name in zip(SMALL, NAMES, strict=True) if problem.tensors[0].shape[0] > 1]
+on_several_sequences = pytest.mark.parametrize("problem", [p for p, _ in SEVERAL], ids=[name for _, name in SEVERAL])
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor], bound: float) -> None:
@@ -116,6 +141,7 @@ def test_pytorch_forms_are_their_definitions(batch: int, time: int, heads: int, 
         projection(batch, time, 3 * heads, width),
         convolution(batch, time, heads * width, flag),
         norm(batch, time, heads, 2 * width + 1, flag),
+        loss(batch, time, width, 30 * heads, 2.0 if flag else None),
     ):
         expected = problem.run("reference")
         assert_close(problem.run("torch"), expected, 1e-11)
@@ -132,11 +158,20 @@ def test_operators_are_their_definitions_in_either_precision_and_strided(problem
     assert_close(problem.run(implementation, torch.bfloat16), half, BFLOAT16_BOUND)
 
 
-@every_operator
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_a_loss_in_chunks_is_the_loss(implementation: str, soft_cap: float | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_LOGITS", 3 * 40)
+    problem = loss(2, 5, 8, 40, soft_cap)
+    expected = problem.run("reference")
+    assert_close(problem.run(implementation, torch.float32), expected, FLOAT32_BOUND)
+    half = problem.rounded(torch.bfloat16).run("reference")
+    assert_close(problem.run(implementation, torch.bfloat16), half, BFLOAT16_BOUND)
+
+
+@on_several_sequences
 @pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
 def test_nan_and_infinity_stay_in_their_sequence(problem: Problem, implementation: str) -> None:
-    if problem.tensors[0].shape[0] == 1:
-        pytest.skip("one sequence alone")
     inputs = [t.float() for t in problem.tensors]
 
     def outputs() -> tuple[Tensor, ...]:
@@ -173,6 +208,9 @@ def test_operators_keep_the_rules_of_torch_library() -> None:
     h, *rest = (t.requires_grad_() for t in norm(2, 5, 2, 6, True).tensors)
     torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest, 1e-5, "torch"))
     torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest[:2], None, None, 1e-5, "torch"))
+    hidden, weight = (t[0].requires_grad_() for t in (loss(1, 6, 8, 33).tensors[0], loss(1, 6, 8, 33).tensors[1][None]))
+    labels = torch.tensor([3, -100, 0, 32, 5, 5])
+    torch.library.opcheck(ops.linear_cross_entropy.default, (hidden, weight, labels, -100, None, 1e-4, "torch"))
 
 
 def test_flops_are_those_of_the_blocks_alone() -> None:

@@ -20,7 +20,7 @@ SPILLED = 16
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("operator", ["mlstm", "slstm", "block"])
+@pytest.mark.parametrize("operator", ["mlstm", "slstm", "block", "loss"])
 def test_kernels_fit_the_chip(operator: str, capability: int) -> None:
     script = Path(__file__).with_name("ahead_of_time.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from xlstm.records import Parameters, Result, Validation
+from orchestrator.plan import RunPlan
+from xlstm.records import Launch, Parameters, Result, State, Validation, Verdict, Workspace, write_json
 from xlstm.spec import RunSpec
 
 TRIVIAL = Path(__file__).parent / "trivial"
@@ -128,8 +130,9 @@ class Trivial:
         return steps
 
 
-def result_of(spec: RunSpec) -> Result:
-    return Result(
+def result_of(spec: RunSpec, **given: Any) -> Result:
+    """What a run of this specification might have come to, and what is `given`."""
+    result = Result(
         run_id=spec.run_id,
         family="llama",
         size="small",
@@ -146,6 +149,30 @@ def result_of(spec: RunSpec) -> Result:
         tokenizer="bytes",
         schedule="cosine",
     )
+    return result.model_copy(update=given)
+
+
+def _finish(workspace: Workspace, planned: RunPlan, **given: Any) -> None:
+    row, run = planned.document(), workspace.run(planned.run_id)
+    about = {"family": row["model"], "size": row["size"], "steps": row["steps"], "flops": row["flops"]}
+    result = result_of(planned.spec, **about, parameters=Parameters(**row["parameters"]), **given)
+    identity = {"run_id": run.run_id, "attempt": 1, "token": "t", "executor": "local"}
+    on_cpu = planned.spec.execution.model_copy(update={"device": "cpu"})
+    now = time.time()
+    launch = Launch(**identity, execution=on_cpu, host="", rendezvous="", started=now)
+    run.create(planned.spec)
+    lease = run.acquire("t")
+    run.append_metrics({"step": row["steps"], "time": now, "attempt": 1, "train/loss": result.validation.loss})
+    write_json(run.attempt(1) / "launch.json", launch.model_dump(mode="json"))
+    write_json(run.attempt(1) / "exit.json", Verdict(state=State.COMPLETED).model_dump(mode="json"))
+    write_json(run.path / "result.json", result.model_dump(mode="json"))
+    lease.release(State.COMPLETED)
+
+
+@pytest.fixture
+def finish() -> Callable[..., None]:
+    """Leaves what a complete run leaves: `finish(workspace, planned run, what its result shall hold)`."""
+    return _finish
 
 
 @pytest.fixture

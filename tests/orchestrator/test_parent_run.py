@@ -1,8 +1,9 @@
 """The sweep's parent run in MLflow: its plan, its ledger and the law so far, as the command line would give them."""
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,10 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator import Plan, Sweep, shipping
 from orchestrator.cli.live_fit import live_fit
-from xlstm.records import Launch, Parameters, Result, RunDirectory, State, Validation, Verdict, write_json
-from xlstm.tracking import open_store, parent_run
+from xlstm.records import RunDirectory, Validation
+from xlstm.tracking import parent_run
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    assert open_store(uri) is None
-    return uri
+Complete = Callable[[Mapping[str, Any]], RunDirectory]
 
 
 @pytest.fixture
@@ -33,41 +29,20 @@ def plan(scaling: Any, store: str, monkeypatch: pytest.MonkeyPatch, request: pyt
     return made
 
 
-def finish(run: RunDirectory, row: dict[str, Any], plan: Plan) -> None:
-    """Leave what a complete run leaves; its loss follows a law."""
-    (spec,) = (one.spec for one in plan.runs if one.run_id == run.run_id)
-    run.create(spec)
-    parameters = Parameters(**row["parameters"])
-    loss = 1.5 + 30 / parameters.total**0.3 + 40 / row["tokens"] ** 0.3
-    now = time.time()
-    result = Result(
-        run_id=run.run_id,
-        family=row["model"],
-        size=row["size"],
-        seed=0,
-        tokens=row["tokens"],
-        steps=row["steps"],
-        parameters=parameters,
-        flops=row["flops"],
-        validation=Validation(
-            loss=loss, perplexity=2.718281828**loss, tokens=1, evaluation=spec.evaluation.fingerprint
-        ),
-        wall_seconds=60.0,
-        device_hours=1 / 60,
-        attempts=1,
-        data_fingerprint="0",
-        tokenizer="bytes",
-        schedule="cosine",
-    )
-    with_device = spec.execution.model_copy(update={"device": "cpu"})
-    identity = {"run_id": run.run_id, "attempt": 1, "token": "t", "executor": "local"}
-    launch = Launch(**identity, execution=with_device, host="", rendezvous="", started=now)
-    lease = run.acquire("t")
-    run.append_metrics({"step": row["steps"], "time": now, "attempt": 1, "train/loss": loss})
-    write_json(run.attempt(1) / "launch.json", launch.model_dump(mode="json"))
-    write_json(run.attempt(1) / "exit.json", Verdict(state=State.COMPLETED).model_dump(mode="json"))
-    write_json(run.path / "result.json", result.model_dump(mode="json"))
-    lease.release(State.COMPLETED)
+@pytest.fixture
+def complete(plan: Plan, finish: Callable[..., None]) -> Complete:
+    """Leaves what a complete run leaves, for a row of the plan; its loss follows a law."""
+    planned = {run.run_id: run for run in plan.runs}
+
+    def leave(row: Mapping[str, Any]) -> RunDirectory:
+        spec = planned[row["run_id"]].spec
+        loss = 1.5 + 30 / row["parameters"]["total"] ** 0.3 + 40 / row["tokens"] ** 0.3
+        measured = {"loss": loss, "perplexity": math.exp(loss), "tokens": 1}
+        validation = Validation(**measured, evaluation=spec.evaluation.fingerprint)
+        finish(plan.workspace, planned[row["run_id"]], validation=validation, wall_seconds=60.0, device_hours=1 / 60)
+        return plan.workspace.run(row["run_id"])
+
+    return leave
 
 
 class Parent:
@@ -94,11 +69,12 @@ class Parent:
         return json.loads(Path(self.client.download_artifacts(self.id, name, str(self.folder))).read_text())
 
 
-def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(plan: Plan, scaling: Any, tmp_path: Path) -> None:
+def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(
+    plan: Plan, complete: Complete, scaling: Any, tmp_path: Path
+) -> None:
     workspace, rows = plan.workspace, plan.document()["runs"]
     with shipping.Shipper(workspace, plan.name, lambda: live_fit(workspace, plan.name)) as shipper:
-        finish(workspace.run(rows[0]["run_id"]), rows[0], plan)
-        shipper.touch(workspace.run(rows[0]["run_id"]), live=False)
+        shipper.touch(complete(rows[0]), live=False)
     parent = Parent(plan, tmp_path)
     assert shipper.complaint is None
     assert parent.artifacts == {"sweep.yaml", "plan.json", "ledger.json"}
@@ -108,7 +84,7 @@ def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(plan: Plan, scali
     assert one == rows[0]["tokens"]
 
     for row in rows[1:]:
-        finish(workspace.run(row["run_id"]), row, plan)
+        complete(row)
     assert scaling("sync").code == 0
     assert parent.artifacts == {"sweep.yaml", "plan.json", "ledger.json", "fit/fit.json", "fit/law.png"}
     assert parent.status == "FINISHED"
@@ -116,7 +92,9 @@ def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(plan: Plan, scali
     assert parent.json("fit/fit.json") == scaling("fit", plan.name, "--json").json
 
 
-def test_artifacts_are_refreshed_while_runs_end(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_are_refreshed_while_runs_end(
+    plan: Plan, complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shipping, "SHIP_SECONDS", 0.05)
     monkeypatch.setattr(shipping, "PUBLISH_SECONDS", 0.0)
     workspace, rows = plan.workspace, plan.document()["runs"]
@@ -124,8 +102,7 @@ def test_artifacts_are_refreshed_while_runs_end(plan: Plan, tmp_path: Path, monk
     with shipping.Shipper(workspace, plan.name) as shipper:
         for count in (1, 2):
             row = rows[count - 1]
-            finish(workspace.run(row["run_id"]), row, plan)
-            shipper.touch(workspace.run(row["run_id"]), live=False)
+            shipper.touch(complete(row), live=False)
             expected = sum(row["tokens"] for row in rows[:count])
             deadline = time.monotonic() + 60
             while "ledger.json" not in parent.artifacts or parent.json("ledger.json")["spent"]["tokens"] != expected:
@@ -133,15 +110,14 @@ def test_artifacts_are_refreshed_while_runs_end(plan: Plan, tmp_path: Path, monk
                 time.sleep(0.05)
 
 
-def test_a_fit_that_breaks_is_a_complaint_and_ships_the_runs_all_the_same(plan: Plan) -> None:
+def test_a_fit_that_breaks_is_a_complaint_and_ships_the_runs_all_the_same(plan: Plan, complete: Complete) -> None:
     def broken() -> dict[str, str | Path]:
         raise ZeroDivisionError("no law")
 
     rows = plan.document()["runs"]
     with shipping.Shipper(plan.workspace, plan.name, broken) as shipper:
         for row in rows:
-            finish(plan.workspace.run(row["run_id"]), row, plan)
-            shipper.touch(plan.workspace.run(row["run_id"]), live=False)
+            shipper.touch(complete(row), live=False)
     assert shipper.complaint == "the law so far could not be fitted: ZeroDivisionError: no law"
     client = MlflowClient(plan.workspace.tracking_uri)
     (experiment,) = client.search_experiments(filter_string=f"name = '{plan.name}'")

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.checking import check
 from orchestrator.plan import Plan, make_plan
 from sweeps.sweep import Sweep
-from xlstm.records import Launch, Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
+from xlstm.records import Workspace
 
 WriteSweep = Callable[..., str]
 MISSION = "xlstm-125m-2.7b"
@@ -62,50 +62,15 @@ def test_hours_are_flops_at_the_stated_share_of_the_peak_and_cost_their_price(pl
     assert document["totals"]["cost"] == pytest.approx(small["cost"] + large["cost"])
 
 
-def finish(run: RunDirectory, plan: Plan, *, tokens_per_second: float, beside: float) -> None:
-    """Leave what a finished run leaves, at this speed and so many seconds beside its steps."""
-    (planned,) = (one for one in plan.runs if one.run_id == run.run_id)
-    spec, document = planned.spec, planned.document()
-    run.create(spec)
-    seconds = document["tokens"] / tokens_per_second + beside
-    result = Result(
-        run_id=run.run_id,
-        family=document["model"],
-        size=document["size"],
-        seed=0,
-        tokens=document["tokens"],
-        steps=document["steps"],
-        parameters=Parameters(**document["parameters"]),
-        flops=document["flops"],
-        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation.fingerprint),
-        wall_seconds=seconds,
-        device_hours=seconds * spec.execution.ranks / 3600,
-        tokens_per_second=tokens_per_second,
-        attempts=1,
-        data_fingerprint="",
-        tokenizer="bytes",
-        schedule="cosine",
-    )
-    launch = Launch(
-        run_id=run.run_id,
-        attempt=1,
-        token="",
-        executor="local",
-        execution=spec.execution.model_copy(update={"device": "cpu"}),
-        host="",
-        rendezvous="",
-        started=0.0,
-    )
-    run.attempt(1).mkdir(parents=True)
-    write_json(run.attempt(1) / "launch.json", launch.model_dump(mode="json"))
-    write_json(run.path / "result.json", result.model_dump(mode="json"))
-    run.set_state(State.COMPLETED)
-
-
-def test_a_finished_run_recalibrates_what_is_left(write_sweep: WriteSweep, planned: Callable[..., Plan]) -> None:
+def test_a_finished_run_recalibrates_what_is_left(
+    write_sweep: WriteSweep, planned: Callable[..., Plan], finish: Callable[..., None]
+) -> None:
     path = write_sweep(("set: {", "set: {devices: 2, "), ("tokens: [2560, 5120]", "tokens: [2560, 512000]"))
     before = planned(path)
-    finish(before.workspace.run(before.runs[0].run_id), before, tokens_per_second=1000.0, beside=7.0)
+    first = before.runs[0]
+    seconds = first.spec.physics.tokens / 1000 + 7
+    spent = {"wall_seconds": seconds, "device_hours": 2 * seconds / 3600}
+    finish(before.workspace, first, tokens_per_second=1000.0, **spent)
     after = planned(path)
     done, left = (run.document() for run in after.runs)
     assert done["state"] == "COMPLETED"

@@ -91,6 +91,16 @@ def submits(process: psutil.Process, workspace: Workspace) -> bool:
         return False
 
 
+def is_member(process: psutil.Process) -> bool:
+    """Whether a process is an actor that carries runs, and not a child of one that is about to be a supervisor."""
+    try:
+        actor = "ray::Member" in " ".join(process.cmdline())
+        parent = process.parent() if actor else None
+        return parent is not None and parent.name() == "raylet"
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
 def nothing_is_left(cluster: Any) -> bool:
     """Whether the cluster holds no actor of ours, and no resources for one."""
     import ray
@@ -165,7 +175,7 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
 def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
 ) -> None:
-    from orchestrator.executors.contract import Job
+    from orchestrator.executors.contract import Job, JobState
     from orchestrator.executors.ray import RayExecutor
 
     workspace, run = planned("cancelled", 4000, "")
@@ -173,10 +183,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     directory.create(run.spec)
     executor = RayExecutor(workspace, cluster.address)
     (handle,) = executor.submit([Job(directory, run.spec, "token-of-the-cancelled")])
-    deadline = time.monotonic() + 120
-    while not directory.metrics():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: executor.poll([handle]) == [JobState.RUNNING] and bool(directory.metrics()), 120)
     executor.cancel([handle])
     assert directory.status().state is State.PREEMPTED
     verdict = directory.verdict(1)
@@ -185,6 +192,95 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     assert directory.has_checkpoint(verdict.step)
     assert not list(tagged("token-of-the-cancelled"))
     wait_for(lambda: nothing_is_left(cluster))
+
+
+def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_latest(
+    cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]], trivial: Any
+) -> None:
+    import ray
+
+    from orchestrator.executors.contract import Job, JobState
+    from orchestrator.executors.ray import RayExecutor
+
+    workspace, run = planned("carried", len(trivial.once), "")
+    ray.shutdown()  # what starts from here on finds the trivial trainer
+    specs = [
+        RunSpec(physics=run.spec.physics.model_copy(update={"seed": seed}), execution=run.spec.execution)
+        for seed in range(8)
+    ]
+    trivial.prepare(specs, {specs[-1].run_id: "wait"})
+    jobs = [Job(workspace.run(spec.run_id), spec, f"job-{number}") for number, spec in enumerate(specs)]
+    for job in jobs:
+        job.run.create(job.spec)
+    executor = RayExecutor(workspace, cluster.address)
+    handles = executor.submit(jobs)
+    actors: set[int] = set()
+
+    def look() -> list[JobState]:
+        actors.update(process.pid for process in psutil.process_iter(["name"]) if is_member(process))
+        return executor.poll(handles)
+
+    ended = [JobState.ENDED] * 7
+    wait_for(lambda: look() == [*ended, JobState.RUNNING])
+    assert len(actors) == 3  # as many as cores
+
+    following = RayExecutor(workspace, cluster.address)
+    (adopted,) = following.adopt([job.run for job in jobs])
+    assert adopted == handles[-1]
+    assert following.poll([adopted]) == [JobState.RUNNING]
+    (trivial.folder / "go").touch()
+    wait_for(lambda: following.poll([adopted]) == [JobState.ENDED])
+    wait_for(lambda: look() == [*ended, JobState.ENDED])
+    ray.shutdown()
+    assert trivial.executed() == {spec.run_id: trivial.once for spec in specs}
+    wait_for(lambda: nothing_is_left(cluster))
+
+
+def test_runs_that_need_something_else_are_not_starved_by_those_that_take_over_from_each_other(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, trivial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = "resources: [{when: {size: large}, set: {nodes: 2, priority: 1}}, {set: {"
+    path = write_sweep(("size: [small]", "size: [small, large]"), ("resources: [{set: {", pairs), trivial.runs(6))
+    workspace = Workspace(scaling.workspace)
+    runs = make_plan(Sweep.load(path), workspace).runs
+    trivial.prepare([run.spec for run in runs], {})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    said = scaling.run("submit", path, "--on", "ray")
+    assert said.code == 0, said
+    assert {run_id: set(steps) for run_id, steps in trivial.executed().items()} == {
+        run.run_id: set(trivial.once) for run in runs
+    }
+    wait_for(lambda: nothing_is_left(cluster))
+
+
+def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, trivial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from orchestrator.executors.ray import connect
+
+    path = write_sweep(trivial.runs(10))
+    workspace = Workspace(scaling.workspace)
+    runs = make_plan(Sweep.load(path), workspace).runs
+    trivial.prepare([run.spec for run in runs], {run.run_id: "wait" for run in runs})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setenv(WORKSPACE_VARIABLE, str(workspace.root))
+    command = [sys.executable, "-m", "orchestrator.cli", "submit", path, "--on", "ray"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    directories = [workspace.run(run.run_id) for run in runs]
+    wait_for(lambda: sum(run.path.exists() and run.status().state is State.RUNNING for run in directories) == 3)
+    connect(cluster.address)
+    assert len(ray.util.list_named_actors(all_namespaces=True)) == 10  # three carry, seven wait
+    ray.shutdown()
+    first.kill()
+    first.wait()
+    (trivial.folder / "go").touch()
+    wait_for(lambda: nothing_is_left(cluster), 120)
+    ray.shutdown()
+    said = scaling.run("submit", path, "--on", "ray")
+    assert said.code == 0, said
+    assert trivial.executed() == {run.run_id: trivial.once for run in runs}
 
 
 def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
@@ -222,6 +318,8 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
     cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
 ) -> None:
     """Ray takes our word for the GPU; the trainers, which find none, fail seconds later."""
+    import ray
+
     from orchestrator.executors.contract import Job, JobState
     from orchestrator.executors.ray import RayExecutor
 
@@ -238,7 +336,8 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
         handles = executor.submit(
             [Job(directory, spec, f"half-{seed}") for seed, (directory, spec) in enumerate(directories)]
         )
-        wait_for(lambda: executor.poll(handles) == [JobState.RUNNING] * 2, 60)
+        wait_for(lambda: "GPU" not in ray.available_resources())  # both halves are held
+        wait_for(lambda: JobState.WAITING not in executor.poll(handles))
         launches = [directory.launch(1) for directory, _ in directories]
         assert [launch.execution.device for launch in launches if launch] == ["cuda", "cuda"]
         executor.cancel(handles, grace_seconds=0)

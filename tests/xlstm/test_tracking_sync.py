@@ -14,17 +14,10 @@ from xlstm.models.configs import LlamaConfig
 from xlstm.models.naming import size_label
 from xlstm.records import Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
 from xlstm.spec import Data, Optimizer, Physics, RunSpec
-from xlstm.tracking import charts_link, experiments, open_store, sync
+from xlstm.tracking import charts_link, experiments, sync
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 SWEEP = "a-sweep"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    assert open_store(uri) is None
-    return uri
 
 
 @pytest.fixture

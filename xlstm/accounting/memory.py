@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = 2**24
 """Logits that the loss holds at a time."""
 
-LOGITS_COPIES = 3
-"""In float32: the logits, their logarithmic softmax, and its gradient."""
+LOGITS_COPIES = 2
+"""In float32: the logits and their logarithmic softmax, then that and its gradient."""
 
 
 @dataclasses.dataclass(frozen=True)

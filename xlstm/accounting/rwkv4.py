@@ -24,9 +24,9 @@ def outside(config: RWKV4Config) -> Cost:
 def saved(config: RWKV4Config, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Time mixing: normed and shifted input, three mixtures of them, key, value, receptance before and after the sigmoid,
-    the average and its gating, 12 d with the sum after it. Channel mixing: the same of two mixtures, its key before and
-    after the ReLU and squared, and what leaves it.
+    Time mixing: the difference of normed and shifted input, three mixtures of them, key, value, receptance before and
+    after the sigmoid, the average and its gating, 11 d with the sum after it. Channel mixing: the same of two mixtures,
+    its key before and after the ReLU and squared, and what leaves it.
     """
     d = config.embedding_dim
-    return [Saved(25 * d, input=d)] * config.num_blocks
+    return [Saved(23 * d, input=d)] * config.num_blocks

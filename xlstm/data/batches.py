@@ -49,13 +49,16 @@ class Windows:
     def batch(self, windows: NDArray[np.int64]) -> Batch:
         """The given windows as a batch; a number past the end gives a window without targets."""
         length, end = self.context_length, len(self.stream)
-        rows = np.full((len(windows), length + 1), IGNORED, dtype=np.int64)
-        for row, window in zip(rows, windows.tolist(), strict=True):
+        tokens = np.empty((len(windows), length), dtype=np.int64)
+        targets = np.empty_like(tokens)
+        for row, window in enumerate(windows.tolist()):
             start = min(window * length, end)
             span = self.stream.read(start, min(start + length + 1, end))
-            row[: len(span)] = span
-        tokens, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-        if (tokens < 0).any():  # padding is read as ends of documents
-            tokens = np.where(tokens < 0, self.end_of_document, tokens)
+            if len(span) > length:
+                tokens[row], targets[row] = span[:-1], span[1:]
+            else:  # padding is read as ends of documents
+                tokens[row], targets[row] = self.end_of_document, IGNORED
+                tokens[row, : len(span)] = span
+                targets[row, : max(len(span) - 1, 0)] = span[1:]
         # The end of a document is read as the start of the next: the state is reset where it is read.
         return Batch(tokens, targets, tokens == self.end_of_document)

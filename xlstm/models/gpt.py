@@ -29,7 +29,6 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(config.context_length, config.embedding_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.head = TiedHead(self.embedding)
 
     def forward(
         self,
@@ -54,7 +53,7 @@ class GPT(nn.Module):
             x, keys_and_values = block(x, layout, past, keep)
             if keep:
                 cache.append(keys_and_values)
-        result = logits_or_losses(self.norm(x), self.head, targets)
+        result = logits_or_losses(self.norm(x), self.embedding.weight, targets)
         return result, layout.past(cache) if keep else None
 
     def _check_length(self, layout: Layout) -> None:
@@ -77,19 +76,6 @@ class GPT(nn.Module):
         into_residual = name.endswith(("out.weight", "down.weight"))
         depth = math.sqrt(2 * self.config.num_blocks) if into_residual else 1.0
         nn.init.normal_(parameter, std=INITIAL_STD / depth, generator=generator)
-
-
-class TiedHead(nn.Module):
-    """The embedding as the head: reached, not owned, so that there is one parameter however it is moved or sharded."""
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self._reach = (embedding,)
-        self.out_features = embedding.num_embeddings
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits of `hidden` (…, d): (…, vocab)."""
-        return F.linear(hidden, self._reach[0].weight)
 
 
 class Block(nn.Module):

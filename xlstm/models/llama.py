@@ -57,7 +57,7 @@ class Llama(nn.Module):
             x, keys_and_values = block(x, angles, layout, past, keep)
             if keep:
                 cache.append(keys_and_values)
-        result = logits_or_losses(self.norm(x), self.head, targets)
+        result = logits_or_losses(self.norm(x), self.head.weight, targets)
         return result, layout.past(cache) if keep else None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
@@ -148,5 +148,8 @@ class Rotation(torch.autograd.Function):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
     """Rotate the pairs (x_j, x_{j + head_dim/2}) of each head of `x` (batch, time, d); at least in float32."""
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
-    exchanged = wide.unflatten(-1, (num_heads, 2, -1)).flip(-2).flatten(-3)
-    return torch.addcmul(wide * cos, exchanged, sin).to(x.dtype)
+    rotated = wide * cos
+    into, seen, by = (t.unflatten(-1, (num_heads, 2, -1)).unbind(-2) for t in (rotated, wide, sin))
+    into[0].addcmul_(seen[1], by[0])
+    into[1].addcmul_(seen[0], by[1])
+    return rotated.to(x.dtype)

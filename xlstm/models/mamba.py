@@ -61,7 +61,7 @@ class Mamba(nn.Module):
             x, after = block(x, state[index] if state else None, resets)
             if keep:
                 states.append(after)
-        return logits_or_losses(self.norm(x), self.head, targets), tuple(states) if keep else None
+        return logits_or_losses(self.norm(x), self.head.weight, targets), tuple(states) if keep else None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, but neither on the token embedding nor on A (as in the authors' code)."""

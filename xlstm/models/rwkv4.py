@@ -56,7 +56,7 @@ class RWKV4(nn.Module):
             x, after = block(x, state[index] if state else None, resets)
             if keep:
                 states.append(after)
-        return logits_or_losses(self.norm(x), self.head, targets), tuple(states) if keep else None
+        return logits_or_losses(self.norm(x), self.head.weight, targets), tuple(states) if keep else None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on all but biases, LayerNorms and the token embedding (xLSTM paper, appendix D.2)."""
@@ -115,14 +115,11 @@ class Block(nn.Module):
         """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
         time_input = self.time_norm(x)
         mixed, sums = self.time_mix(
-            time_input,
-            shift(time_input, state.time_input if state else None, resets),
-            state.sums if state else None,
-            resets,
+            time_input, state.time_input if state else None, state.sums if state else None, resets
         )
         x = x + mixed
         channel_input = self.channel_norm(x)
-        x = x + self.channel_mix(channel_input, shift(channel_input, state.channel_input if state else None, resets))
+        x = x + self.channel_mix(channel_input, state.channel_input if state else None, resets)
         return x, BlockState(time_input[:, -1], sums, channel_input[:, -1])
 
 
@@ -145,12 +142,13 @@ class TimeMix(nn.Module):
         self.out = nn.Linear(d, d, bias=False)
 
     def forward(
-        self, x: Tensor, before: Tensor, sums: WKVState | None, resets: Tensor | None
+        self, x: Tensor, last: Tensor | None, sums: WKVState | None, resets: Tensor | None
     ) -> tuple[Tensor, WKVState]:
-        """`x` and the tokens `before` each, (batch, time, d): result of the same shape, and the sums afterwards."""
-        key = self.key(torch.lerp(before, x, self.shift_key.to(x.dtype)))
-        value = self.value(torch.lerp(before, x, self.shift_value.to(x.dtype)))
-        receptance = torch.sigmoid(self.receptance(torch.lerp(before, x, self.shift_receptance.to(x.dtype))))
+        """`x` (batch, time, d) after `last` (batch, d): result of the same shape, and the sums afterwards."""
+        shares = (self.shift_key, self.shift_value, self.shift_receptance)
+        for_key, for_value, for_receptance = ShiftedMixtures.apply(x, last, resets, *(s.to(x.dtype) for s in shares))
+        key, value = self.key(for_key), self.value(for_value)
+        receptance = torch.sigmoid(self.receptance(for_receptance))
         decay = -torch.exp(self.decay.to(torch.promote_types(self.decay.dtype, torch.float32)))
         averaged, sums = wkv(key, value, decay, self.bonus, initial_state=sums, resets=resets)
         return self.out(receptance * averaged), sums
@@ -167,10 +165,11 @@ class ChannelMix(nn.Module):
         self.receptance = nn.Linear(d, d, bias=False)
         self.value = nn.Linear(4 * d, d, bias=False)
 
-    def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """`x` and the tokens `before` each, (batch, time, d): result of the same shape."""
-        key = SquaredReLU.apply(self.key(torch.lerp(before, x, self.shift_key)))
-        receptance = torch.sigmoid(self.receptance(torch.lerp(before, x, self.shift_receptance)))
+    def forward(self, x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
+        """`x` (batch, time, d) after `last` (batch, d): result of the same shape."""
+        for_key, for_receptance = ShiftedMixtures.apply(x, last, resets, self.shift_key, self.shift_receptance)
+        key = SquaredReLU.apply(self.key(for_key))
+        receptance = torch.sigmoid(self.receptance(for_receptance))
         return receptance * self.value(key)
 
 
@@ -189,11 +188,37 @@ class SquaredReLU(torch.autograd.Function):
         return (grad * positive).mul_(2)
 
 
-def shift(x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
-    """`x` (batch, time, d) one token later: `last` (batch, d) comes first; 0 where a document starts."""
-    first = torch.zeros_like(x[:, 0]) if last is None else last
-    shifted = torch.cat((first[:, None], x[:, :-1]), dim=1)
-    return shifted if resets is None else shifted.masked_fill(resets[..., None], 0.0)
+class ShiftedMixtures(torch.autograd.Function):
+    """Mixtures of each token with the one before it, b_t + s (x_t - b_t), one for each of the `shares` s (d,).
+
+    b is `x` (batch, time, d) one token later: `last` (batch, d) comes first, zeros without one; 0 where a document
+    starts. The difference is kept for the gradients, once for all mixtures.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, last: Tensor | None, resets: Tensor | None, *shares: Tensor) -> tuple[Tensor, ...]:
+        first = torch.zeros_like(x[:, :1]) if last is None else last[:, None]
+        before = torch.cat((first, x[:, :-1]), dim=1)
+        if resets is not None:
+            before = before.masked_fill_(resets[..., None], 0.0)
+        difference = x - before
+        ctx.save_for_backward(difference, resets, *shares)
+        ctx.has_last = last is not None
+        return tuple(torch.addcmul(before, share, difference) for share in shares)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        difference, resets, *shares = ctx.saved_tensors
+        of_shares = [(grad * difference).sum((0, 1)) for grad in grads]
+        grad_x, whole = grads[0] * shares[0], grads[0]
+        for grad, share in zip(grads[1:], shares[1:], strict=True):
+            grad_x.addcmul_(grad, share)
+            whole = whole + grad
+        of_before = whole - grad_x
+        if resets is not None:
+            of_before.masked_fill_(resets[..., None], 0.0)
+        grad_x[:, :-1] += of_before[:, 1:]
+        return grad_x, of_before[:, 0] if ctx.has_last else None, None, *of_shares
 
 
 def _orthogonal(parameter: Tensor, scale: float, generator: torch.Generator) -> None:

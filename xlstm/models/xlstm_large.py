@@ -56,7 +56,7 @@ class XLSTMLarge(nn.Module):
             x, after = block(x, state[index] if state else None, resets)
             if keep:
                 states.append(after)
-        result = logits_or_losses(self.norm(x), self.head, targets, self.config.logit_soft_cap)
+        result = logits_or_losses(self.norm(x), self.head.weight, targets, self.config.logit_soft_cap)
         return result, tuple(states) if keep else None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

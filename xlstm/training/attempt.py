@@ -28,6 +28,7 @@ from xlstm.training.checkpoints import (
     latest_sound,
 )
 from xlstm.training.gang import Gang
+from xlstm.training.machine import keep_freed_memory
 from xlstm.training.result import make_result
 from xlstm.training.trainer import Trainer
 from xlstm.training.verdict import DivergedError, leave_failure, leave_verdict
@@ -76,6 +77,8 @@ class _Attempt:
         for number_of_signal in _STOP_SIGNALS:
             signal.signal(number_of_signal, self._on_signal)
         self.gang = Gang.meet(self.spec.execution)
+        if self.gang.device.type == "cpu":
+            keep_freed_memory()
         patience = self.spec.execution.watchdog_seconds
         self.watch = Watch(self.lease, self.gang.rank, self.gang.size, patience)
         self.watch.start()

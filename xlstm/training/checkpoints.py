@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.tensor import DTensor
 
 from xlstm.records import Lease, Record, RunDirectory, write_json
 from xlstm.spec import Physics
@@ -128,13 +129,15 @@ class Checkpointer:
         # Its own group: the collectives of a save run beside those of the training.
         self.group = dist.new_group(backend="gloo")
         self.pending: Future[None] | None = None
+        self.staged: dict[str, torch.Tensor] = {}
+        """Copies in the memory of the host, kept for the next save: fresh memory costs more than the copying."""
 
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""
         self.wait()
-        staged = {name: _copy_to_cpu(tensor) for name, tensor in state.items()}
+        self.staged = {name: _copy_to_cpu(tensor, self.staged.get(name)) for name, tensor in state.items()}
         self.pending = Future()
-        threading.Thread(target=self._run, args=(staged, record, self.pending), name="checkpoint").start()
+        threading.Thread(target=self._run, args=(self.staged, record, self.pending), name="checkpoint").start()
 
     def wait(self) -> None:
         """Wait until nothing is being written. Raises what went wrong: OSError, LeaseLostError."""
@@ -205,8 +208,16 @@ def _folder(run: RunDirectory, step: int) -> Path:
     return run.checkpoints / f"step-{step:08d}"
 
 
-def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """A copy of a tensor, or of this rank's shard of it, in the memory of the copy before where there is one."""
+    if before is None:
+        return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+    _local(before).copy_(_local(tensor.detach()))
+    return before
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,188 @@
+"""Every operator as training uses it: compiled, recomputed, under autocast, its parameters sharded over two ranks."""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import kernels
+from kernels.block_diagonal import block_diagonal
+from kernels.causal_conv import causal_conv_silu
+from kernels.gated_head_norm import gated_head_norm
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.lstm import lstm
+from kernels.mlstm import mlstm
+from kernels.selective_scan import selective_scan
+from kernels.slstm import slstm
+from kernels.wkv import wkv
+
+BATCH, TIME, CHANNELS = 2, 9, 16
+
+
+class Case(NamedTuple):
+    """An operator as a function of what varies with the batch and of parameters, to one tensor."""
+
+    function: Callable[..., Tensor]
+    inputs: list[Tensor]
+    parameters: list[Tensor]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape)))
+
+
+def _mlstm(qkv: Tensor, gates: Tensor, scale: Tensor) -> Tensor:
+    q, k, v = (scale * qkv).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+    return mlstm(q, k, v, *gates.permute(2, 0, 3, 1))[0]
+
+
+def _norm(h: Tensor, gate: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
+    return gated_head_norm(h.unflatten(-1, (2, -1)), weight, gate, skipped=h, skip=skip)
+
+
+def _scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, A_log: Tensor) -> Tensor:
+    return selective_scan(u, nn.functional.softplus(delta), -A_log.exp(), B, C)[0]
+
+
+def _loss(hidden: Tensor, weight: Tensor) -> Tensor:
+    targets = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+    return linear_cross_entropy(hidden, weight, targets)
+
+
+def cases() -> dict[str, Case]:
+    """One of each operator, in float32."""
+    x = [normal(BATCH, TIME, CHANNELS) / (index + 1) for index in range(4)]
+    rows = 4 * CHANNELS
+    return {
+        "mlstm": Case(_mlstm, [normal(BATCH, TIME, 3 * CHANNELS), normal(BATCH, TIME, 2, 2)], [normal(3 * CHANNELS)]),
+        "slstm": Case(
+            lambda gates, r: slstm(gates, r)[0], [normal(BATCH, TIME, 4, 2, 8)], [normal(4, 2, 8, 8) / 3]
+        ),
+        "block_diagonal": Case(block_diagonal, x[:1], [normal(4, 4, 4)]),
+        "causal_conv_silu": Case(
+            lambda x, w, b: causal_conv_silu(x, w, b)[0], x[:1], [normal(CHANNELS, 4), normal(CHANNELS)]
+        ),
+        "gated_head_norm": Case(_norm, x[:2], [normal(CHANNELS), normal(CHANNELS) + 1]),
+        "linear_cross_entropy": Case(_loss, x[:1], [normal(32, CHANNELS) / 4]),
+        "selective_scan": Case(_scan, [*x[:2], *(one[..., :4] for one in x[2:])], [normal(CHANNELS, 4) / 4]),
+        "wkv": Case(lambda k, v, w, u: wkv(k, v, -w.exp(), u)[0], x[:2], [normal(CHANNELS), normal(CHANNELS)]),
+        "lstm": Case(
+            lambda x, wi, wh, bi, bh: lstm(x, wi, wh, bi, bh)[0],
+            x[:1],
+            [normal(rows, CHANNELS) / 4, normal(rows, CHANNELS) / 4, normal(rows), normal(rows)],
+        ),
+    }  # fmt: skip
+
+
+every_operator = pytest.mark.parametrize("name", list(cases()))
+
+
+def gradients(function: Callable[..., Tensor], case: Case) -> list[Tensor]:
+    """The result, and the gradients of inputs and parameters for a fixed weighting of it."""
+    leaves = [t.clone().requires_grad_() for t in (*case.inputs, *case.parameters)]
+    y = function(*leaves)
+    weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    return [y.detach(), *torch.autograd.grad((y * weights.to(y.dtype)).sum(), leaves)]
+
+
+def test_every_folder_is_tested_here() -> None:
+    folders = {module.name for module in pkgutil.iter_modules(kernels.__path__) if module.ispkg}
+    assert folders == {name.removesuffix("_silu") for name in cases()}
+    for folder in folders:
+        importlib.import_module(f"kernels.{folder}")
+    ours = {name for name in dir(torch.ops.scaling) if not name.startswith("_") and name not in ("name", "loader")}
+    assert len(ours) == 2 * (len(folders) - 1)  # forward and backward; the LSTM is PyTorch's
+
+
+@pytest.mark.parametrize("name", [name for name in cases() if name != "lstm"])
+def test_flops_are_counted_forward_and_backward(name: str) -> None:
+    case = cases()[name]
+    with FlopCounterMode(display=False) as counter:
+        gradients(case.function, case)
+    counted = {str(operator) for operator in counter.get_flop_counts()["Global"]}
+    assert {f"scaling.{name}", f"scaling.{name}_backward"} <= counted
+
+
+@every_operator
+def test_a_compiled_operator_is_the_operator(name: str) -> None:
+    if name == "lstm":
+        pytest.skip("torch.compile does not trace into nn.LSTM")
+    case = cases()[name]
+    torch.compiler.reset()
+    compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(compiled, case), gradients(case.function, case), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@every_operator
+def test_a_recomputed_operator_is_the_operator_bit_for_bit(name: str) -> None:
+    case = cases()[name]
+    recomputed = gradients(partial(checkpoint, case.function, use_reentrant=False), case)
+    assert all(torch.equal(a, b) for a, b in zip(recomputed, gradients(case.function, case), strict=True))
+
+
+@every_operator
+def test_autocast_computes_in_bfloat16_and_leaves_the_gradients_in_the_dtype_of_the_inputs(name: str) -> None:
+    case = cases()[name]
+
+    def under_autocast(*leaves: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return case.function(*leaves)
+
+    exact = gradients(case.function, case)
+    for a, b in zip(gradients(under_autocast, case), exact, strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < 3e-2
+    assert all(a.dtype == torch.float32 for a in gradients(under_autocast, case)[1:])
+
+
+class Holder(nn.Module):
+    """A case as a module that holds its parameters."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.function = case.function
+        self.held = nn.ParameterList(nn.Parameter(parameter.clone()) for parameter in case.parameters)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs, *self.held)
+
+
+def _shard(rank: int, meeting: str) -> None:
+    """Of each operator: sequence `rank` of the batch on each rank; the gradients are those of the whole batch."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=BATCH)
+    for name, case in cases().items():
+        weights = torch.linspace(-1, 1, BATCH * TIME * CHANNELS)
+
+        def weighed(module: nn.Module, rows: slice, case: Case = case, weights: Tensor = weights) -> Tensor:
+            y = module(*(x[rows] for x in case.inputs))
+            return (y * weights[: BATCH * y[0].numel()].view(BATCH, *y.shape[1:])[rows]).sum()
+
+        whole, sharded = Holder(case), Holder(case)
+        weighed(whole, slice(None)).backward()
+        fully_shard(sharded)
+        weighed(sharded, slice(rank, rank + 1)).backward()
+        for expected, parameter in zip(whole.held, sharded.held, strict=True):
+            mean: Any = parameter.grad
+            torch.testing.assert_close(
+                BATCH * mean.full_tensor(), expected.grad, rtol=1e-4, atol=1e-5, msg=f"{name}: {expected.shape}"
+            )
+    dist.destroy_process_group()
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_sharded_parameters_get_the_gradients_of_whole_ones(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_shard, args=(str(tmp_path / "meeting"),), nprocs=BATCH)

@@ -1,0 +1,34 @@
+"""The C library keeps what a training process frees."""
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from xlstm.training.machine import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    raise SystemExit("no glibc")
+def step():
+    tensors = [torch.ones(2**20) for _ in range(16)]  # 4 MiB each
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+def faults(how: str) -> float:
+    """Pages that the system hands out in a step which takes and frees 64 MiB."""
+    finished = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
+    if "no glibc" in finished.stderr:
+        pytest.skip("memory is kept where glibc is the C library, and here it is not")
+    assert finished.returncode == 0, finished.stderr
+    return float(finished.stdout)
+
+
+def test_memory_that_steps_take_and_free_is_not_handed_out_again() -> None:
+    assert faults("keep") < 100 < faults("leave")
