@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -176,7 +176,10 @@ def finish() -> Callable[..., None]:
 
 
 @pytest.fixture
-def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trivial:
+def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trivial]:
     """Puts the trivial trainer in torchrun's place, for the processes that start from here on."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TRIVIAL), str(REPOSITORY)]))
-    return Trivial(tmp_path / "trivial")
+    made = Trivial(tmp_path / "trivial")
+    made.folder.mkdir()
+    yield made
+    (made.folder / "go").touch()  # a run that a failed test left waiting keeps no core

@@ -91,18 +91,21 @@ def submits(process: psutil.Process, workspace: Workspace) -> bool:
         return False
 
 
-def is_member(process: psutil.Process) -> bool:
-    """Whether a process is an actor that carries runs, and not a child of one that is about to be a supervisor."""
-    try:
-        actor = "ray::Member" in " ".join(process.cmdline())
-        parent = process.parent() if actor else None
-        return parent is not None and parent.name() == "raylet"
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return False
+def members(cluster: Any) -> set[int]:
+    """The processes of this cluster that carry runs; a child of one that is about to be a supervisor is none."""
+    raylets = {one.process.pid for node in cluster.worker_nodes for one in node.all_processes["raylet"]}
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.ppid() in raylets and "ray::Member" in " ".join(process.cmdline()):
+                found.add(process.pid)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
 
 
 def nothing_is_left(cluster: Any) -> bool:
-    """Whether the cluster holds no actor of ours, and no resources for one."""
+    """Whether the cluster holds no actor of ours, no process of one, and no resources for one."""
     import ray
     from ray.util.placement_group import placement_group_table
 
@@ -110,7 +113,8 @@ def nothing_is_left(cluster: Any) -> bool:
 
     connect(cluster.address)
     groups = {group["state"] for group in placement_group_table().values()}
-    return not ray.util.list_named_actors(all_namespaces=True) and groups <= {"REMOVED"}
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return not actors and not members(cluster) and groups <= {"REMOVED"}
 
 
 def raylet_of(cluster: Any, pid: int) -> Any:
@@ -217,7 +221,7 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
     actors: set[int] = set()
 
     def look() -> list[JobState]:
-        actors.update(process.pid for process in psutil.process_iter(["name"]) if is_member(process))
+        actors.update(members(cluster))
         return executor.poll(handles)
 
     ended = [JobState.ENDED] * 7
