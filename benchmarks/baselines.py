@@ -4,7 +4,7 @@ Same weights, same tokens; forward, loss, backward and AdamW; both sides take tu
 side is `transformers` (Llama, GPT-2, Mamba, RWKV, each as it runs where no extra kernels are installed) or, for the
 LSTM, `torch.nn.LSTM`. Needs an environment that has `transformers` besides this repository:
 
-    PYTHONPATH=. .venv-parity/bin/python benchmarks/baselines.py --shape small
+    .venv-parity/bin/python -m benchmarks.baselines --shape small
 """
 
 import argparse

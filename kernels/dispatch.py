@@ -2,10 +2,11 @@
 
 Every public function of this package takes `implementation`:
 
-- `auto`: what `prefer` named in this process; else `triton` where the tensors live on a CUDA device and the kernels
-  take the shapes, else `torch`;
+- `auto`: what `prefer` named in this process; else `triton` for tensors on a CUDA device, `numba` for those on a CPU,
+  where there are such kernels and they take dtype and shapes; else `torch`;
 - `reference`: the plain recurrence, the definition; slow, differentiated by autograd;
 - `torch`: fast on any device, with a hand-written backward;
+- `numba`: compiled kernels for CPUs and float32, of the operators that gain by them;
 - `triton`: compiled kernels; on CPU only through Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
 
 Asking for one that cannot run raises ImplementationError with the reason; only `auto` may choose another.
@@ -19,8 +20,8 @@ from typing import Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor
 
-Implementation: TypeAlias = Literal["auto", "reference", "torch", "triton"]
-Chosen: TypeAlias = Literal["reference", "torch", "triton"]
+Implementation: TypeAlias = Literal["auto", "reference", "torch", "numba", "triton"]
+Chosen: TypeAlias = Literal["reference", "torch", "numba", "triton"]
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes of inputs that the Triton kernels take."""
@@ -53,11 +54,16 @@ def triton_obstacle(tensor: Tensor) -> str | None:
 
 
 def choose(
-    operator: str, implementation: str, tensor: Tensor, shape_obstacle: Callable[[], str | None] = lambda: None
+    operator: str,
+    implementation: str,
+    tensor: Tensor,
+    shape_obstacle: Callable[[], str | None] = lambda: None,
+    cpu_obstacle: Callable[[], str | None] = lambda: "this operator has no kernels for CPUs",
 ) -> Chosen:
-    """The implementation that will run for `tensor`; `shape_obstacle` says why the Triton kernels refuse the shapes.
+    """The implementation that will run for `tensor`.
 
-    Raises ImplementationError for an unknown name, or for `triton` where it cannot run.
+    `shape_obstacle` says why the Triton kernels refuse the shapes, `cpu_obstacle` why the Numba kernels refuse the
+    operands. Raises ImplementationError for an unknown name, or for `triton` or `numba` where it cannot run.
     """
     names = get_args(Implementation)
     if implementation not in names:
@@ -65,12 +71,16 @@ def choose(
     if implementation == "auto":
         implementation = _preferred
     if implementation == "auto":
-        runs = tensor.is_cuda and triton_obstacle(tensor) is None and shape_obstacle() is None
-        return "triton" if runs else "torch"
+        if tensor.is_cuda:
+            return "triton" if triton_obstacle(tensor) is None and shape_obstacle() is None else "torch"
+        return "numba" if tensor.device.type == "cpu" and cpu_obstacle() is None else "torch"
+    obstacle = None
     if implementation == "triton":
         obstacle = triton_obstacle(tensor) or shape_obstacle()
-        if obstacle is not None:
-            raise ImplementationError(f"{operator}: implementation 'triton' cannot run: {obstacle}")
+    if implementation == "numba":
+        obstacle = cpu_obstacle()
+    if obstacle is not None:
+        raise ImplementationError(f"{operator}: implementation {implementation!r} cannot run: {obstacle}")
     return cast(Chosen, implementation)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 SHIPPED = "scaling_code"
 """Package that travels with shipped code, which has left its repository."""
-_PACKAGES = ("torch", "triton", "numpy", "mlflow", "pydantic", "scaling-orchestrator")
+_PACKAGES = ("torch", "triton", "numba", "numpy", "mlflow", "pydantic", "scaling-orchestrator")
 
 
 def collect() -> dict[str, Any]:

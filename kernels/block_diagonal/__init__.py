@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import cpu
 from kernels.block_diagonal import torch_grouped
 from kernels.block_diagonal.reference import block_diagonal_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
 
 __all__ = ["block_diagonal"]
+
+CPU_WIDTH = 4
+"""Width of the blocks that the kernels for CPUs are written for."""
 
 
 def block_diagonal(x: Tensor, weight: Tensor, *, implementation: Implementation = "auto") -> Tensor:
@@ -25,7 +29,7 @@ def block_diagonal(x: Tensor, weight: Tensor, *, implementation: Implementation 
     blocks, width, _ = weight.shape
     expect_shape(name, "x", x, (*x.shape[:-1], blocks * width), "(…, blocks * width)")
     x, weight = cast_for_autocast(x, weight)
-    chosen = choose(name, implementation, x, lambda: _triton_obstacle(width))
+    chosen = choose(name, implementation, x, lambda: _triton_obstacle(width), lambda: _cpu_obstacle(x, weight))
     if chosen == "reference":
         return block_diagonal_reference(x, weight)
     return _block_diagonal(x, weight.to(x.dtype), chosen)
@@ -37,12 +41,22 @@ def _triton_obstacle(width: int) -> str | None:
     return triton_blocks.shape_obstacle(width)
 
 
+def _cpu_obstacle(x: Tensor, weight: Tensor) -> str | None:
+    if weight.shape[-1] != CPU_WIDTH:
+        return f"blocks of width {weight.shape[-1]} are not supported; those of width {CPU_WIDTH} are"
+    return cpu.obstacle(x)
+
+
 @torch.library.custom_op("scaling::block_diagonal", mutates_args=())
 def _block_diagonal(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
     if implementation == "triton":
         from kernels.block_diagonal import triton_blocks
 
         return triton_blocks.forward(x, weight)
+    if implementation == "numba":
+        from kernels.block_diagonal import numba_blocks
+
+        return numba_blocks.forward(x, weight)
     return torch_grouped.forward(x, weight)
 
 
@@ -58,6 +72,10 @@ def _block_diagonal_backward(grad_y: Tensor, x: Tensor, weight: Tensor, implemen
         from kernels.block_diagonal import triton_blocks
 
         return triton_blocks.backward(grad_y, x, weight)
+    if implementation == "numba":
+        from kernels.block_diagonal import numba_blocks
+
+        return numba_blocks.backward(grad_y, x, weight)
     return torch_grouped.backward(grad_y, x, weight)
 
 

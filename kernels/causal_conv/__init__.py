@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import cpu
 from kernels.causal_conv import torch_shifted
 from kernels.causal_conv.reference import causal_conv_silu_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, state_dtype
@@ -46,7 +47,7 @@ def causal_conv_silu(
         expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
         documents = resets.cumsum(1, dtype=torch.int32)
     x, weight, bias, past = cast_for_autocast(x, weight, bias, past)
-    chosen = choose(name, implementation, x)
+    chosen = choose(name, implementation, x, cpu_obstacle=lambda: cpu.obstacle(x, weight, bias, past))
     if chosen == "reference":
         y = causal_conv_silu_reference(x, weight, bias, past, documents)
     else:
@@ -67,6 +68,10 @@ def _causal_conv_silu(
         from kernels.causal_conv import triton_conv
 
         return triton_conv.forward(x, weight, bias, past, documents)
+    if implementation == "numba":
+        from kernels.causal_conv import numba_conv
+
+        return numba_conv.forward(x, weight, bias, past, documents)
     return torch_shifted.forward(x, weight, bias, past, documents)
 
 
@@ -94,6 +99,10 @@ def _causal_conv_silu_backward(
         from kernels.causal_conv import triton_conv
 
         return triton_conv.backward(grad_y, x, weight, bias, past, documents, pre)
+    if implementation == "numba":
+        from kernels.causal_conv import numba_conv
+
+        return numba_conv.backward(grad_y, x, weight, bias, past, documents, pre)
     return torch_shifted.backward(grad_y, x, weight, bias, past, documents, pre)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import cpu
 from kernels.dispatch import Implementation, choose, expect_shape, state_dtype
 from kernels.gated_head_norm import torch_fused
 from kernels.gated_head_norm.reference import gated_head_norm_reference
@@ -42,7 +43,8 @@ def gated_head_norm(
     if skip is not None and skipped is not None:
         expect_shape(name, "skip", skip, (channels,), "(heads * head_dim,)")
         expect_shape(name, "skipped", skipped, (batch, time, channels), "(batch, time, heads * head_dim)")
-    chosen = choose(name, implementation, h, lambda: _triton_obstacle(h))
+    operands = [t for t in (h, weight, gate, skipped, skip) if t is not None]
+    chosen = choose(name, implementation, h, lambda: _triton_obstacle(h), lambda: cpu.obstacle(*operands))
     if chosen == "reference":
         return gated_head_norm_reference(h, weight, gate, skipped, skip, eps)
     return _gated_head_norm(h, weight, gate, skipped, skip, eps, chosen)[0]
@@ -70,6 +72,10 @@ def _gated_head_norm(
             from kernels.gated_head_norm import triton_norm
 
             return triton_norm.forward(h, weight, gate, skipped, skip, eps)
+        if implementation == "numba":
+            from kernels.gated_head_norm import numba_norm
+
+            return numba_norm.forward(h, weight, gate, skipped, skip, eps)
         return torch_fused.forward(h, weight, gate, skipped, skip, eps)
 
 
@@ -98,6 +104,10 @@ def _gated_head_norm_backward(
             from kernels.gated_head_norm import triton_norm
 
             return triton_norm.backward(grad_y, h, weight, gate, skipped, skip, eps)
+        if implementation == "numba":
+            from kernels.gated_head_norm import numba_norm
+
+            return numba_norm.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
         return torch_fused.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels import cpu
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
 from kernels.mlstm.ops import mlstm_op
 from kernels.mlstm.reference import MLSTMState, mlstm_reference, recurrence_step, zero_state
@@ -54,7 +55,9 @@ def mlstm(
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"mlstm: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
     chunk = chunk_size or default_chunk_size(time, key_dim, v.shape[-1])
-    chosen = choose("mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk))
+    chosen = choose(
+        "mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk), lambda: cpu.obstacle(q, k, v, i, f)
+    )
     if chosen == "reference":
         start = zero_state(q, v) if initial_state is None else initial_state
         return mlstm_reference(q, k, v, i, f, start, resets, input_gate, normalize, eps)

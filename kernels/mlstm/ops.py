@@ -1,7 +1,7 @@
 """The mLSTM as torch.library operators, so that autograd, torch.compile, FSDP and FLOP counters see one node each.
 
-`scaling::mlstm` and `scaling::mlstm_backward` take `implementation` (torch or triton); both implementations return and
-read the same saved tensors: the states before each chunk, and s, the denominators before their maximum.
+`scaling::mlstm` and `scaling::mlstm_backward` take `implementation` (torch, numba or triton), which all return and read
+the same saved tensors: the states before each chunk, and s, the denominators before their maximum.
 """
 
 from typing import Any
@@ -38,6 +38,10 @@ def mlstm_op(
         from kernels.mlstm import triton_chunkwise
 
         forward = triton_chunkwise.forward
+    elif implementation == "numba":
+        from kernels.mlstm import numba_chunkwise
+
+        forward = numba_chunkwise.forward
     # The gates and states are float32 whatever autocast would make of them.
     with torch.autocast(q.device.type, enabled=False):
         return forward(q, k, v, i, f, C, n, m, resets, input_gate, normalize, eps, chunk, save_states)
@@ -104,6 +108,10 @@ def mlstm_backward_op(
         from kernels.mlstm import triton_chunkwise
 
         backward = triton_chunkwise.backward
+    elif implementation == "numba":
+        from kernels.mlstm import numba_chunkwise
+
+        backward = numba_chunkwise.backward
     with torch.autocast(q.device.type, enabled=False):
         return backward(
             grad_h, grad_C, grad_n, q, k, v, i, f, m, resets, h, states_C, states_n, s,

@@ -1,6 +1,6 @@
 """The sLSTM as torch.library operators, so that autograd, torch.compile, FSDP and FLOP counters see one node each.
 
-Both implementations (torch, triton) return and read the same tensors: h, c and l of every step, and the activations.
+All implementations return and read the same tensors: h, c and l of every step, and the activations.
 """
 
 from typing import Any
@@ -31,6 +31,10 @@ def slstm_op(
         from kernels.slstm import triton_scan
 
         forward = triton_scan.forward
+    elif implementation == "numba":
+        from kernels.slstm import numba_scan
+
+        forward = numba_scan.forward
     # The recurrence is float32 whatever autocast would make of it.
     with torch.autocast(gates.device.type, enabled=False):
         hs, cs, ls, active = forward(gates, recurrent, h, c, n, m, resets)
@@ -86,6 +90,10 @@ def slstm_backward_op(
         from kernels.slstm import triton_scan
 
         backward = triton_scan.backward
+    elif implementation == "numba":
+        from kernels.slstm import numba_scan
+
+        backward = numba_scan.backward
     with torch.autocast(hs.device.type, enabled=False):
         return backward(grad_h, grad_c, grad_n, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip)
 

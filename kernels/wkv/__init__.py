@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import cpu
 from kernels.dispatch import choose, expect_shape, state_dtype
 from kernels.wkv import torch_chunked
 from kernels.wkv.reference import WKVState, wkv_reference, zero_state
@@ -30,8 +31,8 @@ def wkv(
     and `bonus` are (channels,). Where `resets` (batch, time, bool) is true, the sums are forgotten before the token.
     Returns y (batch, time, channels) in the dtype of `v`, and the final state, float32 (float64 for float64 `k`).
 
-    `implementation` is `auto`, `reference`, `torch` or `triton` (see `kernels.dispatch`). Raises ValueError for shapes
-    that do not fit, ImplementationError for an implementation that cannot run.
+    `implementation` is as in `kernels.dispatch`. Raises ValueError for shapes that do not fit, ImplementationError for
+    an implementation that cannot run.
     """
     name = "wkv"
     if k.ndim != 3:
@@ -46,7 +47,7 @@ def wkv(
         expect_shape(name, f"initial_state.{field}", tensor, (batch, channels), "(batch, channels)")
     if resets is not None:
         expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
-    chosen = choose(name, implementation, k)
+    chosen = choose(name, implementation, k, cpu_obstacle=lambda: cpu.obstacle(k, v, decay, bonus))
     if time == 0:
         return torch.zeros_like(v), state
     if chosen == "reference":
@@ -65,6 +66,10 @@ def _wkv(
         from kernels.wkv import triton_scan
 
         return triton_scan.forward(k, v, decay, bonus, state, resets)
+    if implementation == "numba":
+        from kernels.wkv import numba_scan
+
+        return numba_scan.forward(k, v, decay, bonus, state, resets)
     dtype = state.dtype
     y, final_state, starts = torch_chunked.forward(
         k.to(dtype), v.to(dtype), decay.to(dtype), bonus.to(dtype), state, resets
@@ -80,6 +85,10 @@ def _(
         from kernels.wkv import triton_scan
 
         count = -(-k.shape[1] // triton_scan.BLOCK_TIME)
+    elif implementation == "numba":
+        from kernels.wkv import numba_scan
+
+        count = numba_scan.num_segments(k.shape[1])
     else:
         count = torch_chunked.num_segments(k)
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -103,6 +112,10 @@ def _wkv_backward(
         from kernels.wkv import triton_scan
 
         return triton_scan.backward(grad_y, grad_state, k, v, decay, bonus, resets, starts)
+    if implementation == "numba":
+        from kernels.wkv import numba_scan
+
+        return numba_scan.backward(grad_y, grad_state, k, v, decay, bonus, resets, starts)
     dtype = starts.dtype
     operands = (grad_y.to(dtype), grad_state, k.to(dtype), v.to(dtype), decay.to(dtype), bonus.to(dtype))
     dk, dv, ddecay, dbonus, grad_initial = torch_chunked.backward(*operands, resets, starts)

@@ -62,7 +62,7 @@ def compile_one(
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     strides = re.compile(r"^((grad|gate|skipped|[a-z])_[btr]|[a-gi-z]_h|h_h|(grad_)?stride)$")
-    lengths = ("time", "chunks", "heads", "batch", "rows", "channels", "vocab", "ignored")
+    lengths = ("time", "chunks", "heads", "batch", "rows", "channels", "numbers", "vocab", "ignored")
     signature = {
         name: "i32" if strides.match(name) or name in lengths else types.get(name, "") for name in kernel.arg_names
     }
@@ -110,6 +110,8 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     from kernels.block_diagonal import triton_blocks
     from kernels.causal_conv import triton_conv
     from kernels.gated_head_norm import triton_norm
+    from kernels.rms_norm import triton_norm as triton_rms_norm
+    from kernels.swiglu import triton_swiglu
 
     blocks = triton_blocks.TILE | {"W": 4, "ROWS": triton_blocks.ROWS_PER_SUM}
     conv = triton_conv.TILE | {"TAPS": 4, "DOCUMENTS": True}
@@ -123,8 +125,12 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     for head_dim in (384, 512, 768, 1024, 1280):
         norm = triton_norm.tiling_of(head_dim) | {"SKIP": True, "ROWS": triton_norm.TOKENS_PER_SUM}
         cases += [(triton_norm.forward_kernel, norm), (triton_norm.backward_kernel, norm)]
+    for width in (768, 1024, 1536, 2048, 2560):
+        norm = triton_rms_norm.tiling_of(width) | {"ROWS": triton_rms_norm.ROWS_PER_SUM}
+        cases += [(triton_rms_norm.forward_kernel, norm), (triton_rms_norm.backward_kernel, norm)]
+    cases += [(kernel, triton_swiglu.TILE) for kernel in (triton_swiglu.forward_kernel, triton_swiglu.backward_kernel)]
     for kernel, constants in cases:
-        types = {name: SINGLE if name == "parts" else HALF for name in kernel.arg_names}
+        types = {name: SINGLE if name in ("parts", "scale") else HALF for name in kernel.arg_names}
         yield kernel, types | {"documents": "*i32", "eps": "fp32"}, constants, {"num_warps": 4}
 
 

@@ -1,6 +1,9 @@
 """What surrounds the mLSTM cell, each operator against its float64 definition: outputs and every gradient."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from kernels.causal_conv import causal_conv_silu
 from kernels.dispatch import ImplementationError
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import chunks, linear_cross_entropy
+from kernels.rms_norm import rms_norm
+from kernels.swiglu import swiglu
 
 FLOAT32_BOUND = 1e-5
 BFLOAT16_BOUND = 1e-2
@@ -83,6 +88,14 @@ def loss(batch: int, time: int, width: int, vocab: int, soft_cap: float | None =
     return Problem(function, 0.5 * normal(0, batch, time, width), normal(1, vocab, width))
 
 
+def rows_norm(batch: int, time: int, channels: int) -> Problem:
+    return Problem(rms_norm, normal(0, batch, time, channels), normal(1, channels))
+
+
+def gated(batch: int, time: int, channels: int) -> Problem:
+    return Problem(swiglu, 3 * normal(0, batch, time, channels), normal(1, batch, time, channels))
+
+
 def strided(problem: Problem) -> Problem:
     """The same inputs, every second number of tensors twice as wide, and times before batches."""
 
@@ -105,6 +118,8 @@ SMALL = [
     convolution(1, 2, 3, resetting=False),
     norm(2, 5, 2, 24, skipping=True),
     norm(1, 70, 1, 16, skipping=False),
+    rows_norm(2, 70, 24),
+    gated(2, 5, 24),
     loss(2, 5, 8, 33),
     loss(1, 3, 5, 2100, soft_cap=3.0),
 ]
@@ -115,6 +130,8 @@ NAMES = [
     "two tokens",
     "norm with skip",
     "norm",
+    "norm of rows",
+    "gated",
     "loss",
     "capped loss",
 ]
@@ -141,11 +158,42 @@ def test_pytorch_forms_are_their_definitions(batch: int, time: int, heads: int, 
         projection(batch, time, 3 * heads, width),
         convolution(batch, time, heads * width, flag),
         norm(batch, time, heads, 2 * width + 1, flag),
+        rows_norm(batch, time, heads * width + 2),
+        gated(batch, time, heads * width),
         loss(batch, time, width, 30 * heads, 2.0 if flag else None),
     ):
         expected = problem.run("reference")
         assert_close(problem.run("torch"), expected, 1e-11)
         assert_close(problem.run("torch", torch.float32), expected, FLOAT32_BOUND)
+
+
+def has_kernels_for_cpus(problem: Problem) -> bool:
+    """Whether an operator has them, for its shapes."""
+    return problem not in (SMALL[1], *SMALL[-2:])
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(1, 300),
+    heads=st.integers(1, 4),
+    width=st.sampled_from([1, 3, 4, 16, 40]),
+    flag=st.booleans(),
+)
+def test_forms_compiled_for_cpus_are_their_definitions(
+    batch: int, time: int, heads: int, width: int, flag: bool
+) -> None:
+    for problem in (
+        projection(batch, time, heads * width, 4),
+        convolution(batch, time, heads * width, flag),
+        norm(batch, time, heads, 2 * width + 1, flag),
+        rows_norm(batch, time, heads * width + 2),
+        gated(batch, time, heads * width),
+    ):
+        expected = problem.run("reference")
+        assert_close(problem.run("numba", torch.float32), expected, FLOAT32_BOUND)
+        if heads * width > 1:  # one number is contiguous however it lies
+            assert_close(strided(problem).run("numba", torch.float32), expected, FLOAT32_BOUND)
 
 
 @every_operator
@@ -170,8 +218,10 @@ def test_a_loss_in_chunks_is_the_loss(implementation: str, soft_cap: float | Non
 
 
 @on_several_sequences
-@pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
 def test_nan_and_infinity_stay_in_their_sequence(problem: Problem, implementation: str) -> None:
+    if implementation == "numba" and not has_kernels_for_cpus(problem):
+        pytest.skip("no such kernels of this operator")
     inputs = [t.float() for t in problem.tensors]
 
     def outputs() -> tuple[Tensor, ...]:
@@ -198,16 +248,27 @@ def test_gradcheck_holds_in_float64(problem: Problem) -> None:
         assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
-def test_operators_keep_the_rules_of_torch_library() -> None:
-    ops = torch.ops.scaling
-    x, weight = (t.requires_grad_() for t in projection(2, 5, 3, 4).tensors)
-    torch.library.opcheck(ops.block_diagonal.default, (x, weight, "torch"))
-    tensors = [t.requires_grad_() for t in convolution(2, 9, 6, False).tensors]
+@pytest.mark.parametrize(("implementation", "dtype"), [("torch", torch.float64), ("numba", torch.float32)])
+def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: torch.dtype) -> None:
+    ops, by = torch.ops.scaling, implementation
+
+    def leaves(problem: Problem) -> list[Tensor]:
+        return [t.to(dtype).requires_grad_() for t in problem.tensors]
+
+    x, weight = leaves(projection(2, 5, 3, 4))
+    torch.library.opcheck(ops.block_diagonal.default, (x, weight, by))
+    tensors = leaves(convolution(2, 9, 6, False))
     for documents in (None, torch.ones(2, 9, dtype=torch.int32)):
-        torch.library.opcheck(ops.causal_conv_silu.default, (*tensors, documents, "torch"))
-    h, *rest = (t.requires_grad_() for t in norm(2, 5, 2, 6, True).tensors)
-    torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest, 1e-5, "torch"))
-    torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest[:2], None, None, 1e-5, "torch"))
+        torch.library.opcheck(ops.causal_conv_silu.default, (*tensors, documents, by))
+    h, *rest = leaves(norm(2, 5, 2, 6, True))
+    torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest, 1e-5, by))
+    torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest[:2], None, None, 1e-5, by))
+    torch.library.opcheck(ops.rms_norm.default, (*leaves(rows_norm(2, 5, 6)), 1e-6, by))
+    torch.library.opcheck(ops.swiglu.default, (*leaves(gated(2, 5, 6)), by))
+
+
+def test_the_loss_keeps_the_rules_of_torch_library() -> None:
+    ops = torch.ops.scaling
     hidden, weight = (t[0].requires_grad_() for t in (loss(1, 6, 8, 33).tensors[0], loss(1, 6, 8, 33).tensors[1][None]))
     labels = torch.tensor([3, -100, 0, 32, 5, 5])
     torch.library.opcheck(ops.linear_cross_entropy.default, (hidden, weight, labels, -100, None, 1e-4, "torch"))
@@ -235,3 +296,37 @@ def test_wide_blocks_in_triton_are_refused_with_the_reason() -> None:
     x, weight = projection(1, 2, 1, 48).tensors
     with pytest.raises(ImplementationError, match="blocks of 48 channels are wider than 32"):
         block_diagonal(x.float(), weight.float(), implementation="triton")
+
+
+def test_what_kernels_for_cpus_cannot_take_is_refused_with_the_reason() -> None:
+    x, weight = projection(1, 2, 1, 8).tensors
+    with pytest.raises(ImplementationError, match="blocks of width 8 are not supported; those of width 4 are"):
+        block_diagonal(x.float(), weight.float(), implementation="numba")
+    x, weight = projection(1, 2, 1, 4).tensors
+    with pytest.raises(ImplementationError, match="float64 is not supported; float32 is"):
+        block_diagonal(x, weight, implementation="numba")
+    hidden, weight = loss(1, 2, 4, 5).tensors
+    with pytest.raises(ImplementationError, match="no kernels for CPUs"):
+        linear_cross_entropy(hidden, weight, torch.zeros(1, 2, dtype=torch.long), implementation="numba")
+
+
+THREADS = """
+import sys, torch
+torch.set_num_threads(int(sys.argv[1]))
+sys.path.insert(0, sys.argv[2])
+from tests.kernels.test_block_operators import convolution, norm, projection, rows_norm
+problems = projection(3, 50, 12, 4), convolution(3, 50, 200, True), norm(3, 50, 4, 24, True), rows_norm(3, 50, 24)
+for problem in problems:
+    for tensor in problem.run("numba", torch.float32):
+        print(tensor.flatten().tolist())
+"""
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    root = Path(__file__).parents[2]
+
+    def printed(threads: int) -> str:
+        command = [sys.executable, "-c", THREADS, str(threads), str(root)]
+        return subprocess.run(command, check=True, text=True, capture_output=True).stdout
+
+    assert printed(1) == printed(3)

@@ -22,8 +22,10 @@ from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.lstm import lstm
 from kernels.mlstm import mlstm
+from kernels.rms_norm import rms_norm
 from kernels.selective_scan import selective_scan
 from kernels.slstm import slstm
+from kernels.swiglu import swiglu
 from kernels.wkv import wkv
 
 BATCH, TIME, CHANNELS = 2, 9, 16
@@ -73,6 +75,8 @@ def cases() -> dict[str, Case]:
             lambda x, w, b: causal_conv_silu(x, w, b)[0], x[:1], [normal(CHANNELS, 4), normal(CHANNELS)]
         ),
         "gated_head_norm": Case(_norm, x[:2], [normal(CHANNELS), normal(CHANNELS) + 1]),
+        "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),
+        "swiglu": Case(lambda gate, up, scale: swiglu(scale * gate, up), x[:2], [normal(CHANNELS)]),
         "linear_cross_entropy": Case(_loss, x[:1], [normal(32, CHANNELS) / 4]),
         "selective_scan": Case(_scan, [*x[:2], *(one[..., :4] for one in x[2:])], [normal(CHANNELS, 4) / 4]),
         "wkv": Case(lambda k, v, w, u: wkv(k, v, -w.exp(), u)[0], x[:2], [normal(CHANNELS), normal(CHANNELS)]),

@@ -60,7 +60,7 @@ def assert_relatively_close(actual: dict[str, Tensor], expected: dict[str, Tenso
 
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
 def test_float32_equals_the_float64_recurrence(implementation: str, shape: tuple, with_resets: bool) -> None:
     resets = some_resets(shape) if with_resets else None
     expected = outputs_and_gradients(inputs(shape, torch.float64), resets, "reference")
@@ -68,7 +68,7 @@ def test_float32_equals_the_float64_recurrence(implementation: str, shape: tuple
     assert_relatively_close(actual, expected, 20 * torch.finfo(torch.float32).eps)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_keys_beyond_the_range_of_exp_stay_exact(implementation: str) -> None:
     """exp(100) overflows float32, exp(-100) underflows: the running scale keeps both."""
     shape = (1, 67, 3)
@@ -102,7 +102,7 @@ def test_backward_agrees_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(operate, [tensor.requires_grad_() for tensor in tensors.values()])
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_two_halves_equal_the_whole(implementation: str) -> None:
     tensors = inputs((2, 67, 7), torch.float32)
     whole, _ = run(tensors, None, implementation)
@@ -113,7 +113,7 @@ def test_two_halves_equal_the_whole(implementation: str) -> None:
     torch.testing.assert_close(torch.cat((y1, y2), dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_operator_obeys_the_rules_of_torch_library(implementation: str) -> None:
     tensors = inputs((2, 5, 3), torch.float32)
     state = torch.stack((tensors["a"], tensors["b"], tensors["m"])).requires_grad_()

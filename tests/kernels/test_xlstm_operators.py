@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.dispatch import ImplementationError
-from kernels.mlstm import MLSTMState, mlstm
+from kernels.mlstm import MLSTMState, mlstm, numba_chunkwise
 from kernels.slstm import SLSTMState, slstm
 
 FLOAT32_BOUND = 1e-5
@@ -87,11 +87,35 @@ def test_chunkwise_mlstm_is_the_recurrence(
     expected = run(mlstm, tensors, state, "reference", torch.float64, **options)
     exact = run(mlstm, tensors, state, "torch", torch.float64, chunk_size=chunk_size, **options)
     single = run(mlstm, tensors, state, "torch", torch.float32, chunk_size=chunk_size, **options)
+    compiled = run(mlstm, tensors, state, "numba", torch.float32, chunk_size=chunk_size, **options)
     plain = run(mlstm, tensors, state, "reference", torch.float32, **options)
-    for a, b, c, d in zip(expected, exact, single, plain, strict=True):
+    for a, b, c, d, e in zip(expected, exact, single, compiled, plain, strict=True):
         assert relative_error(b, a) < 1e-10
         # Drawn signs may cancel in the denominator; then the recurrence itself loses digits.
-        assert relative_error(c, a) < max(FLOAT32_BOUND, 4 * relative_error(d, a))
+        bound = max(FLOAT32_BOUND, 4 * relative_error(e, a))
+        assert relative_error(c, a) < bound
+        assert relative_error(d, a) < bound
+
+
+def test_spans_of_one_chunk_equal_one_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, state = mlstm_problem(2, 2, 70, 8, 12)
+    options = {"chunk_size": 16, "resets": some_resets(2, 70, 0.05)}
+    whole = run(mlstm, tensors, state, "numba", torch.float32, **options)
+    monkeypatch.setattr(numba_chunkwise, "SPAN_ELEMENTS", 1)
+    for a, b in zip(run(mlstm, tensors, state, "numba", torch.float32, **options), whole, strict=True):
+        assert relative_error(a, b) < FLOAT32_BOUND
+
+
+def test_an_mlstm_that_keeps_nothing_for_a_gradient_is_the_mlstm() -> None:
+    tensors, state = mlstm_problem(2, 2, 70, 8, 12)
+    start = MLSTMState(*(part.float() for part in state))
+    for implementation in ("torch", "numba"):
+        inputs = [t.float() for t in tensors]
+        h, after = mlstm(*inputs, initial_state=start, chunk_size=16, implementation=implementation)
+        inputs[0].requires_grad_()
+        kept, after_kept = mlstm(*inputs, initial_state=start, chunk_size=16, implementation=implementation)
+        for a, b in zip((h, *after), (kept, *after_kept), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -120,21 +144,24 @@ def test_looped_slstm_is_the_recurrence(batch: int, time: int, gradient_clip: fl
     expected = run(slstm, tensors, state, "reference", torch.float64, **options)
     exact = run(slstm, tensors, state, "torch", torch.float64, **options)
     single = run(slstm, tensors, state, "torch", torch.float32, **options)
-    for a, b, c in zip(expected, exact, single, strict=True):
+    compiled = run(slstm, tensors, state, "numba", torch.float32, **options)
+    for a, b, c, d in zip(expected, exact, single, compiled, strict=True):
         assert relative_error(b, a) < 1e-10
         assert relative_error(c, a) < FLOAT32_BOUND
+        assert relative_error(d, a) < FLOAT32_BOUND
 
 
 @pytest.mark.parametrize(
     ("batch", "time", "heads", "head_dim", "gradient_clip"), [(3, 5, 2, 16, None), (17, 3, 1, 48, 0.05)]
 )
-def test_slstm_in_triton_is_the_recurrence(
-    batch: int, time: int, heads: int, head_dim: int, gradient_clip: float | None
+@pytest.mark.parametrize("implementation", ["numba", "triton"])
+def test_compiled_slstm_is_the_recurrence(
+    implementation: str, batch: int, time: int, heads: int, head_dim: int, gradient_clip: float | None
 ) -> None:
     tensors, state = slstm_problem(batch, time, heads, head_dim)
     options = {"gradient_clip": gradient_clip, "resets": some_resets(batch, time, 0.2)}
     expected = run(slstm, tensors, state, "reference", torch.float64, **options)
-    single = run(slstm, tensors, state, "triton", torch.float32, **options)
+    single = run(slstm, tensors, state, implementation, torch.float32, **options)
     for a, b in zip(expected, single, strict=True):
         assert relative_error(b, a) < FLOAT32_BOUND
 
@@ -156,11 +183,12 @@ def assert_no_less_exact_than_the_recurrence(operator, tensors, state, exact: st
     batch = tensors[0].shape[0]
     expected = run(operator, tensors, state, exact, torch.float64)
     plain = run(operator, tensors, state, "reference", torch.float32)
-    fast = run(operator, tensors, state, "torch", torch.float32)
-    for place, (a, b, c) in enumerate(zip(expected, plain, fast, strict=True)):
-        assert torch.isfinite(c).all(), place
-        allowed = 4 * max(error_over_sequences(b, a, batch), ROUNDING)
-        assert error_over_sequences(c, a, batch) <= allowed, place
+    for implementation in ("torch", "numba"):
+        fast = run(operator, tensors, state, implementation, torch.float32)
+        for place, (a, b, c) in enumerate(zip(expected, plain, fast, strict=True)):
+            assert torch.isfinite(c).all(), (implementation, place)
+            allowed = 4 * max(error_over_sequences(b, a, batch), ROUNDING)
+            assert error_over_sequences(c, a, batch) <= allowed, (implementation, place)
 
 
 EXTREME = [(0.0, -30.0), (0.0, 30.0), (30.0, 0.0), (-30.0, 2.0), (-30.0, 30.0), (30.0, -30.0), (-30.0, -30.0)]
@@ -204,7 +232,7 @@ def test_65536_tokens_lose_no_more_than_the_recurrence_does_forward_and_backward
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
 def test_nan_and_infinity_stay_in_their_sequence(bad: float, implementation: str) -> None:
     tensors, _ = mlstm_problem(3, 2, 20, 16, 16)
     tensors = [t.float() for t in tensors]
@@ -276,9 +304,16 @@ def test_operators_keep_the_rules_of_torch_library() -> None:
     inputs = [t.requires_grad_() for t in tensors]
     options = (some_resets(1, 20, 0.1), "exponential", True, 1e-6, 16, True, "torch")
     torch.library.opcheck(torch.ops.scaling.mlstm.default, (*inputs, state.C, state.n, state.m, *options))
+    inputs = [t.float().detach().requires_grad_() for t in tensors]
+    state = MLSTMState(*(part.float() for part in state))
+    options = (*options[:-1], "numba")
+    torch.library.opcheck(torch.ops.scaling.mlstm.default, (*inputs, state.C, state.n, state.m, *options))
     tensors, start = slstm_problem(2, 3, 1, 4)
     inputs = [t.requires_grad_() for t in tensors]
     torch.library.opcheck(torch.ops.scaling.slstm.default, (*inputs, *start, some_resets(2, 3, 0.2), None, "torch"))
+    inputs = [t.float().detach().requires_grad_() for t in tensors]
+    start = type(start)(*(part.float() for part in start))
+    torch.library.opcheck(torch.ops.scaling.slstm.default, (*inputs, *start, some_resets(2, 3, 0.2), None, "numba"))
 
 
 def test_operators_are_one_node_under_torch_compile() -> None:
@@ -315,7 +350,7 @@ def test_flops_are_counted_from_the_shapes() -> None:
 
 def test_an_implementation_that_cannot_run_says_why() -> None:
     tensors, _ = mlstm_problem(1, 1, 4, 8, 8)
-    with pytest.raises(ImplementationError, match="'fast' is none of auto, reference, torch, triton"):
+    with pytest.raises(ImplementationError, match="'fast' is none of auto, reference, torch, numba, triton"):
         mlstm(*tensors, implementation="fast")
     with pytest.raises(ImplementationError, match=r"cannot run: torch\.float64 is not supported"):
         mlstm(*tensors, implementation="triton")

@@ -20,11 +20,11 @@ def outside(config: LlamaConfig) -> Cost:
 def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Two normed inputs, q, k, v, attention's output, the sum after it, and the feed-forward layer's gate and up, the
-    gate's activation and their product; in float32, the norms' scales.
+    Two normed inputs, q, k, v, attention's output, the sum after it, and the feed-forward layer's gate, up and product;
+    in float32, the norms' scales.
     """
     d, width = config.embedding_dim, config.feedforward_dim
-    return [Saved(7 * d + 4 * width, 2, input=d)] * config.num_blocks
+    return [Saved(7 * d + 3 * width, 2, input=d)] * config.num_blocks
 
 
 def attention(channels: int, sequence: Sequence) -> Cost:

@@ -24,9 +24,8 @@ def saved(config: XLSTMLargeConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs, the output gate, its activation, the normed output, their product and the sum after it, 7 d; the
-    feed-forward layer's gate, its activation, the other half and their product; in float32, the norms' scales; and the
-    cell's.
+    feed-forward layer's gate, the other half and their product; in float32, the norms' scales; and the cell's.
     """
     d, width = config.embedding_dim, config.feedforward_dim
     cell = mlstm_cell_saved(config.num_heads, config.key_dim, d)
-    return [Saved(7 * d + 4 * width, 2, input=d) + cell] * config.num_blocks
+    return [Saved(7 * d + 3 * width, 2, input=d) + cell] * config.num_blocks

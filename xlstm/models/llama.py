@@ -8,9 +8,9 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.swiglu import swiglu
 from xlstm.models.attention import Layout, Past, attend, lay_out
 from xlstm.models.configs import LlamaConfig
 from xlstm.models.head import logits_or_losses
@@ -108,7 +108,7 @@ class Block(nn.Module):
         attended = attend(query, key, value, layout)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         normed = self.feedforward_norm(x)
-        x = x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        x = x + self.down(swiglu(self.gate(normed), self.up(normed)))
         return x, (key, value) if keep else None
 
 

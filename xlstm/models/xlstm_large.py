@@ -7,10 +7,10 @@ or skip; gates and logits are soft-capped; the input gate starts nearly closed.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.mlstm import MLSTMState, mlstm
+from kernels.swiglu import swiglu
 from xlstm.models.configs import XLSTMLargeConfig
 from xlstm.models.gates import forget_bias
 from xlstm.models.head import logits_or_losses
@@ -119,7 +119,7 @@ class XLSTMLargeBlock(nn.Module):
         )
         x = x + self.out(torch.sigmoid(self.output_gate(inputs)) * self.head_norm(h.transpose(1, 2)))
         inputs = self.feedforward_norm(x)
-        return x + self.down(F.silu(self.gate(inputs)) * self.up(inputs)), after
+        return x + self.down(swiglu(self.gate(inputs), self.up(inputs))), after
 
     def _capped(self, gate: Tensor) -> Tensor:
         """(batch, time, heads) to (batch, heads, time), at least float32, within the cap."""

@@ -1,0 +1,93 @@
+"""What the kernels compiled for CPUs by Numba share: how they see tensors, and how they run on torch's own threads.
+
+A kernel is `@kernel def name(table)`: its first statement is `first, last = share(table)`, the pieces of work that the
+calling thread takes; pieces do not depend on the number of threads, so neither do results. The table holds what `run`
+was given: `row(table, k, i, j)` is the start of a row of tensor k, `count(table, k)` the integer and `number(table, k)`
+the float. Numba compiles a kernel when it is first called and keeps it in the user's cache (or in NUMBA_CACHE_DIR).
+
+A thread pool of Numba's own would fight with torch's, whose threads spin between two operators. So a kernel is a C
+function that runs in a parallel region of the OpenMP library that torch itself has loaded.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+AXES = 4
+"""Leading axes of a tensor that a kernel can step along."""
+SLOTS = 1 + AXES
+"""Entries of an argument in the table: an address and strides in numbers, or one value."""
+PIECES = 32
+"""Pieces of work where nothing else suggests a number: more than a laptop's threads, few enough to add up after."""
+
+
+OPENMP = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
+"""torch's library, through which the symbols of the libraries that it loaded are found."""
+
+
+def _missing() -> str | None:
+    if importlib.util.find_spec("numba") is None:
+        return "the package numba is not installed"
+    if not all(hasattr(OPENMP, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")):
+        return "this build of torch has no OpenMP whose threads could be shared"
+    return None
+
+
+MISSING = _missing()
+"""What of this machine's software keeps the kernels from running at all."""
+
+
+def obstacle(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors, or None where they can."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}; it is for CPUs"
+        if tensor.dtype != torch.float32:
+            return f"{tensor.dtype} is not supported; float32 is"
+    return MISSING
+
+
+def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | float | None) -> None:
+    """Run a kernel on the pieces of its work. Rows, the last axis, must be contiguous; None leaves an entry empty."""
+    table = (ctypes.c_int64 * (1 + SLOTS * len(arguments)))(pieces)
+    for place, argument in enumerate(arguments):
+        at = 1 + SLOTS * place
+        if isinstance(argument, Tensor):
+            assert argument.stride(-1) == 1 or argument.shape[-1] == 1
+            strides = argument.stride()[:-1]
+            table[at : at + 1 + len(strides)] = [argument.data_ptr(), *strides]
+        elif isinstance(argument, float):
+            (table[at],) = struct.unpack("q", struct.pack("d", argument))
+        elif argument is not None:
+            table[at] = argument
+    threads = min(torch.get_num_threads(), pieces)
+    OPENMP.GOMP_parallel(ctypes.c_void_p(compiled()), table, ctypes.c_uint(threads), ctypes.c_uint(0))
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor, copied only if the numbers of its rows do not lie next to each other."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def by_row(tensor: Tensor) -> Tensor:
+    """(rows, channels) with dense channels; a view where the strides allow it."""
+    return rows(tensor).reshape(-1, tensor.shape[-1])
+
+
+def kernel(body: Callable[..., None]) -> Callable[[], int]:
+    """A function of the table as one that compiles it, once, and gives its address."""
+
+    @functools.cache
+    def compiled() -> int:
+        from kernels import cpu_functions
+
+        cpu_functions.link(OPENMP)
+        return cpu_functions.compiled(body)
+
+    return compiled

@@ -1,0 +1,223 @@
+"""The sLSTM for CPUs: the recurrence step by step, without a launch per operation. The equations are `torch_scan`'s.
+
+A piece of work is a head of a few sequences, which share the rows of its recurrent matrix while they are in the cache.
+The logarithm of the normaliser is a float64; what a step adds to it is a float32 of full relative accuracy.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cpu import kernel, rows, run
+from kernels.cpu_functions import (
+    ONE,
+    ZERO,
+    add_rows,
+    count,
+    double_row,
+    exp,
+    f32,
+    flags,
+    given,
+    log1p,
+    number,
+    row,
+    share,
+    sigmoid,
+    split,
+    tanh,
+)
+from kernels.slstm.torch_scan import _by_head, at_unit_scale, collected
+
+SEQUENCES_AT_ONCE = 4
+EMPTY = -np.inf
+"""The logarithm of an empty memory's normaliser."""
+
+BATCH, TIME, HEAD_DIM, GROUP, MATRICES, RESETS, ACTIVE, CS = range(8)
+"""Arguments of both kernels; `GROUP`: sequences of a piece; `ACTIVE` (time, heads, batch, 5 * head_dim)."""
+GATES, H, C, L, HS, LS = range(8, 14)
+"""Of the forward: `GATES` (batch, time, 4, heads, head_dim), the state (heads, batch, head_dim), all steps' h and l."""
+C_BEFORE, GRAD_HS, GRAD_C, GRAD_N, GRAD_H, DPRE, CLIP = range(8, 15)
+"""Of the backward: `C_BEFORE` (heads, batch, head_dim); the gradients of c, n and h are first those of the final state,
+then those of the initial one."""
+
+
+@kernel
+def _forward(table):
+    first, last = share(table)
+    batch, time, width, group = count(table, BATCH), count(table, TIME), count(table, HEAD_DIM), count(table, GROUP)
+    groups = (batch + group - 1) // group
+    for piece in range(first, last):
+        head, begin = piece // groups, piece % groups * group
+        end = min(begin + group, batch)
+        matrix = row(table, MATRICES, head)
+        for t in range(time):
+            for b in range(begin, end):
+                h, c, l = row(table, H, head, b), row(table, C, head, b), double_row(table, L, head, b)
+                if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                    for d in range(width):
+                        h[d], c[d], l[d] = ZERO, ZERO, EMPTY
+                active = row(table, ACTIVE, t, head, b)
+                for d in range(4 * width):
+                    active[d] = ZERO
+            for j in range(0, width, 8):
+                for b in range(begin, end):
+                    h, active = row(table, H, head, b), row(table, ACTIVE, t, head, b)
+                    add_rows(active, 4 * width, h, j, min(j + 8, width), matrix, 4 * width)
+            for b in range(begin, end):
+                h, c, l = row(table, H, head, b), row(table, C, head, b), double_row(table, L, head, b)
+                active, cs = row(table, ACTIVE, t, head, b), row(table, CS, t, head, b)
+                hs, ls = row(table, HS, t, head, b), row(table, LS, t, head, b)
+                # Loops of float32 between loops of float64: each is as wide as its numbers allow.
+                z, f = row(table, GATES, b, t, 2, head), row(table, GATES, b, t, 1, head)
+                i, o = row(table, GATES, b, t, 0, head), row(table, GATES, b, t, 3, head)
+                for d in range(width):
+                    # Only now: sums of products that were added to a large gate one by one would be rounded as often.
+                    active[width + d] += f[d]
+                    active[2 * width + d] += i[d]
+                    active[4 * width + d] = log1p(exp(-abs(active[width + d])))
+                for d in range(width):
+                    # log sigmoid f = min(f, 0) - log(1 + exp(-|f|))
+                    past = l[d] + (np.float64(min(active[width + d], ZERO)) - active[4 * width + d])
+                    exponent = past - active[2 * width + d]
+                    ahead, hs[d] = split(exponent)
+                    l[d] = past if ahead >= ZERO else active[2 * width + d]
+                    active[4 * width + d] = ahead
+                for d in range(width):
+                    ahead, fine = active[4 * width + d], hs[d]
+                    less = exp(-abs(ahead)) * exp(-fine if ahead >= ZERO else fine)
+                    more = ONE / (ONE + less)
+                    keep, w = (more, less * more) if ahead >= ZERO else (less * more, more)
+                    cell, out = tanh(active[d] + z[d]), sigmoid(active[3 * width + d] + o[d])
+                    c[d] += w * (cell - c[d])
+                    h[d] = out * c[d]
+                    active[d], active[2 * width + d], active[3 * width + d], active[4 * width + d] = cell, w, out, keep
+                    cs[d], hs[d], ls[d] = c[d], h[d], log1p(less)
+                for d in range(width):
+                    l[d] += ls[d]
+                    ls[d] = f32(l[d])
+
+
+@kernel
+def _backward(table):
+    first, last = share(table)
+    batch, time, width, group = count(table, BATCH), count(table, TIME), count(table, HEAD_DIM), count(table, GROUP)
+    groups = (batch + group - 1) // group
+    clip = number(table, CLIP)
+    for piece in range(first, last):
+        head, begin = piece // groups, piece % groups * group
+        end = min(begin + group, batch)
+        matrix = row(table, MATRICES, head)
+        for t in range(time - 1, -1, -1):
+            for b in range(begin, end):
+                active, cs, dpre = (
+                    row(table, ACTIVE, t, head, b),
+                    row(table, CS, t, head, b),
+                    row(table, DPRE, t, head, b),
+                )
+                dc, dn, dh = row(table, GRAD_C, head, b), row(table, GRAD_N, head, b), row(table, GRAD_H, head, b)
+                above = row(table, GRAD_HS, t, head, b)
+                before = row(table, C_BEFORE, head, b) if t == 0 else row(table, CS, t - 1, head, b)
+                known = ONE  # whether the state before the step reaches it
+                if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                    known = ZERO
+                for d in range(width):
+                    z, f, w = active[d], active[width + d], active[2 * width + d]
+                    o, keep = active[3 * width + d], active[4 * width + d]
+                    grad_h = above[d] + dh[d]
+                    grad_c = dc[d] + o * grad_h
+                    grad_n = dn[d] - o * cs[d] * grad_h
+                    forget = keep * sigmoid(-f)
+                    dpre[d] = w * (ONE - z * z) * grad_c
+                    dpre[width + d] = forget * (known * before[d] * grad_c + grad_n)
+                    dpre[2 * width + d] = w * (z * grad_c + grad_n)
+                    dpre[3 * width + d] = cs[d] * o * (ONE - o) * grad_h
+                    dc[d] = grad_c
+                    dn[d] = grad_n
+                    if t > 0:  # the initial state has a scale of its own
+                        dc[d] *= known * keep
+                        dn[d] *= known * keep
+                    dh[d] = ZERO
+            for j in range(0, 4 * width, 8):
+                for b in range(begin, end):
+                    add_rows(
+                        row(table, GRAD_H, head, b),
+                        width,
+                        row(table, DPRE, t, head, b),
+                        j,
+                        min(j + 8, 4 * width),
+                        matrix,
+                        width,
+                    )
+            for b in range(begin, end):
+                dh = row(table, GRAD_H, head, b)
+                if clip > ZERO:
+                    for d in range(width):
+                        dh[d] = min(max(dh[d], -clip), clip)
+                if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                    for d in range(width):
+                        dh[d] = ZERO
+
+
+def _group(batch: int, heads: int) -> int:
+    """Sequences of a piece: several share a matrix, but no thread is left without work."""
+    return max(1, min(SEQUENCES_AT_ONCE, batch * heads // torch.get_num_threads()))
+
+
+def forward(
+    gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, c and l of every step, (time, heads, batch, head_dim), and the activations (…, 5, head_dim).
+
+    The activations are tanh z, f, w, sigmoid o and keep. The state is (batch, heads, head_dim).
+    """
+    batch, time, _, heads, head_dim = gates.shape
+    active = gates.new_empty(time, heads, batch, 5, head_dim)
+    hs, cs, ls = (gates.new_empty(time, heads, batch, head_dim) for _ in range(3))
+    *_, l = at_unit_scale(h, c, n, m, torch.float64)
+    h, c, _ = at_unit_scale(h, c, n, m, torch.float32)
+    state = [part.clone(memory_format=torch.contiguous_format) for part in (h, c, l)]
+    group = _group(batch, heads)
+    run(
+        _forward, heads * -(-batch // group), batch, time, head_dim, group,
+        _by_head(recurrent, torch.float32), None if resets is None else rows(resets), active.flatten(3), cs,
+        rows(gates), *state, hs, ls,
+    )  # fmt: skip
+    return hs, cs, ls, active
+
+
+def backward(
+    grad_h: Tensor,
+    grad_c: Tensor | None,
+    grad_n: Tensor | None,
+    recurrent: Tensor,
+    h: Tensor,
+    c: Tensor,
+    n: Tensor,
+    m: Tensor,
+    resets: Tensor | None,
+    hs: Tensor,
+    cs: Tensor,
+    ls: Tensor,
+    active: Tensor,
+    gradient_clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `torch_scan.backward`."""
+    time, heads, batch, head_dim = hs.shape
+    dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
+    state = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
+    for part, grad in zip(state, (grad_c, grad_n), strict=True):
+        if grad is not None:
+            part.copy_(grad.transpose(0, 1))
+    recurrent_grad = hs.new_zeros(heads, batch, head_dim)
+    group = _group(batch, heads)
+    run(
+        _backward, heads * -(-batch // group), batch, time, head_dim, group,
+        _by_head(recurrent, hs.dtype).mT.contiguous(), None if resets is None else rows(resets), active.flatten(3), cs,
+        at_unit_scale(h, c, n, m, hs.dtype)[1].contiguous(), rows(grad_h), *state, recurrent_grad,
+        dpre.flatten(3), 0.0 if gradient_clip is None else gradient_clip,
+    )  # fmt: skip
+    at = None if resets is None else resets.t()  # (time, batch)
+    return collected(dpre, state, recurrent_grad, h, n, m, at, hs, ls, active)

@@ -1,0 +1,177 @@
+"""WKV for CPUs: the recurrence itself, token by token, many channels of a sequence in vector registers.
+
+Of two weights that share a scale, one is 1: a step has two exponentials. The backward walks segments of the sequence
+from the last to the first, each forward once more from the state before it, which is all that the forward keeps.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import torch
+from torch import Tensor
+
+from kernels.cpu import kernel, rows, run
+from kernels.cpu_functions import ONE, ZERO, count, exp, f32, flags, given, row, share
+from kernels.wkv.reference import NOTHING
+
+CHANNELS_AT_ONCE = 64
+SEGMENT_STEPS = 64
+
+TIME, CHANNELS, K, V, DECAY, BONUS, RESETS, STARTS = range(8)
+"""Arguments of both kernels. `STARTS` (segments, 3, batch, channels)."""
+STATE, Y = range(8, 10)
+"""Of the forward. `STATE` (3, batch, channels): before the first token, and then after the last."""
+GRAD_Y, GRAD_STATE, GRAD_K, GRAD_V, GRAD_DECAY, GRAD_BONUS, BEFORE = range(8, 15)
+"""Of the backward. `GRAD_DECAY`, `GRAD_BONUS` (batch, channels); `BEFORE` (piece, segment steps, 3, channels at once):
+the state before each step of a segment."""
+
+EMPTY = f32(NOTHING)
+
+
+def num_segments(time: int) -> int:
+    """How many segments a sequence has."""
+    return -(-time // SEGMENT_STEPS)
+
+
+@kernel
+def _forward(table):
+    first, last = share(table)
+    time, channels = count(table, TIME), count(table, CHANNELS)
+    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
+    decay, bonus = row(table, DECAY), row(table, BONUS)
+    for piece in range(first, last):
+        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
+        end = min(begin + CHANNELS_AT_ONCE, channels)
+        a, b, m = row(table, STATE, 0, sequence), row(table, STATE, 1, sequence), row(table, STATE, 2, sequence)
+        for t in range(time):
+            if t % SEGMENT_STEPS == 0:
+                segment = t // SEGMENT_STEPS
+                a_start, b_start = row(table, STARTS, segment, 0, sequence), row(table, STARTS, segment, 1, sequence)
+                m_start = row(table, STARTS, segment, 2, sequence)
+                for d in range(begin, end):
+                    a_start[d], b_start[d], m_start[d] = a[d], b[d], m[d]
+            if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+                for d in range(begin, end):
+                    a[d], b[d], m[d] = ZERO, ZERO, EMPTY
+            k, v, y = row(table, K, sequence, t), row(table, V, sequence, t), row(table, Y, sequence, t)
+            for d in range(begin, end):
+                ahead = m[d] - (bonus[d] + k[d])
+                less = exp(-abs(ahead))
+                past, present = (ONE, less) if ahead >= ZERO else (less, ONE)
+                y[d] = (past * a[d] + present * v[d]) / (past * b[d] + present)
+                kept = m[d] + decay[d]
+                ahead = kept - k[d]
+                less = exp(-abs(ahead))
+                keep, write = (ONE, less) if ahead >= ZERO else (less, ONE)
+                a[d] = keep * a[d] + write * v[d]
+                b[d] = keep * b[d] + write
+                m[d] = kept if ahead >= ZERO else k[d]
+
+
+@kernel
+def _backward(table):
+    first, last = share(table)
+    time, channels = count(table, TIME), count(table, CHANNELS)
+    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
+    segments = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS
+    decay, bonus = row(table, DECAY), row(table, BONUS)
+    for piece in range(first, last):
+        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
+        end = min(begin + CHANNELS_AT_ONCE, channels)
+        grad_a, grad_b = row(table, GRAD_STATE, 0, sequence), row(table, GRAD_STATE, 1, sequence)
+        grad_decay, grad_bonus = row(table, GRAD_DECAY, sequence), row(table, GRAD_BONUS, sequence)
+        for segment in range(segments - 1, -1, -1):
+            start, stop = segment * SEGMENT_STEPS, min(time, (segment + 1) * SEGMENT_STEPS)
+            a_start, b_start = row(table, STARTS, segment, 0, sequence), row(table, STARTS, segment, 1, sequence)
+            m_start = row(table, STARTS, segment, 2, sequence)
+            a, b, m = row(table, BEFORE, piece, 0, 0), row(table, BEFORE, piece, 0, 1), row(table, BEFORE, piece, 0, 2)
+            for d in range(begin, end):
+                a[d - begin], b[d - begin], m[d - begin] = a_start[d], b_start[d], m_start[d]
+            for t in range(start, stop):
+                step = t - start
+                a, b = row(table, BEFORE, piece, step, 0), row(table, BEFORE, piece, step, 1)
+                m = row(table, BEFORE, piece, step, 2)
+                if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+                    for d in range(end - begin):
+                        a[d], b[d], m[d] = ZERO, ZERO, EMPTY
+                if t + 1 == stop:
+                    break
+                a_next, b_next = row(table, BEFORE, piece, step + 1, 0), row(table, BEFORE, piece, step + 1, 1)
+                m_next = row(table, BEFORE, piece, step + 1, 2)
+                k, v = row(table, K, sequence, t), row(table, V, sequence, t)
+                for d in range(end - begin):
+                    c = begin + d
+                    kept = m[d] + decay[c]
+                    ahead = kept - k[c]
+                    less = exp(-abs(ahead))
+                    keep, write = (ONE, less) if ahead >= ZERO else (less, ONE)
+                    a_next[d] = keep * a[d] + write * v[c]
+                    b_next[d] = keep * b[d] + write
+                    m_next[d] = kept if ahead >= ZERO else k[c]
+            for t in range(stop - 1, start - 1, -1):
+                a, b = row(table, BEFORE, piece, t - start, 0), row(table, BEFORE, piece, t - start, 1)
+                m = row(table, BEFORE, piece, t - start, 2)
+                k, v = row(table, K, sequence, t), row(table, V, sequence, t)
+                grad_y = row(table, GRAD_Y, sequence, t)
+                grad_k, grad_v = row(table, GRAD_K, sequence, t), row(table, GRAD_V, sequence, t)
+                known = ONE  # whether anything before the token reaches it
+                if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+                    known = ZERO
+                for d in range(end - begin):
+                    c = begin + d
+                    ahead = m[d] - (bonus[c] + k[c])
+                    less = exp(-abs(ahead))
+                    past, present = (ONE, less) if ahead >= ZERO else (less, ONE)
+                    ahead = m[d] + decay[c] - k[c]
+                    less = exp(-abs(ahead))
+                    keep, write = (ONE, less) if ahead >= ZERO else (less, ONE)
+                    denominator = past * b[d] + present
+                    y = (past * a[d] + present * v[c]) / denominator
+                    p = grad_y[c] / denominator
+                    own = p * present
+                    surplus = own * (v[c] - y)
+                    grad_v[c] = own + write * grad_a[c]
+                    grad_k[c] = surplus + write * (grad_b[c] + grad_a[c] * v[c])
+                    grad_bonus[c] += surplus
+                    grad_decay[c] += keep * (grad_a[c] * a[d] + grad_b[c] * b[d])
+                    grad_a[c] = known * (past * p + keep * grad_a[c])
+                    grad_b[c] = known * (keep * grad_b[c] - past * p * y)
+
+
+def _pieces(k: Tensor) -> int:
+    return k.shape[0] * -(-k.shape[2] // CHANNELS_AT_ONCE)
+
+
+def forward(
+    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (batch, time, channels), final state (3, batch, channels), and the states before each segment."""
+    y, final = torch.empty_like(v, memory_format=torch.contiguous_format), state.clone()
+    starts = state.new_empty(num_segments(k.shape[1]), *state.shape)
+    seen = None if resets is None else rows(resets)
+    run(_forward, _pieces(k), *k.shape[1:], rows(k), rows(v), rows(decay), rows(bonus), seen, starts, final, y)
+    return y, final, starts
+
+
+def backward(
+    grad_y: Tensor,
+    grad_state: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    bonus: Tensor,
+    resets: Tensor | None,
+    starts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of k, v, decay, bonus and the initial state (3, batch, channels; 0 for the scale)."""
+    batch, time, channels = k.shape
+    grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    grad_initial = grad_state.clone(memory_format=torch.contiguous_format)
+    grad_decay, grad_bonus = k.new_zeros(2, batch, channels)
+    before = k.new_empty(_pieces(k), SEGMENT_STEPS, 3, CHANNELS_AT_ONCE)
+    seen = None if resets is None else rows(resets)
+    run(
+        _backward, _pieces(k), time, channels, rows(k), rows(v), rows(decay), rows(bonus), seen, starts,
+        rows(grad_y), grad_initial, grad_k, grad_v, grad_decay, grad_bonus, before,
+    )  # fmt: skip
+    grad_initial[2].zero_()
+    return grad_k, grad_v, grad_decay.sum(0), grad_bonus.sum(0), grad_initial
