@@ -476,6 +476,15 @@ class _Spans:
         self.run(_operands, span, self.q, self.k, self.v, q, v, q_read, k_fine, k_write, written)
         return q.flatten(0, 1), v.flatten(0, 1), q_read.flatten(0, 1), k_fine.flatten(0, 1), k_write.flatten(0, 1)
 
+    def first(self, span: tuple[int, int], has_initial_state: bool) -> int:
+        """The first matrix of a span whose chunk has a state before it."""
+        return self.rows if span[0] == 0 and not has_initial_state else 0
+
+    def last(self, span: tuple[int, int], has_gradient: bool) -> int:
+        """The one after the last matrix of a span whose chunk leaves a state that has a gradient."""
+        matrices = (span[1] - span[0]) * self.rows
+        return matrices - self.rows if span[1] == self.chunks and not has_gradient else matrices
+
     def by_chunk(self, matrices: Tensor) -> Tensor:
         """(chunks * batch * heads, …) as (chunks, batch * heads, …)."""
         return matrices.unflatten(0, (-1, self.rows))
@@ -519,7 +528,8 @@ def forward(
         spans.run_on_states(_states, span, before_C, before_n, final_C, final_n)
         sums = s if normalize else None
         spans.run(_weigh, span, spans.by_chunk(scores), spans.begins, sums)
-        y = torch.bmm(scores, values).baddbmm_(q_read, before_C.flatten(0, 1))
+        y, first = torch.bmm(scores, values), spans.first(span, C is not None)
+        y[first:].baddbmm_(q_read[first:], before_C.flatten(0, 1)[first:])
         spans.run(_outputs, span, spans.by_chunk(y), spans.by_chunk(q_read), before_n, sums, h, float(eps))
     return (
         h,
@@ -562,7 +572,7 @@ def backward(
         if grad_n is None
         else grad_n.reshape(state[:2]).clone(memory_format=torch.contiguous_format)
     )
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+    grads = [torch.empty_like(x) for x in (q, k, v)]
     grad_i, grad_f = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (i, f))
     passing, log_i, reading, writing, grad_s = (q.new_empty(spans.rows, spans.time) for _ in range(5))
     carrying = q.new_empty(-(-spans.key_dim // KEYS_AT_ONCE), spans.rows, spans.chunks)
@@ -581,13 +591,18 @@ def backward(
         )  # fmt: skip
         d_q, d_k = torch.bmm(grad_scores, k_fine), torch.bmm(grad_scores.mT, queries)
         d_v = torch.bmm(scores.mT, grad_y)
-        c_grads = torch.bmm(q_read.mT, grad_y)
+        first, last = spans.first(span, has_initial_state), spans.last(span, grad_C is not None or grad_n is not None)
+        c_grads, d_read = torch.empty_like(states_C[slice(*span)]).flatten(0, 1), torch.empty_like(q_read)
+        c_grads[:first], d_read[:first] = 0.0, 0.0
+        torch.bmm(q_read[first:].mT, grad_y[first:], out=c_grads[first:])
         spans.run_on_states(
             _states_back, span, spans.by_chunk(c_grads), n_grads, states_C, states_n, dC, dn, carrying
         )  # fmt: skip
-        d_v.baddbmm_(k_write, c_grads)
-        d_write = torch.bmm(values, c_grads.mT)
-        d_read = torch.bmm(grad_y, states_C[slice(*span)].flatten(0, 1).mT)
+        d_v[:last].baddbmm_(k_write[:last], c_grads[:last])
+        d_write = torch.empty_like(k_write)
+        d_write[last:] = 0.0
+        torch.bmm(values[:last], c_grads[:last].mT, out=d_write[:last])
+        torch.bmm(grad_y[first:], states_C[slice(*span)].flatten(0, 1)[first:].mT, out=d_read[first:])
         from_products = (spans.by_chunk(part) for part in (d_q, d_k, d_v, d_read, d_write, q_read, k_write))
         spans.run(
             _operands_back, span, *from_products, n_grads, states_n, grad_s, *grads, reading, writing, log_i

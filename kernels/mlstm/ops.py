@@ -144,10 +144,12 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, heads, _, key_dim = q.shape
     dtype = state_dtype(v)
+    # For CPUs, gradients lie as the inputs do, so that none is copied on its way through the block.
+    layout = torch.preserve_format if implementation == "numba" else torch.contiguous_format
     return (
-        q.new_empty(q.shape),
-        k.new_empty(k.shape),
-        v.new_empty(v.shape),
+        torch.empty_like(q, memory_format=layout),
+        torch.empty_like(k, memory_format=layout),
+        torch.empty_like(v, memory_format=layout),
         i.new_empty(i.shape),
         f.new_empty(f.shape),
         v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=dtype),

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernels.dispatch import prefer
 from kernels.slstm import slstm
 from xlstm.accounting import flops_per_token
 from xlstm.models import build
@@ -84,9 +85,11 @@ def cells(config: Any) -> tuple[int, int]:
 
 @pytest.fixture
 def plain_attention_and_lstm() -> Iterator[None]:
-    """Attention and LSTM as matrix products: their fused forms are not looked into either."""
+    """Attention, LSTM and gates as matrix products: their fused forms are not looked into either."""
+    prefer("torch")
     with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
         yield
+    prefer("auto")
 
 
 FAMILIES = [

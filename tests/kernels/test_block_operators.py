@@ -18,6 +18,7 @@ from kernels.causal_conv import causal_conv_silu
 from kernels.dispatch import ImplementationError
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import chunks, linear_cross_entropy
+from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.swiglu import swiglu
 
@@ -96,6 +97,12 @@ def gated(batch: int, time: int, channels: int) -> Problem:
     return Problem(swiglu, 3 * normal(0, batch, time, channels), normal(1, batch, time, channels))
 
 
+def inputs_of_mlstm(batch: int, time: int, blocks: int, gates: int) -> Problem:
+    x = [normal(seed, batch, time, 4 * blocks) for seed in (0, 1)]
+    maps = [normal(seed, blocks, 4, 4) for seed in (2, 3, 4)]
+    return Problem(mlstm_inputs, *x, *maps, normal(5, gates, 12 * blocks) / blocks, normal(6, gates))
+
+
 def strided(problem: Problem) -> Problem:
     """The same inputs, every second number of tensors twice as wide, and times before batches."""
 
@@ -120,6 +127,7 @@ SMALL = [
     norm(1, 70, 1, 16, skipping=False),
     rows_norm(2, 70, 24),
     gated(2, 5, 24),
+    inputs_of_mlstm(2, 37, 6, 4),
     loss(2, 5, 8, 33),
     loss(1, 3, 5, 2100, soft_cap=3.0),
 ]
@@ -132,6 +140,7 @@ NAMES = [
     "norm",
     "norm of rows",
     "gated",
+    "inputs of the mLSTM",
     "loss",
     "capped loss",
 ]
@@ -189,6 +198,7 @@ def test_forms_compiled_for_cpus_are_their_definitions(
         norm(batch, time, heads, 2 * width + 1, flag),
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
+        inputs_of_mlstm(batch, time, width, heads + 1),
     ):
         expected = problem.run("reference")
         assert_close(problem.run("numba", torch.float32), expected, FLOAT32_BOUND)
@@ -265,6 +275,8 @@ def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: t
     torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest[:2], None, None, 1e-5, by))
     torch.library.opcheck(ops.rms_norm.default, (*leaves(rows_norm(2, 5, 6)), 1e-6, by))
     torch.library.opcheck(ops.swiglu.default, (*leaves(gated(2, 5, 6)), by))
+    if by == "numba":  # elsewhere it is made of other operators
+        torch.library.opcheck(ops.mlstm_inputs.default, leaves(inputs_of_mlstm(2, 5, 3, 4)))
 
 
 def test_the_loss_keeps_the_rules_of_torch_library() -> None:

@@ -22,6 +22,7 @@ from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.lstm import lstm
 from kernels.mlstm import mlstm
+from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.selective_scan import selective_scan
 from kernels.slstm import slstm
@@ -46,6 +47,10 @@ def normal(*shape: int) -> Tensor:
 def _mlstm(qkv: Tensor, gates: Tensor, scale: Tensor) -> Tensor:
     q, k, v = (scale * qkv).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
     return mlstm(q, k, v, *gates.permute(2, 0, 3, 1))[0]
+
+
+def _inputs(convolved: Tensor, inner: Tensor, maps: Tensor, gates: Tensor, bias: Tensor) -> Tensor:
+    return torch.cat(mlstm_inputs(convolved, inner, *maps.unbind(0), gates, bias), dim=-1)
 
 
 def _norm(h: Tensor, gate: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
@@ -75,6 +80,7 @@ def cases() -> dict[str, Case]:
             lambda x, w, b: causal_conv_silu(x, w, b)[0], x[:1], [normal(CHANNELS, 4), normal(CHANNELS)]
         ),
         "gated_head_norm": Case(_norm, x[:2], [normal(CHANNELS), normal(CHANNELS) + 1]),
+        "mlstm_inputs": Case(_inputs, x[:2], [normal(3, 4, 4, 4), normal(4, 3 * CHANNELS) / 4, normal(4)]),
         "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),
         "swiglu": Case(lambda gate, up, scale: swiglu(scale * gate, up), x[:2], [normal(CHANNELS)]),
         "linear_cross_entropy": Case(_loss, x[:1], [normal(32, CHANNELS) / 4]),
@@ -168,7 +174,7 @@ def _shard(rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=BATCH)
     for name, case in cases().items():
-        weights = torch.linspace(-1, 1, BATCH * TIME * CHANNELS)
+        weights = torch.linspace(-1, 1, BATCH * TIME * 4 * CHANNELS)
 
         def weighed(module: nn.Module, rows: slice, case: Case = case, weights: Tensor = weights) -> Tensor:
             y = module(*(x[rows] for x in case.inputs))

@@ -32,24 +32,17 @@ class Gate(nn.Module):
         return values.to(dtype)[:, None].expand(x.shape[0], -1, x.shape[1])
 
 
-def preactivations(parts: Sequence[Tensor], gates: Sequence[Gate]) -> list[Tensor]:
-    """What each gate gives for the channels of `parts` (batch, time, …) side by side: (batch, heads, time) each.
+def joined(gates: Sequence[Gate]) -> tuple[Tensor, Tensor] | None:
+    """Weights (…, channels) and biases of the gates that see the input, side by side; None where none does."""
+    seeing = [(gate.weight, gate.bias) for gate in gates if gate.weight is not None and gate.bias is not None]
+    return (torch.cat([weight for weight, _ in seeing]), torch.cat([bias for _, bias in seeing])) if seeing else None
 
-    The parts are not copied together, and gates that see the input read it once for all of them.
-    """
-    seeing = [gate for gate in gates if gate.weight is not None]
-    if not seeing:
-        return [gate(parts[0]) for gate in gates]
-    weight = torch.cat([gate.weight for gate in seeing if gate.weight is not None])
-    bias = torch.cat([gate.bias for gate in seeing if gate.bias is not None])
-    first, *others = weight.split([part.shape[-1] for part in parts], dim=1)
-    dtype = torch.promote_types(parts[0].dtype, torch.float32)
-    total = F.linear(parts[0], first, bias).to(dtype)
-    for part, columns in zip(parts[1:], others, strict=True):
-        total = total + F.linear(part, columns).to(dtype)
-    total = total.transpose(1, 2)
-    seen = iter(total.split([len(gate.constant) for gate in seeing], dim=1))
-    return [gate(parts[0]) if gate.weight is None else next(seen) for gate in gates]
+
+def separated(gates: Sequence[Gate], x: Tensor, together: Tensor | None) -> list[Tensor]:
+    """Each gate's (batch, heads, time): out of `together` (batch, time, …), what the `joined` gave, or its own."""
+    seeing = [len(gate.constant) for gate in gates if gate.weight is not None]
+    seen = iter(() if together is None else together.transpose(1, 2).split(seeing, dim=1))
+    return [gate(x) if gate.weight is None else next(seen) for gate in gates]
 
 
 def forget_bias(heads: int) -> list[float]:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from kernels.block_diagonal import block_diagonal
 from kernels.gated_head_norm import gated_head_norm
 from kernels.mlstm import MLSTMState, mlstm
+from kernels.mlstm_inputs import mlstm_inputs
 from xlstm.models.causal_conv import CausalConv
 from xlstm.models.configs import XLSTMConfig
-from xlstm.models.gates import OPEN, Gate, forget_bias, preactivations
+from xlstm.models.gates import OPEN, Gate, forget_bias, joined, separated
 
 NORM_EPSILON = 1e-5
 DENOMINATOR_EPSILON = 1e-6
@@ -71,8 +72,14 @@ class MLSTMBlock(nn.Module):
         convolved, past = inner, None
         if self.conv is not None:
             convolved, past = self.conv(inner, state.past if state else None, resets)
-        query, key, value = self.query(convolved), self.key(convolved), self.value(inner)
-        input_gate, forget_gate = preactivations((query, key, value), (self.input_gate, self.forget_gate))
+        gates, together = (self.input_gate, self.forget_gate), None
+        seeing = joined(gates)
+        if seeing is None:
+            query, key, value = self.query(convolved), self.key(convolved), self.value(inner)
+        else:
+            maps = self.query.weight, self.key.weight, self.value.weight
+            query, key, value, together = mlstm_inputs(convolved, inner, *maps, *seeing)
+        input_gate, forget_gate = separated(gates, query, together)
         h, cell = mlstm(
             by_head(query, self.config.num_heads),
             by_head(key, self.config.num_heads),
