@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import cpu
 from kernels.dispatch import choose, expect_shape, state_dtype
 from kernels.selective_scan import torch_chunked
 from kernels.selective_scan.reference import selective_scan_reference, zero_state
@@ -31,8 +32,8 @@ def selective_scan(
     absent. Where `resets` (batch, time, bool) is true, the state is forgotten before the token. Returns y (batch, time,
     channels) in the dtype of `u`, and the final state, float32 (float64 for float64 `u`).
 
-    `implementation` is `auto`, `reference`, `torch` or `triton` (see `kernels.dispatch`). Raises ValueError for shapes
-    that do not fit, ImplementationError for an implementation that cannot run.
+    `implementation` is as in `kernels.dispatch`. Raises ValueError for shapes that do not fit, ImplementationError for
+    an implementation that cannot run.
     """
     name = "selective_scan"
     if u.ndim != 3:
@@ -49,7 +50,7 @@ def selective_scan(
     expect_shape(name, "initial_state", state, (batch, channels, state_dim), "(batch, channels, state_dim)")
     if resets is not None:
         expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
-    chosen = choose(name, implementation, u, lambda: _triton_obstacle(A))
+    chosen = choose(name, implementation, u, lambda: _triton_obstacle(A), lambda: cpu.obstacle(u, delta, A, B, C))
     if time == 0:
         return torch.zeros_like(u), state
     if chosen == "reference":
@@ -80,6 +81,10 @@ def _scan(
         from kernels.selective_scan import triton_scan
 
         return triton_scan.forward(u, delta, A, B, C, state, resets)
+    if implementation == "numba":
+        from kernels.selective_scan import numba_scan
+
+        return numba_scan.forward(u, delta, A, B, C, state, resets)
     dtype = state.dtype
     operands = (u.to(dtype), delta.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype), state)
     y, final_state, starts = torch_chunked.forward(*operands, resets)
@@ -102,6 +107,10 @@ def _(
 
         chunks = -(-u.shape[1] // triton_scan.BLOCK_TIME)
         starts = state.new_empty(u.shape[0], chunks, *A.shape)
+    elif implementation == "numba":
+        from kernels.selective_scan import numba_scan
+
+        starts = state.new_empty(numba_scan.num_segments(u.shape[1]), u.shape[0], A.shape[1], A.shape[0])
     else:
         chunks = -(-u.shape[1] // torch_chunked.steps_per_chunk(u, A))
         starts = state.new_empty(chunks, u.shape[0], A.shape[1], A.shape[0])
@@ -127,6 +136,10 @@ def _scan_backward(
         from kernels.selective_scan import triton_scan
 
         return triton_scan.backward(grad_y, grad_state, *inputs, resets, starts)
+    if implementation == "numba":
+        from kernels.selective_scan import numba_scan
+
+        return numba_scan.backward(grad_y, grad_state, *inputs, resets, starts)
     dtype = starts.dtype
     operands = (grad_y.to(dtype), grad_state, u.to(dtype), delta.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype))
     du, ddelta, dA, dB, dC, grad_initial = torch_chunked.backward(*operands, resets, starts)

@@ -51,7 +51,7 @@ def assert_relatively_close(actual: dict[str, Tensor], expected: dict[str, Tenso
 
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
 def test_float32_equals_the_float64_recurrence(implementation: str, shape: tuple, with_resets: bool) -> None:
     resets = some_resets(shape) if with_resets else None
     expected = outputs_and_gradients(inputs(shape, torch.float64), resets, "reference")
@@ -90,7 +90,7 @@ def test_backward_agrees_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(scan, tensors)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_two_halves_equal_the_whole(implementation: str) -> None:
     tensors = inputs((1, 67, 7, 3), torch.float32)
     y, final = selective_scan(**tensors, implementation=implementation)
@@ -102,7 +102,7 @@ def test_two_halves_equal_the_whole(implementation: str) -> None:
     torch.testing.assert_close(end, final, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_operator_obeys_the_rules_of_torch_library(implementation: str) -> None:
     tensors = tuple(x.requires_grad_() for x in inputs((2, 7, 5, 3), torch.float32).values())
     torch.library.opcheck(operator._scan, (*tensors, some_resets((2, 7, 5, 3)), implementation))

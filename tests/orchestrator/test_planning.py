@@ -95,7 +95,7 @@ def test_a_card_that_nobody_knows_is_refused_with_the_nearest(scaling: Any, writ
 
 
 def test_the_terminal_shows_misfits_and_exits_well(scaling: Any) -> None:
-    card = "resources=[{set: {gpus: 8, gpu: T4-16GB}}]"
+    card = "resources=[{set: {gpus: 4, gpu: T4-16GB}}]"
     said = scaling("plan", MISSION, "--set", "grid.size=2.7B", "--set", "grid.model=[llama]", "--set", card)
     assert said.code == 0
     assert "does not fit" in said.out
