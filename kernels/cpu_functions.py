@@ -102,6 +102,12 @@ def number(table, k):
 
 
 @inlined
+def stride(table, k, axis):
+    """How many numbers lie between two neighbours along an axis of tensor k."""
+    return table[2 + SLOTS * k + axis]
+
+
+@inlined
 def given(table, k):
     """Whether argument k is there."""
     return table[1 + SLOTS * k] != 0

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
+from kernels.attention import attention
 from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
 from kernels.gated_head_norm import gated_head_norm
@@ -49,6 +50,10 @@ def _mlstm(qkv: Tensor, gates: Tensor, scale: Tensor) -> Tensor:
     return mlstm(q, k, v, *gates.permute(2, 0, 3, 1))[0]
 
 
+def _attention(qkv: Tensor, scale: Tensor) -> Tensor:
+    return attention(*(scale * qkv).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4))
+
+
 def _inputs(convolved: Tensor, inner: Tensor, maps: Tensor, gates: Tensor, bias: Tensor) -> Tensor:
     return torch.cat(mlstm_inputs(convolved, inner, *maps.unbind(0), gates, bias), dim=-1)
 
@@ -75,6 +80,7 @@ def cases() -> dict[str, Case]:
         "slstm": Case(
             lambda gates, r: slstm(gates, r)[0], [normal(BATCH, TIME, 4, 2, 8)], [normal(4, 2, 8, 8) / 3]
         ),
+        "attention": Case(_attention, [normal(BATCH, TIME, 3 * CHANNELS)], [normal(3 * CHANNELS)]),
         "block_diagonal": Case(block_diagonal, x[:1], [normal(4, 4, 4)]),
         "causal_conv_silu": Case(
             lambda x, w, b: causal_conv_silu(x, w, b)[0], x[:1], [normal(CHANNELS, 4), normal(CHANNELS)]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlstm.models.attention import Layout, Past, attend, lay_out
+from kernels.attention import attention
+from xlstm.models.attention import Layout, Past, lay_out
 from xlstm.models.configs import GPTConfig
 from xlstm.models.head import logits_or_losses
 
@@ -59,7 +60,7 @@ class GPT(nn.Module):
     def _check_length(self, layout: Layout) -> None:
         """Only where the whole past exceeds the positions are those of its documents looked at (a device's wait)."""
         limit = self.config.context_length
-        if layout.documents.shape[1] > limit and int(layout.positions.max()) >= limit:
+        if layout.num_keys > limit and int(layout.positions.max()) >= limit:
             raise ValueError(
                 f"a document of {int(layout.positions.max()) + 1} tokens exceeds the {limit} positions of gpt"
             )
@@ -104,7 +105,7 @@ class Block(nn.Module):
         query, key, value = projected.split(self.num_heads, dim=1)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        attended = attend(query, key, value, layout)
+        attended = attention(query, key, value, begins=layout.begins)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         x = x + self.down(F.gelu(self.up(self.feedforward_norm(x)), approximate="tanh"))
         return x, (key, value) if keep else None

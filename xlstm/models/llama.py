@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.attention import attention
 from kernels.swiglu import swiglu
-from xlstm.models.attention import Layout, Past, attend, lay_out
+from xlstm.models.attention import Layout, Past, lay_out
 from xlstm.models.configs import LlamaConfig
 from xlstm.models.head import logits_or_losses
 from xlstm.models.norm import RMSNorm
@@ -105,7 +106,7 @@ class Block(nn.Module):
         )
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        attended = attend(query, key, value, layout)
+        attended = attention(query, key, value, begins=layout.begins)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         normed = self.feedforward_norm(x)
         x = x + self.down(swiglu(self.gate(normed), self.up(normed)))

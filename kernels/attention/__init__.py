@@ -1,0 +1,118 @@
+"""Causal softmax attention within documents (Vaswani et al. 2017, arXiv 1706.03762)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
+
+from kernels import cpu
+from kernels.attention.reference import attention_reference, by_token, visible
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+
+__all__ = ["attention"]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    begins: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """softmax(q·k / sqrt(head_dim)) v over each query's own token and those before it, within its document.
+
+    `query` is (batch, heads, queries, head_dim), `key` and `value` (batch, heads, keys, head_dim): the queries are the
+    last of the keys' tokens. `begins` (batch, queries, int32), the first key that a query sees, may not fall from one
+    query to the next. Returns (batch, heads, queries, head_dim) in the dtype of `query`; softmax in float32 at least.
+
+    `implementation` is as in `kernels.dispatch`; `torch` is PyTorch's scaled_dot_product_attention, and what runs on
+    GPUs: there are no Triton kernels. Those for CPUs take as many queries as keys. Raises ValueError for shapes that
+    do not fit, ImplementationError for an implementation that cannot run.
+    """
+    name = "attention"
+    if query.ndim != 4:
+        raise ValueError(f"{name}: query has shape {tuple(query.shape)}, expected (batch, heads, queries, head_dim)")
+    batch, heads, queries, head_dim = query.shape
+    if key.ndim != 4 or key.shape[2] < queries:
+        raise ValueError(f"{name}: key has shape {tuple(key.shape)}, expected at least the {queries} tokens of query")
+    keys = key.shape[2]
+    expect_shape(name, "key", key, (batch, heads, keys, head_dim), "(batch, heads, keys, head_dim)")
+    expect_shape(name, "value", value, (batch, heads, keys, head_dim), "(batch, heads, keys, head_dim)")
+    if begins is not None:
+        expect_shape(name, "begins", begins, (batch, queries), "(batch, queries)")
+        if begins.dtype != torch.int32:
+            raise ValueError(f"{name}: begins is {begins.dtype}, expected torch.int32")
+    query, key, value = cast_for_autocast(query, key, value)
+
+    def cpu_obstacle() -> str | None:
+        differ = f"{queries} queries and {keys} keys differ in number" if queries != keys else None
+        return differ or cpu.obstacle(query, key, value)
+
+    chosen = choose(name, implementation, query, lambda: "PyTorch's own kernels are used instead", cpu_obstacle)
+    if chosen == "reference":
+        return attention_reference(query, key, value, begins)
+    if chosen == "numba" and query.numel() > 0:
+        return _attention(query, key, value, begins)[0]
+    if begins is None and (queries == keys or queries == 1):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1)
+    mask = visible(queries, keys, begins, query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+@torch.library.custom_op("scaling::attention", mutates_args=())
+def _attention(query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Output, and what the backward needs of the scores (2, batch, heads, queries)."""
+    from kernels.attention import numba_blocks
+
+    return numba_blocks.forward(query, key, value, begins)
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
+    return by_token(query), query.new_empty(2, *query.shape[:-1])
+
+
+@torch.library.custom_op("scaling::attention_backward", mutates_args=())
+def _attention_backward(
+    grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None, y: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    from kernels.attention import numba_blocks
+
+    return numba_blocks.backward(grad_y, query, key, value, begins, y, scores)
+
+
+@_attention_backward.register_fake
+def _(
+    grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None, y: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return by_token(query), by_token(key), by_token(value)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_attention_backward(grad_y, *ctx.saved_tensors), None
+
+
+_attention.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.scaling.attention)
+def attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """As PyTorch counts its own: every pair of query and key, whether seen or not."""
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
+
+
+@register_flop_formula(torch.ops.scaling.attention_backward)
+def attention_backward_flops(
+    grad_y: Any, query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    """Twice the forward: that scores are computed once more is how it is done, not what."""
+    return 2 * attention_flops(query_shape, key_shape, value_shape)

@@ -1,0 +1,165 @@
+"""Attention within documents, each implementation against its definition in float64: outputs and every gradient."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.attention import attention
+from kernels.dispatch import ImplementationError
+
+BOUND = 2e-6
+"""In float32, relative to each tensor, or to a tenth of the largest: a gradient may all but cancel."""
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def problem(
+    batch: int, heads: int, time: int, head_dim: int, many_documents: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Queries, keys, values and a gradient, laid as models lay them; and where documents begin."""
+    tensors = [normal(seed, batch, time, heads, head_dim).transpose(1, 2) for seed in range(4)]
+    if not many_documents:
+        return tensors, None
+    starts = torch.rand(batch, time, generator=torch.Generator().manual_seed(5)) < 4 / time
+    begins = torch.where(starts, torch.arange(time), 0).cummax(dim=1).values
+    return tensors, begins.to(torch.int32)
+
+
+def results(tensors: list[Tensor], begins: Tensor | None, implementation: str, dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients of query, key and value."""
+    *inputs, weight = (t.to(dtype) for t in tensors)
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    y = attention(*inputs, begins=begins, implementation=implementation)  # type: ignore[arg-type]
+    return [y.detach(), *torch.autograd.grad(y, inputs, weight)]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor], bound: float) -> None:
+    largest = max(float(b.norm()) for b in expected)
+    for a, b in zip(actual, expected, strict=True):
+        assert float((a.double() - b.double()).norm()) < bound * max(float(b.norm()), 0.1 * largest)
+
+
+def test_the_definition_is_pytorchs() -> None:
+    tensors, _ = problem(2, 3, 20, 8, many_documents=False)
+    ours = attention(*tensors[:3], implementation="reference")
+    torch.testing.assert_close(
+        ours, F.scaled_dot_product_attention(*tensors[:3], is_causal=True), rtol=1e-13, atol=1e-13
+    )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    time=st.integers(2, 300),
+    head_dim=st.sampled_from([1, 3, 8, 20, 32, 40, 64, 100]),
+    many_documents=st.booleans(),
+)
+def test_every_form_is_the_definition(batch: int, heads: int, time: int, head_dim: int, many_documents: bool) -> None:
+    tensors, begins = problem(batch, heads, time, head_dim, many_documents)
+    expected = results(tensors, begins, "reference", torch.float64)
+    assert_close(results(tensors, begins, "torch", torch.float64), expected, 1e-12)
+    assert_close(results(tensors, begins, "numba", torch.float32), expected, BOUND)
+    swapped = [t.mT.contiguous().mT for t in tensors]  # numbers of a row far apart
+    assert_close(results(swapped, begins, "numba", torch.float32), expected, BOUND)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba"])
+def test_a_lone_token_gets_its_value(implementation: str) -> None:
+    tensors, _ = problem(1, 2, 1, 8, many_documents=False)
+    y, grad_query, grad_key, grad_value = results(tensors, None, implementation, torch.float32)
+    torch.testing.assert_close(y, tensors[2].float())
+    torch.testing.assert_close(grad_value, tensors[3].float())
+    assert float(grad_query.abs().max()) < 1e-6
+    assert float(grad_key.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("implementation", ["torch", "numba"])
+def test_large_scores_neither_overflow_nor_vanish(implementation: str) -> None:
+    tensors, begins = problem(1, 2, 150, 16, many_documents=True)
+    tensors[0] = tensors[0] * 300
+    expected = results([t.float().double() for t in tensors], begins, "reference", torch.float64)
+    assert all(bool(t.isfinite().all()) for t in expected)
+    assert_close(results(tensors, begins, implementation, torch.float32), expected, 1e-3)  # scores of 10³ in float32
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba"])
+def test_documents_do_not_see_one_another(implementation: str) -> None:
+    time, cut = 200, 77
+    tensors, _ = problem(1, 2, time, 24, many_documents=False)
+    begins = torch.where(torch.arange(time) < cut, 0, cut)[None].to(torch.int32)
+    whole = results(tensors, begins, implementation, torch.float32)
+    for piece in (slice(0, cut), slice(cut, time)):
+        alone = results([t[:, :, piece] for t in tensors], None, implementation, torch.float32)
+        assert_close([t[:, :, piece] for t in whole], alone, BOUND)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_stay_in_their_sequence_and_are_seen(implementation: str, bad: float) -> None:
+    tensors, _ = problem(2, 2, 130, 16, many_documents=False)
+    query, key, value = (t.float().contiguous() for t in tensors[:3])
+    clean = attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+    key[1, 0, 70, 3] = bad
+    spoiled = attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+    assert torch.equal(spoiled[0], clean[0])
+    assert torch.equal(spoiled[1, 1], clean[1, 1])
+    assert torch.equal(spoiled[1, 0, :64], clean[1, 0, :64])
+    assert not bool(spoiled[1, 0, 70:].isfinite().all())
+
+
+def test_pieces_with_a_past_are_the_whole() -> None:
+    (query, key, value, _), begins = problem(2, 3, 30, 8, many_documents=True)
+    assert begins is not None
+    whole = attention(query, key, value, begins=begins)
+    for first, last in ((0, 11), (11, 12), (12, 30)):
+        piece = attention(query[:, :, first:last], key[:, :, :last], value[:, :, :last], begins=begins[:, first:last])
+        torch.testing.assert_close(piece, whole[:, :, first:last], rtol=1e-12, atol=1e-12)
+
+
+def test_the_operator_keeps_the_rules_of_torch_library() -> None:
+    tensors, begins = problem(2, 3, 70, 8, many_documents=True)
+    inputs = [t.float().requires_grad_() for t in tensors[:3]]
+    torch.library.opcheck(torch.ops.scaling.attention.default, (*inputs, begins))
+    torch.library.opcheck(torch.ops.scaling.attention.default, (*inputs, None))
+
+
+def test_what_cannot_run_is_refused_with_the_reason() -> None:
+    query, key, value = (t.float() for t in problem(1, 2, 6, 8, False)[0][:3])
+    with pytest.raises(ImplementationError, match="2 queries and 6 keys differ in number"):
+        attention(query[:, :, 4:], key, value, implementation="numba")
+    with pytest.raises(ImplementationError, match="PyTorch's own kernels"):
+        attention(query, key, value, implementation="triton")
+    with pytest.raises(ValueError, match="key has shape"):
+        attention(query, key[:, :, :3], value)
+    with pytest.raises(ValueError, match=r"begins is torch\.int64, expected torch\.int32"):
+        attention(query, key, value, begins=torch.zeros(1, 6, dtype=torch.int64))
+
+
+THREADS = """
+import sys, torch
+torch.set_num_threads(int(sys.argv[1]))
+sys.path.insert(0, sys.argv[2])
+from tests.kernels.test_attention import problem, results
+for tensor in results(*problem(1, 3, 500, 24, True), "numba", torch.float32):
+    print(tensor.flatten().tolist())
+"""
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    root = Path(__file__).parents[2]
+
+    def printed(threads: int) -> str:
+        command = [sys.executable, "-c", THREADS, str(threads), str(root)]
+        return subprocess.run(command, check=True, text=True, capture_output=True).stdout
+
+    assert printed(1) == printed(3)
