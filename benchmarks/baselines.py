@@ -1,10 +1,12 @@
-"""One training step of each baseline beside the implementation people would take instead, in one process.
+"""One training step of each baseline on CPU beside the implementation people would take instead, in one process.
 
 Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The other
 side is `transformers` (Llama, GPT-2, Mamba, RWKV, each as it runs where no extra kernels are installed) or, for the
 LSTM, `torch.nn.LSTM`. Needs an environment that has `transformers` besides this repository:
 
     .venv-parity/bin/python -m benchmarks.baselines --shape small
+
+For a GPU there is `baselines_gpu.py`.
 """
 
 import argparse
@@ -78,7 +80,7 @@ class StackedLSTM(nn.Module):
         return self.head(self.lstm(self.embedding(tokens))[0])
 
 
-def ours(config: ModelConfig, device: str) -> tuple[nn.Module, Losses]:
+def ours(config: ModelConfig) -> nn.Module:
     """Our model, its weights away from zero so that no path is dead."""
     model = build(config)
     initialize(model, seed=0)
@@ -86,15 +88,14 @@ def ours(config: ModelConfig, device: str) -> tuple[nn.Module, Losses]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    model.to(device)
-    return model, lambda tokens, targets: model(tokens, targets=targets)[0].mean()
+    return model
 
 
-def theirs(config: ModelConfig, model: nn.Module, length: int, device: str) -> tuple[nn.Module, Losses]:
+def theirs(config: ModelConfig, model: nn.Module, length: int) -> tuple[nn.Module, Losses]:
     """The other side with our weights."""
-    weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
     if isinstance(config, LSTMConfig):
         peer: nn.Module = StackedLSTM(config)
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         names = {
             "weight_input": "weight_ih",
             "weight_hidden": "weight_hh",
@@ -108,23 +109,28 @@ def theirs(config: ModelConfig, model: nn.Module, length: int, device: str) -> t
         }
         outside = {name: weights[name] for name in ("embedding.weight", "head.weight")}
         peer.load_state_dict(layers | outside)
-        peer.to(device)
         return peer, lambda tokens, targets: F.cross_entropy(peer(tokens).flatten(0, 1), targets.flatten())
 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     content = config_to_transformers(config, length)
     peer = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content), dtype=torch.float32)
-    missing, unexpected = peer.load_state_dict(to_transformers(config, weights), strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
-    peer.train().to(device)
+    load_ours(config, model, peer)
+    peer.train()
 
     def losses(tokens: Tensor, targets: Tensor) -> Tensor:
         logits = peer(tokens, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     return peer, losses
+
+
+def load_ours(config: ModelConfig, model: nn.Module, peer: nn.Module) -> None:
+    """Our weights into a peer that calls them what `transformers` does. RuntimeError where they do not fit."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    missing, unexpected = peer.load_state_dict(to_transformers(config, weights), strict=False)
+    if unexpected or set(missing) - ({"lm_head.weight"} if config.family == "gpt" else set()):
+        raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
 
 
 def stepper(model: nn.Module, losses: Losses, tokens: Tensor) -> Callable[[], float]:
@@ -137,20 +143,22 @@ def stepper(model: nn.Module, losses: Losses, tokens: Tensor) -> Callable[[], fl
         losses(tokens, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-        if tokens.is_cuda:
-            torch.cuda.synchronize()
         return time.perf_counter() - begin
 
     return step
 
 
-def compare(family: str, shape: Shape, rounds: int, device: str, compiled: bool) -> dict[str, object]:
+def compare(family: str, shape: Shape, rounds: int, compiled: bool) -> dict[str, object]:
     """Medians of both sides in seconds, their ratio, and by how much their losses differ, relatively."""
     config = configuration(family, shape)
-    model, our_losses = ours(config, device)
-    peer, their_losses = theirs(config, model, shape.length, device)
+    model = ours(config)
+    peer, their_losses = theirs(config, model, shape.length)
+
+    def our_losses(tokens: Tensor, targets: Tensor) -> Tensor:
+        return model(tokens, targets=targets)[0].mean()
+
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(VOCAB, (shape.batch, shape.length), generator=generator).to(device)
+    tokens = torch.randint(VOCAB, (shape.batch, shape.length), generator=generator)
     short = tokens[:1, :8]
     with torch.no_grad():
         here, there = our_losses(short, short), their_losses(short, short)
@@ -179,18 +187,16 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
-    if arguments.device == "cpu":
-        keep_freed_memory()  # as our trainer does; it serves both sides
-    print(f"{shape}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    keep_freed_memory()  # as our trainer does; it serves both sides
+    print(f"{shape}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'family':<8}{'ours (ms)':>12}{'theirs (ms)':>14}{'ratio':>9}{'loss differs by':>18}")
     rows = []
     for family in arguments.families:
-        row = compare(family, shape, arguments.rounds, arguments.device, arguments.compile)
+        row = compare(family, shape, arguments.rounds, arguments.compile)
         rows.append(row)
         print(
             f"{family:<8}{1e3 * row['ours_seconds']:>12.1f}{1e3 * row['theirs_seconds']:>14.1f}"

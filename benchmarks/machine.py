@@ -1,4 +1,4 @@
-"""What a machine is and can do: its description, its rate of matrix products, its bandwidth, and memory in use."""
+"""What a machine is and can do: its description, the time of work, rates of products and copies, and memory in use."""
 
 import ctypes
 import os
@@ -48,6 +48,21 @@ def wait(device: str) -> None:
     """Until the device has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def seconds_taken(work: Callable[[], object], device: str) -> float:
+    """Seconds of `work`: between two events in the GPU's own queue, or on the clock."""
+    wait(device)
+    if device != "cuda":
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+    begin_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin_event.record()
+    work()
+    end_event.record()
+    end_event.synchronize()
+    return begin_event.elapsed_time(end_event) / 1e3
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:

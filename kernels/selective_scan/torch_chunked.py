@@ -94,7 +94,7 @@ def backward(
         decayed = torch.mul(grad_log, weights, out=grads).sum(2)  # (step, batch, channels)
         grad_delta[:, chunk] = decayed.addcmul_(grad_written, u_t).transpose(0, 1)
         grad_weights += grad_log.mul_(delta_t.unsqueeze(2)).sum((0, 1))
-    return grad_u, grad_delta, grad_weights.t(), grad_B, grad_C, g.transpose(1, 2)
+    return grad_u, grad_delta, grad_weights.t().contiguous(), grad_B, grad_C, g.transpose(1, 2).contiguous()
 
 
 def keep_factors(delta: Tensor, weights: Tensor, resets: Tensor | None, chunk: slice, buffer: Tensor) -> Tensor:

@@ -105,7 +105,12 @@ def test_two_halves_equal_the_whole(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_operator_obeys_the_rules_of_torch_library(implementation: str) -> None:
     tensors = tuple(x.requires_grad_() for x in inputs((2, 7, 5, 3), torch.float32).values())
-    torch.library.opcheck(operator._scan, (*tensors, some_resets((2, 7, 5, 3)), implementation))
+    resets = some_resets((2, 7, 5, 3))
+    torch.library.opcheck(operator._scan, (*tensors, resets, implementation))
+    *operands, state = (tensor.detach() for tensor in tensors)
+    y, final, starts = operator._scan(*operands, state, resets, implementation)
+    # What compiled code is told of the gradients' layout, it relies on.
+    torch.library.opcheck(operator._scan_backward, (y, final, *operands, resets, starts, implementation))
 
 
 def test_wrong_shapes_are_named() -> None:
