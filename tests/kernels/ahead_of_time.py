@@ -112,6 +112,7 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     from kernels.gated_head_norm import triton_norm
     from kernels.rms_norm import triton_norm as triton_rms_norm
     from kernels.swiglu import triton_swiglu
+    from kernels.token_shift import triton_shift
 
     blocks = triton_blocks.TILE | {"W": 4, "ROWS": triton_blocks.ROWS_PER_SUM}
     conv = triton_conv.TILE | {"TAPS": 4, "DOCUMENTS": True}
@@ -129,9 +130,13 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
         norm = triton_rms_norm.tiling_of(width) | {"ROWS": triton_rms_norm.ROWS_PER_SUM}
         cases += [(triton_rms_norm.forward_kernel, norm), (triton_rms_norm.backward_kernel, norm)]
     cases += [(kernel, triton_swiglu.TILE) for kernel in (triton_swiglu.forward_kernel, triton_swiglu.backward_kernel)]
+    shift = triton_shift.TILE | {"RESETS": True, "ADD": True}
+    cases += [(kernel, shift) for kernel in (triton_shift.forward_kernel, triton_shift.backward_kernel)]
     for kernel, constants in cases:
         types = {name: SINGLE if name in ("parts", "scale") else HALF for name in kernel.arg_names}
-        yield kernel, types | {"documents": "*i32", "eps": "fp32"}, constants, {"num_warps": 4}
+        if kernel is triton_shift.backward_kernel:
+            types |= {"grad_x": SINGLE, "grad_last": SINGLE}
+        yield kernel, types | {"documents": "*i32", "resets": "*i1", "eps": "fp32"}, constants, {"num_warps": 4}
 
 
 def loss_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:

@@ -21,6 +21,7 @@ from kernels.linear_cross_entropy import chunks, linear_cross_entropy
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.swiglu import swiglu
+from kernels.token_shift import token_shift
 
 FLOAT32_BOUND = 1e-5
 BFLOAT16_BOUND = 1e-2
@@ -103,6 +104,15 @@ def inputs_of_mlstm(batch: int, time: int, blocks: int, gates: int) -> Problem:
     return Problem(mlstm_inputs, *x, *maps, normal(5, gates, 12 * blocks) / blocks, normal(6, gates))
 
 
+def mixtures(batch: int, time: int, channels: int, number: int, resetting: bool) -> Problem:
+    resets = torch.rand(batch, time, generator=torch.Generator().manual_seed(2)) < 0.2 if resetting else None
+
+    def function(x: Tensor, shares: Tensor, last: Tensor, implementation: Any) -> tuple[Tensor, ...]:
+        return tuple(token_shift(x, shares, last=last, resets=resets, implementation=implementation))
+
+    return Problem(function, normal(0, batch, time, channels), normal(1, number, channels), normal(2, batch, channels))
+
+
 def strided(problem: Problem) -> Problem:
     """The same inputs, every second number of tensors twice as wide, and times before batches."""
 
@@ -128,6 +138,8 @@ SMALL = [
     rows_norm(2, 70, 24),
     gated(2, 5, 24),
     inputs_of_mlstm(2, 37, 6, 4),
+    mixtures(2, 70, 20, 3, resetting=True),
+    mixtures(2, 1, 3, 2, resetting=False),
     loss(2, 5, 8, 33),
     loss(1, 3, 5, 2100, soft_cap=3.0),
 ]
@@ -141,6 +153,8 @@ NAMES = [
     "norm of rows",
     "gated",
     "inputs of the mLSTM",
+    "token shift with resets",
+    "token shift",
     "loss",
     "capped loss",
 ]
@@ -169,6 +183,7 @@ def test_pytorch_forms_are_their_definitions(batch: int, time: int, heads: int, 
         norm(batch, time, heads, 2 * width + 1, flag),
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
+        mixtures(batch, time, heads * width, 1 + heads % 3, flag),
         loss(batch, time, width, 30 * heads, 2.0 if flag else None),
     ):
         expected = problem.run("reference")
@@ -199,6 +214,7 @@ def test_forms_compiled_for_cpus_are_their_definitions(
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
         inputs_of_mlstm(batch, time, width, heads + 1),
+        mixtures(batch, time, heads * width, 1 + heads % 3, flag),
     ):
         expected = problem.run("reference")
         assert_close(problem.run("numba", torch.float32), expected, FLOAT32_BOUND)
@@ -274,6 +290,8 @@ def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: t
     torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest, 1e-5, by))
     torch.library.opcheck(ops.gated_head_norm.default, (h.transpose(1, 2), *rest[:2], None, None, 1e-5, by))
     torch.library.opcheck(ops.rms_norm.default, (*leaves(rows_norm(2, 5, 6)), 1e-6, by))
+    x, shares, last = leaves(mixtures(2, 5, 6, 2, False))
+    torch.library.opcheck(ops.token_shift.default, (x, shares, last, torch.rand(2, 5) < 0.5, by))
     torch.library.opcheck(ops.swiglu.default, (*leaves(gated(2, 5, 6)), by))
     if by == "numba":  # elsewhere it is made of other operators
         torch.library.opcheck(ops.mlstm_inputs.default, leaves(inputs_of_mlstm(2, 5, 3, 4)))
@@ -326,8 +344,9 @@ THREADS = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[1]))
 sys.path.insert(0, sys.argv[2])
-from tests.kernels.test_block_operators import convolution, norm, projection, rows_norm
+from tests.kernels.test_block_operators import convolution, mixtures, norm, projection, rows_norm
 problems = projection(3, 50, 12, 4), convolution(3, 50, 200, True), norm(3, 50, 4, 24, True), rows_norm(3, 50, 24)
+problems = *problems, mixtures(3, 50, 20, 3, True)
 for problem in problems:
     for tensor in problem.run("numba", torch.float32):
         print(tensor.flatten().tolist())

@@ -28,6 +28,7 @@ from kernels.rms_norm import rms_norm
 from kernels.selective_scan import selective_scan
 from kernels.slstm import slstm
 from kernels.swiglu import swiglu
+from kernels.token_shift import token_shift
 from kernels.wkv import wkv
 
 BATCH, TIME, CHANNELS = 2, 9, 16
@@ -91,6 +92,7 @@ def cases() -> dict[str, Case]:
         "swiglu": Case(lambda gate, up, scale: swiglu(scale * gate, up), x[:2], [normal(CHANNELS)]),
         "linear_cross_entropy": Case(_loss, x[:1], [normal(32, CHANNELS) / 4]),
         "selective_scan": Case(_scan, [*x[:2], *(one[..., :4] for one in x[2:])], [normal(CHANNELS, 4) / 4]),
+        "token_shift": Case(lambda x, shares: torch.cat(token_shift(x, shares), -1), x[:1], [normal(3, CHANNELS)]),
         "wkv": Case(lambda k, v, w, u: wkv(k, v, -w.exp(), u)[0], x[:2], [normal(CHANNELS), normal(CHANNELS)]),
         "lstm": Case(
             lambda x, wi, wh, bi, bh: lstm(x, wi, wh, bi, bh)[0],

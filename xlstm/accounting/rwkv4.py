@@ -24,7 +24,7 @@ def outside(config: RWKV4Config) -> Cost:
 def saved(config: RWKV4Config, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    Time mixing: the difference of normed and shifted input, three mixtures of them, key, value, receptance before and
+    Time mixing: the normed input, three mixtures of it with the one before, key, value, receptance before and
     after the sigmoid, the average and its gating, 11 d with the sum after it. Channel mixing: the same of two mixtures,
     its key before and after the ReLU and squared, and what leaves it.
     """

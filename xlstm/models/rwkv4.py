@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kernels.token_shift import token_shift
 from kernels.wkv import WKVState, wkv
 from xlstm.models.configs import RWKV4Config
 from xlstm.models.head import logits_or_losses
@@ -145,8 +146,8 @@ class TimeMix(nn.Module):
         self, x: Tensor, last: Tensor | None, sums: WKVState | None, resets: Tensor | None
     ) -> tuple[Tensor, WKVState]:
         """`x` (batch, time, d) after `last` (batch, d): result of the same shape, and the sums afterwards."""
-        shares = (self.shift_key, self.shift_value, self.shift_receptance)
-        for_key, for_value, for_receptance = ShiftedMixtures.apply(x, last, resets, *(s.to(x.dtype) for s in shares))
+        shares = torch.stack((self.shift_key, self.shift_value, self.shift_receptance))
+        for_key, for_value, for_receptance = token_shift(x, shares, last=last, resets=resets)
         key, value = self.key(for_key), self.value(for_value)
         receptance = torch.sigmoid(self.receptance(for_receptance))
         decay = -torch.exp(self.decay.to(torch.promote_types(self.decay.dtype, torch.float32)))
@@ -167,7 +168,8 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
         """`x` (batch, time, d) after `last` (batch, d): result of the same shape."""
-        for_key, for_receptance = ShiftedMixtures.apply(x, last, resets, self.shift_key, self.shift_receptance)
+        shares = torch.stack((self.shift_key, self.shift_receptance))
+        for_key, for_receptance = token_shift(x, shares, last=last, resets=resets)
         key = SquaredReLU.apply(self.key(for_key))
         receptance = torch.sigmoid(self.receptance(for_receptance))
         return receptance * self.value(key)
@@ -186,39 +188,6 @@ class SquaredReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)
-
-
-class ShiftedMixtures(torch.autograd.Function):
-    """Mixtures of each token with the one before it, b_t + s (x_t - b_t), one for each of the `shares` s (d,).
-
-    b is `x` (batch, time, d) one token later: `last` (batch, d) comes first, zeros without one; 0 where a document
-    starts. The difference is kept for the gradients, once for all mixtures.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, last: Tensor | None, resets: Tensor | None, *shares: Tensor) -> tuple[Tensor, ...]:
-        first = torch.zeros_like(x[:, :1]) if last is None else last[:, None]
-        before = torch.cat((first, x[:, :-1]), dim=1)
-        if resets is not None:
-            before = before.masked_fill_(resets[..., None], 0.0)
-        difference = x - before
-        ctx.save_for_backward(difference, resets, *shares)
-        ctx.has_last = last is not None
-        return tuple(torch.addcmul(before, share, difference) for share in shares)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        difference, resets, *shares = ctx.saved_tensors
-        of_shares = [(grad * difference).sum((0, 1)) for grad in grads]
-        grad_x, whole = grads[0] * shares[0], grads[0]
-        for grad, share in zip(grads[1:], shares[1:], strict=True):
-            grad_x.addcmul_(grad, share)
-            whole = whole + grad
-        of_before = whole - grad_x
-        if resets is not None:
-            of_before.masked_fill_(resets[..., None], 0.0)
-        grad_x[:, :-1] += of_before[:, 1:]
-        return grad_x, of_before[:, 0] if ctx.has_last else None, None, *of_shares
 
 
 def _orthogonal(parameter: Tensor, scale: float, generator: torch.Generator) -> None:
