@@ -2,7 +2,9 @@
 
 Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The other
 side is `transformers` (Llama, GPT-2, Mamba, RWKV, each as it runs where no extra kernels are installed) or, for the
-LSTM, `torch.nn.LSTM`. Needs an environment that has `transformers` besides this repository:
+LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the library's on
+both sides, so that theirs over the products is the ratio that nothing on this library can exceed. Attention's are not
+among them, nor those inside PyTorch's LSTM. Needs an environment that has `transformers` besides this repository:
 
     .venv-parity/bin/python -m benchmarks.baselines --shape small
 
@@ -14,12 +16,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.machine import describe, seconds_taken
+from benchmarks.products import products_of
 from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
@@ -39,7 +45,9 @@ class Shape:
     blocks: int
 
 
-SHAPES = {"small": Shape(8, 256, 128, 4), "large": Shape(4, 512, 512, 6)}
+SHAPES = {"small": Shape(8, 256, 128, 4), "long": Shape(4, 1024, 256, 4), "large": Shape(4, 512, 512, 6)}
+PATIENCE = 10.0
+"""Seconds of a step beyond which it is taken once a turn, with none before it to wake up, and in fewer turns."""
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 """From tokens and targets to the mean loss."""
@@ -148,7 +156,7 @@ def stepper(model: nn.Module, losses: Losses, tokens: Tensor) -> Callable[[], fl
     return step
 
 
-def compare(family: str, shape: Shape, rounds: int, compiled: bool) -> dict[str, object]:
+def compare(family: str, shape: Shape, rounds: int, compiled: bool) -> dict[str, Any]:
     """Medians of both sides in seconds, their ratio, and by how much their losses differ, relatively."""
     config = configuration(family, shape)
     model = ours(config)
@@ -165,20 +173,24 @@ def compare(family: str, shape: Shape, rounds: int, compiled: bool) -> dict[str,
     if compiled:
         our_losses, their_losses = torch.compile(our_losses), torch.compile(their_losses)
     our_step, their_step = stepper(model, our_losses, tokens), stepper(peer, their_losses, tokens)
-    our_seconds, their_seconds = [], []
-    for _ in range(rounds):
-        for step, seconds in ((our_step, our_seconds), (their_step, their_seconds)):
-            step()  # training comes upon its own caches and allocator, not the other side's
-            seconds.append(step())
-    mine, other = statistics.median(our_seconds), statistics.median(their_seconds)
-    ratios = [there / here for here, there in zip(our_seconds, their_seconds, strict=True)]
-    return {
-        "family": family,
-        "ours_seconds": mine,
-        "theirs_seconds": other,
-        "ratio": statistics.median(ratios),
-        "loss_difference": float((here - there).abs() / there),
-    }
+    products = None if compiled else products_of(our_step)
+    sides = {"ours": our_step, "theirs": their_step}
+    if products is not None:
+        sides["products"] = lambda: seconds_taken(products, "cpu")
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    slow = their_step() > PATIENCE
+    for _ in range(min(rounds, 2) if slow else rounds):
+        for side, step in sides.items():
+            if not (slow and side == "theirs"):
+                step()  # training comes upon its own caches and allocator, not the other side's
+            seconds[side].append(step())
+    row: dict[str, Any] = {"family": family, "turns": len(seconds["ours"])}
+    row |= {f"{side}_seconds": statistics.median(taken) for side, taken in seconds.items()}
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
+    row["ratio"] = statistics.median(ratios)
+    if products is not None:
+        row["bound"] = statistics.median(b / a for a, b in zip(seconds["products"], seconds["theirs"], strict=True))
+    return row | {"loss_difference": float((here - there).abs() / there)}
 
 
 def main() -> None:
@@ -192,20 +204,21 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     keep_freed_memory()  # as our trainer does; it serves both sides
-    print(f"{shape}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'family':<8}{'ours (ms)':>12}{'theirs (ms)':>14}{'ratio':>9}{'loss differs by':>18}")
+    machine = describe("cpu")
+    print(f"{shape}, {machine}")
+    columns = ("ours (ms)", "theirs (ms)", "ratio", "products (ms)", "bound", "loss differs")
+    print(f"{'family':<8}" + "".join(f"{column:>14}" for column in columns))
     rows = []
     for family in arguments.families:
         row = compare(family, shape, arguments.rounds, arguments.compile)
         rows.append(row)
-        print(
-            f"{family:<8}{1e3 * row['ours_seconds']:>12.1f}{1e3 * row['theirs_seconds']:>14.1f}"
-            f"{row['ratio']:>8.2f}x{row['loss_difference']:>18.1e}",
-            flush=True,
-        )
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=2)
+        cells = [f"{1e3 * row['ours_seconds']:.1f}", f"{1e3 * row['theirs_seconds']:.1f}", f"{row['ratio']:.2f}x"]
+        cells += [f"{1e3 * row['products_seconds']:.1f}", f"{row['bound']:.2f}x"] if "bound" in row else ["-", "-"]
+        cells.append(f"{row['loss_difference']:.1e}")
+        print(f"{family:<8}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+        if arguments.json:
+            content = {"machine": machine, "shape": asdict(shape), "rows": rows}
+            Path(arguments.json).write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

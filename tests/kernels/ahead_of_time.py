@@ -111,6 +111,7 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     from kernels.causal_conv import triton_conv
     from kernels.gated_head_norm import triton_norm
     from kernels.rms_norm import triton_norm as triton_rms_norm
+    from kernels.squared_relu import triton_relu
     from kernels.swiglu import triton_swiglu
     from kernels.token_shift import triton_shift
 
@@ -130,6 +131,7 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
         norm = triton_rms_norm.tiling_of(width) | {"ROWS": triton_rms_norm.ROWS_PER_SUM}
         cases += [(triton_rms_norm.forward_kernel, norm), (triton_rms_norm.backward_kernel, norm)]
     cases += [(kernel, triton_swiglu.TILE) for kernel in (triton_swiglu.forward_kernel, triton_swiglu.backward_kernel)]
+    cases += [(kernel, triton_relu.TILE) for kernel in (triton_relu.forward_kernel, triton_relu.backward_kernel)]
     shift = triton_shift.TILE | {"RESETS": True, "ADD": True}
     cases += [(kernel, shift) for kernel in (triton_shift.forward_kernel, triton_shift.backward_kernel)]
     for kernel, constants in cases:

@@ -20,6 +20,7 @@ from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import chunks, linear_cross_entropy
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
+from kernels.squared_relu import squared_relu
 from kernels.swiglu import swiglu
 from kernels.token_shift import token_shift
 
@@ -98,6 +99,10 @@ def gated(batch: int, time: int, channels: int) -> Problem:
     return Problem(swiglu, 3 * normal(0, batch, time, channels), normal(1, batch, time, channels))
 
 
+def positive(batch: int, time: int, channels: int) -> Problem:
+    return Problem(squared_relu, normal(0, batch, time, channels))
+
+
 def inputs_of_mlstm(batch: int, time: int, blocks: int, gates: int) -> Problem:
     x = [normal(seed, batch, time, 4 * blocks) for seed in (0, 1)]
     maps = [normal(seed, blocks, 4, 4) for seed in (2, 3, 4)]
@@ -137,6 +142,7 @@ SMALL = [
     norm(1, 70, 1, 16, skipping=False),
     rows_norm(2, 70, 24),
     gated(2, 5, 24),
+    positive(2, 5, 24),
     inputs_of_mlstm(2, 37, 6, 4),
     mixtures(2, 70, 20, 3, resetting=True),
     mixtures(2, 1, 3, 2, resetting=False),
@@ -152,6 +158,7 @@ NAMES = [
     "norm",
     "norm of rows",
     "gated",
+    "squared ReLU",
     "inputs of the mLSTM",
     "token shift with resets",
     "token shift",
@@ -183,6 +190,7 @@ def test_pytorch_forms_are_their_definitions(batch: int, time: int, heads: int, 
         norm(batch, time, heads, 2 * width + 1, flag),
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
+        positive(batch, time, heads * width),
         mixtures(batch, time, heads * width, 1 + heads % 3, flag),
         loss(batch, time, width, 30 * heads, 2.0 if flag else None),
     ):
@@ -213,6 +221,7 @@ def test_forms_compiled_for_cpus_are_their_definitions(
         norm(batch, time, heads, 2 * width + 1, flag),
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
+        positive(batch, time, heads * width),
         inputs_of_mlstm(batch, time, width, heads + 1),
         mixtures(batch, time, heads * width, 1 + heads % 3, flag),
     ):
@@ -292,6 +301,7 @@ def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: t
     torch.library.opcheck(ops.rms_norm.default, (*leaves(rows_norm(2, 5, 6)), 1e-6, by))
     x, shares, last = leaves(mixtures(2, 5, 6, 2, False))
     torch.library.opcheck(ops.token_shift.default, (x, shares, last, torch.rand(2, 5) < 0.5, by))
+    torch.library.opcheck(ops.squared_relu.default, (*leaves(positive(2, 5, 6)), by))
     torch.library.opcheck(ops.swiglu.default, (*leaves(gated(2, 5, 6)), by))
     if by == "numba":  # elsewhere it is made of other operators
         torch.library.opcheck(ops.mlstm_inputs.default, leaves(inputs_of_mlstm(2, 5, 3, 4)))

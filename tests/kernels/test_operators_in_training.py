@@ -27,6 +27,7 @@ from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.selective_scan import selective_scan
 from kernels.slstm import slstm
+from kernels.squared_relu import squared_relu
 from kernels.swiglu import swiglu
 from kernels.token_shift import token_shift
 from kernels.wkv import wkv
@@ -89,6 +90,7 @@ def cases() -> dict[str, Case]:
         "gated_head_norm": Case(_norm, x[:2], [normal(CHANNELS), normal(CHANNELS) + 1]),
         "mlstm_inputs": Case(_inputs, x[:2], [normal(3, 4, 4, 4), normal(4, 3 * CHANNELS) / 4, normal(4)]),
         "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),
+        "squared_relu": Case(lambda x, scale: squared_relu(scale * x), x[:1], [normal(CHANNELS)]),
         "swiglu": Case(lambda gate, up, scale: swiglu(scale * gate, up), x[:2], [normal(CHANNELS)]),
         "linear_cross_entropy": Case(_loss, x[:1], [normal(32, CHANNELS) / 4]),
         "selective_scan": Case(_scan, [*x[:2], *(one[..., :4] for one in x[2:])], [normal(CHANNELS, 4) / 4]),

@@ -26,7 +26,7 @@ def saved(config: RWKV4Config, sequence: Sequence) -> list[Saved]:
 
     Time mixing: the normed input, three mixtures of it with the one before, key, value, receptance before and
     after the sigmoid, the average and its gating, 11 d with the sum after it. Channel mixing: the same of two mixtures,
-    its key before and after the ReLU and squared, and what leaves it.
+    its key before and after the squared ReLU, and what leaves it.
     """
     d = config.embedding_dim
     return [Saved(23 * d, input=d)] * config.num_blocks

@@ -5,11 +5,12 @@ the embedding. Untied embedding and head.
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
 from kernels.wkv import WKVState, wkv
 from xlstm.models.configs import RWKV4Config
@@ -170,24 +171,9 @@ class ChannelMix(nn.Module):
         """`x` (batch, time, d) after `last` (batch, d): result of the same shape."""
         shares = torch.stack((self.shift_key, self.shift_receptance))
         for_key, for_receptance = token_shift(x, shares, last=last, resets=resets)
-        key = SquaredReLU.apply(self.key(for_key))
+        key = squared_relu(self.key(for_key))
         receptance = torch.sigmoid(self.receptance(for_receptance))
         return receptance * self.value(key)
-
-
-class SquaredReLU(torch.autograd.Function):
-    """max(x, 0)², whose gradient 2 max(x, 0) needs neither the input nor a mask."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = torch.relu(x)
-        ctx.save_for_backward(positive)
-        return positive * positive
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (positive,) = ctx.saved_tensors
-        return (grad * positive).mul_(2)
 
 
 def _orthogonal(parameter: Tensor, scale: float, generator: torch.Generator) -> None:
