@@ -11,10 +11,8 @@ function that runs in a parallel region of the OpenMP library that torch itself 
 
 import ctypes
 import functools
-import importlib.util
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,20 +25,11 @@ PIECES = 32
 """Pieces of work where nothing else suggests a number: more than a laptop's threads, few enough to add up after."""
 
 
-OPENMP = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
-"""torch's library, through which the symbols of the libraries that it loaded are found."""
+def missing() -> str | None:
+    """What of this machine's software keeps the kernels from running at all, or None."""
+    from kernels.cpu_runtime import MISSING
 
-
-def _missing() -> str | None:
-    if importlib.util.find_spec("numba") is None:
-        return "the package numba is not installed"
-    if not all(hasattr(OPENMP, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")):
-        return "this build of torch has no OpenMP whose threads could be shared"
-    return None
-
-
-MISSING = _missing()
-"""What of this machine's software keeps the kernels from running at all."""
+    return MISSING
 
 
 def obstacle(*tensors: Tensor) -> str | None:
@@ -50,7 +39,17 @@ def obstacle(*tensors: Tensor) -> str | None:
             return f"the tensors are on {tensor.device}; it is for CPUs"
         if tensor.dtype != torch.float32:
             return f"{tensor.dtype} is not supported; float32 is"
-    return MISSING
+    return missing()
+
+
+@functools.cache
+def _parallel() -> Callable[..., None]:
+    """OpenMP's function that runs another on all threads of a parallel region."""
+    from kernels.cpu_runtime import OPENMP
+
+    assert OPENMP is not None  # else `missing` says so, and no kernel is chosen
+    region: Callable[..., None] = OPENMP.GOMP_parallel
+    return region
 
 
 def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | float | None) -> None:
@@ -67,7 +66,11 @@ def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | flo
         elif argument is not None:
             table[at] = argument
     threads = min(torch.get_num_threads(), pieces)
-    OPENMP.GOMP_parallel(ctypes.c_void_p(compiled()), table, ctypes.c_uint(threads), ctypes.c_uint(0))
+    _parallel()(ctypes.c_void_p(compiled()), table, ctypes.c_uint(threads), ctypes.c_uint(0))
+
+
+def _has_dense_rows(tensor: Tensor) -> bool:
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or tensor.numel() == 0
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -87,7 +90,6 @@ def kernel(body: Callable[..., None]) -> Callable[[], int]:
     def compiled() -> int:
         from kernels import cpu_functions
 
-        cpu_functions.link(OPENMP)
         return cpu_functions.compiled(body)
 
     return compiled

@@ -1,0 +1,136 @@
+"""What the kernels compiled for CPUs share: whether they can run, what they refuse, and where they are kept."""
+
+import errno
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+import torch
+from numba.core.caching import IndexDataCacheFile
+from torch import Tensor
+
+import kernels
+from kernels import cpu, cpu_functions, cpu_runtime
+from kernels.block_diagonal import block_diagonal
+from kernels.causal_conv import causal_conv_silu
+from kernels.cpu_functions import count, row, share
+from kernels.dispatch import ImplementationError, prefer
+from kernels.gated_head_norm import gated_head_norm
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.lstm import lstm
+from kernels.mlstm import mlstm
+from kernels.mlstm_inputs import mlstm_inputs
+from kernels.rms_norm import rms_norm
+from kernels.selective_scan import selective_scan
+from kernels.slstm import slstm
+from kernels.swiglu import swiglu
+from kernels.wkv import wkv
+
+TIME, CHANNELS = 5, 8
+
+
+def operands(batch: int) -> dict[Callable[..., Any], list[Tensor]]:
+    """Of each operator that has kernels for CPUs."""
+    x = torch.ones(batch, TIME, CHANNELS)
+    vector, blocks, gate = torch.ones(CHANNELS), torch.ones(CHANNELS // 4, 4, 4), torch.ones(batch, 2, TIME)
+    heads = x.unflatten(-1, (2, 4))
+    return {
+        block_diagonal: [x, blocks],
+        causal_conv_silu: [x, torch.ones(CHANNELS, 4), vector],
+        gated_head_norm: [heads, vector, x],
+        mlstm: [*3 * [heads.transpose(1, 2)], gate, gate],
+        mlstm_inputs: [x, x, blocks, blocks, blocks, torch.ones(4, 3 * CHANNELS), torch.ones(4)],
+        rms_norm: [x, vector],
+        selective_scan: [x, x, -torch.ones(CHANNELS, 3), torch.ones(batch, TIME, 3), torch.ones(batch, TIME, 3)],
+        slstm: [torch.ones(batch, TIME, 4, 2, 4), torch.ones(4, 2, 4, 4)],
+        swiglu: [x, x],
+        wkv: [x, x, -vector, vector],
+    }
+
+
+every_operator = pytest.mark.parametrize("operator", list(operands(1)), ids=lambda operator: operator.__name__)
+
+
+@pytest.fixture
+def preferring() -> Iterator[Callable[..., None]]:
+    yield prefer
+    prefer("auto")
+
+
+@cpu.kernel
+def _count_up(table):  # type: ignore[no-untyped-def]
+    first, last = share(table)
+    for r in range(first, last):
+        for d in range(count(table, 1)):
+            row(table, 0, r)[d] += cpu_functions.f32(d)
+
+
+def test_what_is_missing_has_a_reason_and_auto_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cpu_runtime._library(tmp_path) is None
+    assert "libtorch_cpu does not lie" in (cpu_runtime._missing(None) or "")
+
+    def fail(name: str) -> None:
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(cpu_runtime.importlib, "import_module", fail)
+    reason = cpu_runtime._missing(cpu_runtime.OPENMP)
+    assert reason == "numba cannot be imported: Numba needs NumPy 2.3 or less"
+    monkeypatch.setattr(cpu_runtime, "MISSING", reason)
+    x = torch.ones(2, 8)
+    assert swiglu(x, x).shape == (2, 8)
+    with pytest.raises(ImplementationError, match="Numba needs NumPy"):
+        swiglu(x, x, implementation="numba")
+
+
+@pytest.mark.parametrize("changed", ["wkv/reference.py", "block_diagonal/numba_blocks.py", "cpu.py", "one_more.py"])
+def test_no_kernel_outlives_a_file_it_may_be_made_of(
+    changed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "kernels"
+    shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cpu_functions, "__file__", str(package / "cpu_functions.py"))
+    before = cpu_functions._stamp.__wrapped__()
+    assert before == cpu_functions._stamp.__wrapped__() == cpu_functions._stamp()
+    with (package / changed).open("a") as file:
+        file.write("# changed\n")
+    assert cpu_functions._stamp.__wrapped__() != before
+
+
+def test_processors_of_different_kinds_share_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    codegen = type(cpu_functions.cpu_target.target_context.codegen())
+    monkeypatch.setattr(codegen, "magic_tuple", lambda self: ("x86_64-unknown-linux-gnu", "another", "+avx"))
+    assert cpu_functions._stamp.__wrapped__() != cpu_functions._stamp()
+
+
+def test_a_full_cache_folder_costs_the_cache_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(self: Any, key: Any, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(IndexDataCacheFile, "save", fail)
+    assert cpu_functions.compiled(_count_up.__wrapped__.__closure__[0].cell_contents)
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_kernels_are_compiled_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = numba.config.CACHE_LOCATOR_CLASSES, []
+
+    def address(body: Any, keep: bool) -> int:
+        seen.append(numba.config.CACHE_LOCATOR_CLASSES)
+        time.sleep(0.02)
+        return 1
+
+    monkeypatch.setattr(cpu_functions, "_address", address)
+    threads = [threading.Thread(target=cpu_functions.compiled, args=(test_no_sequences_give_nothing,)) for _ in "abc"]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert seen == 3 * ["kernels.cpu_functions.ByContent"]
+    assert before == numba.config.CACHE_LOCATOR_CLASSES
