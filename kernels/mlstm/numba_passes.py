@@ -8,7 +8,6 @@ into a multiple of 1/16 and a remainder, as there.
 
 from kernels.cpu import kernel
 from kernels.cpu_functions import (
-    ONE,
     ZERO,
     count,
     double_row,
@@ -87,12 +86,12 @@ def gates(table):
                 exponent = b[at] - scale[at]
                 coarse, fine = split(exponent)
                 rows_[t], fine_rows[t] = coarse, exp(fine)
-                known = ONE if begins[t] < 0 else ZERO
-                read[t] = known * exp_of_double(exponent + before) / fine_rows[t]
+                weight = exp_of_double(exponent + before) / fine_rows[t]
+                read[t] = weight if begins[t] < 0 else ZERO
                 coarse, fine = split(log_i[at] - b[at])
                 columns[t], fine_columns[t] = coarse, exp(fine) * root
-                lasting = ONE if begins[t] == begin else ZERO
-                write[t] = lasting * exp_of_double(end - b[at] + log_i[at] - now) * root
+                weight = exp_of_double(end - b[at] + log_i[at] - now) * root
+                write[t] = weight if begins[t] == begin else ZERO
                 floor[t] = exp_of_double(-scale[at])
             row(table, CARRY, r)[start // chunk] = exp_of_double(end + before - now) if begin < 0 else ZERO
 

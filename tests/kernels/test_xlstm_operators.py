@@ -231,6 +231,18 @@ def test_65536_tokens_lose_no_more_than_the_recurrence_does_forward_and_backward
     assert_no_less_exact_than_the_recurrence(operator, tensors, state, exact="torch")
 
 
+@pytest.mark.parametrize("implementation", ["torch", "numba"])
+def test_what_a_reset_forgets_may_be_of_any_size(implementation: str) -> None:
+    tensors, state = mlstm_problem(2, 2, 40, 8, 12)
+    resets = torch.arange(40).expand(2, 40) == 20
+    tensors[3] = tensors[3] + torch.where(resets.cumsum(1) > 0, 0.0, 90.0)[:, None]
+    expected = run(mlstm, tensors, state, "reference", torch.float64, resets=resets)
+    actual = run(mlstm, tensors, state, implementation, torch.float32, resets=resets, chunk_size=16)
+    for a, b in zip(expected[:1], actual[:1], strict=True):
+        assert relative_error(b, a) < 4 * FLOAT32_BOUND
+    assert all(torch.isfinite(part).all() for part in actual)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
 def test_nan_and_infinity_stay_in_their_sequence(bad: float, implementation: str) -> None:
