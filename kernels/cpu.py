@@ -53,12 +53,22 @@ def _parallel() -> Callable[..., None]:
 
 
 def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | float | None) -> None:
-    """Run a kernel on the pieces of its work. Rows, the last axis, must be contiguous; None leaves an entry empty."""
+    """Run a kernel on the pieces of its work. None leaves an entry empty.
+
+    Raises ValueError for a tensor whose numbers are not where the kernel will look: not on a CPU, of too many axes, or
+    with rows, the last axis, that are not dense.
+    """
+    if pieces == 0:
+        return
     table = (ctypes.c_int64 * (1 + SLOTS * len(arguments)))(pieces)
     for place, argument in enumerate(arguments):
         at = 1 + SLOTS * place
         if isinstance(argument, Tensor):
-            assert argument.stride(-1) == 1 or argument.shape[-1] == 1
+            if not argument.is_cpu or argument.ndim > 1 + AXES or not _has_dense_rows(argument):
+                raise ValueError(
+                    f"argument {place} of a kernel for CPUs is on {argument.device}, of shape {tuple(argument.shape)} "
+                    f"and strides {argument.stride()}, expected on a CPU, at most {1 + AXES} axes, the last one dense"
+                )
             strides = argument.stride()[:-1]
             table[at : at + 1 + len(strides)] = [argument.data_ptr(), *strides]
         elif isinstance(argument, float):
@@ -75,12 +85,18 @@ def _has_dense_rows(tensor: Tensor) -> bool:
 
 def rows(tensor: Tensor) -> Tensor:
     """The tensor, copied only if the numbers of its rows do not lie next to each other."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    return tensor if _has_dense_rows(tensor) else tensor.contiguous()
 
 
 def by_row(tensor: Tensor) -> Tensor:
     """(rows, channels) with dense channels; a view where the strides allow it."""
-    return rows(tensor).reshape(-1, tensor.shape[-1])
+    return rows(tensor).reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def empty_rows_like(tensor: Tensor) -> Tensor:
+    """An empty tensor that lies as this one does where its rows are dense, else contiguous."""
+    same = torch.empty_like(tensor)
+    return same if _has_dense_rows(same) else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def kernel(body: Callable[..., None]) -> Callable[[], int]:

@@ -92,7 +92,7 @@ def state_dtype(tensor: Tensor) -> torch.dtype:
 def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, else as they are."""
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
@@ -102,3 +102,12 @@ def expect_shape(operator: str, name: str, tensor: Tensor, shape: tuple[int, ...
     """Raise ValueError unless `tensor` has this shape; the message names the operator, the argument and the axes."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected {shape} = {meaning}")
+
+
+def expect_resets(operator: str, resets: Tensor | None, batch: int, time: int) -> None:
+    """Raise ValueError unless `resets` is absent or what says where documents begin: bool (batch, time)."""
+    if resets is None:
+        return
+    expect_shape(operator, "resets", resets, (batch, time), "(batch, time)")
+    if resets.dtype != torch.bool:
+        raise ValueError(f"{operator}: resets are {resets.dtype}, expected torch.bool")

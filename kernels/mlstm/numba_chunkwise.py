@@ -5,10 +5,12 @@ the caches, is taken at once: every matrix product is one batched product over (
 between two products stands one pass. Pairs above the diagonal cost nothing but their part of the products.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from kernels.cpu import rows, run
+from kernels.cpu import empty_rows_like, rows, run
 from kernels.mlstm import numba_passes as passes
 from kernels.mlstm.numba_passes import KEYS_AT_ONCE
 
@@ -35,30 +37,30 @@ class _Spans:
         self.m = q.new_empty(self.rows, self.time)
         self.begins = torch.empty_like(self.m, dtype=torch.int32)
         work = q.new_empty(self.rows, 3, chunk, dtype=torch.float64)
-        scales = None if m is None else m.reshape(-1).contiguous()
+        scales = None if m is None else m.reshape(-1).to(torch.float32).contiguous()
         stabilized = self.exponential and normalize
         run(
             passes.gates, self.rows, *self.shape, self.i, self.f, scales, self.resets, self.weights, self.carry, self.m,
             self.begins, work, int(self.exponential), int(stabilized), self.key_dim**-0.5,
         )  # fmt: skip
-        at_once = max(1, SPAN_ELEMENTS // (self.rows * chunk * (self.key_dim + self.value_dim)))
+        at_once = max(1, SPAN_ELEMENTS // (max(self.rows, 1) * chunk * (self.key_dim + self.value_dim)))
         self.spans = [(begin, min(begin + at_once, self.chunks)) for begin in range(0, self.chunks, at_once)]
 
     def new(self, span: tuple[int, int], *shape: int) -> Tensor:
         """An empty tensor (chunks of the span, batch * heads, …)."""
         return self.q.new_empty(span[1] - span[0], self.rows, *shape)
 
-    def run(self, kernel: object, span: tuple[int, int], *arguments: Tensor | int | float | None) -> None:
+    def run(self, kernel: Callable[[], int], span: tuple[int, int], *arguments: Tensor | int | float | None) -> None:
         """Run a pass over the chunks of a span."""
         pieces = (span[1] - span[0]) * self.rows
         shared = (*self.shape, self.rows, span[0], self.key_dim, self.value_dim, self.weights)
-        run(kernel, pieces, *shared, *arguments)  # type: ignore[arg-type]
+        run(kernel, pieces, *shared, *arguments)
 
-    def run_on_states(self, kernel: object, span: tuple[int, int], *arguments: Tensor) -> None:
+    def run_on_states(self, kernel: Callable[[], int], span: tuple[int, int], *arguments: Tensor) -> None:
         """Run a kernel that carries states from chunk to chunk of a span."""
         slices = -(-self.key_dim // KEYS_AT_ONCE)
         shared = (self.heads, self.time, span[1] - span[0], self.rows, span[0], self.key_dim, self.value_dim, None)
-        run(kernel, self.rows * slices, *shared, self.carry, *arguments)  # type: ignore[arg-type]
+        run(kernel, self.rows * slices, *shared, self.carry, *arguments)
 
     def operands(self, span: tuple[int, int], written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, values, queries as they read the state, fine keys, keys as they write it; a matrix per chunk."""
@@ -79,7 +81,7 @@ class _Spans:
 
     def by_chunk(self, matrices: Tensor) -> Tensor:
         """(chunks * batch * heads, …) as (chunks, batch * heads, …)."""
-        return matrices.unflatten(0, (-1, self.rows))
+        return matrices.unflatten(0, (matrices.shape[0] // max(self.rows, 1), self.rows))
 
 
 def forward(
@@ -164,7 +166,8 @@ def backward(
         if grad_n is None
         else grad_n.reshape(state[:2]).clone(memory_format=torch.contiguous_format)
     )
-    grads = [torch.empty_like(x) for x in (q, k, v)]
+    # As the inputs lie, so that none is copied on its way through the block.
+    grads = [empty_rows_like(x) for x in (q, k, v)]
     grad_i, grad_f = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (i, f))
     passing, log_i, reading, writing, grad_s = (q.new_empty(spans.rows, spans.time) for _ in range(5))
     carrying = q.new_empty(-(-spans.key_dim // KEYS_AT_ONCE), spans.rows, spans.chunks)

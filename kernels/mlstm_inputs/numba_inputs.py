@@ -68,7 +68,7 @@ def forward(
     total = torch.addmm(bias, outputs[0], gates[:, : q.shape[-1]].t())
     for part, columns in zip(outputs[1:], gates.split(q.shape[-1], dim=1)[1:], strict=True):
         total.addmm_(part, columns.t())
-    return q, k, v, total.view(*inner.shape[:-1], -1)
+    return q, k, v, total.view(*inner.shape[:-1], bias.shape[0])
 
 
 def backward(

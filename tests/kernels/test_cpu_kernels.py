@@ -62,12 +62,74 @@ def preferring() -> Iterator[Callable[..., None]]:
     prefer("auto")
 
 
+@every_operator
+def test_no_sequences_give_nothing(operator: Callable[..., Any]) -> None:
+    inputs = [t.requires_grad_() for t in operands(0)[operator]]
+    y = operator(*inputs)
+    y = y[0] if isinstance(y, tuple) else y
+    assert y.shape[0] == 0
+    gradients = torch.autograd.grad(y.sum(), inputs, allow_unused=True)
+    assert not any(gradient.any() for gradient in gradients if gradient is not None)
+
+
+def test_no_channels_give_nothing() -> None:
+    gate, up = (torch.ones(2, 3, 0, requires_grad=True) for _ in range(2))
+    y = swiglu(gate, up)
+    assert y.shape == (2, 3, 0)
+    assert torch.autograd.grad(y.sum(), gate)[0].shape == (2, 3, 0)
+
+
+@every_operator
+def test_shapes_alone_are_enough_on_the_meta_device(operator: Callable[..., Any]) -> None:
+    on_meta, on_cpu = operator(*(t.to("meta") for t in operands(2)[operator])), operator(*operands(2)[operator])
+    a, b = ((y[0] if isinstance(y, tuple) else y) for y in (on_meta, on_cpu))
+    assert (a.device.type, a.shape) == ("meta", b.shape)
+
+
+@every_operator
+def test_no_operand_of_another_device_or_dtype_is_read(operator: Callable[..., Any]) -> None:
+    given = operands(1)[operator]
+    for place in range(1, len(given)):
+        elsewhere = [t.to("meta") if n == place else t for n, t in enumerate(given)]
+        with pytest.raises((ImplementationError, ValueError), match=r"on meta; it is for CPUs|expected one dtype"):
+            operator(*elsewhere, implementation="numba")
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference", "numba"])
+def test_resets_that_are_no_booleans_are_refused(implementation: str) -> None:
+    given, resets = operands(1), torch.zeros(1, TIME, dtype=torch.int64)
+    for operator in (causal_conv_silu, mlstm, selective_scan, slstm, wkv):
+        with pytest.raises(ValueError, match=rf"{operator.__name__}: resets are torch.int64, expected torch.bool"):
+            operator(*given[operator], resets=resets, implementation=implementation)
+    weights = [torch.ones(4 * CHANNELS, CHANNELS)] * 2 + [torch.ones(4 * CHANNELS)] * 2
+    with pytest.raises(ValueError, match=r"lstm: resets are torch.int64, expected torch.bool"):
+        lstm(torch.ones(1, TIME, CHANNELS), *weights, resets=resets)
+
+
+def test_resets_may_lie_in_any_order() -> None:
+    given, resets = operands(2), torch.zeros(2, TIME, dtype=torch.bool)
+    resets[1, 3] = True
+    turned = resets.t().contiguous().t()
+    for operator in (causal_conv_silu, mlstm, selective_scan, slstm, wkv):
+        a, b = (operator(*given[operator], resets=r, implementation="numba")[0] for r in (turned, resets))
+        assert torch.equal(a, b)
+
+
 @cpu.kernel
 def _count_up(table):  # type: ignore[no-untyped-def]
     first, last = share(table)
     for r in range(first, last):
         for d in range(count(table, 1)):
             row(table, 0, r)[d] += cpu_functions.f32(d)
+
+
+def test_what_a_kernel_would_misread_is_refused() -> None:
+    x = torch.zeros(3, 4)
+    cpu.run(_count_up, 3, x, 4)
+    assert torch.equal(x, torch.arange(4.0).expand(3, 4))
+    for wrong in (x.t(), x.to("meta"), torch.zeros(1, 1, 1, 1, 1, 4)):
+        with pytest.raises(ValueError, match="argument 0 of a kernel for CPUs is on"):
+            cpu.run(_count_up, 1, wrong, 1)
 
 
 def test_what_is_missing_has_a_reason_and_auto_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
