@@ -35,7 +35,7 @@ def _forward(table):
             pre, y = row(table, PRE, sequence, t), row(table, Y, sequence, t)
             for d in range(begin, end):
                 pre[d] = bias[d]
-            for lag in range(min(taps, t + taps)):
+            for lag in range(taps):
                 if lag <= t:
                     seen = row(table, X, sequence, t - lag)
                     document = integers(table, DOCUMENTS, sequence)[t - lag] if given(table, DOCUMENTS) else 0
