@@ -11,10 +11,8 @@ function that runs in a parallel region of the OpenMP library that torch itself 
 
 import ctypes
 import functools
-import importlib.util
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,20 +25,11 @@ PIECES = 32
 """Pieces of work where nothing else suggests a number: more than a laptop's threads, few enough to add up after."""
 
 
-OPENMP = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
-"""torch's library, through which the symbols of the libraries that it loaded are found."""
+def missing() -> str | None:
+    """What of this machine's software keeps the kernels from running at all, or None."""
+    from kernels.cpu_runtime import MISSING
 
-
-def _missing() -> str | None:
-    if importlib.util.find_spec("numba") is None:
-        return "the package numba is not installed"
-    if not all(hasattr(OPENMP, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")):
-        return "this build of torch has no OpenMP whose threads could be shared"
-    return None
-
-
-MISSING = _missing()
-"""What of this machine's software keeps the kernels from running at all."""
+    return MISSING
 
 
 def obstacle(*tensors: Tensor) -> str | None:
@@ -50,16 +39,36 @@ def obstacle(*tensors: Tensor) -> str | None:
             return f"the tensors are on {tensor.device}; it is for CPUs"
         if tensor.dtype != torch.float32:
             return f"{tensor.dtype} is not supported; float32 is"
-    return MISSING
+    return missing()
+
+
+@functools.cache
+def _parallel() -> Callable[..., None]:
+    """OpenMP's function that runs another on all threads of a parallel region."""
+    from kernels.cpu_runtime import OPENMP
+
+    assert OPENMP is not None  # else `missing` says so, and no kernel is chosen
+    region: Callable[..., None] = OPENMP.GOMP_parallel
+    return region
 
 
 def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | float | None) -> None:
-    """Run a kernel on the pieces of its work. Rows, the last axis, must be contiguous; None leaves an entry empty."""
+    """Run a kernel on the pieces of its work. None leaves an entry empty.
+
+    Raises ValueError for a tensor whose numbers are not where the kernel will look: not on a CPU, of too many axes, or
+    with rows, the last axis, that are not dense.
+    """
+    if pieces == 0:
+        return
     table = (ctypes.c_int64 * (1 + SLOTS * len(arguments)))(pieces)
     for place, argument in enumerate(arguments):
         at = 1 + SLOTS * place
         if isinstance(argument, Tensor):
-            assert argument.stride(-1) == 1 or argument.shape[-1] == 1
+            if not argument.is_cpu or argument.ndim > 1 + AXES or not _has_dense_rows(argument):
+                raise ValueError(
+                    f"argument {place} of a kernel for CPUs is on {argument.device}, of shape {tuple(argument.shape)} "
+                    f"and strides {argument.stride()}, expected on a CPU, at most {1 + AXES} axes, the last one dense"
+                )
             strides = argument.stride()[:-1]
             table[at : at + 1 + len(strides)] = [argument.data_ptr(), *strides]
         elif isinstance(argument, float):
@@ -67,17 +76,27 @@ def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | flo
         elif argument is not None:
             table[at] = argument
     threads = min(torch.get_num_threads(), pieces)
-    OPENMP.GOMP_parallel(ctypes.c_void_p(compiled()), table, ctypes.c_uint(threads), ctypes.c_uint(0))
+    _parallel()(ctypes.c_void_p(compiled()), table, ctypes.c_uint(threads), ctypes.c_uint(0))
+
+
+def _has_dense_rows(tensor: Tensor) -> bool:
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or tensor.numel() == 0
 
 
 def rows(tensor: Tensor) -> Tensor:
     """The tensor, copied only if the numbers of its rows do not lie next to each other."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    return tensor if _has_dense_rows(tensor) else tensor.contiguous()
 
 
 def by_row(tensor: Tensor) -> Tensor:
     """(rows, channels) with dense channels; a view where the strides allow it."""
-    return rows(tensor).reshape(-1, tensor.shape[-1])
+    return rows(tensor).reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def empty_rows_like(tensor: Tensor) -> Tensor:
+    """An empty tensor that lies as this one does where its rows are dense, else contiguous."""
+    same = torch.empty_like(tensor)
+    return same if _has_dense_rows(same) else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def kernel(body: Callable[..., None]) -> Callable[[], int]:
@@ -87,7 +106,6 @@ def kernel(body: Callable[..., None]) -> Callable[[], int]:
     def compiled() -> int:
         from kernels import cpu_functions
 
-        cpu_functions.link(OPENMP)
         return cpu_functions.compiled(body)
 
     return compiled

@@ -6,8 +6,10 @@ Imported only where Numba is installed, by the modules that hold kernels.
 # mypy: disable-error-code="no-untyped-def, misc"
 
 import ctypes
+import functools
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ import llvmlite.binding
 import numpy as np
 from numba import cfunc, config, njit, types
 from numba.core.caching import UserWideCacheLocator
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.misc.appdirs import AppDirs
 
-from kernels import cpu
 from kernels.cpu import SLOTS
+from kernels.cpu_runtime import OPENMP, SYMBOLS
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
-"""Sums may be reordered; NaN and infinity mean what they mean."""
+"""Sums may be reordered; no operation is left out on the ground that numbers are finite."""
 
 f32 = np.float32
 i32 = np.int32
@@ -37,35 +40,55 @@ _threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 llvmlite.binding.set_option("kernels", "--runtime-memory-check-threshold=128")
 
 
-def link(library: ctypes.CDLL) -> None:
-    """Make the symbols that kernels call known to the compiler."""
-    for name in ("omp_get_thread_num", "omp_get_num_threads"):
-        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-        llvmlite.binding.add_symbol(name, address)
+for _name in SYMBOLS:  # what kernels call, made known to the compiler
+    llvmlite.binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)
+
+
+@functools.cache
+def _stamp() -> str:
+    """What a kernel is compiled from and for: all files of this package, and the kind of processor.
+
+    Kernels take functions and numbers from other files than their own, and machines of several kinds may share a home.
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 class ByContent(UserWideCacheLocator):  # type: ignore[misc]
-    """A kernel is found again by what it was compiled from, wherever that lies: three files' contents."""
+    """A kernel is found again by the contents of its sources, wherever they lie, and by the kind of processor."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
         self._lineno = py_func.__code__.co_firstlineno
-        self._stamp = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (py_file, __file__, cpu.__file__)))
         folder = config.CACHE_DIR or AppDirs(appname="numba", appauthor=False).user_cache_dir
-        self._cache_path = str(Path(folder) / f"{Path(py_file).parent.name}-{self._stamp.hexdigest()[:16]}")
+        self._cache_path = str(Path(folder) / f"{Path(py_file).parent.name}-{_stamp()[:16]}")
 
     def get_source_stamp(self) -> str:
-        return self._stamp.hexdigest()
+        return _stamp()
+
+
+_compiling = threading.Lock()
 
 
 def compiled(body: Callable[..., None]) -> int:
     """The address of a kernel, from the cache where it can be, and kept there where the folder can be written."""
-    keep = ByContent.from_function(body, inspect.getfile(body)) is not None
+    with _compiling:  # Numba is told of `ByContent` for the whole process
+        before, config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES, f"{__name__}.{ByContent.__name__}"
+        try:
+            keep = ByContent.from_function(body, inspect.getfile(body)) is not None
+            try:
+                return _address(body, keep)
+            except OSError:  # the folder is there, but full
+                return _address(body, keep=False)
+        finally:
+            config.CACHE_LOCATOR_CLASSES = before
+
+
+def _address(body: Callable[..., None], keep: bool) -> int:
     options: dict[str, Any] = {"cache": keep, "error_model": "numpy", "fastmath": FAST}
-    before, config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES, f"{__name__}.{ByContent.__name__}"
-    try:
-        return int(cfunc(types.void(types.CPointer(types.int64)), **options)(body).address)
-    finally:
-        config.CACHE_LOCATOR_CLASSES = before
+    return int(cfunc(types.void(types.CPointer(types.int64)), **options)(body).address)
 
 
 @intrinsic
@@ -147,13 +170,13 @@ def flags(table, k, i=0, j=0, l=0, n=0):
 _LOG2E, _LOG2_HIGH, _LOG2_LOW = f32(1.4426950408889634), f32(0.693359375), f32(-2.12194440e-4)
 _P0, _P1, _P2 = f32(1.9875691500e-4), f32(1.3981999507e-3), f32(8.3334519073e-3)
 _P3, _P4, _P5 = f32(4.1665795894e-2), f32(1.6666665459e-1), f32(5.0000001201e-1)
-_LOWEST, _HIGHEST = f32(-87.3), f32(88.3)
+_LOWEST, _HIGHEST = f32(-87.3), f32(89.0)
 ZERO, HALF, ONE, TWO = f32(0.0), f32(0.5), f32(1.0), f32(2.0)
 
 
 @inlined
 def exp(x):
-    """e^x; 1e-38 and 2e38 stand for what is beyond the normal numbers."""
+    """e^x; infinity from 2.4e38 on, where 2^n is; 1e-38 for all that is smaller, so that quotients of it exist."""
     x = _LOWEST if x < _LOWEST else x
     x = _HIGHEST if x > _HIGHEST else x
     n = np.floor(x * _LOG2E + HALF)

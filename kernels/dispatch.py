@@ -9,7 +9,8 @@ Every public function of this package takes `implementation`:
 - `numba`: compiled kernels for CPUs and float32, of the operators that gain by them;
 - `triton`: compiled kernels; on CPU only through Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
 
-Asking for one that cannot run raises ImplementationError with the reason; only `auto` may choose another.
+Asking for one that cannot run, in a call or by `prefer`, raises ImplementationError with the reason. Only `auto` may
+choose another; and a preference for `numba` leaves an operator without kernels for CPUs to `torch`.
 """
 
 import importlib.util
@@ -58,27 +59,29 @@ def choose(
     implementation: str,
     tensor: Tensor,
     shape_obstacle: Callable[[], str | None] = lambda: None,
-    cpu_obstacle: Callable[[], str | None] = lambda: "this operator has no kernels for CPUs",
+    cpu_obstacle: Callable[[], str | None] | None = None,
 ) -> Chosen:
     """The implementation that will run for `tensor`.
 
     `shape_obstacle` says why the Triton kernels refuse the shapes, `cpu_obstacle` why the Numba kernels refuse the
-    operands. Raises ImplementationError for an unknown name, or for `triton` or `numba` where it cannot run.
+    operands; None where the operator has none. Raises ImplementationError for an unknown name, or for `triton` or
+    `numba` where it cannot run.
     """
     names = get_args(Implementation)
     if implementation not in names:
         raise ImplementationError(f"{operator}: implementation {implementation!r} is none of {', '.join(names)}")
     if implementation == "auto":
-        implementation = _preferred
+        implementation = "torch" if _preferred == "numba" and cpu_obstacle is None else _preferred
     if implementation == "auto":
         if tensor.is_cuda:
             return "triton" if triton_obstacle(tensor) is None and shape_obstacle() is None else "torch"
-        return "numba" if tensor.device.type == "cpu" and cpu_obstacle() is None else "torch"
+        for_cpus = tensor.device.type == "cpu" and cpu_obstacle is not None and cpu_obstacle() is None
+        return "numba" if for_cpus else "torch"
     obstacle = None
     if implementation == "triton":
         obstacle = triton_obstacle(tensor) or shape_obstacle()
     if implementation == "numba":
-        obstacle = cpu_obstacle()
+        obstacle = "this operator has no kernels for CPUs" if cpu_obstacle is None else cpu_obstacle()
     if obstacle is not None:
         raise ImplementationError(f"{operator}: implementation {implementation!r} cannot run: {obstacle}")
     return cast(Chosen, implementation)
@@ -92,7 +95,7 @@ def state_dtype(tensor: Tensor) -> torch.dtype:
 def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, else as they are."""
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
@@ -102,3 +105,12 @@ def expect_shape(operator: str, name: str, tensor: Tensor, shape: tuple[int, ...
     """Raise ValueError unless `tensor` has this shape; the message names the operator, the argument and the axes."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected {shape} = {meaning}")
+
+
+def expect_resets(operator: str, resets: Tensor | None, batch: int, time: int) -> None:
+    """Raise ValueError unless `resets` is absent or what says where documents begin: bool (batch, time)."""
+    if resets is None:
+        return
+    expect_shape(operator, "resets", resets, (batch, time), "(batch, time)")
+    if resets.dtype != torch.bool:
+        raise ValueError(f"{operator}: resets are {resets.dtype}, expected torch.bool")

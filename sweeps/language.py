@@ -99,7 +99,7 @@ class Resources(Section):
     sharding: Literal["fsdp", "hsdp", "none"] | None = None
     activation_checkpointing: Literal["none", "selective", "full"] | None = None
     compile: bool | None = None
-    kernels: Literal["auto", "reference", "torch", "triton"] | None = None
+    kernels: Literal["auto", "reference", "torch", "numba", "triton"] | None = None
     threads_per_rank: Count | None = None
     log_every: Count | None = None
     validate_every: Count | None = None

@@ -228,7 +228,7 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def attempt(self, number: int) -> Path:
-        """`attempts/<n>`: launch.json, one log per rank, exit.json, provenance.json."""
+        """`attempts/<n>`: launch.json, one log per rank, exit.json, provenance.json, kernels.json."""
         return self.path / "attempts" / str(number)
 
     def spec(self) -> RunSpec:

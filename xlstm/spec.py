@@ -150,7 +150,7 @@ class Execution(Ring):
     sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
-    kernels: Literal["auto", "reference", "torch", "triton"] = "auto"
+    kernels: Literal["auto", "reference", "torch", "numba", "triton"] = "auto"
     threads_per_rank: PositiveInt | None = Field(None, description="CPU threads per rank; null: cores over ranks.")
     log_every: PositiveInt = Field(10, description="Steps between rows of metrics.")
     validate_every: PositiveInt | None = Field(None, description="Steps between validations; null: at the end only.")

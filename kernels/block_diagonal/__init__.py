@@ -29,10 +29,11 @@ def block_diagonal(x: Tensor, weight: Tensor, *, implementation: Implementation 
     blocks, width, _ = weight.shape
     expect_shape(name, "x", x, (*x.shape[:-1], blocks * width), "(…, blocks * width)")
     x, weight = cast_for_autocast(x, weight)
+    weight = weight.to(x.dtype)
     chosen = choose(name, implementation, x, lambda: _triton_obstacle(width), lambda: _cpu_obstacle(x, weight))
     if chosen == "reference":
         return block_diagonal_reference(x, weight)
-    return _block_diagonal(x, weight.to(x.dtype), chosen)
+    return _block_diagonal(x, weight, chosen)
 
 
 def _triton_obstacle(width: int) -> str | None:
@@ -44,7 +45,7 @@ def _triton_obstacle(width: int) -> str | None:
 def _cpu_obstacle(x: Tensor, weight: Tensor) -> str | None:
     if weight.shape[-1] != CPU_WIDTH:
         return f"blocks of width {weight.shape[-1]} are not supported; those of width {CPU_WIDTH} are"
-    return cpu.obstacle(x)
+    return cpu.obstacle(x, weight)
 
 
 @torch.library.custom_op("scaling::block_diagonal", mutates_args=())

@@ -2,12 +2,12 @@
 
 # mypy: disable-error-code="no-untyped-def"
 
+import torch
 from torch import Tensor
 
+from kernels.block_diagonal import CPU_WIDTH
 from kernels.cpu import PIECES, by_row, kernel, run
 from kernels.cpu_functions import count, inlined, row, share
-
-WIDTH = 4
 
 TOKENS, BLOCKS, X, WEIGHT = range(4)
 """Arguments of both kernels; `X` (tokens, channels), `WEIGHT` (out * in, blocks)."""
@@ -50,7 +50,7 @@ def multiply_transposed(x, y, w, blocks, adding):
 @inlined
 def add_weight_gradient(grad_w, grad_y, x, blocks):
     """grad_w[o, i, n] += grad_y[n, o] x[n, i] for one token."""
-    for out in range(WIDTH):
+    for out in range(CPU_WIDTH):
         at = 4 * out * blocks
         for b in range(blocks):
             g = grad_y[4 * b + out]
@@ -84,6 +84,11 @@ def planes(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
+def by_block(planes: Tensor) -> Tensor:
+    """(out * in, blocks) as (blocks, out, in)."""
+    return planes.t().clone(memory_format=torch.contiguous_format).unflatten(1, (CPU_WIDTH, CPU_WIDTH))
+
+
 def forward(x: Tensor, weight: Tensor) -> Tensor:
     """As the reference."""
     y, tokens = x.new_empty(x.shape), by_row(x)
@@ -94,9 +99,9 @@ def forward(x: Tensor, weight: Tensor) -> Tensor:
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
     grad_x, tokens = x.new_empty(x.shape), by_row(x)
-    parts = weight.new_zeros(PIECES, WIDTH * WIDTH, weight.shape[0])
+    parts = weight.new_zeros(PIECES, CPU_WIDTH * CPU_WIDTH, weight.shape[0])
     run(
         _backward, PIECES, tokens.shape[0], weight.shape[0], tokens, planes(weight),
         by_row(grad_y), by_row(grad_x), parts,
     )  # fmt: skip
-    return grad_x, parts.sum(0).t().reshape(weight.shape)
+    return grad_x, by_block(parts.sum(0))

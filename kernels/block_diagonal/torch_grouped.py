@@ -53,4 +53,4 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     rows, grads = (_by_block(t.reshape(-1, t.shape[-1]), blocks // group) for t in (x, grad_y))
     products = torch.bmm(rows.mT, grads).view(-1, group, width, group, width)
     on_diagonal = products.diagonal(dim1=1, dim2=3)  # (joined blocks, in, out, group)
-    return grad_x, on_diagonal.permute(0, 3, 2, 1).reshape(weight.shape)
+    return grad_x, on_diagonal.permute(0, 3, 2, 1).contiguous().view(weight.shape)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import cpu
 from kernels.causal_conv import torch_shifted
 from kernels.causal_conv.reference import causal_conv_silu_reference
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, state_dtype
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape, state_dtype
 
 __all__ = ["causal_conv_silu"]
 
@@ -42,10 +42,8 @@ def causal_conv_silu(
     if past is None:
         past = x.new_zeros(batch, lag, channels)
     expect_shape(name, "past", past, (batch, lag, channels), "(batch, taps - 1, channels)")
-    documents = None
-    if resets is not None:
-        expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
-        documents = resets.cumsum(1, dtype=torch.int32)
+    expect_resets(name, resets, batch, time)
+    documents = None if resets is None else resets.cumsum(1, dtype=torch.int32)
     x, weight, bias, past = cast_for_autocast(x, weight, bias, past)
     chosen = choose(name, implementation, x, cpu_obstacle=lambda: cpu.obstacle(x, weight, bias, past))
     if chosen == "reference":

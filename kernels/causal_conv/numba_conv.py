@@ -35,7 +35,7 @@ def _forward(table):
             pre, y = row(table, PRE, sequence, t), row(table, Y, sequence, t)
             for d in range(begin, end):
                 pre[d] = bias[d]
-            for lag in range(min(taps, t + taps)):
+            for lag in range(taps):
                 if lag <= t:
                     seen = row(table, X, sequence, t - lag)
                     document = integers(table, DOCUMENTS, sequence)[t - lag] if given(table, DOCUMENTS) else 0
@@ -94,9 +94,12 @@ def _pieces(x: Tensor) -> int:
     return x.shape[0] * -(-x.shape[2] // CHANNELS_AT_ONCE)
 
 
-def _shared(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, pre: Tensor) -> tuple:
+def _shared(
+    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, pre: Tensor
+) -> tuple[int | Tensor | None, ...]:
     by_tap = torch.cat((weight.t(), bias[None]))
-    return (*x.shape[1:], weight.shape[1], rows(x), by_tap, rows(past), documents, pre)
+    numbers = None if documents is None else rows(documents)
+    return (*x.shape[1:], weight.shape[1], rows(x), by_tap, rows(past), numbers, pre)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Te
     """y in x's dtype, and the sum before the SiLU, which the backward starts from."""
     dtype, taps = state_dtype(x), weight.shape[1]
     by_tap = weight.to(dtype).t().contiguous()
-    pre = torch.addcmul(bias.to(dtype), by_tap[-1], x.to(dtype))
+    pre = torch.addcmul(bias.to(dtype), by_tap[-1], x.to(dtype).contiguous())
     for lag in range(1, taps):
         for outputs, seen, mask, _ in _pairs(x, past, documents, lag):
             pre[:, outputs].addcmul_(by_tap[taps - 1 - lag], _counted(seen, mask, dtype))
@@ -49,7 +49,7 @@ def backward(
     """Gradients of x, weight, bias and past."""
     dtype, taps = pre.dtype, weight.shape[1]
     by_tap = weight.to(dtype).t().contiguous()
-    grad_pre = torch.ops.aten.silu_backward(grad_y.to(dtype), pre)
+    grad_pre = torch.ops.aten.silu_backward(grad_y.to(dtype).contiguous(), pre)
     grad_x = grad_pre * by_tap[-1]
     grad_past = past.new_zeros(past.shape, dtype=dtype)
     grad_weight = torch.zeros_like(by_tap)
@@ -63,7 +63,7 @@ def backward(
             grad_weight[taps - 1 - lag] += (part * _counted(seen, mask, dtype)).sum((0, 1))
     return (
         grad_x.to(x.dtype),
-        grad_weight.t().to(weight.dtype, memory_format=torch.contiguous_format),
+        grad_weight.t().contiguous().to(weight.dtype),
         grad_pre.sum((0, 1)).to(bias.dtype),
         grad_past.to(past.dtype),
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.dispatch import ImplementationError, expect_shape
+from kernels.dispatch import ImplementationError, expect_resets, expect_shape
 from kernels.lstm.reference import LSTMState, lstm_reference
 from kernels.lstm.torch_fused import lstm_fused
 
@@ -44,8 +44,7 @@ def lstm(
         initial_state = LSTMState(*x.new_zeros(2, batch, channels))
     for field, tensor in zip(LSTMState._fields, initial_state, strict=True):
         expect_shape(name, f"initial_state.{field}", tensor, (batch, channels), "(batch, channels)")
-    if resets is not None:
-        expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
+    expect_resets(name, resets, batch, time)
     if implementation not in ("auto", "torch", "reference"):
         raise ImplementationError(f"{name}: implementation {implementation!r} is none of auto, torch, reference")
     if time == 0:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import cpu
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape
 from kernels.mlstm.ops import mlstm_op
 from kernels.mlstm.reference import MLSTMState, mlstm_reference, recurrence_step, zero_state
 from kernels.mlstm.torch_chunkwise import default_chunk_size
@@ -49,8 +49,7 @@ def mlstm(
     expect_shape("mlstm", "f", f, (batch, heads, time), "(batch, heads, time)")
     if time == 0:
         raise ValueError("mlstm: the sequence is empty, expected at least one token")
-    if resets is not None:
-        expect_shape("mlstm", "resets", resets, (batch, time), "(batch, time)")
+    expect_resets("mlstm", resets, batch, time)
     q, k, v = cast_for_autocast(q, k, v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"mlstm: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")

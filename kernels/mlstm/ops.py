@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import cpu
 from kernels.dispatch import state_dtype
 from kernels.mlstm import torch_chunkwise
 
@@ -144,12 +145,13 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, heads, _, key_dim = q.shape
     dtype = state_dtype(v)
-    # For CPUs, gradients lie as the inputs do, so that none is copied on its way through the block.
-    layout = torch.preserve_format if implementation == "numba" else torch.contiguous_format
+    grad_q, grad_k, grad_v = (
+        cpu.empty_rows_like(x) if implementation == "numba" else x.new_empty(x.shape) for x in (q, k, v)
+    )
     return (
-        torch.empty_like(q, memory_format=layout),
-        torch.empty_like(k, memory_format=layout),
-        torch.empty_like(v, memory_format=layout),
+        grad_q,
+        grad_k,
+        grad_v,
         i.new_empty(i.shape),
         f.new_empty(f.shape),
         v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=dtype),

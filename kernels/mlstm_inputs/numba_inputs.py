@@ -9,7 +9,8 @@ where that of the cell is read.
 import torch
 from torch import Tensor
 
-from kernels.block_diagonal.numba_blocks import WIDTH, add_weight_gradient, multiply, multiply_transposed, planes
+from kernels.block_diagonal import CPU_WIDTH
+from kernels.block_diagonal.numba_blocks import add_weight_gradient, by_block, multiply, multiply_transposed, planes
 from kernels.cpu import PIECES, by_row, kernel, run
 from kernels.cpu_functions import add_rows, count, row, share
 
@@ -38,7 +39,7 @@ def _forward(table):
 def _backward(table):
     first, last = share(table)
     tokens, blocks, num_gates = count(table, TOKENS), count(table, BLOCKS), count(table, NUM_GATES)
-    channels = WIDTH * blocks
+    channels = CPU_WIDTH * blocks
     for piece in range(first, last):
         q, k, v = row(table, TOTAL, piece, 0), row(table, TOTAL, piece, 1), row(table, TOTAL, piece, 2)
         for token in range(tokens * piece // PIECES, tokens * (piece + 1) // PIECES):
@@ -68,7 +69,7 @@ def forward(
     total = torch.addmm(bias, outputs[0], gates[:, : q.shape[-1]].t())
     for part, columns in zip(outputs[1:], gates.split(q.shape[-1], dim=1)[1:], strict=True):
         total.addmm_(part, columns.t())
-    return q, k, v, total.view(*inner.shape[:-1], -1)
+    return q, k, v, total.view(*inner.shape[:-1], bias.shape[0])
 
 
 def backward(
@@ -78,13 +79,12 @@ def backward(
     grad_convolved, grad_inner = convolved.new_empty(convolved.shape), inner.new_empty(inner.shape)
     *of_outputs, of_gates = (by_row(t) for t in grads)
     blocks = weights[0].shape[0]
-    parts = gates.new_zeros(PIECES, 3, WIDTH * WIDTH, blocks)
+    parts = gates.new_zeros(PIECES, 3, CPU_WIDTH * CPU_WIDTH, blocks)
     run(
         _backward, PIECES, of_gates.shape[0], blocks, by_row(convolved), by_row(inner),
         torch.stack([planes(t) for t in weights]), gates.shape[0], gates.contiguous(), of_gates, *of_outputs,
-        by_row(grad_convolved), by_row(grad_inner), parts, gates.new_empty(PIECES, 3, WIDTH * blocks),
+        by_row(grad_convolved), by_row(grad_inner), parts, gates.new_empty(PIECES, 3, CPU_WIDTH * blocks),
     )  # fmt: skip
-    summed = parts.sum(0)
-    maps = [summed[place].t().reshape(weight.shape).clone() for place, weight in enumerate(weights)]
+    query, key, value = (by_block(part) for part in parts.sum(0))
     grad_gates = torch.cat([of_gates.t() @ by_row(t) for t in outputs], dim=1)
-    return grad_convolved, grad_inner, maps[0], maps[1], maps[2], grad_gates, of_gates.sum(0)
+    return grad_convolved, grad_inner, query, key, value, grad_gates, of_gates.sum(0)

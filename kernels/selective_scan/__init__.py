@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import choose, expect_shape, state_dtype
+from kernels.dispatch import choose, expect_resets, expect_shape, state_dtype
 from kernels.selective_scan import torch_chunked
 from kernels.selective_scan.reference import selective_scan_reference, zero_state
 
@@ -48,8 +48,7 @@ def selective_scan(
     expect_shape(name, "C", C, (batch, time, state_dim), "(batch, time, state_dim)")
     state = zero_state(u, A) if initial_state is None else initial_state.to(state_dtype(u))
     expect_shape(name, "initial_state", state, (batch, channels, state_dim), "(batch, channels, state_dim)")
-    if resets is not None:
-        expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
+    expect_resets(name, resets, batch, time)
     chosen = choose(name, implementation, u, lambda: _triton_obstacle(A), lambda: cpu.obstacle(u, delta, A, B, C))
     if time == 0:
         return torch.zeros_like(u), state

@@ -29,7 +29,7 @@ def forward(
     length = steps_per_chunk(u, A)
     weights = A.t().contiguous()  # (state_dim, channels)
     h = state.transpose(1, 2).contiguous()  # (batch, state_dim, channels)
-    output = torch.empty_like(u)
+    output = torch.empty_like(u, memory_format=torch.contiguous_format)
     starts = u.new_empty(-(-u.shape[1] // length), *h.shape)
     all_keep, all_states = u.new_empty(2, length, *h.shape)
     for index, begin in enumerate(range(0, u.shape[1], length)):
@@ -63,8 +63,9 @@ def backward(
     """
     length = steps_per_chunk(u, A)
     weights = A.t().contiguous()
-    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
-    grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+    grad_u, grad_delta, grad_B, grad_C = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C)
+    )
     grad_weights = torch.zeros_like(weights)
     g = grad_state.transpose(1, 2).contiguous()  # (batch, state_dim, channels): gradient of the state after the chunk
     all_keep, all_states, all_kept, all_grads = u.new_empty(4, length, *g.shape)

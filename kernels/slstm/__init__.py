@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from kernels import cpu
-from kernels.dispatch import Implementation, choose, expect_shape
+from kernels.dispatch import Implementation, choose, expect_resets, expect_shape
 from kernels.slstm.ops import slstm_op
 from kernels.slstm.reference import SLSTMState, recurrence_step, slstm_reference, zero_state
 
@@ -35,12 +35,13 @@ def slstm(
     expect_shape("slstm", "recurrent", recurrent, (4, heads, head_dim, head_dim), "(4, heads, head_dim, head_dim)")
     if time == 0:
         raise ValueError("slstm: the sequence is empty, expected at least one token")
-    if resets is not None:
-        expect_shape("slstm", "resets", resets, (batch, time), "(batch, time)")
+    expect_resets("slstm", resets, batch, time)
     if gradient_clip is not None and not (gradient_clip > 0 and math.isfinite(gradient_clip)):
         raise ValueError(f"slstm: gradient_clip is {gradient_clip}, expected a positive number or None")
     state = zero_state(gates) if initial_state is None else initial_state
-    chosen = choose("slstm", implementation, gates, lambda: _triton_obstacle(gates), lambda: cpu.obstacle(gates))
+    chosen = choose(
+        "slstm", implementation, gates, lambda: _triton_obstacle(gates), lambda: cpu.obstacle(gates, recurrent)
+    )
     if chosen == "reference":
         return slstm_reference(gates, recurrent, state, resets, gradient_clip)
     hs, c, n, m, *_ = slstm_op(

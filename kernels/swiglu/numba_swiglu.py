@@ -41,18 +41,14 @@ def _backward(table):
 
 def forward(gate: Tensor, up: Tensor) -> Tensor:
     """As the reference."""
-    y = gate.new_empty(gate.shape)
-    width = gate.shape[-1]
-    run(_forward, PIECES, gate.numel() // width, width, by_row(gate), by_row(up), by_row(y))
+    y, gates = gate.new_empty(gate.shape), by_row(gate)
+    run(_forward, PIECES, *gates.shape, gates, by_row(up), by_row(y))
     return y
 
 
 def backward(grad_y: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up."""
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
-    width = gate.shape[-1]
-    run(
-        _backward, PIECES, gate.numel() // width, width, by_row(gate), by_row(up),
-        by_row(grad_y), by_row(grad_gate), by_row(grad_up),
-    )  # fmt: skip
+    gates = by_row(gate)
+    run(_backward, PIECES, *gates.shape, gates, by_row(up), by_row(grad_y), by_row(grad_gate), by_row(grad_up))
     return grad_gate, grad_up

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape
 from kernels.token_shift import torch_fused
 from kernels.token_shift.reference import token_shift_reference
 
@@ -39,8 +39,7 @@ def token_shift(
     if last is None:
         last = x.new_zeros(batch, channels)
     expect_shape(name, "last", last, (batch, channels), "(batch, channels)")
-    if resets is not None:
-        expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
+    expect_resets(name, resets, batch, time)
     x, shares, last = cast_for_autocast(x, shares, last)
     last, shares = last.to(x.dtype), shares.to(x.dtype)
     chosen = choose(name, implementation, x, cpu_obstacle=lambda: cpu.obstacle(x, shares, last))

@@ -28,7 +28,7 @@ def backward(
     grads = [grad.to(wide) for grad in grads]
     difference = x - _before(x, last, resets)
     grad_shares = torch.stack([(grad * difference).sum((0, 1)) for grad in grads])
-    grad_x, whole = torch.zeros_like(difference), torch.zeros_like(difference)
+    grad_x, whole = (torch.zeros_like(difference, memory_format=torch.contiguous_format) for _ in range(2))
     for grad, share in zip(grads, shares, strict=True):
         grad_x.addcmul_(grad, share)
         whole += grad

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import choose, expect_shape, state_dtype
+from kernels.dispatch import choose, expect_resets, expect_shape, state_dtype
 from kernels.wkv import torch_chunked
 from kernels.wkv.reference import WKVState, wkv_reference, zero_state
 
@@ -45,8 +45,7 @@ def wkv(
     state = WKVState(*(tensor.to(state_dtype(k)) for tensor in state))
     for field, tensor in zip(WKVState._fields, state, strict=True):
         expect_shape(name, f"initial_state.{field}", tensor, (batch, channels), "(batch, channels)")
-    if resets is not None:
-        expect_shape(name, "resets", resets, (batch, time), "(batch, time)")
+    expect_resets(name, resets, batch, time)
     chosen = choose(name, implementation, k, cpu_obstacle=lambda: cpu.obstacle(k, v, decay, bonus))
     if time == 0:
         return torch.zeros_like(v), state

@@ -6,11 +6,12 @@ from the last to the first, each forward once more from the state before it, whi
 
 # mypy: disable-error-code="no-untyped-def"
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu_functions import ONE, ZERO, count, exp, f32, flags, given, row, share
+from kernels.cpu_functions import ONE, ZERO, count, exp, f32, flags, given, inlined, row, share
 from kernels.wkv.reference import NOTHING
 
 CHANNELS_AT_ONCE = 64
@@ -24,12 +25,22 @@ GRAD_Y, GRAD_STATE, GRAD_K, GRAD_V, GRAD_DECAY, GRAD_BONUS, BEFORE = range(8, 15
 """Of the backward. `GRAD_DECAY`, `GRAD_BONUS` (batch, channels); `BEFORE` (piece, segment steps, 3, channels at once):
 the state before each step of a segment."""
 
-EMPTY = f32(NOTHING)
+EMPTY, INFINITE, NAN = f32(NOTHING), f32(np.inf), f32(np.nan)
 
 
 def num_segments(time: int) -> int:
     """How many segments a sequence has."""
     return -(-time // SEGMENT_STEPS)
+
+
+@inlined
+def weights(left, right):
+    """e^left and e^right relative to the larger of both, and the larger exponent; NaN where that is infinite."""
+    ahead = left - right
+    less = exp(-abs(ahead))
+    largest = left if ahead >= ZERO else right
+    one = ONE if largest < INFINITE else NAN
+    return (one, less, largest) if ahead >= ZERO else (less, one, largest)
 
 
 @kernel
@@ -54,17 +65,11 @@ def _forward(table):
                     a[d], b[d], m[d] = ZERO, ZERO, EMPTY
             k, v, y = row(table, K, sequence, t), row(table, V, sequence, t), row(table, Y, sequence, t)
             for d in range(begin, end):
-                ahead = m[d] - (bonus[d] + k[d])
-                less = exp(-abs(ahead))
-                past, present = (ONE, less) if ahead >= ZERO else (less, ONE)
+                past, present, _ = weights(m[d], bonus[d] + k[d])
                 y[d] = (past * a[d] + present * v[d]) / (past * b[d] + present)
-                kept = m[d] + decay[d]
-                ahead = kept - k[d]
-                less = exp(-abs(ahead))
-                keep, write = (ONE, less) if ahead >= ZERO else (less, ONE)
+                keep, write, m[d] = weights(m[d] + decay[d], k[d])
                 a[d] = keep * a[d] + write * v[d]
                 b[d] = keep * b[d] + write
-                m[d] = kept if ahead >= ZERO else k[d]
 
 
 @kernel
@@ -100,13 +105,9 @@ def _backward(table):
                 k, v = row(table, K, sequence, t), row(table, V, sequence, t)
                 for d in range(end - begin):
                     c = begin + d
-                    kept = m[d] + decay[c]
-                    ahead = kept - k[c]
-                    less = exp(-abs(ahead))
-                    keep, write = (ONE, less) if ahead >= ZERO else (less, ONE)
+                    keep, write, m_next[d] = weights(m[d] + decay[c], k[c])
                     a_next[d] = keep * a[d] + write * v[c]
                     b_next[d] = keep * b[d] + write
-                    m_next[d] = kept if ahead >= ZERO else k[c]
             for t in range(stop - 1, start - 1, -1):
                 a, b = row(table, BEFORE, piece, t - start, 0), row(table, BEFORE, piece, t - start, 1)
                 m = row(table, BEFORE, piece, t - start, 2)
@@ -118,12 +119,8 @@ def _backward(table):
                     known = ZERO
                 for d in range(end - begin):
                     c = begin + d
-                    ahead = m[d] - (bonus[c] + k[c])
-                    less = exp(-abs(ahead))
-                    past, present = (ONE, less) if ahead >= ZERO else (less, ONE)
-                    ahead = m[d] + decay[c] - k[c]
-                    less = exp(-abs(ahead))
-                    keep, write = (ONE, less) if ahead >= ZERO else (less, ONE)
+                    past, present, _ = weights(m[d], bonus[c] + k[c])
+                    keep, write, _ = weights(m[d] + decay[c], k[c])
                     denominator = past * b[d] + present
                     y = (past * a[d] + present * v[c]) / denominator
                     p = grad_y[c] / denominator

@@ -1,5 +1,6 @@
 """When a rank fails, hangs or diverges, everything ends soon and the record says which rank and why."""
 
+import json
 import os
 import signal
 import time
@@ -64,6 +65,17 @@ def test_a_hanging_rank_is_named_by_the_watchdog(workspace: Workspace, manner: s
     assert verdict.rank == 1, verdict
     assert {"busy": "in disturbed", "stopped": "no sign of life"}[manner] in verdict.reason
     assert verdict.step == 5
+
+
+def test_an_attempt_without_kernels_for_cpus_says_so_and_does_without(workspace: Workspace) -> None:
+    def recorded(seed: int, wrapper: str | None) -> dict[str, str]:
+        run = make_run(workspace, physics={"seed": seed})
+        start(run, wrapper=wrapper).completed()
+        return json.loads((run.attempt(1) / "kernels.json").read_text())
+
+    assert recorded(0, None) == {"asked": "auto", "for_cpus": "can run"}
+    without = recorded(1, "import sys; sys.modules['numba'] = None")
+    assert without["for_cpus"].startswith("numba cannot be imported: ")
 
 
 def test_a_diverging_run_stops_at_that_step_before_the_optimizer_moves(workspace: Workspace) -> None:

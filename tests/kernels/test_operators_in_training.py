@@ -12,6 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +22,7 @@ import kernels
 from kernels.attention import attention
 from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
+from kernels.dispatch import prefer
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.lstm import lstm
@@ -142,6 +146,45 @@ def test_a_compiled_operator_is_the_operator(name: str) -> None:
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     for a, b in zip(gradients(compiled, case), gradients(case.function, case), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Promised(TorchDispatchMode):
+    """Runs every operator of ours a second time as the compiler does, and compares what it says of the results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compared: set[str] = set()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = operator(*args, **(kwargs or {}))
+        if operator.namespace == "scaling":
+            self.compared.add(operator.name())
+            with FakeTensorMode() as mode:
+                promised = operator(*tree_map_only(Tensor, mode.from_tensor, args))
+            for a, b in zip(tree_leaves(results), tree_leaves(promised), strict=True):
+                assert (a.shape, a.dtype, a.numel() and a.stride()) == (b.shape, b.dtype, a.numel() and b.stride())
+        return results
+
+
+def turned(t: Tensor) -> Tensor:
+    """The same numbers, the first two axes the other way round in memory."""
+    return t.transpose(0, 1).contiguous().transpose(0, 1) if t.ndim > 1 else t
+
+
+@pytest.mark.parametrize("layout", [Tensor.clone, turned])
+@pytest.mark.parametrize("implementation", ["torch", "numba"])
+@pytest.mark.parametrize("name", [name for name in cases() if name != "lstm"])
+def test_what_the_compiler_is_told_of_results_is_so(name: str, implementation: Any, layout: Any) -> None:
+    case = cases()[name]
+    leaves = [layout(t).requires_grad_() for t in (*case.inputs, *case.parameters)]
+    prefer(implementation)
+    try:
+        with Promised() as promised:
+            y = case.function(*leaves)
+            torch.autograd.grad(y, leaves, layout(torch.ones_like(y)))
+    finally:
+        prefer("auto")
+    assert promised.compared or implementation == "torch"  # which may be PyTorch's own operators
 
 
 @every_operator

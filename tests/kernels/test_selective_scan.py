@@ -59,6 +59,24 @@ def test_float32_equals_the_float64_recurrence(implementation: str, shape: tuple
     assert_relatively_close(actual, expected, 20 * torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
+def test_nan_and_infinity_stay_in_their_sequence_and_are_not_lost(implementation: str, bad: float) -> None:
+    tensors = inputs((2, 7, 5, 3), torch.float32)
+    tensors["initial_state"].zero_()
+    clean, _ = selective_scan(**tensors, implementation=implementation)
+    u = tensors["u"].clone()
+    u[1, 5, 3] = bad
+    y, _ = selective_scan(**(tensors | {"u": u}), implementation=implementation)
+    assert torch.equal(y[0], clean[0])
+    assert not torch.isfinite(y[1, 5:, 3]).any()
+    rates = tensors["A"].clone()
+    rates[3, 1] = bad
+    y, _ = selective_scan(**(tensors | {"A": rates}), implementation=implementation)
+    assert not torch.isfinite(y[..., 3]).any()
+    assert torch.isfinite(y[..., :3]).all()
+
+
 @pytest.mark.parametrize("chunk_elements", [1, 2**18])
 def test_chunked_equals_the_recurrence_in_float64_for_any_chunk(
     chunk_elements: int, monkeypatch: pytest.MonkeyPatch

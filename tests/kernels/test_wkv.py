@@ -79,6 +79,25 @@ def test_keys_beyond_the_range_of_exp_stay_exact(implementation: str) -> None:
     assert (actual.double() - expected).norm() / expected.norm() < 200 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
+def test_nan_and_infinity_stay_in_their_sequence_and_are_not_lost(implementation: str, bad: float) -> None:
+    tensors = inputs((2, 7, 5), torch.float32)
+    clean, _ = run(tensors, None, implementation)
+    keys = tensors["k"].clone()
+    keys[1, 5, 3] = bad
+    spoiled = outputs_and_gradients(tensors | {"k": keys}, None, implementation)
+    assert torch.equal(spoiled["y"][0], clean[0])
+    assert not torch.isfinite(spoiled["y"][1, 5:, 3]).any()
+    assert not torch.isfinite(spoiled["dk"][1, :, 3]).any()
+    for name, first in (("decay", 1), ("bonus", 0)):
+        spoiled = tensors | {name: tensors[name].index_fill(0, torch.tensor([3]), bad)}
+        y, _ = run(spoiled, None, implementation)
+        finite = torch.isfinite(y)
+        assert not finite[:, first:, 3].any()
+        assert finite[..., :3].all()
+
+
 @pytest.mark.parametrize("segment_elements", [1, 2**18])
 def test_chunked_equals_the_recurrence_in_float64_for_any_segment(
     segment_elements: int, monkeypatch: pytest.MonkeyPatch

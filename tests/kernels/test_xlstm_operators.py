@@ -231,6 +231,18 @@ def test_65536_tokens_lose_no_more_than_the_recurrence_does_forward_and_backward
     assert_no_less_exact_than_the_recurrence(operator, tensors, state, exact="torch")
 
 
+@pytest.mark.parametrize("implementation", ["torch", "numba"])
+def test_what_a_reset_forgets_may_be_of_any_size(implementation: str) -> None:
+    tensors, state = mlstm_problem(2, 2, 40, 8, 12)
+    resets = torch.arange(40).expand(2, 40) == 20
+    tensors[3] = tensors[3] + torch.where(resets.cumsum(1) > 0, 0.0, 90.0)[:, None]
+    expected = run(mlstm, tensors, state, "reference", torch.float64, resets=resets)
+    actual = run(mlstm, tensors, state, implementation, torch.float32, resets=resets, chunk_size=16)
+    for a, b in zip(expected[:1], actual[:1], strict=True):
+        assert relative_error(b, a) < 4 * FLOAT32_BOUND
+    assert all(torch.isfinite(part).all() for part in actual)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
 def test_nan_and_infinity_stay_in_their_sequence(bad: float, implementation: str) -> None:
@@ -267,11 +279,33 @@ def test_half_precision_loses_no_more_than_a_hundredth(implementation: str, half
         assert relative_error(a.detach(), b.detach()) < 1e-2
 
 
-def test_strided_inputs_give_what_contiguous_ones_give() -> None:
-    tensors, _ = mlstm_problem(2, 3, 40, 8, 12)
-    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
+@pytest.mark.parametrize("axes", [(1, 2), (2, -1), (0, -1)])
+@pytest.mark.parametrize("implementation", ["torch", "numba"])
+def test_strided_inputs_give_what_contiguous_ones_give(implementation: str, axes: tuple[int, int]) -> None:
+    tensors = [t.float() for t in mlstm_problem(2, 3, 40, 8, 12)[0]]
+    strided = [t.transpose(*axes).contiguous().transpose(*axes) for t in tensors]
     assert not strided[0].is_contiguous()
-    assert torch.equal(mlstm(*strided)[0], mlstm(*tensors)[0])
+
+    def outputs_and_gradients(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        inputs = [t.detach().requires_grad_() for t in tensors]
+        h, _ = mlstm(*inputs, implementation=implementation)
+        return [h, *torch.autograd.grad(h.square().sum(), inputs)]
+
+    for a, b in zip(outputs_and_gradients(strided), outputs_and_gradients(tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("implementation", ["torch", "numba"])
+def test_a_state_of_another_dtype_is_the_state(implementation: str, dtype: torch.dtype) -> None:
+    for operator, (tensors, state) in ((mlstm, mlstm_problem(2, 2, 20, 8, 12)), (slstm, slstm_problem(2, 20, 2, 8))):
+        inputs = [t.float() for t in tensors]
+        start = type(state)(*(part.to(dtype) for part in state))
+        h, after = operator(*inputs, initial_state=start, implementation=implementation)
+        same = type(state)(*(part.float() for part in start))
+        expected, expected_after = operator(*inputs, initial_state=same, implementation=implementation)
+        for a, b in zip((h, *after), (expected, *expected_after), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_gradcheck_holds_in_float64() -> None:

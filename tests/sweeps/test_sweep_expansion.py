@@ -106,8 +106,9 @@ def test_own_sizes_may_differ_per_family_and_the_full_name_goes_first(load: Load
 
 def test_resources_change_the_execution_and_never_the_run(load: Load) -> None:
     plain = load().runs[0]
-    wide = load(resources=[{"set": {"devices": 4, "compile": True, "priority": 3}}]).runs[0]
+    wide = load(resources=[{"set": {"devices": 4, "compile": True, "kernels": "numba", "priority": 3}}]).runs[0]
     assert wide.spec.execution.devices == 4
+    assert wide.spec.execution.kernels == "numba"
     assert wide.priority == 3
     assert wide.spec.run_id == plain.spec.run_id
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xlstm.models import build
-from xlstm.models.configs import LlamaConfig
+from xlstm.models.configs import LlamaConfig, ModelConfig, XLSTMConfig
 from xlstm.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.gang import Gang
 from xlstm.training.optimizer import named_parameters
@@ -16,7 +16,10 @@ from xlstm.training.parallel import fill, make_mesh, parallelize
 
 pytestmark = pytest.mark.slow
 
-MODEL = LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2)
+MODELS = [
+    LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2),
+    XLSTMConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2),
+]
 
 
 @pytest.fixture
@@ -29,12 +32,14 @@ def gang() -> Iterator[Gang]:
 @pytest.mark.skipif(
     shutil.which("c++") is None, reason="torch compiles for CPUs with a C++ compiler, and there is none"
 )
-def test_compiled_blocks_give_the_same_losses_and_gradients(gang: Gang) -> None:
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.family)
+def test_compiled_blocks_give_the_same_losses_and_gradients(gang: Gang, model: ModelConfig) -> None:
+    torch.compiler.reset()
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
-    plain, gradients = _losses_and_gradients(gang, compiled=False)
+    plain, gradients = _losses_and_gradients(gang, model, compiled=False)
     assert counters["unique_graphs"] == 0
-    compiled, compiled_gradients = _losses_and_gradients(gang, compiled=True)
+    compiled, compiled_gradients = _losses_and_gradients(gang, model, compiled=True)
     assert counters["unique_graphs"] == 1
     torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
     assert compiled_gradients.keys() == gradients.keys()
@@ -42,15 +47,15 @@ def test_compiled_blocks_give_the_same_losses_and_gradients(gang: Gang) -> None:
         torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def _losses_and_gradients(gang: Gang, compiled: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def _losses_and_gradients(gang: Gang, config: ModelConfig, compiled: bool) -> tuple[Tensor, dict[str, Tensor]]:
     physics = Physics(
-        model=MODEL,
+        model=config,
         data=Data(corpus="text", revision="sha256:0", context_length=8),
         tokens=64,
         batch_tokens=16,
         optimizer=Optimizer(learning_rate=1e-3),
     )
-    model: nn.Module = build(MODEL)
+    model: nn.Module = build(config)
     execution = Execution(compile=compiled)
     parallelize(model, physics, execution, make_mesh(execution, gang))
     fill(model, 0)

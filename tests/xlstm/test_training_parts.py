@@ -153,6 +153,9 @@ def test_the_kernels_a_launch_names_are_those_that_run() -> None:
         dispatch.prefer("reference")
         assert dispatch.choose("mlstm", "auto", tensor) == "reference"
         assert dispatch.choose("mlstm", "torch", tensor) == "torch"
+        dispatch.prefer("numba")
+        assert dispatch.choose("mlstm", "auto", tensor, cpu_obstacle=lambda: None) == "numba"
+        assert dispatch.choose("linear_cross_entropy", "auto", tensor) == "torch"
     finally:
         dispatch.prefer("auto")
     assert dispatch.choose("mlstm", "auto", tensor) == "torch"

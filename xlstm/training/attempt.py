@@ -6,6 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from kernels import cpu
 from xlstm.data import open_prepared
 from xlstm.outcome import leave_result
 from xlstm.records import (
@@ -17,6 +18,7 @@ from xlstm.records import (
     State,
     Verdict,
     Workspace,
+    write_json,
 )
 from xlstm.spec import RunSpec, shared_steps
 from xlstm.training.checkpoints import (
@@ -86,6 +88,8 @@ class _Attempt:
             self.lease.renew(State.RUNNING)
         self.data = open_prepared(self.spec.physics.data, self.workspace)
         self.trainer = Trainer(run, self.spec, number, self.gang, self.data, self.watch.alive)
+        if self.gang.leads:
+            self._record_kernels()
         physics = self.spec.physics
         keep = {*launch.checkpoint_at, physics.steps}
         if physics.schedule.kind == "wsd":
@@ -126,6 +130,13 @@ class _Attempt:
         """Part from the other ranks."""
         self.watch.stop()
         self.gang.part()
+
+    def _record_kernels(self) -> None:
+        """Beside what was asked for, whether kernels for CPUs can run here: `auto` does without them where not."""
+        device = self.gang.device
+        obstacle = cpu.missing() if device.type == "cpu" else f"the run is on {device}"
+        record = {"asked": self.spec.execution.kernels, "for_cpus": obstacle or "can run"}
+        write_json(self.run.attempt(self.number) / "kernels.json", record)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop_signal = number
