@@ -10,7 +10,7 @@ Every public function of this package takes `implementation`:
 - `triton`: compiled kernels; on CPU only through Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
 
 Asking for one that cannot run, in a call or by `prefer`, raises ImplementationError with the reason. Only `auto` may
-choose another; and a preference for `numba` leaves an operator without kernels for CPUs to `torch`.
+choose another; and a preference for `numba` or `triton` leaves an operator without such kernels to `torch`.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ def choose(
     operator: str,
     implementation: str,
     tensor: Tensor,
-    shape_obstacle: Callable[[], str | None] = lambda: None,
+    shape_obstacle: Callable[[], str | None] | None = lambda: None,
     cpu_obstacle: Callable[[], str | None] | None = None,
 ) -> Chosen:
     """The implementation that will run for `tensor`.
@@ -71,15 +71,18 @@ def choose(
     if implementation not in names:
         raise ImplementationError(f"{operator}: implementation {implementation!r} is none of {', '.join(names)}")
     if implementation == "auto":
-        implementation = "torch" if _preferred == "numba" and cpu_obstacle is None else _preferred
+        lacking = {"numba": cpu_obstacle is None, "triton": shape_obstacle is None}
+        implementation = "torch" if lacking.get(_preferred) else _preferred
     if implementation == "auto":
         if tensor.is_cuda:
-            return "triton" if triton_obstacle(tensor) is None and shape_obstacle() is None else "torch"
+            on_gpu = shape_obstacle is not None and triton_obstacle(tensor) is None and shape_obstacle() is None
+            return "triton" if on_gpu else "torch"
         for_cpus = tensor.device.type == "cpu" and cpu_obstacle is not None and cpu_obstacle() is None
         return "numba" if for_cpus else "torch"
     obstacle = None
     if implementation == "triton":
-        obstacle = triton_obstacle(tensor) or shape_obstacle()
+        no_kernels = "this operator has no Triton kernels"
+        obstacle = no_kernels if shape_obstacle is None else triton_obstacle(tensor) or shape_obstacle()
     if implementation == "numba":
         obstacle = "this operator has no kernels for CPUs" if cpu_obstacle is None else cpu_obstacle()
     if obstacle is not None:

@@ -51,7 +51,7 @@ def attention(
         differ = f"{queries} queries and {keys} keys differ in number" if queries != keys else None
         return differ or cpu.obstacle(query, key, value)
 
-    chosen = choose(name, implementation, query, lambda: "PyTorch's own kernels are used instead", cpu_obstacle)
+    chosen = choose(name, implementation, query, shape_obstacle=None, cpu_obstacle=cpu_obstacle)
     if chosen == "reference":
         return attention_reference(query, key, value, begins)
     if chosen == "numba" and query.numel() > 0:

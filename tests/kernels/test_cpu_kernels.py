@@ -147,6 +147,8 @@ def test_a_preference_is_one_where_there_are_such_kernels(preferring: Callable[.
         linear_cross_entropy(hidden, torch.ones(5, 8), targets, implementation="numba")
     with pytest.raises(ImplementationError, match=r"torch\.float64 is not supported"):
         swiglu(hidden.double(), hidden.double())
+    preferring("triton")
+    assert attention(*torch.ones(3, 1, 2, 5, 8)).shape == (1, 2, 5, 8)
 
 
 def test_what_is_missing_has_a_reason_and_auto_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
