@@ -75,8 +75,13 @@ def run(compiled: Callable[[], int], pieces: int, *arguments: Tensor | int | flo
             (table[at],) = struct.unpack("q", struct.pack("d", argument))
         elif argument is not None:
             table[at] = argument
-    threads = min(torch.get_num_threads(), pieces)
+    threads = min(most_threads(), pieces)
     _parallel()(ctypes.c_void_p(compiled()), table, ctypes.c_uint(threads), ctypes.c_uint(0))
+
+
+def most_threads() -> int:
+    """How many threads a kernel may run on."""
+    return torch.get_num_threads()
 
 
 def _has_dense_rows(tensor: Tensor) -> bool:

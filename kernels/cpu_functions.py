@@ -113,6 +113,12 @@ def share(table):
 
 
 @inlined
+def thread():
+    """The number of this thread, for what each has of its own; results must not depend on it."""
+    return np.int64(_thread())
+
+
+@inlined
 def count(table, k):
     """Argument k, an integer."""
     return table[1 + SLOTS * k]

@@ -8,8 +8,22 @@ Keys after a block of queries, or before its documents, cost nothing.
 from torch import Tensor
 
 from kernels.attention.reference import by_token
-from kernels.cpu import PIECES, kernel, rows, run
-from kernels.cpu_functions import ONE, ZERO, count, exp, f32, given, inlined, integers, number, row, share, stride
+from kernels.cpu import PIECES, kernel, most_threads, rows, run
+from kernels.cpu_functions import (
+    ONE,
+    ZERO,
+    count,
+    exp,
+    f32,
+    given,
+    inlined,
+    integers,
+    number,
+    row,
+    share,
+    stride,
+    thread,
+)
 from kernels.cpu_products import add_product, after
 
 AT_ONCE = 64
@@ -19,8 +33,8 @@ NEVER = f32(-1e30)
 
 HEADS, TIME, HEAD_DIM, SCALE, Q, K, V, BEGINS, STATS, SCRATCH = range(10)
 """Arguments of both kernels. `Q`, `K`, `V` (batch, heads, time, head_dim); `BEGINS` (batch, time): a query's first key;
-`STATS` (2, batch, heads, time): its greatest score, and the inverse of the sum of its weights; `SCRATCH` (pieces, rows,
-AT_ONCE): two blocks of pairs, then what has AT_ONCE columns and head_dim rows, or one."""
+`STATS` (2, batch, heads, time): its greatest score, and the inverse of the sum of its weights; `SCRATCH` (threads,
+rows, AT_ONCE): two blocks of pairs, then what has AT_ONCE columns and head_dim rows, or one."""
 Y = 10
 """Of the forward (batch, heads, time, head_dim)."""
 GRAD_Y, DELTA, GRAD_Q, GRAD_K, GRAD_V, GROUPS = range(10, 16)
@@ -51,9 +65,10 @@ def _forward(table):
     heads, time, head_dim, scale = count(table, HEADS), count(table, TIME), count(table, HEAD_DIM), number(table, SCALE)
     blocks = (time + AT_ONCE - 1) // AT_ONCE
     q_next, k_next, v_next, y_next = stride(table, Q, 2), stride(table, K, 2), stride(table, V, 2), stride(table, Y, 2)
-    weights, tops = row(table, SCRATCH, first), row(table, SCRATCH, first, AT_ONCE)
-    sums, shrinks = row(table, SCRATCH, first, AT_ONCE + 1), row(table, SCRATCH, first, AT_ONCE + 2)
-    turned = row(table, SCRATCH, first, 2 * AT_ONCE)
+    own = thread()
+    weights, tops = row(table, SCRATCH, own), row(table, SCRATCH, own, AT_ONCE)
+    sums, shrinks = row(table, SCRATCH, own, AT_ONCE + 1), row(table, SCRATCH, own, AT_ONCE + 2)
+    turned = row(table, SCRATCH, own, 2 * AT_ONCE)
     for piece in range(first, last):
         r, place = piece // blocks, piece % blocks
         block = place // 2 if place % 2 == 0 else blocks - 1 - place // 2  # short and long ones in turn
@@ -119,8 +134,9 @@ def _backward(table):
     q_next, k_next, v_next = stride(table, Q, 2), stride(table, K, 2), stride(table, V, 2)
     y_next, grad_q_next = stride(table, GRAD_Y, 2), stride(table, GRAD_Q, 3)
     grad_k_next, grad_v_next = stride(table, GRAD_K, 2), stride(table, GRAD_V, 2)
-    weights, grads = row(table, SCRATCH, first), row(table, SCRATCH, first, AT_ONCE)
-    k_turned, v_turned = row(table, SCRATCH, first, 2 * AT_ONCE), row(table, SCRATCH, first, 2 * AT_ONCE + head_dim)
+    own = thread()
+    weights, grads = row(table, SCRATCH, own), row(table, SCRATCH, own, AT_ONCE)
+    k_turned, v_turned = row(table, SCRATCH, own, 2 * AT_ONCE), row(table, SCRATCH, own, 2 * AT_ONCE + head_dim)
     for piece in range(first, last):
         r, group = piece // groups, piece % groups
         b, h = r // heads, r % heads
@@ -174,7 +190,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, begins: Tensor | None) -> tuple[Ten
     batch, heads, time, head_dim = q.shape
     y, stats = by_token(q), q.new_empty(2, batch, heads, time)
     pieces = batch * heads * -(-time // AT_ONCE)
-    scratch = q.new_empty(pieces, 2 * AT_ONCE + head_dim, AT_ONCE)
+    scratch = q.new_empty(most_threads(), 2 * AT_ONCE + head_dim, AT_ONCE)
     operands, seen = (rows(q), rows(k), rows(v)), None if begins is None else rows(begins)
     run(_forward, pieces, heads, time, head_dim, head_dim**-0.5, *operands, seen, stats, scratch, y)
     return y, stats
@@ -189,7 +205,7 @@ def backward(
     pieces = batch * heads * groups
     grad_q = q.new_empty(groups, batch, time, heads, head_dim)
     grad_k, grad_v = by_token(k), by_token(v)
-    scratch = q.new_empty(pieces, 2 * (AT_ONCE + head_dim), AT_ONCE)
+    scratch = q.new_empty(most_threads(), 2 * (AT_ONCE + head_dim), AT_ONCE)
     operands, seen = (rows(q), rows(k), rows(v)), None if begins is None else rows(begins)
     run(
         _backward, pieces, heads, time, head_dim, head_dim**-0.5, *operands, seen, stats, scratch,

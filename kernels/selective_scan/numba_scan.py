@@ -9,8 +9,8 @@ which is all that the forward keeps; states and factors of a segment stay in the
 import torch
 from torch import Tensor
 
-from kernels.cpu import kernel, rows, run
-from kernels.cpu_functions import ZERO, count, exp, flags, given, row, share
+from kernels.cpu import kernel, most_threads, rows, run
+from kernels.cpu_functions import ZERO, count, exp, flags, given, row, share, thread
 
 CHANNELS_AT_ONCE = 64
 SEGMENT_STEPS = 32
@@ -21,7 +21,7 @@ STATE, Y = range(10, 12)
 """Of the forward. `STATE` (batch, state_dim, channels): before the first token, and then after the last."""
 GRAD_Y, GRAD_STATE, GRAD_U, GRAD_DELTA, GRAD_A, GRAD_B, GRAD_C, STATES, KEEPS = range(10, 19)
 """Of the backward. `GRAD_A` (batch, state_dim, channels); `GRAD_B`, `GRAD_C` (blocks, batch, time, state_dim);
-`STATES` after each step of a segment, and `KEEPS`, the factors (piece, segment steps, state_dim, channels at once)."""
+`STATES` after each step of a segment, and `KEEPS`, the factors (thread, segment steps, state_dim, channels at once)."""
 
 
 def num_segments(time: int) -> int:
@@ -64,7 +64,7 @@ def _backward(table):
     first, last = share(table)
     time, channels, state_dim = count(table, TIME), count(table, CHANNELS), count(table, STATE_DIM)
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
-    segments = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS
+    segments, own = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
     for piece in range(first, last):
         sequence, block = piece // blocks, piece % blocks
         begin = block * CHANNELS_AT_ONCE
@@ -76,11 +76,11 @@ def _backward(table):
                 u, delta = row(table, U, sequence, t), row(table, DELTA, sequence, t)
                 for n in range(state_dim):
                     a, b = row(table, A, n), row(table, B, sequence, t)[n]
-                    before = row(table, STATES, piece, t - 1 - start, n)
+                    before = row(table, STATES, own, t - 1 - start, n)
                     offset = 0
                     if t == start:
                         before, offset = row(table, STARTS, segment, sequence, n), begin
-                    state, keep = row(table, STATES, piece, t - start, n), row(table, KEEPS, piece, t - start, n)
+                    state, keep = row(table, STATES, own, t - start, n), row(table, KEEPS, own, t - start, n)
                     if known:
                         for d in range(width):
                             factor = exp(delta[begin + d] * a[begin + d])
@@ -98,11 +98,11 @@ def _backward(table):
                     grad_u[d], grad_delta[d] = ZERO, ZERO
                 for n in range(state_dim):
                     a, b, c = row(table, A, n), row(table, B, sequence, t)[n], row(table, C, sequence, t)[n]
-                    before = row(table, STATES, piece, t - 1 - start, n)
+                    before = row(table, STATES, own, t - 1 - start, n)
                     offset = 0
                     if t == start:
                         before, offset = row(table, STARTS, segment, sequence, n), begin
-                    state, keep = row(table, STATES, piece, t - start, n), row(table, KEEPS, piece, t - start, n)
+                    state, keep = row(table, STATES, own, t - start, n), row(table, KEEPS, own, t - start, n)
                     g, grad_a = row(table, GRAD_STATE, sequence, n), row(table, GRAD_A, sequence, n)
                     read, written = ZERO, ZERO
                     for d in range(width):
@@ -161,7 +161,7 @@ def backward(
     grad_u, grad_delta = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta))
     g = grad_state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     grad_A, grad_B, grad_C = torch.zeros_like(g), *B.new_empty(2, blocks, *B.shape)
-    states, keeps = u.new_empty(2, pieces, SEGMENT_STEPS, A.shape[1], CHANNELS_AT_ONCE)
+    states, keeps = u.new_empty(2, most_threads(), SEGMENT_STEPS, A.shape[1], CHANNELS_AT_ONCE)
     run(
         _backward, pieces, *_shared(u, delta, A, B, C, resets, starts),
         rows(grad_y), g, grad_u, grad_delta, grad_A, grad_B, grad_C, states, keeps,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu import kernel, rows, run
-from kernels.cpu_functions import ONE, ZERO, count, exp, f32, flags, given, inlined, row, share
+from kernels.cpu import kernel, most_threads, rows, run
+from kernels.cpu_functions import ONE, ZERO, count, exp, f32, flags, given, inlined, row, share, thread
 from kernels.wkv.reference import NOTHING
 
 CHANNELS_AT_ONCE = 64
@@ -22,7 +22,7 @@ TIME, CHANNELS, K, V, DECAY, BONUS, RESETS, STARTS = range(8)
 STATE, Y = range(8, 10)
 """Of the forward. `STATE` (3, batch, channels): before the first token, and then after the last."""
 GRAD_Y, GRAD_STATE, GRAD_K, GRAD_V, GRAD_DECAY, GRAD_BONUS, BEFORE = range(8, 15)
-"""Of the backward. `GRAD_DECAY`, `GRAD_BONUS` (batch, channels); `BEFORE` (piece, segment steps, 3, channels at once):
+"""Of the backward. `GRAD_DECAY`, `GRAD_BONUS` (batch, channels); `BEFORE` (thread, segment steps, 3, channels at once):
 the state before each step of a segment."""
 
 EMPTY, INFINITE, NAN = f32(NOTHING), f32(np.inf), f32(np.nan)
@@ -77,7 +77,7 @@ def _backward(table):
     first, last = share(table)
     time, channels = count(table, TIME), count(table, CHANNELS)
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
-    segments = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS
+    segments, own = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
     decay, bonus = row(table, DECAY), row(table, BONUS)
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
@@ -88,20 +88,20 @@ def _backward(table):
             start, stop = segment * SEGMENT_STEPS, min(time, (segment + 1) * SEGMENT_STEPS)
             a_start, b_start = row(table, STARTS, segment, 0, sequence), row(table, STARTS, segment, 1, sequence)
             m_start = row(table, STARTS, segment, 2, sequence)
-            a, b, m = row(table, BEFORE, piece, 0, 0), row(table, BEFORE, piece, 0, 1), row(table, BEFORE, piece, 0, 2)
+            a, b, m = row(table, BEFORE, own, 0, 0), row(table, BEFORE, own, 0, 1), row(table, BEFORE, own, 0, 2)
             for d in range(begin, end):
                 a[d - begin], b[d - begin], m[d - begin] = a_start[d], b_start[d], m_start[d]
             for t in range(start, stop):
                 step = t - start
-                a, b = row(table, BEFORE, piece, step, 0), row(table, BEFORE, piece, step, 1)
-                m = row(table, BEFORE, piece, step, 2)
+                a, b = row(table, BEFORE, own, step, 0), row(table, BEFORE, own, step, 1)
+                m = row(table, BEFORE, own, step, 2)
                 if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
                     for d in range(end - begin):
                         a[d], b[d], m[d] = ZERO, ZERO, EMPTY
                 if t + 1 == stop:
                     break
-                a_next, b_next = row(table, BEFORE, piece, step + 1, 0), row(table, BEFORE, piece, step + 1, 1)
-                m_next = row(table, BEFORE, piece, step + 1, 2)
+                a_next, b_next = row(table, BEFORE, own, step + 1, 0), row(table, BEFORE, own, step + 1, 1)
+                m_next = row(table, BEFORE, own, step + 1, 2)
                 k, v = row(table, K, sequence, t), row(table, V, sequence, t)
                 for d in range(end - begin):
                     c = begin + d
@@ -109,8 +109,8 @@ def _backward(table):
                     a_next[d] = keep * a[d] + write * v[c]
                     b_next[d] = keep * b[d] + write
             for t in range(stop - 1, start - 1, -1):
-                a, b = row(table, BEFORE, piece, t - start, 0), row(table, BEFORE, piece, t - start, 1)
-                m = row(table, BEFORE, piece, t - start, 2)
+                a, b = row(table, BEFORE, own, t - start, 0), row(table, BEFORE, own, t - start, 1)
+                m = row(table, BEFORE, own, t - start, 2)
                 k, v = row(table, K, sequence, t), row(table, V, sequence, t)
                 grad_y = row(table, GRAD_Y, sequence, t)
                 grad_k, grad_v = row(table, GRAD_K, sequence, t), row(table, GRAD_V, sequence, t)
@@ -164,7 +164,7 @@ def backward(
     grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     grad_initial = grad_state.clone(memory_format=torch.contiguous_format)
     grad_decay, grad_bonus = k.new_zeros(2, batch, channels)
-    before = k.new_empty(_pieces(k), SEGMENT_STEPS, 3, CHANNELS_AT_ONCE)
+    before = k.new_empty(most_threads(), SEGMENT_STEPS, 3, CHANNELS_AT_ONCE)
     seen = None if resets is None else rows(resets)
     run(
         _backward, _pieces(k), time, channels, rows(k), rows(v), rows(decay), rows(bonus), seen, starts,
