@@ -64,7 +64,7 @@ def _backward(table):
     first, last = share(table)
     time, channels, state_dim = count(table, TIME), count(table, CHANNELS), count(table, STATE_DIM)
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
-    segments, own = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
+    segments, mine = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
     for piece in range(first, last):
         sequence, block = piece // blocks, piece % blocks
         begin = block * CHANNELS_AT_ONCE
@@ -76,11 +76,11 @@ def _backward(table):
                 u, delta = row(table, U, sequence, t), row(table, DELTA, sequence, t)
                 for n in range(state_dim):
                     a, b = row(table, A, n), row(table, B, sequence, t)[n]
-                    before = row(table, STATES, own, t - 1 - start, n)
+                    before = row(table, STATES, mine, t - 1 - start, n)
                     offset = 0
                     if t == start:
                         before, offset = row(table, STARTS, segment, sequence, n), begin
-                    state, keep = row(table, STATES, own, t - start, n), row(table, KEEPS, own, t - start, n)
+                    state, keep = row(table, STATES, mine, t - start, n), row(table, KEEPS, mine, t - start, n)
                     if known:
                         for d in range(width):
                             factor = exp(delta[begin + d] * a[begin + d])
@@ -98,11 +98,11 @@ def _backward(table):
                     grad_u[d], grad_delta[d] = ZERO, ZERO
                 for n in range(state_dim):
                     a, b, c = row(table, A, n), row(table, B, sequence, t)[n], row(table, C, sequence, t)[n]
-                    before = row(table, STATES, own, t - 1 - start, n)
+                    before = row(table, STATES, mine, t - 1 - start, n)
                     offset = 0
                     if t == start:
                         before, offset = row(table, STARTS, segment, sequence, n), begin
-                    state, keep = row(table, STATES, own, t - start, n), row(table, KEEPS, own, t - start, n)
+                    state, keep = row(table, STATES, mine, t - start, n), row(table, KEEPS, mine, t - start, n)
                     g, grad_a = row(table, GRAD_STATE, sequence, n), row(table, GRAD_A, sequence, n)
                     read, written = ZERO, ZERO
                     for d in range(width):

@@ -77,7 +77,7 @@ def _backward(table):
     first, last = share(table)
     time, channels = count(table, TIME), count(table, CHANNELS)
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
-    segments, own = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
+    segments, mine = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
     decay, bonus = row(table, DECAY), row(table, BONUS)
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
@@ -88,20 +88,20 @@ def _backward(table):
             start, stop = segment * SEGMENT_STEPS, min(time, (segment + 1) * SEGMENT_STEPS)
             a_start, b_start = row(table, STARTS, segment, 0, sequence), row(table, STARTS, segment, 1, sequence)
             m_start = row(table, STARTS, segment, 2, sequence)
-            a, b, m = row(table, BEFORE, own, 0, 0), row(table, BEFORE, own, 0, 1), row(table, BEFORE, own, 0, 2)
+            a, b, m = row(table, BEFORE, mine, 0, 0), row(table, BEFORE, mine, 0, 1), row(table, BEFORE, mine, 0, 2)
             for d in range(begin, end):
                 a[d - begin], b[d - begin], m[d - begin] = a_start[d], b_start[d], m_start[d]
             for t in range(start, stop):
                 step = t - start
-                a, b = row(table, BEFORE, own, step, 0), row(table, BEFORE, own, step, 1)
-                m = row(table, BEFORE, own, step, 2)
+                a, b = row(table, BEFORE, mine, step, 0), row(table, BEFORE, mine, step, 1)
+                m = row(table, BEFORE, mine, step, 2)
                 if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
                     for d in range(end - begin):
                         a[d], b[d], m[d] = ZERO, ZERO, EMPTY
                 if t + 1 == stop:
                     break
-                a_next, b_next = row(table, BEFORE, own, step + 1, 0), row(table, BEFORE, own, step + 1, 1)
-                m_next = row(table, BEFORE, own, step + 1, 2)
+                a_next, b_next = row(table, BEFORE, mine, step + 1, 0), row(table, BEFORE, mine, step + 1, 1)
+                m_next = row(table, BEFORE, mine, step + 1, 2)
                 k, v = row(table, K, sequence, t), row(table, V, sequence, t)
                 for d in range(end - begin):
                     c = begin + d
@@ -109,8 +109,8 @@ def _backward(table):
                     a_next[d] = keep * a[d] + write * v[c]
                     b_next[d] = keep * b[d] + write
             for t in range(stop - 1, start - 1, -1):
-                a, b = row(table, BEFORE, own, t - start, 0), row(table, BEFORE, own, t - start, 1)
-                m = row(table, BEFORE, own, t - start, 2)
+                a, b = row(table, BEFORE, mine, t - start, 0), row(table, BEFORE, mine, t - start, 1)
+                m = row(table, BEFORE, mine, t - start, 2)
                 k, v = row(table, K, sequence, t), row(table, V, sequence, t)
                 grad_y = row(table, GRAD_Y, sequence, t)
                 grad_k, grad_v = row(table, GRAD_K, sequence, t), row(table, GRAD_V, sequence, t)
