@@ -1,9 +1,10 @@
-"""The mLSTM and sLSTM operators, forward and backward, beside public kernels where those can be imported.
+"""The mLSTM and sLSTM operators and attention for CPUs, forward and backward, beside public kernels where those exist.
 
 All sides take turns in one process; medians are compared. The floor of each line is the larger of exact FLOPs over the
 rate of matrix products and of bytes (inputs, outputs and their gradients, once each) over the bandwidth, both measured
 in the same run. Peers: `mlstm_kernels` (on CPU its native chunkwise forms, on CUDA its Triton ones), and on CUDA
-`simple_gla` of `fla`, which does the same products without normaliser.
+`simple_gla` of `fla`, which does the same products without normaliser. Attention, on CPU alone, is beside PyTorch's,
+whose documents are a mask.
 
     .venv-parity/bin/python -m benchmarks.kernels
 
@@ -24,6 +25,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import bandwidth, describe, matrix_rate, wait
+from kernels.attention import attention
+from kernels.attention.reference import visible
 from kernels.mlstm import mlstm
 from kernels.slstm import slstm
 
@@ -34,6 +37,10 @@ CPU_SHAPES = [(8, 4, 256, 64, 64), (2, 4, 2048, 192, 192)]
 CUDA_SHAPES = [(32, 4, 2048, size, size) for size in (384, 512, 768, 1024, 1280)] + [(8, 16, 8192, 128, 256)]
 CPU_LAYERS = [(8, 256, 4, 32), (2, 2048, 4, 96)]
 """Of the sLSTM: batch, time, heads, head dimension."""
+CPU_ATTENTION = [(8, 2, 256, 64), (4, 8, 512, 64), (4, 4, 1024, 64), (1, 12, 2048, 64)]
+"""Batch, heads, time, head dimension: those of `baselines.py`, and one sequence at 125M."""
+DOCUMENT = 256
+"""Tokens of a document where several are packed."""
 CUDA_LAYERS = [(32, 2048, 4, size) for size in (192, 256, 384, 512, 640)]
 
 
@@ -84,9 +91,15 @@ def stepper(forward: Forward, inputs: list[Tensor], device: str) -> Callable[[],
 
 
 def compare(
-    name: str, sides: dict[str, Forward], inputs: list[Tensor], rounds: int, device: str, rates: tuple[float, float]
+    name: str,
+    sides: dict[str, Forward],
+    inputs: list[Tensor],
+    rounds: int,
+    device: str,
+    rates: tuple[float, float],
+    seen: float,
 ) -> dict[str, Any]:
-    """Medians of every side, in turns; a side that cannot run is named with the reason."""
+    """Medians of every side, in turns; a side that cannot run is named with the reason. `seen`: share of the FLOPs."""
     row: dict[str, Any] = {"operator": name, "seconds": {}, "failed": {}}
     with FlopCounterMode(display=False) as counter:
         stepper(sides["ours"], inputs, device)()
@@ -94,7 +107,7 @@ def compare(
     h = sides["ours"](*inputs)
     moved = 2 * sizes + 2 * h.numel() * h.element_size()
     del h
-    row["flops"], row["bytes"] = counter.get_total_flops(), moved
+    row["flops"], row["bytes"] = int(seen * counter.get_total_flops()), moved
     row["floor_seconds"] = max(row["flops"] / rates[0], moved / rates[1])
     steps = {}
     for side, forward in sides.items():
@@ -141,6 +154,25 @@ def slstm_inputs(shape: tuple[int, int, int, int], device: str) -> list[Tensor]:
     return [gates.to(dtype).requires_grad_(), recurrent.to(dtype).requires_grad_()]
 
 
+def attention_inputs(shape: tuple[int, int, int, int], device: str) -> list[Tensor]:
+    batch, heads, length, head_dim = shape
+    generator = torch.Generator(device).manual_seed(0)
+    tensors = (torch.randn(batch, length, heads, head_dim, generator=generator, device=device) for _ in range(3))
+    return [tensor.transpose(1, 2).requires_grad_() for tensor in tensors]
+
+
+def attention_sides(shape: tuple[int, int, int, int], packed: bool) -> tuple[dict[str, Forward], float]:
+    """Ours and PyTorch's, and the share of pairs of a query and a key that are seen."""
+    batch, _, length, _ = shape
+    pytorch = torch.nn.functional.scaled_dot_product_attention
+    if not packed:
+        return {"ours": attention, "PyTorch": lambda *x: pytorch(*x, is_causal=True)}, (length + 1) / (2 * length)
+    begins = (torch.arange(length) // DOCUMENT * DOCUMENT).to(torch.int32).expand(batch, -1)
+    mask = visible(length, length, begins, begins.device)
+    sides = {"ours": lambda *x: attention(*x, begins=begins), "PyTorch": lambda *x: pytorch(*x, attn_mask=mask)}
+    return sides, float(mask.float().mean())
+
+
 def main() -> None:
     """Print one line per operator, shape and side, and all numbers as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,14 +188,19 @@ def main() -> None:
     print(f"{'':<28}{'side':<32}{'ms':>10}{'x floor':>10}{'ours is faster by':>19}")
     rows = []
     mlstm_sides = {"ours": lambda *x: mlstm(*x)[0], **mlstm_peers(device)}
-    cases = [("mlstm", shape, mlstm_sides, mlstm_inputs) for shape in (CPU_SHAPES, CUDA_SHAPES)[device == "cuda"]]
+    cases: list[tuple[str, Any, dict[str, Forward], Any, float]]
+    cases = [("mlstm", shape, mlstm_sides, mlstm_inputs, 1.0) for shape in (CPU_SHAPES, CUDA_SHAPES)[device == "cuda"]]
     cases += [
-        ("slstm", shape, {"ours": lambda *x: slstm(*x)[0]}, slstm_inputs)  # type: ignore[list-item]
+        ("slstm", shape, {"ours": lambda *x: slstm(*x)[0]}, slstm_inputs, 1.0)
         for shape in (CPU_LAYERS, CUDA_LAYERS)[device == "cuda"]
     ]
-    for operator, shape, sides, inputs in cases:
+    for name, packed in (("attention", False), ("documents", True)):
+        for shape in CPU_ATTENTION if device == "cpu" else ():
+            attention_pair, seen = attention_sides(shape, packed)
+            cases.append((name, shape, attention_pair, attention_inputs, seen))
+    for operator, shape, sides, inputs, seen in cases:
         name = f"{operator} {' x '.join(map(str, shape))}"
-        row = compare(name, sides, inputs(shape, device), arguments.rounds, device, rates)
+        row = compare(name, sides, inputs(shape, device), arguments.rounds, device, rates, seen)
         rows.append(row)
         for side, seconds in row["seconds"].items():
             ratio = f"{row['ratios'][side]:.2f}" if side in row["ratios"] else ""
