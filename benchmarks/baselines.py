@@ -45,7 +45,12 @@ class Shape:
     blocks: int
 
 
-SHAPES = {"small": Shape(8, 256, 128, 4), "long": Shape(4, 1024, 256, 4), "large": Shape(4, 512, 512, 6)}
+SHAPES = {
+    "small": Shape(8, 256, 128, 4),
+    "wide": Shape(8, 256, 256, 4),
+    "long": Shape(4, 1024, 256, 4),
+    "large": Shape(4, 512, 512, 6),
+}
 PATIENCE = 10.0
 """Seconds of a step beyond which it is taken once a turn, with none before it to wake up, and in fewer turns."""
 
