@@ -69,3 +69,4 @@ def interpret_first_options() -> None:
     from triton.runtime.autotuner import Autotuner
 
     Autotuner.prune_configs = lambda self, kwargs: self.configs[:1]
+    Autotuner._bench = lambda self, *arguments, config, **others: [0.0]

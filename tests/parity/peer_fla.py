@@ -21,6 +21,7 @@ from triton.runtime.autotuner import Autotuner
 
 # Interpreted kernels take the first of their launch options: there is nothing to measure.
 Autotuner.prune_configs = lambda self, kwargs: self.configs[:1]
+Autotuner._bench = lambda self, *arguments, config, **others: [0.0]
 
 folder = Path(sys.argv[1])
 request = json.loads((folder / "request.json").read_text())
