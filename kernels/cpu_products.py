@@ -19,7 +19,7 @@ from kernels.cpu_functions import FAST, f32
 ROWS = 4
 """Rows of a tile."""
 COLUMNS = 32 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 16
-"""Columns of a tile: with ROWS, half of the vector registers there are, which is enough not to wait for a sum."""
+"""Columns of a tile: with ROWS, eight vector registers, which is enough not to wait for a sum."""
 NARROW = 8
 """Columns of the tiles that take what wide ones leave."""
 

@@ -11,7 +11,7 @@ from kernels import cpu
 from kernels.attention.reference import attention_reference, by_token, visible
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
 
-__all__ = ["attention"]
+__all__ = ["attention", "mask_for"]
 
 
 def attention(
@@ -20,13 +20,15 @@ def attention(
     value: Tensor,
     *,
     begins: Tensor | None = None,
+    mask: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """softmax(q·k / sqrt(head_dim)) v over each query's own token and those before it, within its document.
 
     `query` is (batch, heads, queries, head_dim), `key` and `value` (batch, heads, keys, head_dim): the queries are the
     last of the keys' tokens. `begins` (batch, queries, int32), the first key that a query sees, may not fall from one
-    query to the next. Returns (batch, heads, queries, head_dim) in the dtype of `query`; softmax in float32 at least.
+    query to the next; `mask` is what `mask_for` gave for them, made here where absent. Returns (batch, heads, queries,
+    head_dim) in the dtype of `query`; softmax in float32 at least.
 
     `implementation` is as in `kernels.dispatch`; `torch` is PyTorch's scaled_dot_product_attention, and what runs on
     GPUs: there are no Triton kernels. Those for CPUs take as many queries as keys. Raises ValueError for shapes that
@@ -47,19 +49,40 @@ def attention(
             raise ValueError(f"{name}: begins is {begins.dtype}, expected torch.int32")
     query, key, value = cast_for_autocast(query, key, value)
 
-    def cpu_obstacle() -> str | None:
-        differ = f"{queries} queries and {keys} keys differ in number" if queries != keys else None
-        return differ or cpu.obstacle(query, key, value)
-
-    chosen = choose(name, implementation, query, shape_obstacle=None, cpu_obstacle=cpu_obstacle)
+    chosen = _choose(implementation, queries, keys, query, key, value)
     if chosen == "reference":
         return attention_reference(query, key, value, begins)
     if chosen == "numba" and query.numel() > 0:
         return _attention(query, key, value, begins)[0]
-    if begins is None and (queries == keys or queries == 1):
+    if begins is None and _sees_all_before(queries, keys):
         return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1)
-    mask = visible(queries, keys, begins, query.device)
+    mask = visible(queries, keys, begins, query.device) if mask is None else mask
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def mask_for(x: Tensor, queries: int, keys: int, begins: Tensor | None) -> Tensor | None:
+    """The mask that PyTorch's attention needs, to be made once for all blocks; None where none is looked at.
+
+    `x` is what queries come from: of their device and dtype. (batch or 1, 1, queries, keys), true where seen.
+    """
+    if begins is None and _sees_all_before(queries, keys):
+        return None
+    of_none = cast_for_autocast(x[:0])[0]
+    if _choose("auto", queries, keys, of_none) == "numba":
+        return None
+    return visible(queries, keys, begins, x.device)
+
+
+def _sees_all_before(queries: int, keys: int) -> bool:
+    return queries in (keys, 1)
+
+
+def _choose(implementation: str, queries: int, keys: int, *tensors: Tensor) -> str:
+    def cpu_obstacle() -> str | None:
+        differ = f"{queries} queries and {keys} keys differ in number" if queries != keys else None
+        return differ or cpu.obstacle(*tensors)
+
+    return choose("attention", implementation, tensors[0], shape_obstacle=None, cpu_obstacle=cpu_obstacle)
 
 
 @torch.library.custom_op("scaling::attention", mutates_args=())

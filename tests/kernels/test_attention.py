@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.attention import attention
+from kernels.attention import attention, mask_for
 from kernels.dispatch import ImplementationError
 
 BOUND = 2e-6
@@ -124,6 +124,18 @@ def test_pieces_with_a_past_are_the_whole() -> None:
     for first, last in ((0, 11), (11, 12), (12, 30)):
         piece = attention(query[:, :, first:last], key[:, :, :last], value[:, :, :last], begins=begins[:, first:last])
         torch.testing.assert_close(piece, whole[:, :, first:last], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mask_is_made_once_where_one_is_looked_at(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, begins = problem(2, 3, 30, 8, many_documents=True)
+    query, key, value = (t.to(dtype) for t in tensors[:3])
+    mask = mask_for(query, 30, 30, begins)
+    assert (mask is None) == (dtype == torch.float32)  # kernels for CPUs take the first keys themselves
+    assert mask_for(query, 30, 30, None) is None
+    expected = attention(query, key, value, begins=begins)
+    monkeypatch.setattr("kernels.attention.visible", None)
+    assert torch.equal(attention(query, key, value, begins=begins, mask=mask), expected)
 
 
 def test_the_operator_keeps_the_rules_of_torch_library() -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.attention import mask_for
+
 
 @dataclass(frozen=True)
 class Past:
@@ -26,6 +28,7 @@ class Layout:
 
     positions: Tensor  # (time,), or (batch, time) where documents differ
     begins: Tensor | None  # (batch, time), int32: the first key of each token's document; None: the first there is
+    mask: Tensor | None  # (batch or 1, 1, time, keys), true where seen; None where attention asks for none
     num_keys: int  # tokens so far, these included
     next_position: Tensor  # (batch,)
 
@@ -35,12 +38,12 @@ class Layout:
         return Past(keys, values, self.next_position, self.begins is None)
 
 
-def lay_out(tokens: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
-    """Positions and documents of `tokens` (batch, time) after `past`; `resets` (batch, time) opens documents."""
-    batch, time = tokens.shape
-    steps = torch.arange(time, device=tokens.device)
+def lay_out(x: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
+    """Where embedded tokens `x` (batch, time, d) stand after `past`; `resets` (batch, time) opens documents."""
+    batch, time, _ = x.shape
+    steps = torch.arange(time, device=x.device)
     if past is None and resets is None:
-        return Layout(steps, None, time, steps.new_full((batch,), time))
+        return Layout(steps, None, None, time, steps.new_full((batch,), time))
     before = 0 if past is None else past.keys[0].shape[2]
     next_position = steps.new_zeros(batch) if past is None else past.next_position
     positions = next_position[:, None] + steps
@@ -48,4 +51,5 @@ def lay_out(tokens: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
         positions = positions - torch.where(resets, positions, 0).cummax(dim=1).values
     is_one_document = resets is None and (past is None or past.is_one_document)
     begins = None if is_one_document else (before + steps - positions).to(torch.int32)
-    return Layout(positions, begins, before + time, positions[:, -1] + 1)
+    mask = mask_for(x, time, before + time, begins)
+    return Layout(positions, begins, mask, before + time, positions[:, -1] + 1)

@@ -44,10 +44,11 @@ class GPT(nn.Module):
         `state` is the past's keys and values, kept as in `Llama`. ValueError for a document longer than the positions
         the model has.
         """
-        layout = lay_out(tokens, state, resets)
+        x = self.embedding(tokens)
+        layout = lay_out(x, state, resets)
         self._check_length(layout)
         keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = self.embedding(tokens) + self.positions(layout.positions)
+        x = x + self.positions(layout.positions)
         cache: list[tuple[Tensor, Tensor]] = []
         for index, block in enumerate(self.blocks):
             past = None if state is None else (state.keys[index], state.values[index])
@@ -105,7 +106,7 @@ class Block(nn.Module):
         query, key, value = projected.split(self.num_heads, dim=1)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        attended = attention(query, key, value, begins=layout.begins)
+        attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         x = x + self.down(F.gelu(self.up(self.feedforward_norm(x)), approximate="tanh"))
         return x, (key, value) if keep else None

@@ -48,10 +48,10 @@ class Llama(nn.Module):
         `state` is the past's keys and values. In training (gradients on, targets given, no state) none is kept, since
         it would hold every block's activations alive, and None is returned.
         """
-        layout = lay_out(tokens, state, resets)
+        x = self.embedding(tokens)
+        layout = lay_out(x, state, resets)
         keep = state is not None or targets is None or not torch.is_grad_enabled()
         angles = Angles(layout.positions, self.config)
-        x = self.embedding(tokens)
         cache: list[tuple[Tensor, Tensor]] = []
         for index, block in enumerate(self.blocks):
             past = None if state is None else (state.keys[index], state.values[index])
@@ -106,7 +106,7 @@ class Block(nn.Module):
         )
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        attended = attention(query, key, value, begins=layout.begins)
+        attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         normed = self.feedforward_norm(x)
         x = x + self.down(swiglu(self.gate(normed), self.up(normed)))
