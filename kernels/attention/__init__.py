@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 from kernels import cpu
 from kernels.attention.reference import attention_reference, by_token, visible
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+from kernels.operator import operator
 
 __all__ = ["attention", "mask_for"]
 
@@ -85,7 +86,7 @@ def _choose(implementation: str, queries: int, keys: int, *tensors: Tensor) -> s
     return choose("attention", implementation, tensors[0], shape_obstacle=None, cpu_obstacle=cpu_obstacle)
 
 
-@torch.library.custom_op("scaling::attention", mutates_args=())
+@operator("attention")
 def _attention(query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output, and what the backward needs of the scores (2, batch, heads, queries)."""
     from kernels.attention import numba_blocks
@@ -98,7 +99,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None) -> tuple
     return by_token(query), query.new_empty(2, *query.shape[:-1])
 
 
-@torch.library.custom_op("scaling::attention_backward", mutates_args=())
+@operator("attention_backward")
 def _attention_backward(
     grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None, y: Tensor, scores: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +125,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor |
     return *_attention_backward(grad_y, *ctx.saved_tensors), None
 
 
-_attention.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_attention.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.attention)

@@ -10,6 +10,7 @@ from kernels import cpu
 from kernels.block_diagonal import torch_grouped
 from kernels.block_diagonal.reference import block_diagonal_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+from kernels.operator import operator
 
 __all__ = ["block_diagonal"]
 
@@ -48,7 +49,7 @@ def _cpu_obstacle(x: Tensor, weight: Tensor) -> str | None:
     return cpu.obstacle(x, weight)
 
 
-@torch.library.custom_op("scaling::block_diagonal", mutates_args=())
+@operator("block_diagonal")
 def _block_diagonal(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
     if implementation == "triton":
         from kernels.block_diagonal import triton_blocks
@@ -66,7 +67,7 @@ def _(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("scaling::block_diagonal_backward", mutates_args=())
+@operator("block_diagonal_backward")
 def _block_diagonal_backward(grad_y: Tensor, x: Tensor, weight: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
     if implementation == "triton":
@@ -94,7 +95,7 @@ def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return *_block_diagonal_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None
 
 
-_block_diagonal.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_block_diagonal.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.block_diagonal)

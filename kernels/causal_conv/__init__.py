@@ -10,6 +10,7 @@ from kernels import cpu
 from kernels.causal_conv import torch_shifted
 from kernels.causal_conv.reference import causal_conv_silu_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape, state_dtype
+from kernels.operator import operator
 
 __all__ = ["causal_conv_silu"]
 
@@ -57,7 +58,7 @@ def causal_conv_silu(
     return y, tail
 
 
-@torch.library.custom_op("scaling::causal_conv_silu", mutates_args=())
+@operator("causal_conv_silu")
 def _causal_conv_silu(
     x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor]:
@@ -81,7 +82,7 @@ def _(
     return x.new_empty(x.shape), kept
 
 
-@torch.library.custom_op("scaling::causal_conv_silu_backward", mutates_args=())
+@operator("causal_conv_silu_backward")
 def _causal_conv_silu_backward(
     grad_y: Tensor,
     x: Tensor,
@@ -121,7 +122,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor |
     return *_causal_conv_silu_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None, None
 
 
-_causal_conv_silu.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_causal_conv_silu.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.causal_conv_silu)

@@ -10,6 +10,7 @@ from kernels import cpu
 from kernels.dispatch import Implementation, choose, expect_shape, state_dtype
 from kernels.gated_head_norm import torch_fused
 from kernels.gated_head_norm.reference import gated_head_norm_reference
+from kernels.operator import operator
 
 __all__ = ["gated_head_norm"]
 
@@ -56,7 +57,7 @@ def _triton_obstacle(h: Tensor) -> str | None:
     return triton_norm.shape_obstacle(h.shape[-1])
 
 
-@torch.library.custom_op("scaling::gated_head_norm", mutates_args=())
+@operator("gated_head_norm")
 def _gated_head_norm(
     h: Tensor,
     weight: Tensor,
@@ -67,16 +68,15 @@ def _gated_head_norm(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and what the implementation keeps for its backward: mean and reciprocal deviation, or nothing."""
-    with torch.autocast(h.device.type, enabled=False):
-        if implementation == "triton":
-            from kernels.gated_head_norm import triton_norm
+    if implementation == "triton":
+        from kernels.gated_head_norm import triton_norm
 
-            return triton_norm.forward(h, weight, gate, skipped, skip, eps)
-        if implementation == "numba":
-            from kernels.gated_head_norm import numba_norm
+        return triton_norm.forward(h, weight, gate, skipped, skip, eps)
+    if implementation == "numba":
+        from kernels.gated_head_norm import numba_norm
 
-            return numba_norm.forward(h, weight, gate, skipped, skip, eps)
-        return torch_fused.forward(h, weight, gate, skipped, skip, eps)
+        return numba_norm.forward(h, weight, gate, skipped, skip, eps)
+    return torch_fused.forward(h, weight, gate, skipped, skip, eps)
 
 
 @_gated_head_norm.register_fake
@@ -85,7 +85,7 @@ def _(h: Tensor, weight: Tensor, gate: Tensor, *options: Any) -> tuple[Tensor, T
     return gate.new_empty(gate.shape), h.new_empty(shape, dtype=dtype), h.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("scaling::gated_head_norm_backward", mutates_args=())
+@operator("gated_head_norm_backward")
 def _gated_head_norm_backward(
     grad_y: Tensor,
     h: Tensor,
@@ -99,16 +99,15 @@ def _gated_head_norm_backward(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, weight, gate, skipped and skip; the last two are empty without a skip."""
-    with torch.autocast(h.device.type, enabled=False):
-        if implementation == "triton":
-            from kernels.gated_head_norm import triton_norm
+    if implementation == "triton":
+        from kernels.gated_head_norm import triton_norm
 
-            return triton_norm.backward(grad_y, h, weight, gate, skipped, skip, eps)
-        if implementation == "numba":
-            from kernels.gated_head_norm import numba_norm
+        return triton_norm.backward(grad_y, h, weight, gate, skipped, skip, eps)
+    if implementation == "numba":
+        from kernels.gated_head_norm import numba_norm
 
-            return numba_norm.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
-        return torch_fused.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
+        return numba_norm.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
+    return torch_fused.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
 
 
 @_gated_head_norm_backward.register_fake
@@ -135,7 +134,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor 
     return *grads, None, None
 
 
-_gated_head_norm.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_gated_head_norm.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula([torch.ops.scaling.gated_head_norm, torch.ops.scaling.gated_head_norm_backward])

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, state_dtype
 from kernels.linear_cross_entropy import chunks
 from kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from kernels.operator import operator
 
 __all__ = ["linear_cross_entropy"]
 
@@ -49,7 +50,7 @@ def linear_cross_entropy(
     return losses.view(targets.shape)
 
 
-@torch.library.custom_op("scaling::linear_cross_entropy", mutates_args=())
+@operator("linear_cross_entropy")
 def _linear_cross_entropy(
     rows: Tensor,
     weight: Tensor,
@@ -60,8 +61,7 @@ def _linear_cross_entropy(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses; for the backward, logarithms of the partition sums, and of the logits what is kept."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return chunks.forward(rows, weight, labels, ignored, soft_cap, implementation)
+    return chunks.forward(rows, weight, labels, ignored, soft_cap, implementation)
 
 
 @_linear_cross_entropy.register_fake
@@ -72,7 +72,7 @@ def _(rows: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tens
     return losses, log_z, rows.new_empty(kept, vocab, dtype=chunks.kept_dtype(rows, options[-1]))
 
 
-@torch.library.custom_op("scaling::linear_cross_entropy_backward", mutates_args=())
+@operator("linear_cross_entropy_backward")
 def _linear_cross_entropy_backward(
     grads: Tensor,
     rows: Tensor,
@@ -86,8 +86,7 @@ def _linear_cross_entropy_backward(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the rows and of the weight."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return chunks.backward(grads, rows, weight, labels, log_z, kept, ignored, soft_cap, z_loss, implementation)
+    return chunks.backward(grads, rows, weight, labels, log_z, kept, ignored, soft_cap, z_loss, implementation)
 
 
 @_linear_cross_entropy_backward.register_fake
@@ -106,7 +105,7 @@ def _differentiate(ctx: Any, grads: Tensor, *_: Tensor | None) -> tuple[Tensor |
     return of_rows, of_weight, *(None,) * 5
 
 
-_linear_cross_entropy.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_linear_cross_entropy.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.linear_cross_entropy)

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import cpu
 from kernels.dispatch import state_dtype
 from kernels.mlstm import torch_chunkwise
+from kernels.operator import operator
 
 
-@torch.library.custom_op("scaling::mlstm", mutates_args=())
+@operator("mlstm")
 def mlstm_op(
     q: Tensor,
     k: Tensor,
@@ -43,9 +44,7 @@ def mlstm_op(
         from kernels.mlstm import numba_chunkwise
 
         forward = numba_chunkwise.forward
-    # The gates and states are float32 whatever autocast would make of them.
-    with torch.autocast(q.device.type, enabled=False):
-        return forward(q, k, v, i, f, C, n, m, resets, input_gate, normalize, eps, chunk, save_states)
+    return forward(q, k, v, i, f, C, n, m, resets, input_gate, normalize, eps, chunk, save_states)
 
 
 @mlstm_op.register_fake
@@ -80,7 +79,7 @@ def _(
     )
 
 
-@torch.library.custom_op("scaling::mlstm_backward", mutates_args=())
+@operator("mlstm_backward")
 def mlstm_backward_op(
     grad_h: Tensor,
     grad_C: Tensor | None,
@@ -113,11 +112,10 @@ def mlstm_backward_op(
         from kernels.mlstm import numba_chunkwise
 
         backward = numba_chunkwise.backward
-    with torch.autocast(q.device.type, enabled=False):
-        return backward(
-            grad_h, grad_C, grad_n, q, k, v, i, f, m, resets, h, states_C, states_n, s,
-            has_initial_state, input_gate, normalize, eps, chunk,
-        )  # fmt: skip
+    return backward(
+        grad_h, grad_C, grad_n, q, k, v, i, f, m, resets, h, states_C, states_n, s,
+        has_initial_state, input_gate, normalize, eps, chunk,
+    )  # fmt: skip
 
 
 @mlstm_backward_op.register_fake
@@ -182,7 +180,7 @@ def _autograd_backward(ctx: Any, grad_h: Tensor | None, grad_C: Tensor | None, g
     return (*grads, *initial, *(None,) * 8)
 
 
-mlstm_op.register_autograd(_autograd_backward, setup_context=_setup_context)
+mlstm_op.register_autograd(_autograd_backward, keep=_setup_context)
 
 
 def _matmul_flops(q_shape: Any, v_shape: Any, chunk: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import cpu
 from kernels.block_diagonal import CPU_WIDTH, block_diagonal
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
+from kernels.operator import operator
 
 __all__ = ["mlstm_inputs"]
 
@@ -64,7 +65,7 @@ def mlstm_inputs(
     return q, k, v, total
 
 
-@torch.library.custom_op("scaling::mlstm_inputs", mutates_args=())
+@operator("mlstm_inputs")
 def _mlstm_inputs(
     convolved: Tensor, inner: Tensor, query: Tensor, key: Tensor, value: Tensor, gates: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,7 +82,7 @@ def _(
     return q, k, v, inner.new_empty(*inner.shape[:-1], bias.shape[0])
 
 
-@torch.library.custom_op("scaling::mlstm_inputs_backward", mutates_args=())
+@operator("mlstm_inputs_backward")
 def _mlstm_inputs_backward(
     grads: list[Tensor], convolved: Tensor, inner: Tensor, weights: list[Tensor], gates: Tensor, outputs: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -109,7 +110,7 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(_mlstm_inputs_backward(list(grads), convolved, inner, [query, key, value], gates, outputs))
 
 
-_mlstm_inputs.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_mlstm_inputs.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.mlstm_inputs)

@@ -1,6 +1,5 @@
 """RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.dispatch import Implementation, choose, expect_shape, state_dtype
-from kernels.rms_norm import torch_fused
+from kernels.operator import modules, operator
 from kernels.rms_norm.reference import rms_norm_reference
 
 __all__ = ["rms_norm"]
@@ -35,23 +34,13 @@ def _triton_obstacle(x: Tensor) -> str | None:
     return triton_norm.shape_obstacle(x.shape[-1])
 
 
-def _module(implementation: str) -> ModuleType:
-    if implementation == "triton":
-        from kernels.rms_norm import triton_norm
-
-        return triton_norm
-    if implementation == "numba":
-        from kernels.rms_norm import numba_norm
-
-        return numba_norm
-    return torch_fused
+_module = modules(__name__, torch="torch_fused", numba="numba_norm", triton="triton_norm")
 
 
-@torch.library.custom_op("scaling::rms_norm", mutates_args=())
+@operator("rms_norm")
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, implementation: str) -> tuple[Tensor, Tensor]:
     """y, and the factor of each row (…)."""
-    with torch.autocast(x.device.type, enabled=False):
-        y, scale = _module(implementation).forward(x, weight, eps)
+    y, scale = _module(implementation).forward(x, weight, eps)
     return y, scale
 
 
@@ -60,13 +49,12 @@ def _(x: Tensor, weight: Tensor, eps: float, implementation: str) -> tuple[Tenso
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=state_dtype(x))
 
 
-@torch.library.custom_op("scaling::rms_norm_backward", mutates_args=())
+@operator("rms_norm_backward")
 def _rms_norm_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
-    with torch.autocast(x.device.type, enabled=False):
-        grad_x, grad_weight = _module(implementation).backward(grad_y, x, weight, scale)
+    grad_x, grad_weight = _module(implementation).backward(grad_y, x, weight, scale)
     return grad_x, grad_weight
 
 
@@ -85,7 +73,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor |
     return *_rms_norm_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None, None
 
 
-_rms_norm.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_rms_norm.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula([torch.ops.scaling.rms_norm, torch.ops.scaling.rms_norm_backward])

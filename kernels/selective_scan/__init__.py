@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.dispatch import choose, expect_resets, expect_shape, state_dtype
+from kernels.operator import operator
 from kernels.selective_scan import torch_chunked
 from kernels.selective_scan.reference import selective_scan_reference, zero_state
 
@@ -64,7 +65,7 @@ def _triton_obstacle(A: Tensor) -> str | None:
     return triton_scan.shape_obstacle(A)
 
 
-@torch.library.custom_op("scaling::selective_scan", mutates_args=())
+@operator("selective_scan")
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -116,7 +117,7 @@ def _(
     return torch.empty_like(u, memory_format=torch.contiguous_format), torch.empty_like(state), starts
 
 
-@torch.library.custom_op("scaling::selective_scan_backward", mutates_args=())
+@operator("selective_scan_backward")
 def _scan_backward(
     grad_y: Tensor,
     grad_state: Tensor,
@@ -173,7 +174,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor | Non
     return *_scan_backward(grad_y, grad_state, *tensors, resets, starts, ctx.implementation), None, None
 
 
-_scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_scan.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.selective_scan)

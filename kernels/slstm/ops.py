@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.dispatch import state_dtype
+from kernels.operator import operator
 from kernels.slstm import torch_scan
 
 
-@torch.library.custom_op("scaling::slstm", mutates_args=())
+@operator("slstm")
 def slstm_op(
     gates: Tensor,
     recurrent: Tensor,
@@ -35,9 +36,7 @@ def slstm_op(
         from kernels.slstm import numba_scan
 
         forward = numba_scan.forward
-    # The recurrence is float32 whatever autocast would make of it.
-    with torch.autocast(gates.device.type, enabled=False):
-        hs, cs, ls, active = forward(gates, recurrent, h, c, n, m, resets)
+    hs, cs, ls, active = forward(gates, recurrent, h, c, n, m, resets)
     last = _batch_first(cs[-1])
     return hs, last, torch.ones_like(last), _batch_first(ls[-1]), cs, ls, active
 
@@ -66,7 +65,7 @@ def _(
     return every, *parts, torch.empty_like(every), torch.empty_like(every), active
 
 
-@torch.library.custom_op("scaling::slstm_backward", mutates_args=())
+@operator("slstm_backward")
 def slstm_backward_op(
     grad_h: Tensor,
     grad_c: Tensor | None,
@@ -94,8 +93,7 @@ def slstm_backward_op(
         from kernels.slstm import numba_scan
 
         backward = numba_scan.backward
-    with torch.autocast(hs.device.type, enabled=False):
-        return backward(grad_h, grad_c, grad_n, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip)
+    return backward(grad_h, grad_c, grad_n, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip)
 
 
 @slstm_backward_op.register_fake
@@ -148,7 +146,7 @@ def _autograd_backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, g
     return grad_gates.to(ctx.gates_dtype), grad_recurrent.to(recurrent.dtype), *initial, None, None, None, None
 
 
-slstm_op.register_autograd(_autograd_backward, setup_context=_setup_context)
+slstm_op.register_autograd(_autograd_backward, keep=_setup_context)
 
 
 @register_flop_formula(torch.ops.scaling.slstm)

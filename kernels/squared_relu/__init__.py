@@ -1,6 +1,5 @@
 """Squared ReLU (So et al. 2021, arXiv 2109.08668): what RWKV-4's channel mixing has between its matrices."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.dispatch import Implementation, choose
-from kernels.squared_relu import torch_fused
+from kernels.operator import modules, operator
 from kernels.squared_relu.reference import squared_relu_reference
 
 __all__ = ["squared_relu"]
@@ -24,19 +23,10 @@ def squared_relu(x: Tensor, *, implementation: Implementation = "auto") -> Tenso
     return squared_relu_reference(x) if chosen == "reference" else _squared_relu(x, chosen)
 
 
-def _module(implementation: str) -> ModuleType:
-    if implementation == "triton":
-        from kernels.squared_relu import triton_relu
-
-        return triton_relu
-    if implementation == "numba":
-        from kernels.squared_relu import numba_relu
-
-        return numba_relu
-    return torch_fused
+_module = modules(__name__, torch="torch_fused", numba="numba_relu", triton="triton_relu")
 
 
-@torch.library.custom_op("scaling::squared_relu", mutates_args=())
+@operator("squared_relu")
 def _squared_relu(x: Tensor, implementation: str) -> Tensor:
     y: Tensor = _module(implementation).forward(x)
     return y
@@ -47,7 +37,7 @@ def _(x: Tensor, implementation: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("scaling::squared_relu_backward", mutates_args=())
+@operator("squared_relu_backward")
 def _squared_relu_backward(grad_y: Tensor, x: Tensor, implementation: str) -> Tensor:
     grad_x: Tensor = _module(implementation).backward(grad_y, x)
     return grad_x
@@ -67,7 +57,7 @@ def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
     return _squared_relu_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None
 
 
-_squared_relu.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_squared_relu.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula([torch.ops.scaling.squared_relu, torch.ops.scaling.squared_relu_backward])

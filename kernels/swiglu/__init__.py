@@ -1,6 +1,5 @@
 """SwiGLU (Shazeer 2020, arXiv 2002.05202): the gated half of a Llama feed-forward layer."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
-from kernels.swiglu import torch_fused
+from kernels.operator import modules, operator
 from kernels.swiglu.reference import swiglu_reference
 
 __all__ = ["swiglu"]
@@ -30,19 +29,10 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: Implementation = "auto")
     return swiglu_reference(gate, up) if chosen == "reference" else _swiglu(gate, up, chosen)
 
 
-def _module(implementation: str) -> ModuleType:
-    if implementation == "triton":
-        from kernels.swiglu import triton_swiglu
-
-        return triton_swiglu
-    if implementation == "numba":
-        from kernels.swiglu import numba_swiglu
-
-        return numba_swiglu
-    return torch_fused
+_module = modules(__name__, torch="torch_fused", numba="numba_swiglu", triton="triton_swiglu")
 
 
-@torch.library.custom_op("scaling::swiglu", mutates_args=())
+@operator("swiglu")
 def _swiglu(gate: Tensor, up: Tensor, implementation: str) -> Tensor:
     y: Tensor = _module(implementation).forward(gate, up)
     return y
@@ -53,7 +43,7 @@ def _(gate: Tensor, up: Tensor, implementation: str) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-@torch.library.custom_op("scaling::swiglu_backward", mutates_args=())
+@operator("swiglu_backward")
 def _swiglu_backward(grad_y: Tensor, gate: Tensor, up: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up."""
     grad_gate, grad_up = _module(implementation).backward(grad_y, gate, up)
@@ -74,7 +64,7 @@ def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return *_swiglu_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None
 
 
-_swiglu.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_swiglu.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula([torch.ops.scaling.swiglu, torch.ops.scaling.swiglu_backward])

@@ -1,6 +1,5 @@
 """Token shift (Peng et al. 2023, arXiv 2305.13048, section 3.1): mixtures of each token with the one before it."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape
-from kernels.token_shift import torch_fused
+from kernels.operator import modules, operator
 from kernels.token_shift.reference import token_shift_reference
 
 __all__ = ["token_shift"]
@@ -49,19 +48,10 @@ def token_shift(
     return mixtures
 
 
-def _module(implementation: str) -> ModuleType:
-    if implementation == "triton":
-        from kernels.token_shift import triton_shift
-
-        return triton_shift
-    if implementation == "numba":
-        from kernels.token_shift import numba_shift
-
-        return numba_shift
-    return torch_fused
+_module = modules(__name__, torch="torch_fused", numba="numba_shift", triton="triton_shift")
 
 
-@torch.library.custom_op("scaling::token_shift", mutates_args=())
+@operator("token_shift")
 def _token_shift(x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None, implementation: str) -> list[Tensor]:
     mixtures: list[Tensor] = _module(implementation).forward(x, shares, last, resets)
     return mixtures
@@ -72,7 +62,7 @@ def _(x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None, implementa
     return [x.new_empty(x.shape) for _ in range(shares.shape[0])]
 
 
-@torch.library.custom_op("scaling::token_shift_backward", mutates_args=())
+@operator("token_shift_backward")
 def _token_shift_backward(
     grads: list[Tensor], x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +87,7 @@ def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
     return *_token_shift_backward(grads, *ctx.saved_tensors, ctx.implementation), None, None
 
 
-_token_shift.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_token_shift.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula([torch.ops.scaling.token_shift, torch.ops.scaling.token_shift_backward])

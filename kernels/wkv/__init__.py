@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.dispatch import choose, expect_resets, expect_shape, state_dtype
+from kernels.operator import operator
 from kernels.wkv import torch_chunked
 from kernels.wkv.reference import WKVState, wkv_reference, zero_state
 
@@ -56,7 +57,7 @@ def wkv(
     return y, WKVState(final_state[0], final_state[1], final_state[2].detach())
 
 
-@torch.library.custom_op("scaling::wkv", mutates_args=())
+@operator("wkv")
 def _wkv(
     k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +95,7 @@ def _(
     return y, torch.empty_like(state), state.new_empty(count, *state.shape)
 
 
-@torch.library.custom_op("scaling::wkv_backward", mutates_args=())
+@operator("wkv_backward")
 def _wkv_backward(
     grad_y: Tensor,
     grad_state: Tensor,
@@ -148,7 +149,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor | Non
     return *_wkv_backward(grad_y, grad_state, *tensors, resets, starts, ctx.implementation), None, None
 
 
-_wkv.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_wkv.register_autograd(_differentiate, keep=_keep_for_backward)
 
 
 @register_flop_formula(torch.ops.scaling.wkv)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels.selective_scan as operator
 from kernels.dispatch import ImplementationError
 from kernels.selective_scan import selective_scan, torch_chunked
 
@@ -123,12 +122,12 @@ def test_two_halves_equal_the_whole(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_operator_obeys_the_rules_of_torch_library(implementation: str) -> None:
     tensors = tuple(x.requires_grad_() for x in inputs((2, 7, 5, 3), torch.float32).values())
-    resets = some_resets((2, 7, 5, 3))
-    torch.library.opcheck(operator._scan, (*tensors, resets, implementation))
+    resets, ops = some_resets((2, 7, 5, 3)), torch.ops.scaling
+    torch.library.opcheck(ops.selective_scan.default, (*tensors, resets, implementation))
     *operands, state = (tensor.detach() for tensor in tensors)
-    y, final, starts = operator._scan(*operands, state, resets, implementation)
+    y, final, starts = ops.selective_scan(*operands, state, resets, implementation)
     # What compiled code is told of the gradients' layout, it relies on.
-    torch.library.opcheck(operator._scan_backward, (y, final, *operands, resets, starts, implementation))
+    torch.library.opcheck(ops.selective_scan_backward.default, (y, final, *operands, resets, starts, implementation))
 
 
 def test_wrong_shapes_are_named() -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels.wkv as operator
 from kernels.dispatch import ImplementationError
 from kernels.wkv import WKVState, torch_chunked, wkv
 
@@ -137,7 +136,7 @@ def test_operator_obeys_the_rules_of_torch_library(implementation: str) -> None:
     tensors = inputs((2, 5, 3), torch.float32)
     state = torch.stack((tensors["a"], tensors["b"], tensors["m"])).requires_grad_()
     arguments = [tensors[name].requires_grad_() for name in ("k", "v", "decay", "bonus")]
-    torch.library.opcheck(operator._wkv, (*arguments, state, some_resets((2, 5, 3)), implementation))
+    torch.library.opcheck(torch.ops.scaling.wkv.default, (*arguments, state, some_resets((2, 5, 3)), implementation))
 
 
 def test_wrong_shapes_are_named() -> None:
