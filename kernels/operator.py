@@ -42,9 +42,10 @@ class Operator(Generic[Result]):
         result = self._function.apply(*arguments)
         return cast(Result, list(result) if self._returns_list else result)
 
-    def register_fake(self, fake: Callable[..., Any]) -> None:
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: the function that gives the results' shapes, dtypes and strides from arguments without numbers."""
         self._definition.register_fake(fake)
+        return fake
 
     def register_autograd(self, differentiate: Callable[..., Any], *, keep: Callable[..., None]) -> None:
         """The gradient: `differentiate(ctx, *grads)`, with what `keep(ctx, inputs, output)` has put into ctx.

@@ -62,7 +62,19 @@ def compile_one(
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     strides = re.compile(r"^((grad|gate|skipped|[a-z])_[btr]|[a-gi-z]_h|h_h|(grad_)?stride)$")
-    lengths = ("time", "chunks", "heads", "batch", "rows", "channels", "numbers", "vocab", "ignored")
+    lengths = (
+        "time",
+        "chunks",
+        "heads",
+        "batch",
+        "rows",
+        "channels",
+        "numbers",
+        "vocab",
+        "ignored",
+        "pairs",
+        "angle_rows",
+    )
     signature = {
         name: "i32" if strides.match(name) or name in lengths else types.get(name, "") for name in kernel.arg_names
     }
@@ -111,6 +123,7 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     from kernels.causal_conv import triton_conv
     from kernels.gated_head_norm import triton_norm
     from kernels.rms_norm import triton_norm as triton_rms_norm
+    from kernels.rotary import triton_turn
     from kernels.squared_relu import triton_relu
     from kernels.swiglu import triton_swiglu
     from kernels.token_shift import triton_shift
@@ -134,11 +147,17 @@ def block_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     cases += [(kernel, triton_relu.TILE) for kernel in (triton_relu.forward_kernel, triton_relu.backward_kernel)]
     shift = triton_shift.TILE | {"RESETS": True, "ADD": True}
     cases += [(kernel, shift) for kernel in (triton_shift.forward_kernel, triton_shift.backward_kernel)]
+    cases += [(triton_turn.turn_kernel, triton_turn.TILE | {"HEADS": 12, "HALF": 32})]
     for kernel, constants in cases:
-        types = {name: SINGLE if name in ("parts", "scale") else HALF for name in kernel.arg_names}
+        types = {name: SINGLE if name in ("parts", "scale", "cos", "sin") else HALF for name in kernel.arg_names}
         if kernel is triton_shift.backward_kernel:
             types |= {"grad_x": SINGLE, "grad_last": SINGLE}
-        yield kernel, types | {"documents": "*i32", "resets": "*i1", "eps": "fp32"}, constants, {"num_warps": 4}
+        yield (
+            kernel,
+            types | {"documents": "*i32", "resets": "*i1", "eps": "fp32", "sign": "fp32"},
+            constants,
+            {"num_warps": 4},
+        )
 
 
 def loss_kernels() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]]:

@@ -20,6 +20,7 @@ from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import chunks, linear_cross_entropy
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
+from kernels.rotary import rotary
 from kernels.squared_relu import squared_relu
 from kernels.swiglu import swiglu
 from kernels.token_shift import token_shift
@@ -103,6 +104,17 @@ def positive(batch: int, time: int, channels: int) -> Problem:
     return Problem(squared_relu, normal(0, batch, time, channels))
 
 
+def positions(batch: int, time: int, heads: int, head_dim: int, packed: bool) -> Problem:
+    """Angles of one set of positions, or of one for each sequence."""
+    angles = 3 * normal(2, *((batch, time) if packed else (time,)), head_dim // 2).float()
+
+    def function(query: Tensor, key: Tensor, implementation: Any) -> tuple[Tensor, Tensor]:
+        of = angles.to(torch.promote_types(query.dtype, torch.float32))
+        return rotary(query, key, of.cos(), of.sin(), implementation=implementation)
+
+    return Problem(function, *(normal(seed, batch, time, heads, head_dim) for seed in (0, 1)))
+
+
 def inputs_of_mlstm(batch: int, time: int, blocks: int, gates: int) -> Problem:
     x = [normal(seed, batch, time, 4 * blocks) for seed in (0, 1)]
     maps = [normal(seed, blocks, 4, 4) for seed in (2, 3, 4)]
@@ -143,6 +155,8 @@ SMALL = [
     rows_norm(2, 70, 24),
     gated(2, 5, 24),
     positive(2, 5, 24),
+    positions(2, 70, 2, 12, packed=True),
+    positions(2, 5, 3, 2, packed=False),
     inputs_of_mlstm(2, 37, 6, 4),
     mixtures(2, 70, 20, 3, resetting=True),
     mixtures(2, 1, 3, 2, resetting=False),
@@ -159,6 +173,8 @@ NAMES = [
     "norm of rows",
     "gated",
     "squared ReLU",
+    "positions of packed documents",
+    "positions",
     "inputs of the mLSTM",
     "token shift with resets",
     "token shift",
@@ -191,6 +207,7 @@ def test_pytorch_forms_are_their_definitions(batch: int, time: int, heads: int, 
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
         positive(batch, time, heads * width),
+        positions(batch, time, heads, 2 * width, flag),
         mixtures(batch, time, heads * width, 1 + heads % 3, flag),
         loss(batch, time, width, 30 * heads, 2.0 if flag else None),
     ):
@@ -222,6 +239,7 @@ def test_forms_compiled_for_cpus_are_their_definitions(
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),
         positive(batch, time, heads * width),
+        positions(batch, time, heads, 2 * width, flag),
         inputs_of_mlstm(batch, time, width, heads + 1),
         mixtures(batch, time, heads * width, 1 + heads % 3, flag),
     ):
@@ -272,6 +290,18 @@ def test_nan_and_infinity_stay_in_their_sequence(problem: Problem, implementatio
         assert not torch.equal(spoiled[0][1], clean[0][1])
 
 
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
+def test_scores_of_turned_queries_and_keys_know_only_their_distance(implementation: Any) -> None:
+    query, key = (normal(seed, 1, 7, 2, 12).float() for seed in (0, 1))
+    scores = []
+    for first in (0, 40):
+        angles = torch.arange(first, first + 7)[:, None] * 100.0 ** (-torch.arange(6) / 6)
+        turned = rotary(query, key, angles.cos(), angles.sin(), implementation=implementation)
+        scores.append(torch.einsum("bihd,bjhd->bhij", *turned))
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores[0].diagonal(dim1=2, dim2=3), (query * key).sum(-1).transpose(1, 2))
+
+
 @every_operator
 def test_gradcheck_holds_in_float64(problem: Problem) -> None:
     inputs = [t.clone().requires_grad_() for t in problem.tensors]
@@ -303,6 +333,8 @@ def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: t
     torch.library.opcheck(ops.token_shift.default, (x, shares, last, torch.rand(2, 5) < 0.5, by))
     torch.library.opcheck(ops.squared_relu.default, (*leaves(positive(2, 5, 6)), by))
     torch.library.opcheck(ops.swiglu.default, (*leaves(gated(2, 5, 6)), by))
+    angles = torch.rand(2, 5, 3, dtype=dtype)
+    torch.library.opcheck(ops.rotary.default, (*leaves(positions(2, 5, 2, 6, True)), angles.cos(), angles.sin(), by))
     if by == "numba":  # elsewhere it is made of other operators
         torch.library.opcheck(ops.mlstm_inputs.default, leaves(inputs_of_mlstm(2, 5, 3, 4)))
 

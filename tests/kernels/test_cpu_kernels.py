@@ -27,6 +27,7 @@ from kernels.lstm import lstm
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
+from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
 from kernels.slstm import slstm
 from kernels.swiglu import swiglu
@@ -49,6 +50,7 @@ def operands(batch: int) -> dict[Callable[..., Any], list[Tensor]]:
         mlstm: [*3 * [heads.transpose(1, 2)], gate, gate],
         mlstm_inputs: [x, x, blocks, blocks, blocks, torch.ones(4, 3 * CHANNELS), torch.ones(4)],
         rms_norm: [x, vector],
+        rotary: [heads, heads, torch.ones(TIME, 2), torch.ones(TIME, 2)],
         selective_scan: [x, x, -torch.ones(CHANNELS, 3), torch.ones(batch, TIME, 3), torch.ones(batch, TIME, 3)],
         slstm: [torch.ones(batch, TIME, 4, 2, 4), torch.ones(4, 2, 4, 4)],
         swiglu: [x, x],

@@ -30,6 +30,7 @@ from kernels.lstm import lstm
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
+from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
 from kernels.slstm import slstm
 from kernels.squared_relu import squared_relu
@@ -59,6 +60,11 @@ def _mlstm(qkv: Tensor, gates: Tensor, scale: Tensor) -> Tensor:
 
 def _attention(qkv: Tensor, scale: Tensor) -> Tensor:
     return attention(*(scale * qkv).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4))
+
+
+def _rotary(qk: Tensor, scale: Tensor) -> Tensor:
+    angles = torch.arange(qk.shape[1], device=qk.device)[:, None] / torch.arange(1.0, 5.0, device=qk.device)
+    return torch.cat(rotary(*(scale * qk).unflatten(-1, (2, 2, 8)).unbind(2), angles.cos(), angles.sin()), dim=-1)
 
 
 def _inputs(convolved: Tensor, inner: Tensor, maps: Tensor, gates: Tensor, bias: Tensor) -> Tensor:
@@ -95,6 +101,7 @@ def cases() -> dict[str, Case]:
         "gated_head_norm": Case(_norm, x[:2], [normal(CHANNELS), normal(CHANNELS) + 1]),
         "mlstm_inputs": Case(_inputs, x[:2], [normal(3, 4, 4, 4), normal(4, 3 * CHANNELS) / 4, normal(4)]),
         "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),
+        "rotary": Case(_rotary, [normal(BATCH, TIME, 2 * CHANNELS)], [normal(2 * CHANNELS)]),
         "squared_relu": Case(lambda x, scale: squared_relu(scale * x), x[:1], [normal(CHANNELS)]),
         "swiglu": Case(lambda gate, up, scale: swiglu(scale * gate, up), x[:2], [normal(CHANNELS)]),
         "linear_cross_entropy": Case(_loss, x[:1], [normal(32, CHANNELS) / 4]),

@@ -44,19 +44,20 @@ def test_mixed_precision_leaves_rotary_angles_in_float32(gang: Gang, monkeypatch
     config = LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=2, num_heads=2)
     model = parallel(config, "none", gang)
     seen = []
-    original = llama.rotate
+    original = llama.rotary
 
-    def watched(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-        seen.append((x, cos))
-        return original(x, cos, sin, num_heads)
+    def watched(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((query, cos))
+        return original(query, key, cos, sin)
 
-    monkeypatch.setattr(llama, "rotate", watched)
+    monkeypatch.setattr(llama, "rotary", watched)
     tokens = torch.randint(64, (1, 8), generator=torch.Generator().manual_seed(0))
     model(tokens, targets=tokens)[0].sum().backward()
     angles = torch.arange(8)[:, None] * 10000.0 ** (-torch.arange(4) / 4)
-    for x, cos in seen:
-        assert x.dtype == torch.bfloat16
-        torch.testing.assert_close(cos, angles.cos().tile(4))
+    assert len(seen) == 2
+    for query, cos in seen:
+        assert query.dtype == torch.bfloat16
+        torch.testing.assert_close(cos, angles.cos())
 
 
 @pytest.mark.parametrize(

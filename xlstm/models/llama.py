@@ -5,12 +5,12 @@ Per block: x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)) of width 8/3 d
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kernels.attention import attention
+from kernels.rotary import rotary
 from kernels.swiglu import swiglu
 from xlstm.models.attention import Layout, Past, lay_out
 from xlstm.models.configs import LlamaConfig
@@ -99,11 +99,11 @@ class Block(nn.Module):
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
         batch, time, d = x.shape
         normed = self.attention_norm(x)
-        query = Rotation.apply(self.query(normed), angles.cos, angles.sin, self.num_heads)
-        key = Rotation.apply(self.key(normed), angles.cos, angles.sin, self.num_heads)
-        query, key, value = (  # (batch, heads, time, head_dim)
-            tensor.view(batch, time, self.num_heads, -1).transpose(1, 2) for tensor in (query, key, self.value(normed))
+        query, key, value = (
+            projection(normed).unflatten(-1, (self.num_heads, -1)) for projection in (self.query, self.key, self.value)
         )
+        query, key = rotary(query, key, angles.cos, angles.sin)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
@@ -114,10 +114,10 @@ class Block(nn.Module):
 
 
 class Angles:
-    """Cosine and signed sine of every position's angles, float32, ([batch,] time, d): every head alike (Su 2021).
+    """Cosine and sine of every position's angles, float32, ([batch,] time, head_dim/2): for all heads (Su 2021).
 
-    The sine is negative in the first half of each head: `rotate` exchanges the halves. No tuple or dataclass: FSDP
-    casts the tensors of those to the precision of the computation, which tells no more than 256 positions apart.
+    No tuple or dataclass: FSDP casts the tensors of those to the precision of the computation, which tells no more than
+    256 positions apart.
     """
 
     def __init__(self, positions: Tensor, config: LlamaConfig) -> None:
@@ -125,32 +125,4 @@ class Angles:
         head_dim = config.embedding_dim // config.num_heads
         exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
         angles = positions[..., None] * config.rope_theta**-exponents
-        cos, sin = angles.cos(), angles.sin()
-        heads = (config.num_heads,)
-        self.cos = torch.cat((cos, cos), dim=-1).tile(heads)
-        self.sin = torch.cat((-sin, sin), dim=-1).tile(heads)
-
-
-class Rotation(torch.autograd.Function):
-    """Rotary positions: the gradient is rotated back, so nothing but the angles is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.num_heads = num_heads
-        return rotate(x, cos, sin, num_heads)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return rotate(grad, cos, -sin, ctx.num_heads), None, None, None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-    """Rotate the pairs (x_j, x_{j + head_dim/2}) of each head of `x` (batch, time, d); at least in float32."""
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
-    rotated = wide * cos
-    into, seen, by = (t.unflatten(-1, (num_heads, 2, -1)).unbind(-2) for t in (rotated, wide, sin))
-    into[0].addcmul_(seen[1], by[0])
-    into[1].addcmul_(seen[0], by[1])
-    return rotated.to(x.dtype)
+        self.cos, self.sin = angles.cos(), angles.sin()
