@@ -1,8 +1,8 @@
 """Operators: what autograd, torch.compile, FSDP and FLOP counters see as one node each way.
 
-An operator and its backward are operators of torch.library, `torch.ops.scaling.*`. Its dispatch costs more than many of
-the kernels: some 70 microseconds for a call, 210 with the backward. So where it would change nothing, since the tensors
-are plain ones and nobody looks on, the operator's body is called at once, through an autograd function of its own.
+An operator and its backward are operators of torch.library, `torch.ops.scaling.*`, whose dispatch takes longer than
+many of the kernels (`benchmarks/dispatch.py`). So where it would change nothing, since the tensors are plain ones and
+nobody looks on, the operator's body is called at once, through an autograd function of its own.
 """
 
 import functools
