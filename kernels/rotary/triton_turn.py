@@ -5,16 +5,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RUN_TIME = ["pairs", "angle_rows", "sign"]
+RUN_TIME = ["num_pairs", "angle_rows", "sign"]
 """Arguments whose values must not compile a kernel anew."""
 TILE = {"B": 1024}
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
-def turn_kernel(x, cos, sin, turned, pairs, angle_rows, sign, HEADS: tl.constexpr, HALF: tl.constexpr, B: tl.constexpr):
+def turn_kernel(
+    x, cos, sin, turned, num_pairs, angle_rows, sign, HEADS: tl.constexpr, HALF: tl.constexpr, B: tl.constexpr
+):
     """Tokens are rows of `x`; those of the angles come round again where a batch has one set of them."""
     at = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
-    inside = at < pairs
+    inside = at < num_pairs
     j, head = at % HALF, at // HALF
     first = head * (2 * HALF) + j
     angle = (head // HEADS) % angle_rows * HALF + j
@@ -33,9 +35,9 @@ def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tu
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
-    turned, pairs = x.new_empty(x.shape), x.numel() // 2
+    turned, num_pairs = x.new_empty(x.shape), x.numel() // 2
     heads, half = x.shape[2], x.shape[3] // 2
-    grid = (triton.cdiv(pairs, TILE["B"]),)
+    grid = (triton.cdiv(num_pairs, TILE["B"]),)
     angle_rows, sign = cos.shape[:-1].numel(), -1.0 if back else 1.0
-    turn_kernel[grid](x.contiguous(), cos, sin, turned, pairs, angle_rows, sign, HEADS=heads, HALF=half, **TILE)
+    turn_kernel[grid](x.contiguous(), cos, sin, turned, num_pairs, angle_rows, sign, HEADS=heads, HALF=half, **TILE)
     return turned

@@ -62,19 +62,8 @@ def compile_one(
     """Shared memory, registers and spilled bytes of one kernel."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     strides = re.compile(r"^((grad|gate|skipped|[a-z])_[btr]|[a-gi-z]_h|h_h|(grad_)?stride)$")
-    lengths = (
-        "time",
-        "chunks",
-        "heads",
-        "batch",
-        "rows",
-        "channels",
-        "numbers",
-        "vocab",
-        "ignored",
-        "pairs",
-        "angle_rows",
-    )
+    lengths = {"time", "chunks", "heads", "batch", "rows", "channels", "vocab", "ignored"}
+    lengths |= {"numbers", "num_pairs", "angle_rows"}
     signature = {
         name: "i32" if strides.match(name) or name in lengths else types.get(name, "") for name in kernel.arg_names
     }

@@ -160,8 +160,9 @@ def test_what_is_missing_has_a_reason_and_auto_does_without(monkeypatch: pytest.
     def fail(name: str) -> None:
         raise ImportError("Numba needs NumPy 2.3 or less")
 
-    monkeypatch.setattr(cpu_runtime.importlib, "import_module", fail)
-    reason = cpu_runtime._missing(cpu_runtime.OPENMP)
+    with monkeypatch.context() as without:
+        without.setattr(cpu_runtime.importlib, "import_module", fail)
+        reason = cpu_runtime._missing(cpu_runtime.OPENMP)
     assert reason == "numba cannot be imported: Numba needs NumPy 2.3 or less"
     monkeypatch.setattr(cpu_runtime, "MISSING", reason)
     x = torch.ones(2, 8)
