@@ -24,10 +24,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start processes and servers run last, those of one folder one after the other; much of their time is waiting.
+# Tests that start processes and servers run last, those of one folder one after the other.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial"
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m serial
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m serial
 
 # Models against other packages' implementations, which live in an environment of their own.
 $(PARITY)/installed: tests/parity/requirements.txt

@@ -41,8 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`, serial tests of one folder run one after the other; those of faults, of one file."""
+    """Under `--dist loadgroup`, serial tests of one folder run one after the other."""
     for item in items:
         if item.get_closest_marker("serial"):
-            folder = item.path.parent.name
-            item.add_marker(pytest.mark.xdist_group(item.path.stem if folder == "faults" else folder))
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
