@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.block_diagonal import torch_grouped
 from kernels.block_diagonal.reference import block_diagonal_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
-from kernels.operator import operator
+from kernels.operator import modules, operator
 
 __all__ = ["block_diagonal"]
 
@@ -49,17 +48,13 @@ def _cpu_obstacle(x: Tensor, weight: Tensor) -> str | None:
     return cpu.obstacle(x, weight)
 
 
+_module = modules(__name__, torch="torch_grouped", numba="numba_blocks", triton="triton_blocks")
+
+
 @operator("block_diagonal")
 def _block_diagonal(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
-    if implementation == "triton":
-        from kernels.block_diagonal import triton_blocks
-
-        return triton_blocks.forward(x, weight)
-    if implementation == "numba":
-        from kernels.block_diagonal import numba_blocks
-
-        return numba_blocks.forward(x, weight)
-    return torch_grouped.forward(x, weight)
+    y: Tensor = _module(implementation).forward(x, weight)
+    return y
 
 
 @_block_diagonal.register_fake
@@ -70,15 +65,8 @@ def _(x: Tensor, weight: Tensor, implementation: str) -> Tensor:
 @operator("block_diagonal_backward")
 def _block_diagonal_backward(grad_y: Tensor, x: Tensor, weight: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
-    if implementation == "triton":
-        from kernels.block_diagonal import triton_blocks
-
-        return triton_blocks.backward(grad_y, x, weight)
-    if implementation == "numba":
-        from kernels.block_diagonal import numba_blocks
-
-        return numba_blocks.backward(grad_y, x, weight)
-    return torch_grouped.backward(grad_y, x, weight)
+    grad_x, grad_weight = _module(implementation).backward(grad_y, x, weight)
+    return grad_x, grad_weight
 
 
 @_block_diagonal_backward.register_fake

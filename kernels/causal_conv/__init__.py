@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.causal_conv import torch_shifted
 from kernels.causal_conv.reference import causal_conv_silu_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape, state_dtype
-from kernels.operator import operator
+from kernels.operator import modules, operator
 
 __all__ = ["causal_conv_silu"]
 
@@ -58,20 +57,16 @@ def causal_conv_silu(
     return y, tail
 
 
+_module = modules(__name__, torch="torch_shifted", numba="numba_conv", triton="triton_conv")
+
+
 @operator("causal_conv_silu")
 def _causal_conv_silu(
     x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor]:
     """y, and what the implementation keeps for its backward. `documents` int32 (batch, time): 0 is the past's."""
-    if implementation == "triton":
-        from kernels.causal_conv import triton_conv
-
-        return triton_conv.forward(x, weight, bias, past, documents)
-    if implementation == "numba":
-        from kernels.causal_conv import numba_conv
-
-        return numba_conv.forward(x, weight, bias, past, documents)
-    return torch_shifted.forward(x, weight, bias, past, documents)
+    y, pre = _module(implementation).forward(x, weight, bias, past, documents)
+    return y, pre
 
 
 @_causal_conv_silu.register_fake
@@ -94,15 +89,10 @@ def _causal_conv_silu_backward(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and past."""
-    if implementation == "triton":
-        from kernels.causal_conv import triton_conv
-
-        return triton_conv.backward(grad_y, x, weight, bias, past, documents, pre)
-    if implementation == "numba":
-        from kernels.causal_conv import numba_conv
-
-        return numba_conv.backward(grad_y, x, weight, bias, past, documents, pre)
-    return torch_shifted.backward(grad_y, x, weight, bias, past, documents, pre)
+    grad_x, grad_weight, grad_bias, grad_past = _module(implementation).backward(
+        grad_y, x, weight, bias, past, documents, pre
+    )
+    return grad_x, grad_weight, grad_bias, grad_past
 
 
 @_causal_conv_silu_backward.register_fake
