@@ -10,7 +10,8 @@ import numpy as np
 
 from analysis.findings import RefusalError
 from analysis.fitting import Fit
-from analysis.laws import AdditiveLaw, Array
+from analysis.forms import Law
+from analysis.laws import Array
 
 GRID = 4001
 TrainingCost = Callable[[Array], Array]
@@ -77,6 +78,7 @@ def allocate(
     """
     if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise ValueError(f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite")
+    _ = fitted.law.parameters_exponent  # refuses a form that says nothing of how to split a budget
     # From models that would see 1e6 tokens per parameter to ones that see a thousandth of one.
     sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
     cost = training_cost(sizes)
@@ -86,7 +88,7 @@ def allocate(
         raise RefusalError(
             "budget-too-small", f"serving {inference_tokens:.3g} tokens alone costs more than {flops:.3g}"
         )
-    best = [_best(law, sizes, tokens) for law in (fitted.law, *_draws(fitted))]
+    best = [_best(law, sizes, tokens) for law in (fitted.law, *fitted.drawn_laws)]
     answers = np.array(best)
     intervals = np.quantile(answers[1:], [0.025, 0.975], axis=0)
     n, d, loss = (((float(low), float(high))) for low, high in intervals.T)
@@ -108,7 +110,7 @@ def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple
     if not 0 < low < high:
         raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
     cost = cost_of_runs(fitted)
-    laws = [fitted.law, *_draws(fitted)]
+    laws = [fitted.law, *fitted.drawn_laws]
     ends = []
     for flops in (low, high):
         sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
@@ -150,18 +152,16 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     if not (np.isfinite(flops) and flops > 0):
         raise ValueError(f"flops {flops}: a budget is positive and finite")
     value = _multiplier(baseline.law, challenger.law, flops)
-    drawn = np.array([_multiplier(a, b, flops) for a, b in zip(_draws(baseline), _draws(challenger), strict=False)])
+    drawn = np.array(
+        [_multiplier(a, b, flops) for a, b in zip(baseline.drawn_laws, challenger.drawn_laws, strict=False)]
+    )
     low, high = np.quantile(drawn, [0.025, 0.975])
     return ComputeMultiplier(
         baseline.family, challenger.family, flops, value, (float(low), float(high)), float(np.mean(drawn == 0))
     )
 
 
-def _draws(fitted: Fit) -> list[AdditiveLaw]:
-    return [AdditiveLaw.from_vector(draw) for draw in fitted.draws]
-
-
-def _best(law: AdditiveLaw, sizes: Array, tokens: Array) -> tuple[float, float, float]:
+def _best(law: Law, sizes: Array, tokens: Array) -> tuple[float, float, float]:
     """The lowest point on the grid, refined by a parabola through its neighbours in log N."""
     loss = law.predict(sizes, tokens)
     index = int(np.argmin(loss))
@@ -177,11 +177,10 @@ def _best(law: AdditiveLaw, sizes: Array, tokens: Array) -> tuple[float, float, 
     return n, d, float(law.predict(n, d))
 
 
-def _multiplier(baseline: AdditiveLaw, challenger: AdditiveLaw, flops: float) -> float:
+def _multiplier(baseline: Law, challenger: Law, flops: float) -> float:
     """C over the compute at which the challenger's frontier has the baseline's loss. The frontier above E is K C^-k."""
     reducible = float(baseline.predict(*baseline.compute_optimal(flops))) - challenger.E
     if reducible <= 0:
         return 0.0
     at_one = float(challenger.predict(*challenger.compute_optimal(1.0))) - challenger.E
-    exponent = challenger.alpha * challenger.beta / (challenger.alpha + challenger.beta)
-    return float(np.exp(np.log(flops) - (np.log(at_one) - np.log(reducible)) / exponent))
+    return float(np.exp(np.log(flops) - (np.log(at_one) - np.log(reducible)) / challenger.frontier_exponent))

@@ -15,7 +15,8 @@ import numpy as np
 from analysis.allocation import cost_of_runs
 from analysis.findings import RefusalError
 from analysis.fitting import Fit
-from analysis.laws import AdditiveLaw, Array, log_loss
+from analysis.forms import ADDITIVE
+from analysis.laws import Array, log_loss
 
 MOST_RUNS = 32
 Cost = Callable[[Array, Array], Array]
@@ -94,8 +95,8 @@ def design(
             f"{fitted.family}: the cheapest run costs {costs.min():.3g}, the budget is {budget:.3g}",
         )
     covariance = np.cov(fitted.draws.T)
-    theta = fitted.law.to_vector()
-    slopes, toward = _slopes(theta, points), _slopes(theta, np.array([target]))[0]
+    _ = fitted.law.predict(*target)  # refuses a form that needs more than N and D
+    slopes, toward = _slopes(fitted, points), _slopes(fitted, np.array([target]))[0]
     noise = _noise_variance(fitted)
     before = _half_width(toward, covariance)
     if before == 0:
@@ -103,7 +104,7 @@ def design(
     left = budget
     proposals: list[Proposal] = []
     while len(proposals) < MOST_RUNS:
-        seen = slopes @ covariance  # (candidates, 5)
+        seen = slopes @ covariance  # (candidates, k)
         gain = (seen @ toward) ** 2 / (np.einsum("ij,ij->i", seen, slopes) + noise)
         gain[costs > left] = 0
         best = int(np.argmax(gain / costs))
@@ -149,10 +150,14 @@ def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float
     return [(float(n), float(d)) for n in every for d in budgets]
 
 
-def _slopes(theta: Array, points: Array) -> Array:
-    """Derivatives of log loss by (log A, log B, log E, alpha, beta) at points (N, D): (points, 5)."""
+def _slopes(fitted: Fit, points: Array) -> Array:
+    """Derivatives of log loss by the form's coordinates at points (N, D): (points, k)."""
     log_n, log_d = np.log(points[:, 0]), np.log(points[:, 1])
-    _, shares = log_loss(theta[None], log_n, log_d)
+    if fitted.form is not ADDITIVE:
+        given = {"parameters": log_n, "tokens": log_d}
+        log_inputs = np.stack([given[name] for name in fitted.form.inputs])
+        return np.asarray(fitted.form.jacobian(fitted.theta[None], log_inputs)[0].T)
+    _, shares = log_loss(fitted.theta[None], log_n, log_d)
     a, b, e = shares[0]
     return np.stack([a, b, e, -a * log_n, -b * log_d], axis=1)
 
@@ -162,7 +167,7 @@ def _noise_variance(fitted: Fit) -> float:
     used = fitted.used
     predicted = fitted.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
     residual = np.log(used["loss"].to_numpy() / predicted)
-    free = max(len(residual) - len(AdditiveLaw.NAMES), 1)
+    free = max(len(residual) - len(fitted.form.coordinates), 1)
     robust = 1.4826 * float(np.median(np.abs(residual)))
     return max(robust**2 * len(residual) / free, 1e-14)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from analysis.findings import Warning
+from analysis.findings import FitWarning
 from analysis.forms import Complex, Form
 from analysis.laws import Array
 from analysis.objectives import LEAST_SQUARES
@@ -43,7 +43,7 @@ class Link:
     """Error of a benchmark as a function of loss."""
 
     fit: FormFit
-    warnings: tuple[Warning, ...]
+    warnings: tuple[FitWarning, ...]
 
     def predict(self, loss: Array) -> Array:
         """Error at each loss."""
@@ -87,5 +87,5 @@ def fit_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int =
     warnings = found.warnings
     if wrong.min() > SATURATED * found.parameters["epsilon"]:
         told = f"the best error, {wrong.min():.3g}, is near that without any skill, {found.parameters['epsilon']:.3g}"
-        warnings = (*warnings, Warning("saturated", told))
+        warnings = (*warnings, FitWarning("saturated", told))
     return Link(found, warnings)

@@ -5,13 +5,14 @@ its derivatives are taken by a complex step (Squire & Trapp 1998), exact to roun
 that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure` and are fitted by `analysis.optimizer`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from analysis.laws import SMALLEST, Array
+from analysis.findings import RefusalError
+from analysis.laws import SMALLEST, AdditiveLaw, Array
 from analysis.optimizer import Structure
 
 Complex = NDArray[np.complex128]
@@ -53,6 +54,36 @@ class Form:
         if self.name == "kaplan":  # (Nc/N)^(alpha/beta) and Dc/D, raised to beta
             named |= {"log Nc": log_a / alpha + first, "log Dc": log_b + second, "alpha": alpha * gamma, "beta": gamma}
         return np.stack([named[name] for name in self.coordinates], axis=1)
+
+    def parameters(self, theta: Array) -> dict[str, Array]:
+        """Columns of theta (..., k) by name, coefficients no longer as logarithms."""
+        columns = np.moveaxis(theta, -1, 0)
+        return {
+            name.removeprefix("log "): np.exp(column) if name.startswith("log ") else column
+            for name, column in zip(self.coordinates, columns, strict=True)
+        }
+
+    def theta(self, parameters: Mapping[str, float]) -> Array:
+        """Theta (k,) from what `parameters` names; a coefficient of zero is stored as SMALLEST."""
+        logarithms = [name.startswith("log ") for name in self.coordinates]
+        values = [parameters[name.removeprefix("log ")] for name in self.coordinates]
+        return np.array(
+            [np.log(max(value, SMALLEST)) if log else value for log, value in zip(logarithms, values, strict=True)]
+        )
+
+    def loss_at(self, theta: Array, parameters: ArrayLike, tokens: ArrayLike) -> Array:
+        """Loss at N parameters and D tokens for each row of `theta` (problems, k): (problems, *broadcast shape).
+
+        RefusalError for a form that needs more than N and D.
+        """
+        if not set(self.inputs) <= {"parameters", "tokens"}:
+            raise RefusalError(
+                "other-inputs", f"{self.name}, {self.formula}, is a law of {', '.join(self.inputs)}, not of N and D"
+            )
+        n, d = np.broadcast_arrays(np.asarray(parameters, float), np.asarray(tokens, float))
+        given = {"parameters": n, "tokens": d}
+        log_inputs = np.stack([np.log(given[name].ravel()) for name in self.inputs])
+        return np.asarray(np.exp(self.log_loss(theta, log_inputs)).reshape(len(theta), *n.shape))
 
     def log_loss(self, theta: Array, log_inputs: Array) -> Array:
         """Log loss at each point for each row of `theta` (problems, k): (problems, points)."""
@@ -217,3 +248,84 @@ FORMS: dict[str, Form] = {
         ),
     )
 }
+ADDITIVE = FORMS["additive"]
+
+
+@dataclass(frozen=True)
+class FormLaw:
+    """A form with its parameters: what `AdditiveLaw` is for the additive one.
+
+    Where loss is E + (A/N^alpha + B/D^beta)^gamma, it falls with the sum inside, so that the additive law of that sum
+    has the same compute-optimal split.
+    """
+
+    form: Form
+    theta: Array
+
+    def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Array:
+        """Loss in nats per token at N parameters and D tokens; broadcasts. RefusalError as `Form.loss_at`."""
+        return np.asarray(self.form.loss_at(self.theta[None], parameters, tokens)[0])
+
+    def parameter(self, name: str) -> float:
+        """A parameter by name. RefusalError for one that the form does not have."""
+        values = self.form.parameters(self.theta)
+        if name not in values:
+            raise RefusalError("no-such-parameter", f"{self.form.name}, {self.form.formula}, has no {name}")
+        return float(values[name])
+
+    @property
+    def alpha(self) -> float:
+        return self.parameter("alpha")
+
+    @property
+    def beta(self) -> float:
+        return self.parameter("beta")
+
+    @property
+    def E(self) -> float:
+        """The irreducible loss; 0 for a form without one."""
+        return float(self.form.parameters(self.theta).get("E", 0.0))
+
+    @property
+    def gamma(self) -> float:
+        """The power of the sum inside."""
+        if self.form.name == "coupled":
+            return self.parameter("gamma")
+        return self.beta if self.form.name == "kaplan" else 1.0
+
+    @property
+    def inner(self) -> AdditiveLaw:
+        """A/N^alpha + B/D^beta, the sum inside. RefusalError where the form has none: no budget can be split by it."""
+        values = {name: float(value) for name, value in self.form.parameters(self.theta).items()}
+        if self.form.name == "coupled":
+            return AdditiveLaw(0.0, values["A"], values["B"], values["alpha"], values["beta"])
+        if self.form.name == "overtraining":
+            return AdditiveLaw(0.0, values["A"], values["B"], values["eta"], values["eta"])
+        if self.form.name == "kaplan":
+            alpha = values["alpha"] / values["beta"]
+            return AdditiveLaw(0.0, float(np.exp(self.theta[0] * alpha)), values["Dc"], alpha, 1.0)
+        raise RefusalError(
+            "no-split", f"{self.form.name}, {self.form.formula}, does not say how to split compute between N and D"
+        )
+
+    @property
+    def parameters_exponent(self) -> float:
+        """a of N* ~ C^a: the compute-optimal split under C = 6ND."""
+        return self.inner.parameters_exponent
+
+    @property
+    def frontier_exponent(self) -> float:
+        """k of the reducible loss at the compute-optimal split, which goes as C^-k."""
+        return self.inner.frontier_exponent * self.gamma
+
+    def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
+        """(N*, D*) that minimise the loss at C = 6ND."""
+        return self.inner.compute_optimal(flops)
+
+
+Law = AdditiveLaw | FormLaw
+
+
+def law_of(form: Form, theta: Array) -> Law:
+    """The law that a form is with theta (k,)."""
+    return AdditiveLaw.from_vector(theta) if form is ADDITIVE else FormLaw(form, theta)

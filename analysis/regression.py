@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analysis import descent, optimizer, resampling
-from analysis.findings import RefusalError, Warning
+from analysis.findings import FitWarning, RefusalError
 from analysis.forms import Form
 from analysis.laws import Array
 from analysis.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
@@ -59,21 +59,21 @@ class FormFit:
     draws: Array
     """(draws, k): theta of each bootstrap resample."""
     resampling: str
-    warnings: tuple[Warning, ...]
+    warnings: tuple[FitWarning, ...]
 
     @property
     def parameters(self) -> dict[str, float]:
         """Coefficients and exponents by name, coefficients no longer as logarithms."""
-        values = _plain(self.form, self.theta[None])
-        return {name: float(value[0]) for name, value in values.items()}
+        values = self.form.parameters(self.theta)
+        return {name: float(value) for name, value in values.items()}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Interval of each parameter over the draws, at level 0.95."""
-        return {name: percentile(drawn) for name, drawn in _plain(self.form, self.draws).items()}
+        return {name: percentile(drawn) for name, drawn in self.form.parameters(self.draws).items()}
 
     def interval(self, quantity: Callable[[dict[str, Array]], Array]) -> tuple[float, float]:
         """Interval over the draws, at level 0.95, of what `quantity` makes of the parameters by name, (draws,) each."""
-        return percentile(quantity(_plain(self.form, self.draws)))
+        return percentile(quantity(self.form.parameters(self.draws)))
 
     def predict(self, frame: pl.DataFrame) -> Array:
         """Loss at the rows of a frame that has the form's inputs."""
@@ -317,41 +317,35 @@ def percentile(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _plain(form: Form, theta: Array) -> dict[str, Array]:
-    """Columns of theta by name, coefficients no longer as logarithms."""
-    return {
-        name.removeprefix("log "): np.exp(column) if name.startswith("log ") else column
-        for name, column in zip(form.coordinates, theta.T, strict=True)
-    }
-
-
-def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[Warning, ...]:
+def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[FitWarning, ...]:
     """What is wrong with a fit of any form; those of its draws where there are any."""
     found = []
     size = len(form.coordinates)
     if not certificate.converged:
         found.append(
-            Warning("not-converged", f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point")
+            FitWarning("not-converged", f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point")
         )
     if certificate.bounds_hit:
         listed = ", ".join(certificate.bounds_hit)
-        found.append(Warning("bounds-hit", f"{listed} lies on its bound: the data do not determine it"))
+        found.append(FitWarning("bounds-hit", f"{listed} lies on its bound: the data do not determine it"))
     if certificate.agreeing_starts < 0.1:
-        found.append(Warning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum"))
+        found.append(
+            FitWarning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum")
+        )
     if count <= 3 * size:
         found.append(
-            Warning("few-points", f"{count} runs for {size} parameters: their intervals are not to be trusted")
+            FitWarning("few-points", f"{count} runs for {size} parameters: their intervals are not to be trusted")
         )
     if clusters < count and clusters <= size:
         found.append(
-            Warning(
+            FitWarning(
                 "few-clusters",
                 f"the {count} runs share {clusters} trunks: too few for intervals of {size} parameters to be trusted",
             )
         )
     if certificate.converged_draws < 0.95:
         share = f"{certificate.converged_draws:.0%} of the bootstrap fits converged"
-        found.append(Warning("draws-not-converged", share))
+        found.append(FitWarning("draws-not-converged", share))
     return tuple(found)
 
 

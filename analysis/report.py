@@ -8,6 +8,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from analysis import plots
 from analysis.figures import FIGURES, Evidence
 from analysis.findings import RefusalError
 from analysis.fitting import Fit
-from analysis.laws import Array
+from analysis.forms import ADDITIVE, Law, law_of
+from analysis.laws import AdditiveLaw, Array
 from analysis.regression import LEVEL
 from xlstm.spec import compact
 
@@ -52,7 +54,7 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{html.escape(title)}</title><style>{(page / 'style.css').read_text()}</style>",
         f"<h1>{html.escape(title)}</h1>",
-        f"<p class=soft>L(N, D) = E + A / N<sup>α</sup> + B / D<sup>β</sup>, {html.escape(fits[0].objective)}. "
+        f"<p class=soft>L(N, D) = {_formula(fits[0])}, {html.escape(fits[0].objective)}. "
         f"N: total parameters; D: training tokens; C: exact FLOPs, else 6ND. Intervals at {LEVEL:.0%}.</p>",
         "<div class=bar><label>loss against <select id=axis><option value=flops>compute</option>"
         "<option value=tokens>tokens</option><option value=parameters>parameters</option></select></label>"
@@ -81,6 +83,19 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
     return path
 
 
+def _formula(fitted: Fit) -> str:
+    if fitted.form is ADDITIVE:
+        return "E + A / N<sup>α</sup> + B / D<sup>β</sup>"
+    return html.escape(fitted.form.formula)
+
+
+def _coordinates(law: Law) -> Array:
+    """The law as the page's calculator takes it: log A, log B, log E, alpha, beta, and gamma where it is not 1."""
+    if isinstance(law, AdditiveLaw):
+        return law.to_vector()
+    return np.array([*replace(law.inner, E=law.E).to_vector(), law.gamma])
+
+
 def _data(fits: Sequence[Fit]) -> dict[str, Any]:
     """What the chart draws: per family its runs, lines with bands along each axis, and draws for the calculator."""
     return {"families": [_family(fitted, index) for index, fitted in enumerate(fits)]}
@@ -107,8 +122,10 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
     near = plots.is_near(best_n, used["parameters"]) & plots.is_near(best_d, used["tokens"])
     if near.any():
         lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
-    draws = np.round(fitted.draws[:DRAWS_ON_PAGE], 7).tolist()
-    law = fitted.law.to_vector().tolist()
+    some = fitted.draws[:DRAWS_ON_PAGE]
+    coordinates = some if fitted.form is ADDITIVE else [_coordinates(law_of(fitted.form, draw)) for draw in some]
+    draws = np.round(coordinates, 7).tolist()
+    law = _coordinates(fitted.law).tolist()
     look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
     return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law}
 
@@ -148,7 +165,8 @@ def _laws(fits: Sequence[Fit]) -> str:
         intervals = fitted.intervals() | {"a": fitted.compute_optimal_interval()}
         values = fitted.parameters | {"a": fitted.law.parameters_exponent}
         columns.append([f"{values[name]:.4g} [{low:.3g}, {high:.3g}]" for name, (low, high) in intervals.items()])
-    names = ["E", "A", "B", "α", "β", "a in N* ~ Cᵃ"]
+    letters = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η"}
+    names = [*(letters.get(name, name) for name in fits[0].parameters), "a in N* ~ Cᵃ"]
     rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
     return _table(["", *(fitted.family for fitted in fits)], rows)
 
