@@ -11,7 +11,7 @@ import pytest
 
 from xlstm.data import CorpusError, DataDriftError, declare, open_prepared, prepare
 from xlstm.data.batches import IGNORED, Windows
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 TEXT = "Alas, poor Yorick! I knew him, Horatio: ä fellow of infinite jest. " * 50
 
