@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from orchestrator.capacity import layout_key
 from orchestrator.plan import Plan, RunPlan
-from xlstm import accounting
 from xlstm.run.spec import RunSpec
+from xlstm.training.memory import memory
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ def _build(spec: RunSpec) -> float | str:
     from xlstm.training.sharding import build_layout
 
     try:
-        return (accounting.memory(spec).total + build_layout(spec).padding) / 2**30
+        return (memory(spec).total + build_layout(spec).padding) / 2**30
     except Exception as error:  # whatever a model or FSDP raises, the run would raise it too
         return f"{type(error).__name__}: {error}"

@@ -35,7 +35,7 @@ class Measurement:
     card: Card | None
     flops_per_device_second: float
     overhead_seconds: float | None = None
-    """Of the gang, beside its steps; None where it cannot be told from what was lost or taken over."""
+    """Of all ranks, beside its steps; None where it cannot be told from what was lost or taken over."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Speeds:
 
     @cached_property
     def _overhead(self) -> dict[str, float]:
-        """Median seconds of a gang beside its steps, by kind of device."""
+        """Median seconds of a run beside its steps, by kind of device."""
         known: dict[str, list[float]] = {}
         for measurement in self.measurements:
             if measurement.overhead_seconds is not None:

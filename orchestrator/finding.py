@@ -4,7 +4,7 @@ import os
 import tempfile
 
 from orchestrator.errors import InputError
-from sweeps.located import nearest
+from xlstm.quantities import nearest
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sweeps.located import Problem, SweepError, nearest
+from sweeps.located import Problem, SweepError
+from xlstm.quantities import nearest
 from xlstm.run.directory import Workspace
 
 

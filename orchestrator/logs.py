@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from orchestrator.errors import InputError
+from xlstm.quantities import compact
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric
-from xlstm.run.spec import compact
 
 FOLLOW_SECONDS = 0.5
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.controller import Event, Happening
+from xlstm.quantities import compact, duration
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Result, State
-from xlstm.run.spec import compact
 
 PLAIN_SECONDS = 30.0
 """Seconds between the lines that tell a log file how far a submission is."""
@@ -226,16 +226,6 @@ def label(planned: Mapping[str, Any]) -> str:
     usual = {"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"}
     more = [f"{axis}={value}" for axis, value in planned.get("point", {}).items() if axis not in usual]
     return " ".join([planned["model"], planned["size"], compact(planned["tokens"]), f"s{planned['seed']}", *more])
-
-
-def duration(seconds: float) -> str:
-    """`1:05`, `2:03:20`, `3 d 04:00`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour:02}:{minute:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _sentence(event: Event) -> str:

@@ -33,7 +33,7 @@ ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, s
 its handler, so that the second of two signals (schedulers signal every process of a job, and we forward) would end
 it, and its trainers with it, before the checkpoint is written."""
 JOIN_SECONDS = 300.0
-"""How long the other nodes of a gang wait for the first one's launch.json."""
+"""How long the other nodes of a run wait for the first one's launch.json."""
 
 
 @dataclass
@@ -221,7 +221,7 @@ def count_gpus() -> int:
 
 
 def command(run: RunDirectory, token: str, executor: str, *, arguments: list[str] | None = None) -> list[str]:
-    """The command line that starts a supervisor; `arguments` add what a gang or a fork needs."""
+    """The command line that starts a supervisor; `arguments` add what several nodes or a fork need."""
     return [
         *(sys.executable, "-m", "orchestrator.supervisor", str(run.path)),
         *("--token", token, "--executor", executor),
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--token", default=uuid.uuid4().hex)
     parser.add_argument("--executor", default="local")
     parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--rendezvous", default="", help="host:port on the first node, for a gang of several nodes")
+    parser.add_argument("--rendezvous", default="", help="host:port on the first node, for a run of several nodes")
     parser.add_argument("--fork-run", default="", help="run whose checkpoint this one starts from")
     parser.add_argument("--fork-step", type=int, default=0)
     parser.add_argument("--checkpoint-at", type=int, nargs="*", default=[], help="steps at which other runs fork off")

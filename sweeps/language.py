@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from sweeps.located import Document, Problem, SweepError, nearest
+from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
+from xlstm.quantities import nearest
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""

@@ -283,7 +283,7 @@ def _detach(made: "Plan", on: str) -> str:
 def find_executor(on: str, workspace: "Workspace") -> "Executor":
     """The executor of a name, `local` or `ray`. InputError for another name, and where Ray is not installed."""
     from orchestrator.errors import InputError
-    from sweeps.located import nearest
+    from xlstm.quantities import nearest
 
     if on == "local":
         from orchestrator.executors.local import LocalExecutor

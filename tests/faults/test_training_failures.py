@@ -22,7 +22,7 @@ import os
 from xlstm.training import trainer
 original = trainer.Trainer._optimizer_step
 def disturbed(self):
-    if self.step == {step} and self.gang.rank == {rank}:
+    if self.step == {step} and self.world.rank == {rank}:
         import os, signal, time
         {action}
     return original(self)

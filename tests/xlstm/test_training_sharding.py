@@ -1,4 +1,4 @@
-"""A layout built under a gang that is not there holds what the ranks of a real one would hold."""
+"""A layout built under ranks that are not there holds what real ones would hold."""
 
 import pytest
 import torch

@@ -10,16 +10,16 @@ from torch import nn
 
 from xlstm.data.batches import IGNORED, Batch, Windows
 from xlstm.data.shards import PreparedData
+from xlstm.distributed import World
 from xlstm.run.records import Validation
 from xlstm.run.spec import RunSpec
-from xlstm.training.gang import Gang
 
 
 def validate(
     model: nn.Module,
     data: PreparedData,
     spec: RunSpec,
-    gang: Gang,
+    world: World,
     micro: int,
     alive: Callable[[], None] = lambda: None,
 ) -> Validation:
@@ -32,8 +32,8 @@ def validate(
     evaluation, context = spec.evaluation, spec.physics.data.context_length
     windows = Windows(data.stream("validation"), context, data.manifest.end_of_document)
     count = min(evaluation.sequences or windows.covering, windows.covering)
-    per_rank = -(-count // gang.size)
-    mine = np.arange(gang.rank * per_rank, (gang.rank + 1) * per_rank)
+    per_rank = -(-count // world.size)
+    mine = np.arange(world.rank * per_rank, (world.rank + 1) * per_rank)
     mine = np.where(mine < count, mine, windows.covering)  # past the end: without targets
     tally = _Tally(len(windows.stream.sources))
     was_training = model.training
@@ -43,9 +43,9 @@ def validate(
             alive()
             chosen = mine[first : first + micro]
             batch = windows.batch(chosen)
-            tally.add(batch, losses(model, batch, spec, gang.device), _sources(windows, chosen, batch))
+            tally.add(batch, losses(model, batch, spec, world.device), _sources(windows, chosen, batch))
     model.train(was_training)
-    nats, tokens = np.array(gang.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
+    nats, tokens = np.array(world.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
     last = min(count * context, len(windows.stream) - 1)
     text_bytes = windows.stream.text_bytes_before(last + 1)
     loss = float(nats.sum() / tokens.sum())

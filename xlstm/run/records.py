@@ -120,7 +120,7 @@ class Launch(Record):
     """With threads per rank and device filled in; what the sweep left open is taken over from earlier attempts."""
     host: str
     rendezvous: str
-    """host:port at which the nodes of the gang meet."""
+    """host:port at which the nodes of the run meet."""
     started: float
     fork: Fork | None = None
     """Where to start when the run has no checkpoint of its own."""
@@ -165,7 +165,7 @@ class Result(Record):
     wall_seconds: float
     device_hours: float
     tokens_per_second: float | None = None
-    """Of the gang while it trained: the median over the rows of metrics, without start, validation and checkpoints."""
+    """Of all ranks in training: the median over the rows of metrics, without start, validation and checkpoints."""
     device_name: str | None = None
     """What the driver calls the GPU; null on CPU."""
     attempts: int

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xlstm.models.configs import ModelConfig
-from xlstm.models.naming import compact as compact
 from xlstm.models.naming import family_label, size_label
+from xlstm.quantities import compact
 
 SCHEMA_VERSION = 1
 """Version of the hashed payload: raised when the meaning of a physics field changes."""
@@ -165,7 +165,7 @@ class Execution(Ring):
 
     @property
     def ranks(self) -> int:
-        """Processes of the whole gang."""
+        """Processes of the whole run."""
         return self.nodes * self.devices
 
     @property

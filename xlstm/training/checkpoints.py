@@ -21,10 +21,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
+from xlstm.distributed import World
 from xlstm.run.directory import Lease, RunDirectory
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
-from xlstm.training.gang import Gang
 from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
 
 _RECORD = "record.json"
@@ -95,38 +95,38 @@ def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
     return [Checkpoint(run, step) for step in run.checkpoint_steps()]
 
 
-def latest_sound(run: RunDirectory, gang: Gang, report: Callable[[str], None]) -> Checkpoint | None:
+def latest_sound(run: RunDirectory, world: World, report: Callable[[str], None]) -> Checkpoint | None:
     """The latest undamaged checkpoint, the same on all ranks; damaged ones are reported. None where there is none."""
     # What the first rank sees counts: another machine's view of a shared disk may lag.
-    for step in gang.gather(run.checkpoint_steps())[0]:
+    for step in world.gather(run.checkpoint_steps())[0]:
         checkpoint = Checkpoint(run, step)
-        damage = _damage(checkpoint, gang)
+        damage = _damage(checkpoint, world)
         if damage is None:
             return checkpoint
         report(damage)
     return None
 
 
-def fork_checkpoint(trunk: RunDirectory, step: int, gang: Gang) -> Checkpoint:
+def fork_checkpoint(trunk: RunDirectory, step: int, world: World) -> Checkpoint:
     """The checkpoint of another run at which this run starts. CheckpointError where it is missing or damaged."""
     checkpoint = Checkpoint(trunk, step)
-    damage = _damage(checkpoint, gang)
+    damage = _damage(checkpoint, world)
     if damage is not None:
         raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {damage}")
     return checkpoint
 
 
-def _damage(checkpoint: Checkpoint, gang: Gang) -> str | None:
+def _damage(checkpoint: Checkpoint, world: World) -> str | None:
     """What any rank finds wrong with a checkpoint, each examining a part of the files; equal on all ranks."""
-    found = gang.gather(checkpoint.damage(gang.rank, gang.size))
+    found = world.gather(checkpoint.damage(world.rank, world.size))
     return next((damage for damage in found if damage is not None), None)
 
 
 class Checkpointer:
     """Saves checkpoints of one attempt in the background, one at a time."""
 
-    def __init__(self, lease: Lease, gang: Gang, keep: int, keep_steps: Collection[int]) -> None:
-        self.lease, self.gang, self.keep, self.keep_steps = lease, gang, keep, frozenset(keep_steps)
+    def __init__(self, lease: Lease, world: World, keep: int, keep_steps: Collection[int]) -> None:
+        self.lease, self.world, self.keep, self.keep_steps = lease, world, keep, frozenset(keep_steps)
         # Its own group: the collectives of a save run beside those of the training.
         self.group = dist.new_group(backend="gloo")
         self.pending: Future[None] | None = None
@@ -168,7 +168,7 @@ class Checkpointer:
             causes = "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
             raise CheckpointError(f"{aside} could not be written: {causes}") from error
         # save() returns once every rank's files are on disk and the index is written.
-        if self.gang.leads:
+        if self.world.is_main:
             self._commit(aside, Checkpoint(run, record.step), record)
             self._prune(record.step)
 

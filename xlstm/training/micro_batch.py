@@ -6,8 +6,8 @@ Imports without torch.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xlstm.accounting.memory import memory
 from xlstm.run.spec import RunSpec
+from xlstm.training.memory import memory
 
 USABLE = 0.85
 """Of a device's free memory: the estimate knows neither fragmentation nor what the device's libraries take."""

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from xlstm.distributed import World
 from xlstm.models.initialization import initial_value
 from xlstm.run.spec import Execution, Physics
-from xlstm.training.gang import Gang
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
 
 
-def make_mesh(execution: Execution, gang: Gang) -> "DeviceMesh":
-    """The gang's ranks, by what they shard and what they replicate."""
+def make_mesh(execution: Execution, world: World) -> "DeviceMesh":
+    """The run's ranks, by what they shard and what they replicate."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    per_shard = {"fsdp": gang.size, "hsdp": execution.devices, "none": 1}[execution.sharding]
-    if per_shard == gang.size:
-        return init_device_mesh(gang.device.type, (gang.size,), mesh_dim_names=("shard",))
-    shape = (gang.size // per_shard, per_shard)
-    return init_device_mesh(gang.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    per_shard = {"fsdp": world.size, "hsdp": execution.devices, "none": 1}[execution.sharding]
+    if per_shard == world.size:
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    shape = (world.size // per_shard, per_shard)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def parallelize(model: nn.Module, physics: Physics, execution: Execution, mesh: "DeviceMesh") -> None:

@@ -1,4 +1,4 @@
-"""A run's layout, built without a device: the model on `meta`, spread by FSDP over a gang that is not there.
+"""A run's layout, built without a device: the model on `meta`, spread by FSDP over ranks that are not there.
 
 `build_layout` does what a rank's trainer does up to the first step, under a fake process group of as many ranks as the
 run has: what cannot be built is found on any machine, and what rank 0 holds is counted from its shards. Parameters
@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from xlstm.distributed import World
 from xlstm.models import build
 from xlstm.run.spec import RunSpec
-from xlstm.training.gang import Gang
 from xlstm.training.parallel import make_mesh, parallelize
 
 _BYTES = 16
@@ -37,7 +37,7 @@ class Layout:
 
 
 def build_layout(spec: RunSpec) -> Layout:
-    """Build the layout of a run. Raises what building it on the real gang would raise.
+    """Build the layout of a run. Raises what building it on the real ranks would raise.
 
     No process group may be there already: RuntimeError.
     """
@@ -46,9 +46,9 @@ def build_layout(spec: RunSpec) -> Layout:
     physics, execution = spec.physics, spec.execution
     with torch.device("meta"):
         model: nn.Module = build(physics.model)
-    gang = Gang(rank=0, size=execution.ranks, local_rank=0, device=torch.device("cpu"))
-    with _fake_gang(execution.ranks):
-        mesh = make_mesh(execution, gang)
+    world = World(rank=0, size=execution.ranks, local_rank=0, device=torch.device("cpu"))
+    with _fake_world(execution.ranks):
+        mesh = make_mesh(execution, world)
         parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
         sharded = sum(_local(parameter).numel() for parameter in model.parameters())
         shards = {"fsdp": execution.ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
@@ -62,7 +62,7 @@ def _local(parameter: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _fake_gang(ranks: int) -> Iterator[None]:
+def _fake_world(ranks: int) -> Iterator[None]:
     """A process group of so many ranks, of which this process is the first and the others are not there."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -6,13 +6,10 @@ fragmentation, and what the device's own libraries take, is not in it.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from xlstm.accounting.cost import Saved, Sequence
 from xlstm.accounting.families import costs, embedding_parameters, head, saved
-
-if TYPE_CHECKING:
-    from xlstm.run.spec import RunSpec
+from xlstm.run.spec import RunSpec
 
 LOGITS_AT_ONCE = 2**24
 """Logits that the loss holds at a time."""
@@ -42,7 +39,7 @@ class Memory:
         return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
-def memory(spec: "RunSpec") -> Memory:
+def memory(spec: RunSpec) -> Memory:
     """Bytes per device of one run: its model, precision and context, under its sharding and checkpointing.
 
     The peak is one of three moments: the loss, when all activations are kept; the last block's backward pass, the first
