@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from xlstm.models.configs import LlamaConfig
-from xlstm.spec import Data, Optimizer, Physics, Ring, RunSpec
+from xlstm.run.spec import Data, Optimizer, Physics, Ring, RunSpec
 
 STATED: dict[str, Any] = {
     "model": LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2),
