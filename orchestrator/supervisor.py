@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from orchestrator import provenance
 from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
-from xlstm.run.processes import TOKEN_VARIABLE, children, die_with_parent, kill_tagged
+from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
 from xlstm.run.records import Fork, Launch, State, Verdict, write_json
 from xlstm.run.spec import Execution, RunSpec
 
@@ -173,9 +175,10 @@ class Supervisor:
         self._asked = self._asked or now
         if now - self._asked > GRACE_SECONDS:
             self._torchrun.kill()
-        for trainer in children(self._torchrun.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(trainer, signal.SIGTERM)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for trainer in psutil.Process(self._torchrun.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    trainer.terminate()
 
     def _verdict_from_outside(self, attempt: int, code: int) -> Verdict:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""

@@ -5,7 +5,6 @@ a sweep carry one name, by which one squeue finds them.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import re
 import time
@@ -22,6 +21,7 @@ from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
 from slurm.site import Site, SiteError
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.locks import locked
 from xlstm.run.records import State
 
 SEARCH_SECONDS = 30.0
@@ -272,8 +272,7 @@ class SlurmExecutor:
         """One submission of this sweep at a time: the next finds the jobs of the one before."""
         folder = folder_of(self.workspace, self.sweep)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / ".lock"):
             yield
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:

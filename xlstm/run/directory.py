@@ -6,7 +6,6 @@ renamed) or, for the metrics, only appended to. Nothing here is unpickled. Impor
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -18,6 +17,7 @@ from typing import Any
 
 from xlstm.run import metrics
 from xlstm.run.files import RunFiles
+from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
 from xlstm.run.records import Holder, Launch, Result, State, Status, Verdict, write_json
 from xlstm.run.spec import Evaluation, RunSpec
@@ -285,8 +285,7 @@ class RunDirectory(RunFiles):
     def _locked(self) -> Iterator[None]:
         """Hold the kernel's lock on the run for one read-modify-write; a dead process holds nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.status_lock, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.status_lock):
             yield
 
     def _write_status(self, status: Status, **changes: Any) -> None:

@@ -7,7 +7,6 @@ returned. mlflow is imported when first needed.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -21,6 +20,7 @@ from typing import Any
 from xlstm.models.naming import family_label, size_label
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
+from xlstm.run.locks import locked
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Record, Result, State, Status, write_json
 from xlstm.run.spec import RunSpec
@@ -334,8 +334,7 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
         return MlflowClient(tracking_uri)
     store = Path(tracking_uri.removeprefix("sqlite:///"))
     store.parent.mkdir(parents=True, exist_ok=True)
-    with open(store.with_name(f".{store.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(store.with_name(f".{store.name}.lock")):
         client = MlflowClient(tracking_uri)
         client.search_experiments(max_results=1)
         return client
@@ -347,13 +346,8 @@ def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Pat
     folder = run.cursors
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
-    with open(folder / f"{name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield folder / f"{name}.json"
+    with locked(folder / f"{name}.lock", wait=False) as held:
+        yield folder / f"{name}.json" if held else None
 
 
 def _read_cursor(path: Path) -> _Cursor | None:
