@@ -82,9 +82,7 @@ def profiles(evidence: Evidence) -> Figure:
         c = np.geomspace(min(budgets) / 1.3, max(budgets) * 1.3, 50)
         low, high = frontier.interval
         label = f"N* ~ C^{frontier.exponent:.3f} [{low:.3f}, {high:.3f}]"
-        right.plot(
-            c, frontier.coefficient * c**frontier.exponent, linewidth=1.4, color=plots.FAMILY_COLORS[0], label=label
-        )
+        right.plot(c, frontier.coefficient * c**frontier.exponent, linewidth=1.4, color=plots.color_of(0), label=label)
         right.set(
             xscale="log", yscale="log", xlabel="compute C (FLOPs)", ylabel="N*", title=f"minima by {frontier.method}"
         )
@@ -96,7 +94,8 @@ def profiles(evidence: Evidence) -> Figure:
 def frontier(evidence: Evidence) -> Figure:
     """The compute-optimal N* and D* of each law, with bands over the draws, and the runs that were trained."""
     figure, axes = _panels(2, width=4.2)
-    for fitted, color in zip(evidence.fits, plots.FAMILY_COLORS, strict=False):
+    for index, fitted in enumerate(evidence.fits):
+        color, dash = plots.color_of(index), plots.dash_of(index)
         trained = fitted.used["flops"].to_numpy()
         c = np.geomspace(trained.min(), trained.max() * 10, 60)
         draws = np.stack([_optimum(draw, c) for draw in fitted.draws])  # (draws, 2, compute)
@@ -104,8 +103,8 @@ def frontier(evidence: Evidence) -> Figure:
         low, high = np.quantile(draws, [0.025, 0.975], axis=0)
         for axis, row, column in zip(axes, (0, 1), ("parameters", "tokens"), strict=True):
             axis.fill_between(c, low[row], high[row], color=color, alpha=0.18, linewidth=0)
-            axis.plot(c, center[row], color=color, linewidth=1.5, label=fitted.family)
-            axis.plot(trained, fitted.used[column], ".", color=color, markersize=4, alpha=0.4)
+            axis.plot(c, center[row], dash, color=color, linewidth=1.5, label=fitted.family)
+            axis.plot(trained, fitted.used[column], plots.marker_of(index, "."), color=color, markersize=4, alpha=0.4)
     for axis, name in zip(axes, ("N*", "D*"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="compute C = 6ND (FLOPs)", ylabel=name)
         measured = np.concatenate(
@@ -154,18 +153,18 @@ def envelope(evidence: Evidence) -> Figure:
 def residuals(evidence: Evidence) -> Figure:
     """What the laws leave unexplained, in percent of the loss: against compute, and against a normal distribution."""
     figure, axes = _panels(2, width=4.2)
-    for fitted, color in zip(evidence.fits, plots.FAMILY_COLORS, strict=False):
-        used = fitted.used
+    for index, fitted in enumerate(evidence.fits):
+        color, marker, used = plots.color_of(index), plots.marker_of(index), fitted.used
         predicted = fitted.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
         percent = 100 * np.log(used["loss"].to_numpy() / predicted)
-        axes[0].plot(used["flops"], percent, "o", color=color, markersize=4, alpha=0.75, label=fitted.family)
+        axes[0].plot(used["flops"], percent, marker, color=color, markersize=4, alpha=0.75, label=fitted.family)
         ordered = np.sort(percent)
         expected = stats.norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
-        axes[1].plot(expected, ordered, "o", color=color, markersize=4, alpha=0.75)
+        axes[1].plot(expected, ordered, marker, color=color, markersize=4, alpha=0.75)
         # Through the quartiles, as a few outliers must not tilt the line they are to be seen against.
         quartiles = np.quantile(ordered, [0.25, 0.75])
         slope = np.diff(quartiles)[0] / np.diff(stats.norm.ppf([0.25, 0.75]))[0]
-        axes[1].plot(expected, np.mean(quartiles) + slope * expected, color=color, linewidth=0.8)
+        axes[1].plot(expected, np.mean(quartiles) + slope * expected, plots.dash_of(index), color=color, linewidth=0.8)
     axes[0].axhline(0, color="0.5", linewidth=0.8)
     axes[0].set(xscale="log", xlabel="compute C (FLOPs)", ylabel="measured over law (%)", title="residuals")
     axes[1].set(xlabel="normal quantile", ylabel="residual (%)", title="against a normal distribution")
@@ -177,11 +176,12 @@ def exponents(evidence: Evidence) -> Figure:
     """Bootstrap draws of α and β together, with the region of highest density that holds 95 % of them."""
     figure, axes = _panels(1, width=4.6)
     axis = axes[0]
-    for fitted, color in zip(evidence.fits, plots.FAMILY_COLORS, strict=False):
+    for index, fitted in enumerate(evidence.fits):
+        color, marker = plots.color_of(index), plots.marker_of(index, "P")
         cloud = fitted.draws[:, 3:5]
         axis.plot(*cloud[:CLOUD].T, ".", color=color, markersize=2.5, alpha=0.35)
-        _region(axis, cloud, color)
-        axis.plot(fitted.law.alpha, fitted.law.beta, "P", color=color, markersize=8, label=fitted.family)
+        _region(axis, cloud, color, plots.dash_of(index))
+        axis.plot(fitted.law.alpha, fitted.law.beta, marker, color=color, markersize=8, label=fitted.family)
     shown = np.concatenate([np.quantile(fitted.draws[:, 3:5], [0.01, 0.99], axis=0) for fitted in evidence.fits])
     published = [[one.law.alpha, one.law.beta] for one in _laws(evidence.references)]
     shown = np.concatenate([shown, np.reshape(published, (-1, 2))])
@@ -203,11 +203,13 @@ def multipliers(evidence: Evidence) -> Figure:
     figure, axes = _panels(1, width=4.6)
     trained = baseline.used["flops"].to_numpy()
     c = np.geomspace(trained.min(), trained.max(), 13)
-    for fitted, color in zip(others, plots.FAMILY_COLORS[1:], strict=False):
+    for index, fitted in enumerate(others, start=1):
+        color = plots.color_of(index)
         found = [allocation.compute_multiplier(baseline, fitted, float(flops)) for flops in c]
         low, high = np.array([one.interval for one in found]).T
         axes[0].fill_between(c, low, high, color=color, alpha=0.18, linewidth=0)
-        axes[0].plot(c, [one.value for one in found], color=color, linewidth=1.6, label=fitted.family)
+        multiples = [one.value for one in found]
+        axes[0].plot(c, multiples, plots.dash_of(index), color=color, linewidth=1.6, label=fitted.family)
     axes[0].axhline(1, color="0.5", linewidth=0.8)
     axes[0].set(xscale="log", xlabel=f"compute of {baseline.family} (FLOPs)", title="compute multiplier")
     axes[0].set_ylabel(f"compute {baseline.family} needs,\nover the other's")
@@ -238,7 +240,13 @@ def _panels(count: int, width: float = 3.8) -> tuple[Figure, list[Axes]]:
 
 def _legend(axis: Axes, evidence: Evidence) -> None:
     """Names of families, where there is more than one thing to tell apart."""
-    if len(evidence.fits) + len(evidence.references) > 1:
+    count = len(evidence.fits) + len(evidence.references)
+    if count > len(plots.FAMILY_COLORS):  # beside the panels: it would hide what is drawn
+        handles, labels = axis.get_legend_handles_labels()
+        figure = axis.get_figure(root=True)
+        assert figure is not None
+        figure.legend(handles, labels, fontsize=8, loc="outside right center")
+    elif count > 1:
         axis.legend(fontsize=8)
 
 
@@ -262,7 +270,7 @@ def _optimum(draw: Array, flops: Array) -> Array:
     return np.stack(AdditiveLaw.from_vector(draw).compute_optimal(flops))
 
 
-def _region(axis: Axes, cloud: Array, color: str) -> None:
+def _region(axis: Axes, cloud: Array, color: str, dash: str) -> None:
     """Contour of the kernel density (Scott's rule) above which 95 % of the draws lie; several pieces, if it must be."""
     if np.linalg.matrix_rank(np.cov(cloud.T)) < 2:
         return  # draws on a line have no region
@@ -271,7 +279,8 @@ def _region(axis: Axes, cloud: Array, color: str) -> None:
     margin = 0.3 * (high - low)
     x, y = np.meshgrid(*(np.linspace(low[i] - margin[i], high[i] + margin[i], 80) for i in (0, 1)))
     height = density(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
-    axis.contour(x, y, height, levels=[np.quantile(density(cloud[:1000].T), 0.05)], colors=[color], linewidths=1.3)
+    level = np.quantile(density(cloud[:1000].T), 0.05)
+    axis.contour(x, y, height, levels=[level], colors=[color], linewidths=1.3, linestyles=[dash])
 
 
 def _color_key(axis: Axes, budgets: Sequence[float]) -> None:

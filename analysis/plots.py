@@ -21,6 +21,9 @@ from xlstm.quantities import compact
 FORMATS = ("png", "pdf", "svg")
 FAMILY_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 """Okabe & Ito's palette, distinguishable with any colour vision."""
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("s", "^", "D", "v")
+"""What tells families apart once the colours repeat."""
 INK = "#222222"
 SIZE_MAP = matplotlib.colormaps["viridis"]
 
@@ -47,6 +50,22 @@ def style(*, transparent: bool = False) -> Iterator[None]:
     }
     with plt.rc_context(settings):
         yield
+
+
+def color_of(index: int) -> str:
+    """Colour of the family at `index`, 0 first; once they begin again, dash and marker differ."""
+    return FAMILY_COLORS[index % len(FAMILY_COLORS)]
+
+
+def dash_of(index: int) -> str:
+    """Line style of the family at `index`: solid while each colour is used for the first time."""
+    return DASHES[index // len(FAMILY_COLORS) % len(DASHES)]
+
+
+def marker_of(index: int, first: str = "o") -> str:
+    """Marker of the family at `index`: `first` while each colour is used for the first time."""
+    turn = index // len(FAMILY_COLORS)
+    return MARKERS[(turn - 1) % len(MARKERS)] if turn else first
 
 
 def shade(index: int, count: int) -> tuple[float, float, float, float]:
@@ -149,8 +168,8 @@ def is_near(values: Array, measured: pl.Series) -> NDArray[np.bool_]:
 
 
 def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
-    for fitted, color in zip(fits, FAMILY_COLORS, strict=False):
-        used = fitted.used
+    for index, fitted in enumerate(fits):
+        color, used = color_of(index), fitted.used
         flops = np.geomspace(used["flops"].min() / 1.5, used["flops"].max() * 1.5, 60)
         n, d = fitted.law.compute_optimal(flops)
         # A frontier through models and budgets unlike any that was trained would be an invention.
@@ -160,10 +179,9 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
         low_a, high_a = fitted.compute_optimal_interval()
         axis.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
         label = f"{fitted.family}: N* ~ C^{fitted.law.parameters_exponent:.2f} [{low_a:.2f}, {high_a:.2f}]"
-        axis.plot(
-            flops, center, color=color, linewidth=1.6, label=label if near.any() else f"{fitted.family}: not determined"
-        )
-        axis.plot(used["flops"], used["loss"], "o", color=color, markersize=4.5, alpha=0.7)
+        label = label if near.any() else f"{fitted.family}: not determined"
+        axis.plot(flops, center, dash_of(index), color=color, linewidth=1.6, label=label)
+        axis.plot(used["flops"], used["loss"], marker_of(index), color=color, markersize=4.5, alpha=0.7)
     axis.set_xscale("log")
     axis.set_xlabel("training compute C (FLOPs)")
     axis.set_title("compute-optimal frontier")
@@ -177,7 +195,7 @@ def _draw_reference(axis: Axes, reference: Table | PublishedLaw, fits: Sequence[
         axis.plot(flops, loss, "--", color="0.5", linewidth=1.2, label=reference.name)
     else:
         table = reference.frame()
-        colors = {fitted.family: color for fitted, color in zip(fits, FAMILY_COLORS, strict=False)}
+        colors = {fitted.family: color_of(index) for index, fitted in enumerate(fits)}
         for family, rows in table.group_by("family", maintain_order=True):
             color = colors.get(str(family[0]), "0.5")
             axis.plot(rows["flops"], rows["loss"], marker, color=color, markersize=4.5, fillstyle="none")

@@ -25,6 +25,8 @@ from xlstm.quantities import compact
 
 DRAWS_ON_PAGE = 300
 """Bootstrap draws that the page's calculator takes its intervals from."""
+SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}
+"""`stroke-dasharray` of each of the figures' line styles."""
 LINES = 6
 """Sizes or budgets of a family that the chart draws a line for."""
 
@@ -81,10 +83,10 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
 
 def _data(fits: Sequence[Fit]) -> dict[str, Any]:
     """What the chart draws: per family its runs, lines with bands along each axis, and draws for the calculator."""
-    return {"families": [_family(fitted, color) for fitted, color in zip(fits, _colors(len(fits)), strict=True)]}
+    return {"families": [_family(fitted, index) for index, fitted in enumerate(fits)]}
 
 
-def _family(fitted: Fit, color: str) -> dict[str, Any]:
+def _family(fitted: Fit, index: int) -> dict[str, Any]:
     used = fitted.used
     n, d, c = (used[name].to_numpy() for name in ("parameters", "tokens", "flops"))
     residual = 100 * np.log(used["loss"].to_numpy() / fitted.law.predict(n, d))
@@ -107,16 +109,13 @@ def _family(fitted: Fit, color: str) -> dict[str, Any]:
         lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
     draws = np.round(fitted.draws[:DRAWS_ON_PAGE], 7).tolist()
     law = fitted.law.to_vector().tolist()
-    return {"name": fitted.family, "color": color, "points": points, "lines": lines, "draws": draws, "law": law}
+    look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
+    return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law}
 
 
 def _line(fitted: Fit, x: Array, n: Array, d: Array, label: str) -> dict[str, Any]:
     center, low, high = (np.round(values, 5).tolist() for values in fitted.predict(n, d))
     return {"label": label, "x": [float(f"{value:.5g}") for value in x], "y": center, "low": low, "high": high}
-
-
-def _colors(count: int) -> list[str]:
-    return [plots.FAMILY_COLORS[index % len(plots.FAMILY_COLORS)] for index in range(count)]
 
 
 def _largest(fits: Sequence[Fit], column: str) -> float:

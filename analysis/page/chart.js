@@ -1,5 +1,5 @@
 "use strict";
-// The page's chart, calculator and sortable tables. DATA holds per family: name, color, points, lines by axis, draws.
+// The page's chart, calculator and sortable tables. DATA holds per family: name, color, dash, points, lines by axis, draws.
 const NAMES = { tokens: "training tokens D", parameters: "parameters N", flops: "training compute C (FLOPs)" };
 const SVG = "http://www.w3.org/2000/svg";
 const chart = document.getElementById("chart");
@@ -73,7 +73,7 @@ function draw() {
       const down = line.x.map((value, index) => `${x(value)},${y(line.high[index])}`).reverse();
       inside.append(element("polygon", { points: [...up, ...down].join(" "), fill: family.color, opacity: 0.13 }));
       const path = line.x.map((value, index) => `${x(value)},${y(line.y[index])}`).join(" ");
-      const drawn = element("polyline", { points: path, fill: "none", stroke: family.color, "stroke-width": 1.6 });
+      const drawn = element("polyline", { points: path, fill: "none", stroke: family.color, "stroke-dasharray": family.dash, "stroke-width": 1.6 });
       drawn.append(element("title", {}, `${family.name}, ${line.label}`));
       inside.append(drawn);
     }

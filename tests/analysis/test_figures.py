@@ -3,11 +3,13 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.text import Text
 
 from analysis import figures, fitting, isoflop, plots, quality, references, report, runs
 from analysis.figures import FIGURES, Evidence
@@ -17,12 +19,11 @@ from analysis.laws import AdditiveLaw
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 
 
-@pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    """Two families of IsoFLOP runs with their training curves."""
+def _evidence(families: Mapping[str, float]) -> Evidence:
+    """IsoFLOP runs of families, whose losses are a gain times the law's, with their training curves."""
     budgets, n = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e18, 1e20, 4), np.geomspace(1e8, 3e9, 7)))
     tables = []
-    for family, gain in (("llama", 1.0), ("</script>", 0.97)):
+    for family, gain in families.items():
         d = budgets / (6 * n)
         noise = np.exp(np.random.default_rng(len(family)).normal(0, 0.002, n.size))
         numbers = {"parameters": n, "tokens": d, "flops": budgets, "loss": gain * LAW.predict(n, d) * noise}
@@ -36,6 +37,32 @@ def evidence() -> Evidence:
     )
     fits = fitting.fit(frame, num_draws=40, num_starts=20)
     return Evidence(fits, curves, [references.find("xlstm-table-3"), references.find("chinchilla")])
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    """Two families."""
+    return _evidence({"llama": 1.0, "</script>": 0.97})
+
+
+@pytest.fixture(scope="module")
+def nine() -> Evidence:
+    """More families than there are colours."""
+    return _evidence({f"family-{index}": 1 + 0.01 * index for index in range(9)})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_figure_names_every_family_when_there_are_more_than_colours(nine: Evidence, name: str) -> None:
+    with plots.style():
+        figure = FIGURES[name](nine)
+    words = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert {fitted.family for fitted in nine.fits} <= set(re.findall(r"family-\d", words))
+    plots.plt.close(figure)
+
+
+def test_no_two_families_look_the_same() -> None:
+    looks = {(plots.color_of(index), plots.dash_of(index), plots.marker_of(index)) for index in range(28)}
+    assert len(looks) == 28
 
 
 @pytest.mark.parametrize("name", FIGURES)
