@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from xlstm.data.batches import IGNORED, Batch, Windows
+from xlstm.data.batches import Batch, Windows
 from xlstm.data.shards import PreparedData
+from xlstm.models import IGNORED
 from xlstm.records import Validation
 from xlstm.spec import RunSpec
 from xlstm.training.gang import Gang
@@ -62,13 +63,16 @@ def validate(
     )
 
 
-def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device) -> torch.Tensor:
-    """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target."""
+def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device, z_loss: float = 0.0) -> torch.Tensor:
+    """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target.
+
+    `z_loss` is the weight of a penalty that its gradient has and its value has not.
+    """
     tokens, targets = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets))
     resets = None
     if spec.physics.data.documents == "reset":
         resets = torch.from_numpy(batch.resets).to(device)
-    nll: torch.Tensor = model(tokens, resets=resets, targets=targets)[0]
+    nll: torch.Tensor = model(tokens, resets=resets, targets=targets, z_loss=z_loss)[0]
     return nll
 
 

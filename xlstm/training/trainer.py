@@ -20,7 +20,6 @@ from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
-from xlstm.models.head import z_loss
 from xlstm.records import Metric, RunDirectory, Validation
 from xlstm.spec import RunSpec
 from xlstm.training.checkpoints import CheckpointRecord
@@ -148,8 +147,8 @@ class Trainer:
         physics = self.spec.physics
         parts = []
         for start in range(0, len(batch.tokens), self.micro):
-            with z_loss(physics.z_loss or 0.0):
-                nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
+            rows = batch.rows(start, start + self.micro)
+            nll = losses(self.model, rows, self.spec, self.gang.device, physics.z_loss or 0.0)
             loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
             loss.backward()
             parts.append(loss.detach())
