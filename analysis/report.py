@@ -21,7 +21,7 @@ from analysis.findings import RefusalError
 from analysis.fitting import Fit
 from analysis.laws import Array
 from analysis.regression import LEVEL
-from xlstm.spec import compact
+from xlstm.run.spec import compact
 
 DRAWS_ON_PAGE = 300
 """Bootstrap draws that the page's calculator takes its intervals from."""

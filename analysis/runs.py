@@ -15,7 +15,8 @@ import polars as pl
 
 from analysis import quality, tracking_store
 from analysis.findings import RefusalError
-from xlstm.records import Metric, Result, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Metric, Result
 
 SCHEMA = {
     "run_id": pl.String,

@@ -21,7 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from xlstm.accounting.memory import memory
 from xlstm.models import build
 from xlstm.models.sizes import config_for
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule
 from xlstm.training.gang import Gang
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.parallel import make_mesh, parallelize

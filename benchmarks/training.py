@@ -32,7 +32,7 @@ from xlstm.data.corpora import open_corpus
 from xlstm.data.order import Order
 from xlstm.data.preparation import assigned_documents, data_folder
 from xlstm.models.configs import LlamaConfig
-from xlstm.records import Lease, Workspace
+from xlstm.run.directory import Lease, Workspace
 from xlstm.training.checkpoints import Checkpointer, CheckpointRecord
 from xlstm.training.trainer import Trainer
 

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 
 from orchestrator.errors import InputError
-from xlstm.records import RunDirectory, State
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import State
 
 OPEN = (State.QUEUED, State.RUNNING, State.PREEMPTED)
 PATIENCE_SECONDS = 120.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from orchestrator.supervisor import count_gpus
 from xlstm import accounting
 from xlstm.accounting.cards import CARDS, Card
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
 from xlstm.training.micro_batch import USABLE, micro_batch
 
 DEFAULT_CARD = CARDS["H100-80GB"]

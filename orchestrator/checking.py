@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from orchestrator.capacity import layout_key
 from orchestrator.plan import Plan, RunPlan
 from xlstm import accounting
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.executors.contract import Executor, Handle, Job, JobState
-from xlstm.outcome import adopt
-from xlstm.records import Fork, Result, RunDirectory, State, Status, Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.outcome import adopt
+from xlstm.run.records import Fork, Result, State, Status
+from xlstm.run.spec import RunSpec
 
 MAXIMUM_FAILURES = 3
 """Failed attempts of one run, within one submission, after which it is set aside."""

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 
 def detach_submission(workspace: Workspace, sweep: str) -> int:

@@ -15,8 +15,9 @@ from functools import cached_property
 from orchestrator.capacity import kind_of_device
 from xlstm.accounting.cards import Card, recognize
 from xlstm.models.naming import family_label
-from xlstm.records import Result, RunDirectory
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Result
+from xlstm.run.spec import RunSpec
 
 STATED_MFU = 0.4
 """Share of a card's dense peak in the run's precision, where the sweep states none."""

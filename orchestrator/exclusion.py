@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.status import look
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 WAIT_SECONDS = 0.5
 SAY_SECONDS = 30.0

@@ -17,8 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.detaching import log_file, submission
 from orchestrator.executors.ray import NAMESPACE, connect, workspace_key
 from orchestrator.status import look
-from xlstm.processes import die_with_parent
-from xlstm.records import WORKSPACE_VARIABLE, State, Workspace
+from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
+from xlstm.run.processes import die_with_parent
+from xlstm.run.records import State
 
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0

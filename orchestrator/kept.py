@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from sweeps.located import Problem, SweepError, nearest
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 
 def load_document(workspace: Workspace, name: str) -> dict[str, Any]:

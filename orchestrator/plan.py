@@ -20,8 +20,9 @@ from sweeps.sweep import Sweep
 from xlstm import accounting
 from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Fork, Parameters, RunDirectory, State, Workspace, write_json
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import Fork, Parameters, State, write_json
+from xlstm.run.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.controller import Event, Happening
-from orchestrator.status import last_row
-from xlstm.records import Metric, Result, RunDirectory, State
-from xlstm.spec import compact
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Metric, Result, State
+from xlstm.run.spec import compact
 
 PLAIN_SECONDS = 30.0
 """Seconds between the lines that tell a log file how far a submission is."""
@@ -99,7 +99,7 @@ class SweepProgress:
         """Look at the metrics of what runs."""
         for run_id, run in run_directories.items():
             line = self.lines[run_id]
-            if line.state is State.RUNNING and (row := last_row(run)):
+            if line.state is State.RUNNING and (row := run.last_row()):
                 line.tokens = int(row.get(Metric.TOKENS, line.tokens))
                 line.loss = row.get(Metric.LOSS)
                 line.speed = row.get(Metric.TOKENS_PER_SECOND)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm.records import Fork, Workspace
-from xlstm.spec import Physics, RunSpec, canonical, shared_steps
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Fork
+from xlstm.run.spec import Physics, RunSpec, canonical, shared_steps
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TypeAlias
 
 from orchestrator.status import ENDED, look
-from xlstm import tracking
-from xlstm.records import RunDirectory, State, Workspace
+from xlstm.run import tracking
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import State
 
 SHIP_SECONDS = 3.0
 MAXIMUM_FAILURES = 2

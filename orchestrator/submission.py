@@ -18,8 +18,9 @@ from orchestrator.executors.contract import Executor
 from orchestrator.progress import make_display
 from orchestrator.shipping import LiveFit, Shipper
 from xlstm.data import prepare
-from xlstm.records import State, Status, Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State, Status
+from xlstm.run.spec import RunSpec
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 

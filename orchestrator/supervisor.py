@@ -20,20 +20,10 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator import provenance
-from xlstm.processes import TOKEN_VARIABLE, children, die_with_parent, kill_tagged
-from xlstm.records import (
-    AlreadyCompleteError,
-    Fork,
-    Launch,
-    Lease,
-    LeaseHeldError,
-    LeaseLostError,
-    RunDirectory,
-    State,
-    Verdict,
-    write_json,
-)
-from xlstm.spec import Execution, RunSpec
+from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
+from xlstm.run.processes import TOKEN_VARIABLE, children, die_with_parent, kill_tagged
+from xlstm.run.records import Fork, Launch, State, Verdict, write_json
+from xlstm.run.spec import Execution, RunSpec
 
 HEARTBEAT_SECONDS = 10.0
 GRACE_SECONDS = 600

@@ -10,8 +10,8 @@ from orchestrator.columns import Cell, Columns
 from orchestrator.ledger import Ledger
 from orchestrator.progress import STYLES, duration
 from orchestrator.status import RunStanding
-from xlstm.records import State
-from xlstm.spec import compact
+from xlstm.run.records import State
+from xlstm.run.spec import compact
 
 _LEFT = frozenset({"run", "state", "starts from", "reason"})
 """Columns of words; the others hold numbers."""

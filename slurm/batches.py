@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from xlstm.records import Fork, RunDirectory, Workspace, write_json
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import Fork, write_json
 
 
 class Part(BaseModel):

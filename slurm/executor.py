@@ -21,7 +21,8 @@ from slurm.chains import Link, links
 from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
 from slurm.site import Site, SiteError
-from xlstm.records import RunDirectory, State, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import State
 
 SEARCH_SECONDS = 30.0
 """How long a job is looked for in the queue after sbatch failed: it may have been accepted all the same."""

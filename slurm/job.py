@@ -29,7 +29,8 @@ from slurm import commands
 from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
 from slurm.shipping import shipped
-from xlstm.records import LEASE_EXPIRY_SECONDS, Launch, RunDirectory, State, Status, Verdict
+from xlstm.run.directory import LEASE_EXPIRY_SECONDS, RunDirectory
+from xlstm.run.records import Launch, State, Status, Verdict
 
 MAXIMUM_FAILURES = 3
 """Failed attempts of one submission after which a run is set aside."""

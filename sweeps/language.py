@@ -63,7 +63,7 @@ class DataSettings(Section):
 
 
 class TrainSettings(Section):
-    """How a run is trained. A key left out has the default of xlstm/spec.py."""
+    """How a run is trained. A key left out has the default of xlstm/run/spec.py."""
 
     batch_sequences: Count | None = Field(None, description="Global batch in sequences.")
     batch_tokens: Count | None = Field(None, description="Global batch in tokens, instead of batch_sequences.")

@@ -33,7 +33,7 @@ def reference_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of an MLflow store in SQLite, for all tests of a module."""
-    from xlstm.tracking import open_store
+    from xlstm.run.tracking import open_store
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     assert open_store(uri) is None

@@ -11,7 +11,7 @@ from torch import nn
 from xlstm.data.preparation import open_prepared, tokenizer_of
 from xlstm.data.tokenizers import Tokenizer
 from xlstm.models import build
-from xlstm.records import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.training.checkpoints import CheckpointError, complete_checkpoints
 from xlstm.training.optimizer import named_parameters
 

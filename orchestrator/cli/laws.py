@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from analysis.figures import Evidence
     from analysis.fitting import Fit
     from analysis.quality import Rules
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
@@ -308,7 +308,7 @@ def _report(source: str, evidence: "Evidence") -> Path:
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
     from analysis import report
     from orchestrator.kept import submitted
-    from xlstm.tracking import log_artifact
+    from xlstm.run.tracking import log_artifact
 
     path = report.write(_fits_folder(source) / "report.html", sweep_name(source), evidence)
     if sweep_name(source) in submitted(workspace_here()):
@@ -358,7 +358,7 @@ def _fit(
     from analysis.findings import RefusalError
     from analysis.quality import Rules
     from orchestrator.errors import InputError
-    from xlstm.records import write_json
+    from xlstm.run.records import write_json
 
     kept_rules = _fits_folder(source) / "rules.json"
     asked = None if rules is None else rules.to_json() | {"mixed": allow_mixed}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cli.laws import take_best
 
 if TYPE_CHECKING:
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 
 def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.plan import Plan
-    from xlstm.records import RunDirectory, Workspace
+    from xlstm.run.directory import RunDirectory, Workspace
 
 ASK_SECONDS = 30.0
 """Between two questions to Slurm while somebody watches: between them the run directories tell enough."""
@@ -64,7 +64,7 @@ def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> N
     from orchestrator.tables import plan_summary
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
-    from xlstm.outcome import adopt
+    from xlstm.run.outcome import adopt
 
     workspace = made.workspace
     console.print(f"{made.name}: {plan_summary(made.document())}", highlight=False)
@@ -122,7 +122,7 @@ def catch_up(workspace: "Workspace", sweep: str) -> None:
     """Bring the run directories, and MLflow, up to date with what happened on the cluster while nobody looked."""
     if run_ids := reconcile(workspace, sweep):
         from orchestrator.shipping import ship
-        from xlstm import tracking
+        from xlstm.run import tracking
 
         if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
             ship(workspace, sweep, run_ids)

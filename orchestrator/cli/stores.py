@@ -15,7 +15,7 @@ from orchestrator.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 app = typer.Typer()
 data_app = typer.Typer(help="Corpora and their token shards.", no_args_is_help=True)
@@ -89,7 +89,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from orchestrator.errors import InputError
     from orchestrator.kept import load_document, submitted
     from orchestrator.shipping import publish, ship
-    from xlstm import tracking
+    from xlstm.run import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.executors.contract import Executor
     from orchestrator.plan import Plan
     from orchestrator.status import SweepStanding
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 app = typer.Typer()
 
@@ -135,7 +135,7 @@ def watch(
 
     from orchestrator.status import look
     from orchestrator.tables import runs_table
-    from xlstm.records import State
+    from xlstm.run.records import State
 
     workspace, name = workspace_here(), sweep_name(sweep)
     console = Console(quiet=True) if as_json else make_console()
@@ -192,7 +192,7 @@ def retry(sweep: NameArgument) -> None:
     from dataclasses import replace
 
     from orchestrator.kept import load_document
-    from xlstm.records import State
+    from xlstm.run.records import State
 
     with one_line_errors():
         load_document(workspace_here(), sweep_name(sweep))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.plan import Plan
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 BAD_INPUT = 2
 A_RUN_FAILED = 1
@@ -52,7 +52,7 @@ def sweep_name(sweep: str) -> str:
 
 
 def workspace_here() -> "Workspace":
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
     return Workspace.default()
 

@@ -9,8 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from xlstm.records import Fork, RunDirectory
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Fork
+from xlstm.run.spec import RunSpec
 
 
 class JobState(StrEnum):

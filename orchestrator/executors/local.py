@@ -18,8 +18,8 @@ from pathlib import Path
 
 from orchestrator import supervisor
 from orchestrator.executors.contract import Handle, Job, JobState
-from xlstm.processes import die_with_parent, kill_tagged
-from xlstm.records import RunDirectory
+from xlstm.run.directory import RunDirectory
+from xlstm.run.processes import die_with_parent, kill_tagged
 
 
 @dataclass

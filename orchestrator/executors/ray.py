@@ -38,7 +38,7 @@ from orchestrator import provenance
 from orchestrator.errors import InputError
 from orchestrator.executors.contract import Handle, Job, JobState
 from orchestrator.executors.ray_member import Member, meeting
-from xlstm.records import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 
 CHECK_SECONDS = 60.0
 GRACE_SECONDS = 60.0

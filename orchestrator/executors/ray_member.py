@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
-from xlstm.processes import die_with_parent, kill_tagged
+from xlstm.run.processes import die_with_parent, kill_tagged
 
 SUPERVISOR = "orchestrator.supervisor"
 JOIN_SECONDS = 300.0
@@ -121,7 +121,7 @@ class Member:
 
     def _leave(self) -> None:
         """End; the gang too, unless the others have still something to do."""
-        from xlstm.records import RunDirectory
+        from xlstm.run.directory import RunDirectory
 
         if self._job is not None:
             path, token = self._job

@@ -8,8 +8,9 @@ import time
 import pytest
 from launching import losses, make_run, start
 
-from xlstm.records import State, Workspace
-from xlstm.spec import Schedule
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State
+from xlstm.run.spec import Schedule
 
 pytestmark = pytest.mark.serial
 

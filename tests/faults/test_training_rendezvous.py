@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from launching import REPOSITORY, free_port, make_run, wait_until
 
-from xlstm.processes import tagged
-from xlstm.records import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.processes import tagged
 
 pytestmark = pytest.mark.serial
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.checking import check
 from orchestrator.plan import Plan, make_plan
 from sweeps.sweep import Sweep
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 WriteSweep = Callable[..., str]
 MISSION = "xlstm-125m-2.7b"

@@ -21,9 +21,10 @@ from orchestrator.plan import make_plan
 from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
-from xlstm.processes import tagged
-from xlstm.records import WORKSPACE_VARIABLE, Metric, RunDirectory, State, Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.processes import tagged
+from xlstm.run.records import Metric, State
+from xlstm.run.spec import RunSpec
 
 WriteSweep = Callable[..., str]
 

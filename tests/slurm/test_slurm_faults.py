@@ -13,8 +13,9 @@ from orchestrator.executors.contract import Handle, JobState
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor
 from slurm.testing import Cluster
-from xlstm.processes import tagged
-from xlstm.records import RunDirectory, State, Verdict, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.processes import tagged
+from xlstm.run.records import State, Verdict
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

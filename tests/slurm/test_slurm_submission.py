@@ -15,8 +15,9 @@ from slurm.commands import NoAccountingError, SlurmError
 from slurm.executor import SlurmExecutor
 from slurm.site import Site, SiteError
 from slurm.testing import Cluster
-from xlstm.records import Fork, State, Workspace
-from xlstm.spec import Schedule
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Fork, State
+from xlstm.run.spec import Schedule
 
 pytestmark = pytest.mark.serial
 

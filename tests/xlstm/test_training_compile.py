@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xlstm.models import build
 from xlstm.models.configs import LlamaConfig, ModelConfig, XLSTMConfig
-from xlstm.spec import Data, Execution, Optimizer, Physics
+from xlstm.run.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.gang import Gang
 from xlstm.training.optimizer import named_parameters
 from xlstm.training.parallel import fill, make_mesh, parallelize

@@ -11,7 +11,7 @@ from kernels import dispatch
 from kernels.linear_cross_entropy import chunks
 from xlstm.models import head
 from xlstm.models.configs import LlamaConfig
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import clip_gradients
 from xlstm.training.schedule import learning_rate

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xlstm.models import build, llama, mamba, rwkv4
 from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
-from xlstm.spec import Data, Execution, Optimizer, Physics
+from xlstm.run.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.gang import Gang
 from xlstm.training.parallel import fill, make_mesh, parallelize
 

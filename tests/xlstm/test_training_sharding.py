@@ -8,7 +8,7 @@ from xlstm.accounting import parameters
 from xlstm.models import build
 from xlstm.models.configs import ModelConfig
 from xlstm.models.sizes import config_for
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
 from xlstm.training.sharding import build_layout
 
 

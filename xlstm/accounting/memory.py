@@ -12,7 +12,7 @@ from xlstm.accounting.cost import Saved, Sequence
 from xlstm.accounting.families import costs, embedding_parameters, head, saved
 
 if TYPE_CHECKING:
-    from xlstm.spec import RunSpec
+    from xlstm.run.spec import RunSpec
 
 LOGITS_AT_ONCE = 2**24
 """Logits that the loss holds at a time."""

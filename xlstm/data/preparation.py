@@ -25,8 +25,8 @@ from xlstm.data.tokenizers import (
     stated_vocabulary,
     token_dtype,
 )
-from xlstm.records import Workspace
-from xlstm.spec import Data, canonical
+from xlstm.run.directory import Workspace
+from xlstm.run.spec import Data, canonical
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from torch import nn
 from xlstm.data.batches import Batch, Windows
 from xlstm.data.shards import PreparedData
 from xlstm.models import IGNORED
-from xlstm.records import Validation
-from xlstm.spec import RunSpec
+from xlstm.run.records import Validation
+from xlstm.run.spec import RunSpec
 from xlstm.training.gang import Gang
 
 

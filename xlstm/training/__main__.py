@@ -4,7 +4,7 @@ import os
 
 _PARENT = os.getppid()
 
-from xlstm.processes import TOKEN_VARIABLE, die_with_parent  # noqa: E402
+from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent  # noqa: E402
 
 die_with_parent(_PARENT)  # before torch is there: a killed launcher leaves no orphan in the seconds that takes
 

@@ -8,19 +8,10 @@ from pathlib import Path
 
 from kernels import cpu
 from xlstm.data import open_prepared
-from xlstm.outcome import leave_result
-from xlstm.records import (
-    Launch,
-    Lease,
-    LeaseLostError,
-    Result,
-    RunDirectory,
-    State,
-    Verdict,
-    Workspace,
-    write_json,
-)
-from xlstm.spec import RunSpec, shared_steps
+from xlstm.run.directory import Lease, LeaseLostError, RunDirectory, Workspace
+from xlstm.run.outcome import leave_result
+from xlstm.run.records import Launch, Result, State, Verdict, write_json
+from xlstm.run.spec import RunSpec, shared_steps
 from xlstm.training.checkpoints import (
     Checkpoint,
     Checkpointer,

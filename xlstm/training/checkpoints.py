@@ -21,8 +21,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
-from xlstm.records import Lease, Record, RunDirectory, write_json
-from xlstm.spec import Physics
+from xlstm.run.directory import Lease, RunDirectory
+from xlstm.run.records import Record, write_json
+from xlstm.run.spec import Physics
 from xlstm.training.gang import Gang
 from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from xlstm.spec import Execution
+from xlstm.run.spec import Execution
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xlstm.accounting.memory import memory
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
 
 USABLE = 0.85
 """Of a device's free memory: the estimate knows neither fragmentation nor what the device's libraries take."""

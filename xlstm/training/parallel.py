@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from xlstm.models.initialization import initial_value
-from xlstm.spec import Execution, Physics
+from xlstm.run.spec import Execution, Physics
 from xlstm.training.gang import Gang
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from xlstm.models import build
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
 from xlstm.training.gang import Gang
 from xlstm.training.parallel import make_mesh, parallelize
 

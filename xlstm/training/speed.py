@@ -4,8 +4,8 @@ import torch
 
 from xlstm.accounting import training_flops_per_token
 from xlstm.accounting.cards import recognize
-from xlstm.records import Metric
-from xlstm.spec import RunSpec
+from xlstm.run.records import Metric
+from xlstm.run.spec import RunSpec
 
 
 class Speed:

@@ -20,8 +20,9 @@ from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
-from xlstm.records import Metric, RunDirectory, Validation
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Metric, Validation
+from xlstm.run.spec import RunSpec
 from xlstm.training.checkpoints import CheckpointRecord
 from xlstm.training.gang import Gang
 from xlstm.training.machine import SystemMetrics

@@ -6,7 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-from xlstm.records import RunDirectory, State, Verdict
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import State, Verdict
 
 _GRACE_SECONDS = 2.0
 """A rank whose peer is gone waits this long for the peer's own word before it speaks itself."""

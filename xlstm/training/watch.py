@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xlstm.records import Lease, LeaseLostError, State, Verdict, write_json
+from xlstm.run.directory import Lease, LeaseLostError
+from xlstm.run.records import State, Verdict, write_json
 from xlstm.training.verdict import leave_verdict
 
 _HEARTBEAT_SECONDS = 10.0

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlstm.model_card import model_card
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Record, Result, RunDirectory, State, Status, surviving, write_json
-from xlstm.spec import RunSpec
+from xlstm.run import metrics
+from xlstm.run.directory import RunDirectory
+from xlstm.run.model_card import model_card
+from xlstm.run.records import Record, Result, State, Status, write_json
+from xlstm.run.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
 _ROWS_PER_BATCH = 250
@@ -245,26 +247,13 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
 
     Where another evaluation replaced what was measured, that is all of them: -1.
     """
-    rows: list[dict[str, Any]] = []
-    rolled_back_to: int | None = None
-    try:
-        with open(run.metrics_file, "rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return [], offset, None
-    whole = content[: content.rfind(b"\n") + 1]
-    for line in whole.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows.append(row)
-        if row.get("event") in ("resume", "evaluation"):
-            back_to = row["step"] if row["event"] == "resume" else -1
-            rolled_back_to = back_to if rolled_back_to is None else min(rolled_back_to, back_to)
-    return surviving(rows), offset + len(whole), rolled_back_to
+    rows, end = metrics.read_added(run.metrics_file, offset)
+    steps = [row["step"] if row["event"] == "resume" else -1 for row in rows if row.get("event") in _REPLACING]
+    return metrics.surviving(rows), end, min(steps, default=None)
 
+
+_REPLACING = ("resume", "evaluation")
+"""Events after which rows written before them no longer count."""
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""

@@ -8,9 +8,10 @@ import os
 import time
 from pathlib import Path
 
-from xlstm.model_card import model_card
-from xlstm.records import Result, RunDirectory, State, Validation, write_json
-from xlstm.spec import Evaluation, RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.model_card import model_card
+from xlstm.run.records import Result, State, Validation, write_json
+from xlstm.run.spec import Evaluation, RunSpec
 
 
 def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:

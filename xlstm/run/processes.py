@@ -67,3 +67,13 @@ def kill_tagged(token: str) -> list[int]:
             continue
         killed.append(pid)
     return killed
+
+
+def process_start(pid: int) -> float | None:
+    """Start time of a process in clock ticks since boot, or None if there is none: tells a reused pid apart."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else float(fields[18])
