@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
@@ -25,7 +24,7 @@ SAY_SECONDS = 30.0
 @contextmanager
 def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Console) -> Iterator[None]:
     """Be the only controller of a sweep; while there is another, say so, wait for its end, and tell how it goes."""
-    path = lock_file(workspace, sweep)
+    path = workspace.sweep(sweep).controller_lock
     if not path.parent.is_dir():
         yield  # a single run of `scaling train` belongs to no sweep, and has its lease
         return
@@ -40,11 +39,6 @@ def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Cons
         file.write(f"process {os.getpid()} on {socket.gethostname()} with --on {engine} since {since}\n")
         file.flush()
         yield
-
-
-def lock_file(workspace: Workspace, sweep: str) -> Path:
-    """The file whose lock the controller of a sweep holds, and whose text says who that is."""
-    return workspace.sweeps / sweep / "controller.lock"
 
 
 def _take(descriptor: int) -> bool:

@@ -31,8 +31,6 @@ STYLES = {
     State.CANCELLED: "yellow",
 }
 
-_ENDED = {State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED}
-
 
 class Display(Protocol):
     """What a submission tells of itself. A context: nothing is drawn outside it."""
@@ -119,7 +117,7 @@ class SweepProgress:
         """Until the runs have ended that still may, from the rate since the start; None while nothing was done yet."""
         done = self.flops_done - (self._at_start or 0.0)
         elapsed = time.monotonic() - self.started
-        left = sum(line.flops * (1 - line.fraction) for line in self.lines.values() if line.state not in _ENDED)
+        left = sum(line.flops * (1 - line.fraction) for line in self.lines.values() if not line.state.ended)
         return elapsed * left / done if done > 0 else None
 
     def count(self, *states: State) -> int:
@@ -160,7 +158,7 @@ class LiveDisplay:
     def happened(self, event: Event) -> None:
         self.progress.happened(event)
         self._running[event.run.run_id] = event.run
-        if event.what in (Happening.RETRIED, Happening.HELD) or event.status.state in (State.FAILED, State.DIVERGED):
+        if event.what in (Happening.RETRIED, Happening.HELD) or event.status.state.unsuccessful:
             self._live.console.print(_sentence(event))
 
     def refresh(self) -> None:
@@ -174,9 +172,7 @@ class LiveDisplay:
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for name in ("tokens", "loss", "tokens/s", "left"):
             table.add_column(name, justify="right", no_wrap=True)
-        shown = [
-            line for line in progress.lines.values() if line.state in (State.RUNNING, State.FAILED, State.DIVERGED)
-        ]
+        shown = [line for line in progress.lines.values() if line.state is State.RUNNING or line.state.unsuccessful]
         ended = [line for line in progress.lines.values() if line.state is State.COMPLETED]
         shown = shown[:MOST_ROWS]
         for line in [*ended[max(0, len(ended) - (MOST_ROWS - len(shown))) :], *shown]:

@@ -10,9 +10,6 @@ from orchestrator.ledger import Ledger, account, total
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Metric, Result, State
 
-ENDED = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
-"""States that last until somebody submits again."""
-
 
 @dataclass(frozen=True)
 class RunStanding:

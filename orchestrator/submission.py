@@ -19,7 +19,7 @@ from orchestrator.progress import make_display
 from orchestrator.shipping import LiveFit, Shipper
 from xlstm.data import prepare
 from xlstm.run.directory import Workspace
-from xlstm.run.records import State, Status
+from xlstm.run.records import Status
 from xlstm.run.spec import RunSpec
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -91,7 +91,7 @@ def prepare_data(
 
 def failed(statuses: Mapping[str, Status]) -> list[str]:
     """Runs that ended without a result."""
-    return [run_id for run_id, status in statuses.items() if status.state in (State.FAILED, State.DIVERGED)]
+    return [run_id for run_id, status in statuses.items() if status.state.unsuccessful]
 
 
 @contextmanager

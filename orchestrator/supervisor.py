@@ -61,15 +61,14 @@ class Supervisor:
         spec = self.run.spec()
         lease = self.run.acquire(self.token)
         launch = self._launch(spec, lease)
-        directory = self.run.attempt(lease.attempt)
-        write_json(directory / "launch.json", launch.model_dump(mode="json"))
-        write_json(directory / "provenance.json", provenance.collect())
+        write_json(self.run.launch_file(lease.attempt), launch.model_dump(mode="json"))
+        write_json(self.run.provenance_file(lease.attempt), provenance.collect())
         lease.renew(State.RUNNING)
         code = self._train(launch, lease)
         verdict = self.run.verdict(lease.attempt)
         if verdict is None:
-            verdict = self._verdict_from_outside(directory, code)
-            write_json(directory / "exit.json", verdict.model_dump(mode="json"))
+            verdict = self._verdict_from_outside(lease.attempt, code)
+            write_json(self.run.verdict_file(lease.attempt), verdict.model_dump(mode="json"))
         lease.release(verdict.state, verdict.reason)
         return verdict.state
 
@@ -107,7 +106,7 @@ class Supervisor:
 
     def _train(self, launch: Launch, lease: Lease | None) -> int:
         """Run torchrun to its end, renewing the lease; returns its exit code."""
-        log = self.run.attempt(launch.attempt) / f"torchrun-{self.node_rank}.log"
+        log = self.run.torchrun_log(launch.attempt, self.node_rank)
         environment = os.environ | {
             TOKEN_VARIABLE: self.token,
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
@@ -178,11 +177,12 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(trainer, signal.SIGTERM)
 
-    def _verdict_from_outside(self, directory: Path, code: int) -> Verdict:
+    def _verdict_from_outside(self, attempt: int, code: int) -> Verdict:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""
         died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         state = State.PREEMPTED if self._stopping else State.FAILED
-        reason = f"the trainer left no verdict; torchrun {died}; see {directory / f'torchrun-{self.node_rank}.log'}"
+        log = self.run.torchrun_log(attempt, self.node_rank)
+        reason = f"the trainer left no verdict; torchrun {died}; see {log}"
         return Verdict(state=state, reason=reason, time=time.time())
 
 

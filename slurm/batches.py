@@ -106,7 +106,7 @@ def job_number(number: str, index: int, parts: int) -> str:
 
 def folder_of(workspace: Workspace, sweep: str) -> Path:
     """Where the batches of a sweep lie."""
-    return workspace.sweeps / sweep / "slurm"
+    return workspace.sweep(sweep).slurm
 
 
 def batches_of(workspace: Workspace, sweep: str) -> list[Batch]:

@@ -26,7 +26,6 @@ from xlstm.run.records import State
 
 SEARCH_SECONDS = 30.0
 """How long a job is looked for in the queue after sbatch failed: it may have been accepted all the same."""
-_FINAL = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class SlurmExecutor:
             commands.scancel(still)
             self._wait_for_end(set(still), grace_seconds)
         for handle in handles:
-            if handle.run.status().state not in _FINAL:
+            if not handle.run.status().state.ended:
                 handle.run.set_state(State.CANCELLED, "cancelled")
 
     def logs(self, handle: Handle) -> list[Path]:
@@ -173,7 +172,7 @@ class SlurmExecutor:
 
         Every reading verb calls this first. Verdicts that are there are not touched.
         """
-        unsettled = [handle for handle in self.handles() if handle.run.status().state not in _FINAL]
+        unsettled = [handle for handle in self.handles() if not handle.run.status().state.ended]
         if not unsettled:
             return
         try:
@@ -190,7 +189,7 @@ class SlurmExecutor:
 
     def _settle(self, handle: Handle, jobs: Sequence[QueuedJob | None]) -> None:
         """Give a run whose jobs have all ended, and which has no verdict, its state."""
-        if handle.run.is_held() or handle.run.status().state in _FINAL:
+        if handle.run.is_held() or handle.run.status().state.ended:
             return
         job = next((job for job in jobs if job is not None and job.state != "COMPLETED"), None)
         if why := self._waited_in_vain(handle):
@@ -221,7 +220,7 @@ class SlurmExecutor:
         if fork is None or self.workspace.run(fork.run_id).has_checkpoint(fork.step):
             return None
         trunk = self.workspace.run(fork.run_id).status()
-        if trunk.state not in _FINAL:
+        if not trunk.state.ended:
             return None
         return (
             f"starts from step {fork.step} of {fork.run_id}, which can no longer come: that run is {trunk.state} "
@@ -378,7 +377,7 @@ def _state_of(jobs: Sequence[QueuedJob | None]) -> JobState:
 def _state_from_files(run: RunDirectory) -> JobState:
     if run.is_held():
         return JobState.RUNNING
-    return JobState.ENDED if run.status().state in _FINAL else JobState.WAITING
+    return JobState.ENDED if run.status().state.ended else JobState.WAITING
 
 
 def _arrays_by_comment(name: str) -> dict[str, str]:

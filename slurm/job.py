@@ -154,7 +154,7 @@ class SlurmJob:
         recent = list(self._attempts())[-MAXIMUM_STANDSTILLS:]
         if len(recent) < MAXIMUM_STANDSTILLS:
             return None
-        saved = [path.stat().st_mtime for path in self.run.checkpoints.glob("step-*/COMPLETE")]
+        saved = [self.run.checkpoint_mark(step).stat().st_mtime for step in self.run.checkpoint_steps()]
         if any(moment >= recent[0][0].started for moment in saved):
             return None
         return (

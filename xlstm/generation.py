@@ -11,7 +11,7 @@ from torch import nn
 from xlstm.data.preparation import open_prepared, tokenizer_of
 from xlstm.data.tokenizers import Tokenizer
 from xlstm.models import build
-from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory
 from xlstm.training.checkpoints import CheckpointError, complete_checkpoints
 from xlstm.training.optimizer import named_parameters
 
@@ -38,7 +38,7 @@ class TrainedRun:
             model = build(physics.model)
             checkpoint.load({f"model.{name}": parameter.detach() for name, parameter in named_parameters(model)})
             model.eval()
-            prepared = open_prepared(physics.data, Workspace(run.path.parent.parent))
+            prepared = open_prepared(physics.data, run.workspace)
             return cls(run.run_id, checkpoint.step, model, tokenizer_of(physics.data, prepared.path))
         raise CheckpointError(f"{run.run_id} has no sound checkpoint yet; {'; '.join(damages) or 'train it first'}")
 

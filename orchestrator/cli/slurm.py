@@ -48,7 +48,7 @@ def check(
 
 def has(workspace: "Workspace", sweep: str) -> bool:
     """Whether runs of a sweep were ever handed to Slurm."""
-    return (workspace.sweeps / sweep / "slurm").exists()
+    return workspace.sweep(sweep).slurm.exists()
 
 
 def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> None:
@@ -101,12 +101,11 @@ def reconcile(workspace: "Workspace", sweep: str) -> list[str]:
 def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunDirectory]":
     """End those of the runs that have jobs with Slurm; returns them."""
     from orchestrator.errors import InputError
-    from orchestrator.kept import submitted
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
 
     wanted, cancelled = {run.run_id for run in runs}, []
-    for sweep in submitted(workspace):
+    for sweep in workspace.submitted():
         if has(workspace, sweep):
             executor = SlurmExecutor(workspace, sweep)
             try:

@@ -39,7 +39,7 @@ def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
 
     with one_line_errors():
         workspace = workspace_here()
-        kept = workspace.sweeps / sweep / "sweep.yaml"
+        kept = workspace.sweep(sweep).sweep_file
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
         return make_plan(Sweep.load(known, overrides or ()), workspace)
 

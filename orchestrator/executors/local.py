@@ -170,7 +170,7 @@ class LocalExecutor:
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in slots)
         parent = os.getpid()
-        with open(job.run.path / "supervisor.log", "ab") as log:
+        with open(job.run.supervisor_log, "ab") as log:
             return subprocess.Popen(
                 supervisor.command(job.run, job.token, self.name, arguments=arguments),
                 stdin=subprocess.DEVNULL,

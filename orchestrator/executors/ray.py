@@ -37,7 +37,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from orchestrator import provenance
 from orchestrator.errors import InputError
 from orchestrator.executors.contract import Handle, Job, JobState
-from orchestrator.executors.ray_member import Member, meeting
+from orchestrator.executors.ray_member import Member
 from xlstm.run.directory import RunDirectory, Workspace
 
 CHECK_SECONDS = 60.0
@@ -294,7 +294,7 @@ class RayExecutor:
         assert gang.run is not None
         del self._carrying[gang.token]
         self._ended[gang.token] = state
-        meeting(str(gang.run.path), gang.token).unlink(missing_ok=True)
+        gang.run.meeting_file(gang.token).unlink(missing_ok=True)
         if gang.whole and state is JobState.ENDED and self._waiting and self._waiting[0].need == gang.need:
             self._free.insert(0, gang)
         else:

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
+from xlstm.run.directory import RunDirectory
 from xlstm.run.processes import die_with_parent, kill_tagged
 
 SUPERVISOR = "orchestrator.supervisor"
@@ -56,11 +57,12 @@ class Member:
         """Be rank `rank` of the `nodes` supervisors of one attempt of the run at the path `run`; as `end`."""
         self._idle_since = None
         self._job, self._supervisor = (run, token), None
+        directory = RunDirectory(Path(run))
         parent = os.getpid()
         arguments = [*arguments, "--node-rank", str(rank), "--parent", str(parent)]
         if nodes > 1:
-            arguments += ["--rendezvous", await asyncio.to_thread(_meet, meeting(run, token), rank)]
-        with open(Path(run) / "supervisor.log", "ab") as log:
+            arguments += ["--rendezvous", await asyncio.to_thread(_meet, directory.meeting_file(token), rank)]
+        with open(directory.supervisor_log, "ab") as log:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-m", SUPERVISOR, run, "--token", token, "--executor", "ray", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -121,8 +123,6 @@ class Member:
 
     def _leave(self) -> None:
         """End; the gang too, unless the others have still something to do."""
-        from xlstm.run.directory import RunDirectory
-
         if self._job is not None:
             path, token = self._job
             lease = RunDirectory(Path(path)).status().lease
@@ -135,11 +135,6 @@ class Member:
         if self._group is not None:
             remove_placement_group(self._group)
         ray.kill(self._me)
-
-
-def meeting(run: str, token: str) -> Path:
-    """The file in which the first node of a gang of the run at the path `run` tells the others where to meet."""
-    return Path(run) / f"meeting-{token}"
 
 
 def _meet(meeting: Path, rank: int) -> str:

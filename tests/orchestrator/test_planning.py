@@ -83,7 +83,7 @@ def test_a_finished_run_recalibrates_what_is_left(
 def test_a_plan_is_json_and_reads_back_as_it_was_kept(planned: Callable[..., Plan]) -> None:
     plan = planned("quickstart")
     plan.save()
-    kept = json.loads((plan.folder / "plan.json").read_text())
+    kept = json.loads(plan.directory.plan_file.read_text())
     assert kept["runs"] == json.loads(json.dumps(plan.document()["runs"]))
     assert {run["fits"] for run in kept["runs"]} == {None}  # on CPU nobody asks for a card
 

@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from orchestrator.controller import Controller, PlannedRun
-from orchestrator.detaching import log_file
 from orchestrator.errors import InputError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
@@ -157,7 +156,7 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
     wait_for(lambda: not controller.is_running())
     for pid in trainers:
         os.kill(pid, signal.SIGSTOP)  # it must not end before the next controller has come
-    wait_for(lambda: f"{second.run_id}: adopted" in log_file(there, "tiny").read_text())
+    wait_for(lambda: f"{second.run_id}: adopted" in there.sweep("tiny").submission_log.read_text())
     for pid in trainers:
         os.kill(pid, signal.SIGCONT)
     wait_for(lambda: all(there.run(run_id).status().state is State.COMPLETED for run_id in alone))

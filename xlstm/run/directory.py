@@ -1,12 +1,13 @@
-"""The run directory: names and formats of everything a run leaves behind. It is the truth; MLflow is a view of it.
+"""The directories of a workspace: a folder for each sweep and each run. They are the truth; MLflow is a view of them.
 
-`Workspace` finds the directories, `RunDirectory` reads and writes one run, `Lease` keeps two launchers from one run.
-A file is replaced whole (written aside, fsynced, renamed) or, for `metrics.jsonl`, only appended to. Nothing here is
-unpickled. Imports without torch.
+`Workspace` finds them, `SweepDirectory` names what a sweep leaves, `RunDirectory` reads and writes one run (whose files
+`xlstm.run.files` names), `Lease` keeps two launchers from one run. A file is replaced whole (written aside, fsynced,
+renamed) or, for the metrics, only appended to. Nothing here is unpickled. Imports without torch.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm.run import metrics
+from xlstm.run.files import RunFiles
 from xlstm.run.processes import process_start
 from xlstm.run.records import Holder, Launch, Result, State, Status, Verdict, write_json
 from xlstm.run.spec import Evaluation, RunSpec
@@ -23,6 +25,7 @@ from xlstm.run.spec import Evaluation, RunSpec
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
 """A lease of another host without a heartbeat for this long may be taken."""
+_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -57,46 +60,95 @@ class Workspace:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    @property
+    def fits(self) -> Path:
+        """Fits and figures of what is no sweep of this workspace: tables, and experiments of other stores."""
+        return self.root / "fits"
+
     def run(self, run_id: str) -> "RunDirectory":
         return RunDirectory(self.runs / run_id)
 
+    def sweep(self, name: str) -> "SweepDirectory":
+        return SweepDirectory(self.sweeps / name)
+
+    def submitted(self) -> list[str]:
+        """Names of the sweeps that were submitted here, the latest first."""
+        plans = sorted(self.sweeps.glob(f"*/{_PLAN}"), key=lambda path: -path.stat().st_mtime)
+        return [path.parent.name for path in plans]
+
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """One run: spec, status, metrics and result as files; attempts, checkpoints and evaluations as folders."""
+class SweepDirectory:
+    """One submitted sweep: itself, its plan, its fits, and what its submissions leave."""
 
     path: Path
 
     @property
-    def run_id(self) -> str:
+    def workspace(self) -> Workspace:
+        return Workspace(self.path.parent.parent)
+
+    @property
+    def name(self) -> str:
         return self.path.name
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def sweep_file(self) -> Path:
+        """The sweep as it was submitted."""
+        return self.path / "sweep.yaml"
 
     @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def plan_file(self) -> Path:
+        """The plan as `scaling plan --json` prints it; it is there once the sweep was submitted."""
+        return self.path / _PLAN
 
-    def attempt(self, number: int) -> Path:
-        """`attempts/<n>`: launch.json, one log per rank, exit.json, provenance.json, kernels.json."""
-        return self.path / "attempts" / str(number)
+    @property
+    def controller_lock(self) -> Path:
+        """The file whose lock the controller holds, and whose text says who that is."""
+        return self.path / "controller.lock"
+
+    @property
+    def submission_log(self) -> Path:
+        """What a submission in the background prints."""
+        return self.path / "submit.log"
+
+    @property
+    def fit(self) -> Path:
+        """Fits and figures of the sweep."""
+        return self.path / "fit"
+
+    @property
+    def slurm(self) -> Path:
+        """One folder for each array of jobs that was handed to Slurm."""
+        return self.path / "slurm"
+
+    def plan(self) -> dict[str, Any]:
+        """The plan. FileNotFoundError where the sweep was never submitted."""
+        document: dict[str, Any] = json.loads(self.plan_file.read_bytes())
+        return document
+
+
+@dataclass(frozen=True)
+class RunDirectory(RunFiles):
+    """One run, read and written: its specification, state, metrics, attempts and result."""
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.path.parent.parent)
 
     def spec(self) -> RunSpec:
-        return RunSpec.load(self.path / "spec.json")
+        return RunSpec.load(self.spec_file)
 
     def create(self, spec: RunSpec) -> None:
         """Make the directory and write `spec.json`. ValueError if another run's specification lies there."""
         if self.run_id != spec.run_id:
             raise ValueError(f"{self.path} is not the directory of {spec.run_id}")
         self.path.mkdir(parents=True, exist_ok=True)
-        spec.save(self.path / "spec.json")
+        spec.save(self.spec_file)
 
     def status(self) -> Status:
         """The stored status; PLANNED where there is none yet."""
         try:
-            return Status.model_validate_json((self.path / "status.json").read_bytes())
+            return Status.model_validate_json(self.status_file.read_bytes())
         except FileNotFoundError:
             return Status()
 
@@ -114,21 +166,21 @@ class RunDirectory:
 
     def request_cancel(self) -> None:
         """Ask whoever carries the run out to end it; submitting it again takes the request back."""
-        self._cancel_file.touch()
+        self.cancel_file.touch()
 
     def withdraw_cancel(self) -> None:
-        self._cancel_file.unlink(missing_ok=True)
+        self.cancel_file.unlink(missing_ok=True)
 
     def cancel_requested(self) -> bool:
-        return self._cancel_file.exists()
+        return self.cancel_file.exists()
 
-    @property
-    def _cancel_file(self) -> Path:
-        return self.path / "cancel-requested"
+    def write_result(self, result: Result) -> None:
+        """Write `result.json`, which says that the run is complete."""
+        write_json(self.result_file, result.model_dump(mode="json"))
 
     def result(self) -> Result | None:
         try:
-            return Result.model_validate_json((self.path / "result.json").read_bytes())
+            return Result.model_validate_json(self.result_file.read_bytes())
         except FileNotFoundError:
             return None
 
@@ -146,7 +198,7 @@ class RunDirectory:
     def launch(self, attempt: int) -> Launch | None:
         """How attempt `attempt` is carried out, or None where it was never launched."""
         try:
-            return Launch.model_validate_json((self.attempt(attempt) / "launch.json").read_bytes())
+            return Launch.model_validate_json(self.launch_file(attempt).read_bytes())
         except FileNotFoundError:
             return None
 
@@ -158,22 +210,9 @@ class RunDirectory:
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
         try:
-            return Verdict.model_validate_json((self.attempt(attempt) / "exit.json").read_bytes())
+            return Verdict.model_validate_json(self.verdict_file(attempt).read_bytes())
         except FileNotFoundError:
             return None
-
-    def logs(self, attempt: int) -> list[Path]:
-        """Log files of an attempt: those of the ranks, then those of torchrun."""
-        directory = self.attempt(attempt)
-        return [*sorted(directory.glob("rank-*.log")), *sorted(directory.glob("torchrun-*.log"))]
-
-    def checkpoint(self, step: int) -> Path:
-        """`checkpoints/step-…`: complete once it holds the file COMPLETE."""
-        return self.checkpoints / f"step-{step:08d}"
-
-    def has_checkpoint(self, step: int) -> bool:
-        """Whether the checkpoint of a step was written whole."""
-        return (self.checkpoint(step) / "COMPLETE").exists()
 
     def is_held(self) -> bool:
         """Whether a living launcher holds the run."""
@@ -203,7 +242,7 @@ class RunDirectory:
             status = self.status()
             if status.lease is not None and _is_alive(status.lease):
                 raise LeaseHeldError(self.run_id, status.lease)
-            if (self.path / "spec.json").exists() and self.is_complete(self.spec()):
+            if self.spec_file.exists() and self.is_complete(self.spec()):
                 raise AlreadyCompleteError(f"{self.run_id} is complete: another launcher trained it meanwhile")
             holder = Holder(
                 host=socket.gethostname(),
@@ -246,13 +285,13 @@ class RunDirectory:
     def _locked(self) -> Iterator[None]:
         """Hold the kernel's lock on the run for one read-modify-write; a dead process holds nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "status.lock", "w") as file:
+        with open(self.status_lock, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _write_status(self, status: Status, **changes: Any) -> None:
         changed = status.model_copy(update=changes | {"updated": time.time()})
-        write_json(self.path / "status.json", changed.model_dump(mode="json"))
+        write_json(self.status_file, changed.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,26 @@ class State(StrEnum):
     COMPLETED = "COMPLETED"
     CANCELLED = "CANCELLED"
 
+    @property
+    def ended(self) -> bool:
+        """Whether it lasts until somebody submits the run again."""
+        return self in (State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED)
+
+    @property
+    def open(self) -> bool:
+        """Whether the run was submitted and has not ended: it waits, trains, or is to be continued."""
+        return self in (State.QUEUED, State.RUNNING, State.PREEMPTED)
+
+    @property
+    def final(self) -> bool:
+        """Whether it ended without a result and no further attempt of the same submission is made, as after FAILED."""
+        return self in (State.DIVERGED, State.CANCELLED)
+
+    @property
+    def unsuccessful(self) -> bool:
+        """Whether the run ended without a result though nobody asked it to end."""
+        return self in (State.FAILED, State.DIVERGED)
+
 
 class Metric:
     """Names of metrics, the same in `metrics.jsonl` and in MLflow."""

@@ -133,7 +133,7 @@ def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | No
 
 
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
-    artifacts = run.path.parent.parent / "mlartifacts"
+    artifacts = run.workspace.artifacts
     client = _client(tracking_uri, artifacts)
     status, spec, result = run.status(), run.spec(), run.result()
     cursor = _read_cursor(cursor_file)
@@ -344,7 +344,7 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
 @contextlib.contextmanager
 def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Path | None]:
     """The cursor's file, held by this process alone; None while another holds it."""
-    folder = run.path / "mlflow"
+    folder = run.cursors
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
     with open(folder / f"{name}.lock", "w") as lock:

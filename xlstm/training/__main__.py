@@ -12,6 +12,7 @@ import argparse  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from xlstm.run.directory import RunDirectory  # noqa: E402
 from xlstm.training.output import redirect_output  # noqa: E402
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     if not arguments.token:
         parser.error("--token or the environment's SCALING_TOKEN is needed: the lease under which this attempt writes")
     rank = int(os.environ.get("RANK", "0"))
-    redirect_output(arguments.run / "attempts" / str(arguments.attempt) / f"rank-{rank}.log")
+    redirect_output(RunDirectory(arguments.run).rank_log(arguments.attempt, rank))
 
     from xlstm.training.attempt import run_attempt
 

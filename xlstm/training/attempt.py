@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kernels import cpu
 from xlstm.data import open_prepared
-from xlstm.run.directory import Lease, LeaseLostError, RunDirectory, Workspace
+from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
 from xlstm.run.outcome import leave_result
 from xlstm.run.records import Launch, Result, State, Verdict, write_json
 from xlstm.run.spec import RunSpec, shared_steps
@@ -63,7 +63,7 @@ class _Attempt:
         spec = run.spec()
         launch = run.launch(number)
         if launch is None:
-            raise FileNotFoundError(f"{run.attempt(number) / 'launch.json'}: the launcher writes it, and it is missing")
+            raise FileNotFoundError(f"{run.launch_file(number)}: the launcher writes it, and it is missing")
         self.launch: Launch = launch
         self.spec: RunSpec = spec.model_copy(update={"execution": launch.execution})
         self.stop_signal: int | None = None
@@ -77,7 +77,7 @@ class _Attempt:
         self.watch.start()
         if self.gang.leads:
             self.lease.renew(State.RUNNING)
-        self.data = open_prepared(self.spec.physics.data, self.workspace)
+        self.data = open_prepared(self.spec.physics.data, self.run.workspace)
         self.trainer = Trainer(run, self.spec, number, self.gang, self.data, self.watch.alive)
         if self.gang.leads:
             self._record_kernels()
@@ -89,11 +89,6 @@ class _Attempt:
         self.saved_step: int | None = None
         self.began = 0
         self.checkpoint_at = keep
-
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace that this run lies in."""
-        return Workspace(self.run.path.parent.parent)
 
     def train(self) -> Verdict:
         """Start where the run stands, train, and leave the result. Returns the verdict."""
@@ -127,7 +122,7 @@ class _Attempt:
         device = self.gang.device
         obstacle = cpu.missing() if device.type == "cpu" else f"the run is on {device}"
         record = {"asked": self.spec.execution.kernels, "for_cpus": obstacle or "can run"}
-        write_json(self.run.attempt(self.number) / "kernels.json", record)
+        write_json(self.run.kernels_file(self.number), record)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop_signal = number
@@ -136,7 +131,7 @@ class _Attempt:
         """Load the run's own latest checkpoint, else that of the trunk it forks from, else start anew."""
         checkpoint = latest_sound(self.run, self.gang, self._report_damage)
         if checkpoint is None and self.launch.fork is not None:
-            trunk = self.workspace.run(self.launch.fork.run_id)
+            trunk = self.run.workspace.run(self.launch.fork.run_id)
             checkpoint = fork_checkpoint(trunk, self.launch.fork.step, self.gang)
         if checkpoint is not None:
             self._require_kinship(checkpoint)

@@ -23,8 +23,8 @@ class DivergedError(RuntimeError):
 
 def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
     """Write `exit.json` unless it is there. The first verdict stands: it holds the cause, the others its echo."""
-    path = run.attempt(attempt) / "exit.json"
-    aside = path.with_name(f".exit.json.{os.getpid()}.{threading.get_ident()}")
+    path = run.verdict_file(attempt)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with open(aside, "w") as file:
         json.dump(verdict.model_copy(update={"time": time.time()}).model_dump(mode="json"), file, indent=2)
         file.write("\n")
@@ -42,7 +42,7 @@ def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
 def leave_failure(run: RunDirectory, attempt: int, rank: int, error: BaseException, traceback: str) -> None:
     """Write the verdict of a rank that raised: the cause if it is its own, after a while if it is a lost peer."""
     if _lost_a_peer(error):
-        _wait_for(run.attempt(attempt) / "exit.json", _GRACE_SECONDS)
+        _wait_for(run.verdict_file(attempt), _GRACE_SECONDS)
         reason = f"rank {rank} lost contact with another rank: {_first_line(error)}"
     elif _is_out_of_memory(error):
         reason = (

@@ -32,7 +32,6 @@ class Watch:
 
     def __init__(self, lease: Lease, rank: int, ranks: int, patience: float, now: Callable[[], float] = time.time):
         self.lease, self.rank, self.ranks, self.patience, self.now = lease, rank, ranks, patience, now
-        self.folder = lease.run.attempt(lease.attempt)
         self.lease_lost = threading.Event()
         self._main = threading.main_thread().ident
         self._progress = (0, now())
@@ -117,7 +116,7 @@ class Watch:
         os._exit(1)
 
     def _beat_file(self, rank: int) -> Path:
-        return self.folder / f"rank-{rank}.alive"
+        return self.lease.run.heartbeat_file(self.lease.attempt, rank)
 
     def _read_beat(self, rank: int) -> dict[str, Any] | None:
         try:
