@@ -22,12 +22,12 @@ def validate(
     spec: RunSpec,
     gang: Gang,
     micro: int,
-    alive: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Mean loss (nats per token), perplexity and bits per byte of text, over the windows the evaluation names.
 
     Each rank takes a contiguous part of the windows, `micro` at a time, and all run the model equally often, calling
-    `alive` each time.
+    `heartbeat` each time.
     Every token of the split is predicted once, ends of documents included; bytes are those of the text alone.
     """
     evaluation, context = spec.evaluation, spec.physics.data.context_length
@@ -41,7 +41,7 @@ def validate(
     model.eval()
     with torch.no_grad():
         for first in range(0, per_rank, micro):
-            alive()
+            heartbeat()
             chosen = mine[first : first + micro]
             batch = windows.batch(chosen)
             tally.add(batch, losses(model, batch, spec, gang.device), _sources(windows, chosen, batch))

@@ -15,7 +15,7 @@ from xlstm.models.configs import LlamaConfig
 from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6
-"""Of RMSNorm, as released with the first Llama."""
+"""The epsilon of RMSNorm, as released with the first Llama."""
 
 
 class Llama(Transformer):
@@ -76,7 +76,7 @@ class Angles:
     """
 
     def __init__(self, positions: Tensor, config: LlamaConfig) -> None:
-        """Of `positions` (time,) or (batch, time)."""
+        """The angles of `positions` (time,) or (batch, time)."""
         head_dim = config.embedding_dim // config.num_heads
         exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
         angles = positions[..., None] * config.rope_theta**-exponents
