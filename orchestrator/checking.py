@@ -52,7 +52,7 @@ def _with_micro_batch(run: RunPlan) -> RunSpec:
 
 def _build(spec: RunSpec) -> float | str:
     """GiB on one device, the padding of its shards included, or why the layout cannot be built."""
-    from xlstm.training.sharding import build_layout
+    from xlstm.training.parallel import build_layout
 
     try:
         return (memory(spec).total + build_layout(spec).padding) / 2**30

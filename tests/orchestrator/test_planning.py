@@ -125,12 +125,12 @@ def test_a_check_builds_each_distinct_layout_once_and_names_what_does_not_fit(sc
 def test_a_layout_that_cannot_be_built_is_named_with_the_reason(
     planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xlstm.training import sharding
+    from xlstm.training import parallel
 
     def refused(*_: object) -> None:
         raise ValueError("no such mesh")
 
-    monkeypatch.setattr(sharding, "parallelize", refused)
+    monkeypatch.setattr(parallel, "parallelize", refused)
     plan = planned(MISSION, "grid.size=125M", "grid.model=[llama]")
     found = check(plan)
     assert found.problems == {

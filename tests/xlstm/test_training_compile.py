@@ -12,7 +12,7 @@ from xlstm.models import build
 from xlstm.models.configs import LlamaConfig, ModelConfig, XLSTMConfig
 from xlstm.run.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.optimizer import named_parameters
-from xlstm.training.parallel import fill, make_mesh, parallelize
+from xlstm.training.parallel import init_weights, make_mesh, parallelize
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def _losses_and_gradients(world: World, config: ModelConfig, compiled: bool) -> 
     model: nn.Module = build(config)
     execution = Execution(compile=compiled)
     parallelize(model, physics, execution, make_mesh(execution, world))
-    fill(model, 0)
+    init_weights(model, 0)
     tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
     losses = model(tokens[:, :-1], targets=tokens[:, 1:])[0]
     losses.sum().backward()

@@ -14,7 +14,7 @@ elif not keep_freed_memory():
     raise SystemExit("no glibc")
 def step():
     tensors = [torch.ones(2**20) for _ in range(16)]  # 4 MiB each
-for _ in range(3):
+for _ in range(10):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

@@ -10,7 +10,7 @@ from xlstm.distributed import World
 from xlstm.models import build, llama, mamba, rwkv4
 from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.run.spec import Data, Execution, Optimizer, Physics
-from xlstm.training.parallel import fill, make_mesh, parallelize
+from xlstm.training.parallel import init_weights, make_mesh, parallelize
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def parallel(config: ModelConfig, checkpointing: str, world: World) -> nn.Module
     execution = Execution(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
     parallelize(model, physics, execution, make_mesh(execution, world))
     model.to_empty(device="cpu")
-    fill(model, 0)
+    init_weights(model, 0)
     return model
 
 

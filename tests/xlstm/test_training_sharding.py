@@ -9,7 +9,7 @@ from xlstm.models import build
 from xlstm.models.configs import ModelConfig
 from xlstm.models.sizes import config_for
 from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
-from xlstm.training.sharding import build_layout
+from xlstm.training.parallel import build_layout
 
 
 def spec(model: ModelConfig, **execution: object) -> RunSpec:

@@ -19,7 +19,7 @@ class Family(NamedTuple):
     num_mlstm: int = 0
     num_slstm: int = 0
     variant: str = ""
-    """Of the LSTM: the rung of its ladder, where it is not the last."""
+    """The rung of the LSTM's ladder, where it is not the last."""
 
 
 def parse_family(label: str) -> Family:

@@ -191,6 +191,11 @@ class Execution(Ring):
         return self.nodes * self.devices
 
     @property
+    def shards(self) -> int:
+        """Ranks that share one copy of the parameters: all, those of a node, or each for itself."""
+        return {"fsdp": self.ranks, "hsdp": self.devices, "none": 1}[self.sharding]
+
+    @property
     def devices_taken(self) -> float:
         """Devices that the run has to itself, or its part of one."""
         return self.ranks / self.runs_per_device

@@ -19,13 +19,12 @@ from xlstm.training.checkpoints import (
     CheckpointError,
     CheckpointRecord,
     fork_checkpoint,
-    latest_sound,
+    latest_valid,
 )
 from xlstm.training.machine import keep_freed_memory
 from xlstm.training.result import make_result
-from xlstm.training.trainer import Trainer
-from xlstm.training.verdict import DivergedError, leave_failure, leave_verdict
-from xlstm.training.watch import Watch
+from xlstm.training.trainer import DivergedError, Trainer
+from xlstm.training.watch import Watch, leave_failure, leave_verdict
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -42,7 +41,7 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
         verdict = attempt.train()
     except LeaseLostError as error:
         print(error, file=sys.stderr)
-        os._exit(1)  # another launcher writes to this run now: leave no trace, wait for nobody
+        os._exit(1)  # another launcher writes to this run now: end at once, without a verdict
     except BaseException as error:
         traceback.print_exc()
         leave_failure(run, number, rank, error, traceback.format_exc())
@@ -78,7 +77,7 @@ class _Attempt:
         if self.world.is_main:
             self.lease.renew(State.RUNNING)
         self.data = open_prepared(self.spec.physics.data, self.run.workspace)
-        self.trainer = Trainer(run, self.spec, number, self.world, self.data, self.watch.alive)
+        self.trainer = Trainer(run, self.spec, number, self.world, self.data, self.watch.heartbeat)
         if self.world.is_main:
             self._record_kernels()
         physics = self.spec.physics
@@ -129,12 +128,12 @@ class _Attempt:
 
     def _find_start(self) -> None:
         """Load the run's own latest checkpoint, else that of the trunk it forks from, else start anew."""
-        checkpoint = latest_sound(self.run, self.world, self._report_damage)
+        checkpoint = latest_valid(self.run, self.world, self._report_corruption)
         if checkpoint is None and self.launch.fork is not None:
             trunk = self.run.workspace.run(self.launch.fork.run_id)
             checkpoint = fork_checkpoint(trunk, self.launch.fork.step, self.world)
         if checkpoint is not None:
-            self._require_kinship(checkpoint)
+            self._check_compatible(checkpoint)
             checkpoint.load(self.trainer.state)
             self.trainer.continue_from(checkpoint.record())
             self.saved_step = checkpoint.step if checkpoint.path.is_relative_to(self.run.path) else None
@@ -143,7 +142,7 @@ class _Attempt:
         if self.world.is_main:
             self.run.change_evaluation(self.spec.evaluation, self.number)
 
-    def _require_kinship(self, checkpoint: Checkpoint) -> None:
+    def _check_compatible(self, checkpoint: Checkpoint) -> None:
         """CheckpointError unless the checkpoint is of this run, or of one that is the same up to its step."""
         record, physics = checkpoint.record(), self.spec.physics
         if record.physics != physics and shared_steps(record.physics, physics) < record.step:
@@ -189,10 +188,10 @@ class _Attempt:
         )
         self.checkpointer.save(self.trainer.state, record)
 
-    def _report_damage(self, damage: str) -> None:
-        print(f"damaged checkpoint: {damage}; the one before is taken", file=sys.stderr)
+    def _report_corruption(self, corruption: str) -> None:
+        print(f"damaged checkpoint: {corruption}; the one before is taken", file=sys.stderr)
         if self.world.is_main:
-            self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": damage})
+            self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": corruption})
 
     def _result(self) -> Result:
         validation = self.trainer.last_validation

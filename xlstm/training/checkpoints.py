@@ -39,7 +39,7 @@ class CheckpointRecord(Record):
     data_fingerprint: str
     ranks: int
     micro_batch_sequences: int | None = None
-    """Of each rank's passes; None in records of versions that did not say."""
+    """Sequences that each rank passed forward at a time; None in records of versions that did not say."""
 
 
 class CheckpointError(RuntimeError):
@@ -60,7 +60,7 @@ class Checkpoint:
     def record(self) -> CheckpointRecord:
         return CheckpointRecord.model_validate_json((self.path / _RECORD).read_bytes())
 
-    def damage(self, part: int = 0, parts: int = 1) -> str | None:
+    def corruption(self, part: int = 0, parts: int = 1) -> str | None:
         """The first file whose size or sum is wrong, with what is wrong, or None. `part` of `parts` is examined."""
         mark = self.run.checkpoint_mark(self.step)
         try:
@@ -95,31 +95,31 @@ def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
     return [Checkpoint(run, step) for step in run.checkpoint_steps()]
 
 
-def latest_sound(run: RunDirectory, world: World, report: Callable[[str], None]) -> Checkpoint | None:
+def latest_valid(run: RunDirectory, world: World, report: Callable[[str], None]) -> Checkpoint | None:
     """The latest undamaged checkpoint, the same on all ranks; damaged ones are reported. None where there is none."""
     # What the first rank sees counts: another machine's view of a shared disk may lag.
     for step in world.gather(run.checkpoint_steps())[0]:
         checkpoint = Checkpoint(run, step)
-        damage = _damage(checkpoint, world)
-        if damage is None:
+        corruption = _corruption(checkpoint, world)
+        if corruption is None:
             return checkpoint
-        report(damage)
+        report(corruption)
     return None
 
 
 def fork_checkpoint(trunk: RunDirectory, step: int, world: World) -> Checkpoint:
     """The checkpoint of another run at which this run starts. CheckpointError where it is missing or damaged."""
     checkpoint = Checkpoint(trunk, step)
-    damage = _damage(checkpoint, world)
-    if damage is not None:
-        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {damage}")
+    corruption = _corruption(checkpoint, world)
+    if corruption is not None:
+        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {corruption}")
     return checkpoint
 
 
-def _damage(checkpoint: Checkpoint, world: World) -> str | None:
+def _corruption(checkpoint: Checkpoint, world: World) -> str | None:
     """What any rank finds wrong with a checkpoint, each examining a part of the files; equal on all ranks."""
-    found = world.gather(checkpoint.damage(world.rank, world.size))
-    return next((damage for damage in found if damage is not None), None)
+    found = world.gather(checkpoint.corruption(world.rank, world.size))
+    return next((corruption for corruption in found if corruption is not None), None)
 
 
 class Checkpointer:
@@ -131,7 +131,7 @@ class Checkpointer:
         self.group = dist.new_group(backend="gloo")
         self.pending: Future[None] | None = None
         self.staged: dict[str, torch.Tensor] = {}
-        """Copies in the memory of the host, kept for the next save: fresh memory costs more than the copying."""
+        """Copies in the memory of the host, used again by the next save: fresh memory costs more than the copying."""
 
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""

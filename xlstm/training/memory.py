@@ -15,7 +15,7 @@ LOGITS_AT_ONCE = 2**24
 """Logits that the loss holds at a time."""
 
 LOGITS_COPIES = 2
-"""In float32: the logits and their logarithmic softmax, then that and its gradient."""
+"""Copies of them in float32: the logits and their logarithmic softmax, then that and its gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def memory(spec: RunSpec) -> Memory:
     mixed = physics.precision == "bf16-mixed"
     itemsize = 2 if mixed else 4
     ranks = execution.ranks
-    shards = {"fsdp": ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
+    shards = execution.shards
 
     sequence = Sequence(physics.data.context_length, physics.data.context_length, True)
     blocks = [cost.parameters for cost in costs(config, sequence)]
@@ -86,7 +86,7 @@ def memory(spec: RunSpec) -> Memory:
 def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> tuple[float, float]:
     """Bytes per token kept until the backward pass, and what the largest recomputed block adds while it runs.
 
-    Of a block that is recomputed, its input is kept.
+    A block that is recomputed keeps its input alone.
     """
     recomputed = [block for index, block in enumerate(blocks) if checkpointing == "full" or index % 2 == 0]
     if checkpointing == "none":

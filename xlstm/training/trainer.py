@@ -21,18 +21,23 @@ from xlstm.data.shards import PreparedData
 from xlstm.distributed import World
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
-from xlstm.models.head import z_loss
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Validation
 from xlstm.run.spec import RunSpec
 from xlstm.training.checkpoints import CheckpointRecord
-from xlstm.training.machine import SystemMetrics
+from xlstm.training.machine import Speed, SystemMetrics
 from xlstm.training.micro_batch import Probe
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
-from xlstm.training.parallel import fill, make_mesh, parallelize
+from xlstm.training.parallel import init_weights, make_mesh, parallelize
 from xlstm.training.schedule import learning_rate
-from xlstm.training.speed import Speed
-from xlstm.training.verdict import DivergedError
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient is not a number any more. The optimizer has not moved."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step = step
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Trainer:
     attempt: int
     world: World
     data: PreparedData
-    alive: Callable[[], None]
+    heartbeat: Callable[[], None]
     """Called while no step ends, so that a long validation is not taken for a hang."""
     last_validation: Validation | None = field(default=None, init=False)
 
@@ -55,7 +60,7 @@ class Trainer:
             self.model: nn.Module = build(physics.model)
         parallelize(self.model, physics, execution, make_mesh(execution, self.world))
         self.model.to_empty(device=self.world.device)
-        fill(self.model, physics.seed)
+        init_weights(self.model, physics.seed)
         self.model.train()
         self.optimizer = build_optimizer(self.model, physics.optimizer)
         self.parameters = list(self.model.parameters())
@@ -109,7 +114,7 @@ class Trainer:
 
     def validation(self) -> Validation:
         """Quality of the model as it is now; equal on all ranks."""
-        result = validate(self.model, self.data, self.spec, self.world, self.micro, self.alive)
+        result = validate(self.model, self.data, self.spec, self.world, self.micro, self.heartbeat)
         if hasattr(self.model, "reshard"):
             self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
         return result
@@ -130,11 +135,11 @@ class Trainer:
         device = self.world.device
 
         def peak(sequences: int) -> int:
-            self.alive()
+            self.heartbeat()
             torch.cuda.reset_peak_memory_stats(device)
             self.micro = sequences
             self._add_gradients(self.windows.batch(np.arange(sequences)))
-            self._forget_gradients()
+            self.optimizer.zero_grad()
             return max(self.world.gather(torch.cuda.max_memory_allocated(device)))
 
         peak(1)  # libraries take their workspaces, and kernels are tuned
@@ -149,15 +154,15 @@ class Trainer:
         physics = self.spec.physics
         parts = []
         for start in range(0, len(batch.tokens), self.micro):
-            with z_loss(physics.z_loss or 0.0):
-                nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.world.device)
+            rows = batch.rows(start, start + self.micro)
+            nll = losses(self.model, rows, self.spec, self.world.device, physics.z_loss or 0.0)
             loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
             loss.backward()
             parts.append(loss.detach())
         return float(parts[0] if len(parts) == 1 else torch.stack(parts).double().sum())
 
     def _update(self) -> tuple[float, float]:
-        """Clip the gradients, move the weights, forget the gradients. Returns the gradients' norm and the rate."""
+        """Clip the gradients, move the weights, drop the gradients. Returns the gradients' norm and the rate."""
         physics = self.spec.physics
         norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
         if not math.isfinite(norm):
@@ -165,12 +170,8 @@ class Trainer:
         rate = learning_rate(physics, self.step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self._forget_gradients()
+        self.optimizer.zero_grad()
         return norm, rate
-
-    def _forget_gradients(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
 
     def _log_training(self, loss: float, norm: float, rate: float) -> None:
         throughput = self.speed.since_last()
