@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.executors.contract import Handle, Job, JobState
 from slurm import commands
-from slurm.batches import Batch, Contents, Part, batches_of, folder_of, job_number
+from slurm.batches import Batch, Contents, Part, batches_of, job_number
 from slurm.chains import Link, links
 from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
@@ -270,7 +270,7 @@ class SlurmExecutor:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One submission of this sweep at a time: the next finds the jobs of the one before."""
-        folder = folder_of(self.workspace, self.sweep)
+        folder = self.workspace.sweep(self.sweep).slurm
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
             yield
@@ -278,7 +278,7 @@ class SlurmExecutor:
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        batch = Batch(folder_of(self.workspace, self.sweep) / f"{stamp}-{self._sequence():04d}-{uuid.uuid4().hex[:8]}")
+        batch = Batch(self.workspace.sweep(self.sweep).slurm / f"{stamp}-{self._sequence():04d}-{uuid.uuid4().hex[:8]}")
         site = Site.model_validate_json(shape.site)
         assert site.cpus_per_task is not None
         contents = Contents(
