@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from orchestrator.errors import InputError
 from xlstm.run.directory import RunDirectory
+from xlstm.run.executor import ENDING_SECONDS
 from xlstm.run.records import State
 
-PATIENCE_SECONDS = 120.0
-"""For trainers to write their checkpoints."""
+PATIENCE_SECONDS = ENDING_SECONDS + 60.0
+"""For whoever holds the runs to see the request, and for the trainers to write their checkpoints."""
 
 
 def cancel(runs: Sequence[RunDirectory], patience: float = PATIENCE_SECONDS) -> list[RunDirectory]:

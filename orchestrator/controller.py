@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.executors.contract import Executor, Handle, Job, JobState
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import Executor, Handle, Job, JobState
 from xlstm.run.outcome import adopt
 from xlstm.run.records import Fork, Result, State, Status
 from xlstm.run.spec import RunSpec

@@ -23,13 +23,12 @@ import psutil
 
 from orchestrator import provenance
 from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
+from xlstm.run.executor import GRACE_SECONDS
 from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
 from xlstm.run.records import Fork, Launch, State, Verdict, write_json
 from xlstm.run.spec import Execution, RunSpec
 
 HEARTBEAT_SECONDS = 10.0
-GRACE_SECONDS = 600
-"""What the trainers are left between SIGTERM and SIGKILL: time to write a checkpoint."""
 ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and the end. The trainers get them from here, and torchrun never: it raises out of
 its handler, so that the second of two signals (schedulers signal every process of a job, and we forward) would end

@@ -6,8 +6,8 @@ Each fork then waits for its own checkpoint only, and nobody has to be alive to 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.executors.contract import Job
 from slurm.batches import Part
+from xlstm.run.executor import Job
 
 
 @dataclass(frozen=True)

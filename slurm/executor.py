@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.executors.contract import Handle, Job, JobState
 from slurm import commands
 from slurm.batches import Batch, Contents, Part, batches_of, job_number
 from slurm.chains import Link, links
@@ -21,6 +20,7 @@ from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
 from slurm.site import Site, SiteError
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
 from xlstm.run.locks import locked
 from xlstm.run.records import State
 
@@ -127,7 +127,7 @@ class SlurmExecutor:
         """Slurm tells nobody that a job has ended."""
         time.sleep(seconds)
 
-    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = ENDING_SECONDS) -> None:
         """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
         if not handles:
             return
@@ -148,12 +148,6 @@ class SlurmExecutor:
         for handle in handles:
             if not handle.run.status().state.ended:
                 handle.run.set_state(State.CANCELLED, "cancelled")
-
-    def logs(self, handle: Handle) -> list[Path]:
-        """Log files of the latest attempt, then those of the jobs around it."""
-        jobs = [placed for placed in self._placed() if placed.submission == handle.token]
-        own = [placed.batch.folder / f"{placed.number}.log" for placed in jobs if placed.number]
-        return [*handle.run.logs(handle.run.status().attempt), *(path for path in own if path.exists())]
 
     def handles(self) -> list[Handle]:
         """The latest submission of every run of this sweep, found again from the files; one query for lost numbers."""

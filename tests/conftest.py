@@ -45,3 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("serial"):
             item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
+@pytest.fixture
+def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers started from here on take 75 s over each checkpoint, as a large model on a slow disk does."""
+    here = Path(__file__).parent
+    path = [str(here / "slow_checkpoints"), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))

@@ -59,11 +59,11 @@ def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> N
     import uuid
 
     from orchestrator.errors import InputError
-    from orchestrator.executors.contract import Job
     from orchestrator.submission import prepare_data
     from orchestrator.tables import plan_summary
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
+    from xlstm.run.executor import Job
     from xlstm.run.outcome import adopt
 
     workspace = made.workspace

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from orchestrator.executors.contract import Executor
     from orchestrator.plan import Plan
     from orchestrator.status import SweepStanding
     from xlstm.run.directory import Workspace
+    from xlstm.run.executor import Executor
 
 app = typer.Typer()
 

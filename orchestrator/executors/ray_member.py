@@ -28,7 +28,7 @@ JOIN_SECONDS = 300.0
 """How long the other nodes of a gang wait for the first one's address."""
 WATCH_SECONDS = 2.0
 """How often an actor that carries nothing looks whether the controller that asked for it lives."""
-GRACE_SECONDS = 15.0
+LINGER_SECONDS = 15.0
 """How long it stays without one when it has carried a run: the next controller may want to know how that ended."""
 
 
@@ -108,7 +108,7 @@ class Member:
     def _watch(self) -> None:
         while True:
             idle = self._idle_since
-            if idle is not None and time.monotonic() - idle > GRACE_SECONDS and not self._is_wanted():
+            if idle is not None and time.monotonic() - idle > LINGER_SECONDS and not self._is_wanted():
                 self._leave()
             time.sleep(WATCH_SECONDS)
 
