@@ -20,7 +20,7 @@ from analysis.fitting import Fit
 from analysis.laws import Array
 from analysis.references import PublishedLaw, Table
 from analysis.runs import CURVES
-from xlstm.spec import compact
+from xlstm.quantities import compact
 
 CLOUD = 400
 """Bootstrap draws shown as points: enough to see a shape, few enough to see through."""

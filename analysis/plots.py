@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analysis.fitting import Fit
 from analysis.laws import Array
 from analysis.references import PublishedLaw, Table
-from xlstm.spec import compact
+from xlstm.quantities import compact
 
 FORMATS = ("png", "pdf", "svg")
 FAMILY_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")

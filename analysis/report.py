@@ -23,7 +23,7 @@ from analysis.fitting import Fit
 from analysis.forms import ADDITIVE, Law, law_of
 from analysis.laws import AdditiveLaw, Array
 from analysis.regression import LEVEL
-from xlstm.spec import compact
+from xlstm.quantities import compact
 
 DRAWS_ON_PAGE = 300
 """Bootstrap draws that the page's calculator takes its intervals from."""

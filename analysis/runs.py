@@ -7,7 +7,6 @@ known of the run), and `excluded`: null, or why the row is not to be fitted. No 
 those it left out.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import polars as pl
 
 from analysis import quality, tracking_store
 from analysis.findings import RefusalError
-from xlstm.records import Metric, Result, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Metric, Result
 
 SCHEMA = {
     "run_id": pl.String,
@@ -99,7 +99,7 @@ def load_curves(source: str, frame: pl.DataFrame, *, workspace: Workspace | None
     rows = [
         {"run_id": run_id, "tokens": row.get(Metric.TOKENS), "loss": row[Metric.VALIDATION_LOSS]}
         for run_id in usable["run_id"]
-        if (workspace.run(run_id).path / "metrics.jsonl").exists()
+        if workspace.run(run_id).metrics_file.exists()
         for row in workspace.run(run_id).metrics()
         if Metric.VALIDATION_LOSS in row
     ]
@@ -108,13 +108,13 @@ def load_curves(source: str, frame: pl.DataFrame, *, workspace: Workspace | None
 
 def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
     """One row per run of a sweep, read from the run directories; unfinished runs carry their state."""
-    plan = workspace.sweeps / sweep / "plan.json"
-    if not plan.exists():
+    directory = workspace.sweep(sweep)
+    if not directory.plan_file.exists():
         known = sorted(folder.name for folder in workspace.sweeps.glob("*/")) if workspace.sweeps.exists() else []
         listed = ", ".join(known) or "none"
         raise RefusalError("no-such-sweep", f"no sweep {sweep!r} in {workspace.root}; there are: {listed}")
     rows = []
-    for planned in json.loads(plan.read_text())["runs"]:
+    for planned in directory.plan()["runs"]:
         run = workspace.run(planned["run_id"])
         result = run.result()
         if result is not None:

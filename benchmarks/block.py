@@ -30,10 +30,10 @@ from torch import Tensor
 
 from benchmarks.machine import describe, matrix_rate, memory_used, wait
 from xlstm.accounting import training_flops_per_token
+from xlstm.export.xlstm_packages import to_nxai
 from xlstm.models import build
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.initialization import initialize
-from xlstm.models.interchange import to_nxai
 from xlstm.models.published import DIMENSIONS
 from xlstm.training.machine import keep_freed_memory
 

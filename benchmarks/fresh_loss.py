@@ -21,7 +21,7 @@ from benchmarks.machine import describe
 from xlstm.accounting import parameters
 from xlstm.models import build
 from xlstm.models.sizes import config_for
-from xlstm.training.parallel import fill
+from xlstm.training.parallel import init_weights
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = ("xlstm[1:0]", "xlstm[7:1]", "llama", "gpt", "mamba", "rwkv4", "lstm")
@@ -35,7 +35,7 @@ def fresh_loss(family: str, size: str, seed: int = 0) -> float:
     with torch.device("meta"):
         model = build(config_for(family, size, VOCABULARY))
     model.to_empty(device="cpu")
-    fill(model, seed)
+    init_weights(model, seed)
     tokens = torch.randint(VOCABULARY, (BATCH, TIME + 1), generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         return float(model(tokens[:, :-1], targets=tokens[:, 1:])[0].mean())

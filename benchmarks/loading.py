@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from analysis import tracking_store
-from xlstm.records import Metric
+from xlstm.run.records import Metric
 
 EXPERIMENT = "loading"
 

@@ -18,11 +18,11 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from xlstm.accounting.memory import memory
+from xlstm.distributed import World
 from xlstm.models import build
 from xlstm.models.sizes import config_for
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule
-from xlstm.training.gang import Gang
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.training.memory import memory
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.parallel import make_mesh, parallelize
 
@@ -57,7 +57,7 @@ def tracked_peak(spec: RunSpec) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=execution.ranks)
         stack.callback(dist.destroy_process_group)
-        mesh = make_mesh(execution, Gang(0, execution.ranks, 0, torch.device("cpu")))
+        mesh = make_mesh(execution, World(0, execution.ranks, 0, torch.device("cpu")))
         stack.enter_context(FakeTensorMode())
         model = build(physics.model)
         parallelize(model, physics, execution, mesh)

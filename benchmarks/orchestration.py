@@ -29,7 +29,8 @@ from typing import Any
 from orchestrator.plan import Plan, RunPlan, make_plan
 from orchestrator.status import look
 from sweeps.sweep import Sweep
-from xlstm.records import Launch, Result, State, Validation, Verdict, Workspace, write_json
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Launch, Result, State, Validation, Verdict, write_json
 
 BASE = """
 name: base

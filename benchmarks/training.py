@@ -32,7 +32,7 @@ from xlstm.data.corpora import open_corpus
 from xlstm.data.order import Order
 from xlstm.data.preparation import assigned_documents, data_folder
 from xlstm.models.configs import LlamaConfig
-from xlstm.records import Lease, Workspace
+from xlstm.run.directory import Lease, Workspace
 from xlstm.training.checkpoints import Checkpointer, CheckpointRecord
 from xlstm.training.trainer import Trainer
 
@@ -128,13 +128,13 @@ def loader(workspace: Workspace, rounds: int) -> dict[str, Any]:
 def checkpoint(workspace: Workspace, small: Ours, rounds: int) -> dict[str, Any]:
     """Milliseconds for which a step stands still: saved in the background, and waited for."""
     run = our_run(workspace, LARGER)
-    gang, spec = small.attempt.gang, run.spec()
+    world, spec = small.attempt.world, run.spec()
     data = open_prepared(spec.physics.data, workspace)
-    trainer = Trainer(run, spec, 1, gang, data, lambda: None)
+    trainer = Trainer(run, spec, 1, world, data, lambda: None)
     trainer._optimizer_step()
     launch = run.launch(1)
     assert launch is not None
-    saver = Checkpointer(Lease(run, launch.token, 1), gang, keep=1, keep_steps=())
+    saver = Checkpointer(Lease(run, launch.token, 1), world, keep=1, keep_steps=())
     background, waited = [], []
     for step in range(1, rounds + 2):
         record = CheckpointRecord(

@@ -21,8 +21,9 @@ from xlstm.data import declare, open_prepared, prepare
 from xlstm.models import build
 from xlstm.models.configs import ModelConfig
 from xlstm.models.initialization import initialize
-from xlstm.records import Launch, RunDirectory, Workspace, write_json
-from xlstm.spec import Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import Launch, write_json
+from xlstm.run.spec import Execution, Optimizer, Physics, RunSpec, Schedule
 from xlstm.training.attempt import _Attempt
 
 CONTEXT, SEQUENCES = 128, 4

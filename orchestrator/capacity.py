@@ -8,9 +8,9 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from orchestrator.supervisor import count_gpus
-from xlstm import accounting
 from xlstm.accounting.cards import CARDS, Card
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
+from xlstm.training.memory import memory
 from xlstm.training.micro_batch import USABLE, micro_batch
 
 DEFAULT_CARD = CARDS["H100-80GB"]
@@ -78,7 +78,7 @@ def _capacity(spec: RunSpec, card: Card | None) -> Capacity:
     except ValueError:
         size = 1
     execution = spec.execution.model_copy(update={"micro_batch_sequences": size})
-    needed = accounting.memory(spec.model_copy(update={"execution": execution})).total
+    needed = memory(spec.model_copy(update={"execution": execution})).total
     return Capacity(size, needed / 2**30, None if memory_gib is None else USABLE * memory_gib)
 
 

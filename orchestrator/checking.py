@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from orchestrator.capacity import layout_key
 from orchestrator.plan import Plan, RunPlan
-from xlstm import accounting
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
+from xlstm.training.memory import memory
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def _with_micro_batch(run: RunPlan) -> RunSpec:
 
 def _build(spec: RunSpec) -> float | str:
     """GiB on one device, the padding of its shards included, or why the layout cannot be built."""
-    from xlstm.training.sharding import build_layout
+    from xlstm.training.parallel import build_layout
 
     try:
-        return (accounting.memory(spec).total + build_layout(spec).padding) / 2**30
+        return (memory(spec).total + build_layout(spec).padding) / 2**30
     except Exception as error:  # whatever a model or FSDP raises, the run would raise it too
         return f"{type(error).__name__}: {error}"

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.executors.contract import Executor, Handle, Job, JobState
-from xlstm.outcome import adopt
-from xlstm.records import Fork, Result, RunDirectory, State, Status, Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import Executor, Handle, Job, JobState
+from xlstm.run.outcome import adopt
+from xlstm.run.records import Fork, Result, State, Status
+from xlstm.run.spec import RunSpec
 
 MAXIMUM_FAILURES = 3
 """Failed attempts of one run, within one submission, after which it is set aside."""
 POLL_SECONDS = 0.5
-_FINAL = (State.DIVERGED, State.CANCELLED)
 """States without a result in which a submission leaves a run that ended under it."""
 
 
@@ -173,7 +173,7 @@ class Controller:
             progress.held = False
             if progress.run.is_complete(progress.planned.spec):
                 self._finish_complete(progress, Happening.ENDED)
-            elif progress.run.status().state in _FINAL:
+            elif progress.run.status().state.final:
                 self._finish(progress, Happening.ENDED)
         return progress.finished
 
@@ -221,7 +221,7 @@ class Controller:
             # Another launcher was first: its attempt is not ours to judge.
             progress.handle, progress.held = None, True
             self._tell(progress, Happening.HELD)
-        elif status.state in (State.COMPLETED, *_FINAL):
+        elif status.state is State.COMPLETED or status.state.final:
             self._finish(progress, Happening.ENDED)
         elif machine_lost:
             # Ranks that were left alone may have called it a failure. It was the machine's, not the run's.
@@ -231,7 +231,7 @@ class Controller:
             self._again(progress)
         else:
             if progress.handle.token not in ours:
-                log = progress.run.path / "supervisor.log"
+                log = progress.run.supervisor_log
                 progress.run.set_state(State.FAILED, f"the supervisor ended before it began; see {log}")
             elif status.state is not State.FAILED:
                 # Whoever was to write the verdict is gone: killed between two lines.

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 
 def detach_submission(workspace: Workspace, sweep: str) -> int:
     """Submit a kept sweep to this machine from a process of its own session; returns its id."""
-    with open(log_file(workspace, sweep), "ab") as output:
+    with open(workspace.sweep(sweep).submission_log, "ab") as output:
         process = subprocess.Popen(
             submission(workspace, sweep, "local"),
             stdin=subprocess.DEVNULL,
@@ -27,12 +26,7 @@ def submission(workspace: Workspace, sweep: str, on: str) -> list[str]:
         "-m",
         "orchestrator.cli",
         "submit",
-        str(workspace.sweeps / sweep / "sweep.yaml"),
+        str(workspace.sweep(sweep).sweep_file),
         "--on",
         on,
     ]
-
-
-def log_file(workspace: Workspace, sweep: str) -> Path:
-    """What a submission in the background prints."""
-    return workspace.sweeps / sweep / "submit.log"

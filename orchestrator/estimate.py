@@ -15,8 +15,9 @@ from functools import cached_property
 from orchestrator.capacity import kind_of_device
 from xlstm.accounting.cards import Card, recognize
 from xlstm.models.naming import family_label
-from xlstm.records import Result, RunDirectory
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Result
+from xlstm.run.spec import RunSpec
 
 STATED_MFU = 0.4
 """Share of a card's dense peak in the run's precision, where the sweep states none."""
@@ -34,7 +35,7 @@ class Measurement:
     card: Card | None
     flops_per_device_second: float
     overhead_seconds: float | None = None
-    """Of the gang, beside its steps; None where it cannot be told from what was lost or taken over."""
+    """Of all ranks, beside its steps; None where it cannot be told from what was lost or taken over."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Speeds:
 
     @cached_property
     def _overhead(self) -> dict[str, float]:
-        """Median seconds of a gang beside its steps, by kind of device."""
+        """Median seconds of a run beside its steps, by kind of device."""
         known: dict[str, list[float]] = {}
         for measurement in self.measurements:
             if measurement.overhead_seconds is not None:

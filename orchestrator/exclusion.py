@@ -5,18 +5,18 @@ holds it. Leases keep runs apart where this lock cannot: runs that two sweeps sh
 across machines.
 """
 
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
 from orchestrator.status import look
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.locks import take
 
 WAIT_SECONDS = 0.5
 SAY_SECONDS = 30.0
@@ -25,15 +25,15 @@ SAY_SECONDS = 30.0
 @contextmanager
 def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Console) -> Iterator[None]:
     """Be the only controller of a sweep; while there is another, say so, wait for its end, and tell how it goes."""
-    path = lock_file(workspace, sweep)
+    path = workspace.sweep(sweep).controller_lock
     if not path.parent.is_dir():
         yield  # a single run of `scaling train` belongs to no sweep, and has its lease
         return
     with open(path, "a+") as file:
-        if not _take(file.fileno()):
+        if not take(file, wait=False):
             who = path.read_text().strip() or "another process"
             console.print(f"{sweep} is carried out by {who}; waiting to do what it leaves", highlight=False)
-            _wait(file.fileno(), workspace, sweep, console)
+            _wait(file, workspace, sweep, console)
             console.print(f"{sweep}: the other has ended; going on here", highlight=False)
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -42,22 +42,9 @@ def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Cons
         yield
 
 
-def lock_file(workspace: Workspace, sweep: str) -> Path:
-    """The file whose lock the controller of a sweep holds, and whose text says who that is."""
-    return workspace.sweeps / sweep / "controller.lock"
-
-
-def _take(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _wait(descriptor: int, workspace: Workspace, sweep: str, console: Console) -> None:
+def _wait(file: TextIO, workspace: Workspace, sweep: str, console: Console) -> None:
     said = time.monotonic()
-    while not _take(descriptor):
+    while not take(file, wait=False):
         time.sleep(WAIT_SECONDS)
         if time.monotonic() - said >= SAY_SECONDS:
             said = time.monotonic()

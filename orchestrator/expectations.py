@@ -1,8 +1,8 @@
 """Which metrics a run will leave, and how many points of each: what is missing of a run can be named."""
 
 from xlstm.accounting.cards import Card
-from xlstm.records import Metric
-from xlstm.spec import RunSpec
+from xlstm.run.records import Metric
+from xlstm.run.spec import RunSpec
 
 _TRAINING = (
     Metric.LOSS,

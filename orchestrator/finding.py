@@ -4,8 +4,8 @@ import os
 import tempfile
 
 from orchestrator.errors import InputError
-from sweeps.located import nearest
-from xlstm.records import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.quantities import nearest
+from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
 
 
 def writable_workspace(workspace: Workspace | None = None) -> Workspace:

@@ -14,17 +14,16 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.detaching import log_file, submission
+from orchestrator.detaching import submission
 from orchestrator.executors.ray import NAMESPACE, connect, workspace_key
 from orchestrator.status import look
-from xlstm.processes import die_with_parent
-from xlstm.records import WORKSPACE_VARIABLE, State, Workspace
+from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
+from xlstm.run.processes import die_with_parent
 
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 _CARRIED = ("MLFLOW_TRACKING_URI",)
 """Variables of whoever submits that the controller sees too."""
-_OPEN = {State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED}
 _ENDED_BY_ITSELF = (0, 2, 130)
 """Exit codes after which nothing is left to do here: done, bad input, stopped by somebody."""
 
@@ -64,11 +63,11 @@ class Keeper:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _is_over(self, code: int) -> bool:
-        return code in _ENDED_BY_ITSELF or not _OPEN & look(self._workspace, self._sweep).counts.keys()
+        return code in _ENDED_BY_ITSELF or all(state.ended for state in look(self._workspace, self._sweep).counts)
 
     def _start(self) -> subprocess.Popen[bytes]:
         parent = os.getpid()
-        with open(log_file(self._workspace, self._sweep), "ab") as output:
+        with open(self._workspace.sweep(self._sweep).submission_log, "ab") as output:
             return subprocess.Popen(
                 submission(self._workspace, self._sweep, "ray"),
                 stdin=subprocess.DEVNULL,

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xlstm.records import RunDirectory, State
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import State
 
 
 @dataclass(frozen=True)

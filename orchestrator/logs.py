@@ -1,14 +1,15 @@
 """Prints what a run's latest attempt says of itself: its metrics, a line a row, and its log files. Follows it too."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from orchestrator.errors import InputError
-from xlstm.records import Metric, RunDirectory
-from xlstm.spec import compact
+from xlstm.quantities import compact
+from xlstm.run import metrics
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Metric
 
 FOLLOW_SECONDS = 0.5
 
@@ -46,7 +47,7 @@ def print_logs(run: RunDirectory, out: TextIO, *, follow: bool = False) -> None:
         for path in (run.metrics_file, *run.logs(attempt)):
             lines = list(tails.setdefault(path, _Tail()).lines(path, end=end))
             if path == run.metrics_file:
-                lines = [said for line in lines if (said := _sentence(line, attempt))]
+                lines = [said for row in metrics.parse(lines) if (said := _sentence(row, attempt))]
             if lines and path != latest:
                 out.write(f"==> {path} <==\n")
                 latest = path
@@ -57,12 +58,8 @@ def print_logs(run: RunDirectory, out: TextIO, *, follow: bool = False) -> None:
         time.sleep(FOLLOW_SECONDS)
 
 
-def _sentence(line: str, attempt: int) -> str:
+def _sentence(row: Mapping[str, Any], attempt: int) -> str:
     """A row of metrics for people; nothing for rows of other attempts."""
-    try:
-        row: Mapping[str, Any] = json.loads(line)
-    except ValueError:
-        return ""  # torn by a kill
     if row.get("attempt") != attempt:
         return ""
     if row.get("event") == "resume":

@@ -7,7 +7,6 @@ which status and analysis read which runs belong to the sweep. Imports without t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from orchestrator.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
@@ -20,8 +19,9 @@ from sweeps.sweep import Sweep
 from xlstm import accounting
 from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Fork, Parameters, RunDirectory, State, Workspace, write_json
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
+from xlstm.run.records import Fork, Parameters, State, write_json
+from xlstm.run.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Plan:
         return self.sweep.name
 
     @property
-    def folder(self) -> Path:
-        return self.workspace.sweeps / self.name
+    def directory(self) -> SweepDirectory:
+        return self.workspace.sweep(self.name)
 
     @property
     def missing(self) -> list[RunPlan]:
@@ -188,10 +188,10 @@ class Plan:
 
     def save(self) -> None:
         """Keep the sweep as submitted and its plan in the workspace."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "sweep.yaml").write_text(self.sweep.dump())
+        self.directory.path.mkdir(parents=True, exist_ok=True)
+        self.directory.sweep_file.write_text(self.sweep.dump())
         document = self.document() | {"best_of": self.sweep.file.best_of}
-        write_json(self.folder / "plan.json", document)
+        write_json(self.directory.plan_file, document)
 
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:

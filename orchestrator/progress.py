@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.controller import Event, Happening
-from orchestrator.status import last_row
-from xlstm.records import Metric, Result, RunDirectory, State
-from xlstm.spec import compact
+from xlstm.quantities import compact, duration
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Metric, Result, State
 
 PLAIN_SECONDS = 30.0
 """Seconds between the lines that tell a log file how far a submission is."""
@@ -30,8 +30,6 @@ STYLES = {
     State.COMPLETED: "green",
     State.CANCELLED: "yellow",
 }
-
-_ENDED = {State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED}
 
 
 class Display(Protocol):
@@ -99,7 +97,7 @@ class SweepProgress:
         """Look at the metrics of what runs."""
         for run_id, run in run_directories.items():
             line = self.lines[run_id]
-            if line.state is State.RUNNING and (row := last_row(run)):
+            if line.state is State.RUNNING and (row := run.last_row()):
                 line.tokens = int(row.get(Metric.TOKENS, line.tokens))
                 line.loss = row.get(Metric.LOSS)
                 line.speed = row.get(Metric.TOKENS_PER_SECOND)
@@ -119,7 +117,7 @@ class SweepProgress:
         """Until the runs have ended that still may, from the rate since the start; None while nothing was done yet."""
         done = self.flops_done - (self._at_start or 0.0)
         elapsed = time.monotonic() - self.started
-        left = sum(line.flops * (1 - line.fraction) for line in self.lines.values() if line.state not in _ENDED)
+        left = sum(line.flops * (1 - line.fraction) for line in self.lines.values() if not line.state.ended)
         return elapsed * left / done if done > 0 else None
 
     def count(self, *states: State) -> int:
@@ -160,7 +158,7 @@ class LiveDisplay:
     def happened(self, event: Event) -> None:
         self.progress.happened(event)
         self._running[event.run.run_id] = event.run
-        if event.what in (Happening.RETRIED, Happening.HELD) or event.status.state in (State.FAILED, State.DIVERGED):
+        if event.what in (Happening.RETRIED, Happening.HELD) or event.status.state.unsuccessful:
             self._live.console.print(_sentence(event))
 
     def refresh(self) -> None:
@@ -174,9 +172,7 @@ class LiveDisplay:
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for name in ("tokens", "loss", "tokens/s", "left"):
             table.add_column(name, justify="right", no_wrap=True)
-        shown = [
-            line for line in progress.lines.values() if line.state in (State.RUNNING, State.FAILED, State.DIVERGED)
-        ]
+        shown = [line for line in progress.lines.values() if line.state is State.RUNNING or line.state.unsuccessful]
         ended = [line for line in progress.lines.values() if line.state is State.COMPLETED]
         shown = shown[:MOST_ROWS]
         for line in [*ended[max(0, len(ended) - (MOST_ROWS - len(shown))) :], *shown]:
@@ -230,16 +226,6 @@ def label(planned: Mapping[str, Any]) -> str:
     usual = {"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"}
     more = [f"{axis}={value}" for axis, value in planned.get("point", {}).items() if axis not in usual]
     return " ".join([planned["model"], planned["size"], compact(planned["tokens"]), f"s{planned['seed']}", *more])
-
-
-def duration(seconds: float) -> str:
-    """`1:05`, `2:03:20`, `3 d 04:00`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour:02}:{minute:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _sentence(event: Event) -> str:

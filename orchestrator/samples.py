@@ -4,8 +4,8 @@ from xlstm.data import open_prepared
 from xlstm.data.batches import Windows
 from xlstm.data.order import Order
 from xlstm.data.preparation import tokenizer_of
-from xlstm.records import Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import Workspace
+from xlstm.run.spec import RunSpec
 
 
 def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlstm.spec import canonical
+from xlstm.run.spec import canonical
 
 
 @dataclass

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm.records import Fork, Workspace
-from xlstm.spec import Physics, RunSpec, canonical, shared_steps
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Fork
+from xlstm.run.spec import Physics, RunSpec, canonical, shared_steps
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _share(group: Sequence[RunSpec], complete: Mapping[str, bool], workspace: Wo
     trunk = open_runs[0]
     trunk_fork = _deepest(kept, trunk, group)
     # A trunk that has begun, or starts from a fork, will not pass the steps behind it again.
-    behind = max([trunk_fork.step if trunk_fork else 0, *_checkpoint_steps(trunk, workspace)])
+    behind = max([trunk_fork.step if trunk_fork else 0, *workspace.run(trunk.run_id).checkpoint_steps()])
     leaves: set[int] = set()
     for spec in open_runs[1:]:
         step = shared_steps(trunk.physics, spec.physics)
@@ -79,15 +80,9 @@ def _kept_checkpoints(group: Iterable[RunSpec], workspace: Workspace) -> list[tu
     return [
         (spec, step)
         for spec in group
-        for step in _checkpoint_steps(spec, workspace)
+        for step in workspace.run(spec.run_id).checkpoint_steps()
         if step <= spec.physics.undecided_steps
     ]
-
-
-def _checkpoint_steps(spec: RunSpec, workspace: Workspace) -> list[int]:
-    run = workspace.run(spec.run_id)
-    steps = [int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
-    return [step for step in steps if run.has_checkpoint(step)]
 
 
 def _deepest(kept: Sequence[tuple[RunSpec, int]], spec: RunSpec, group: Sequence[RunSpec]) -> Fork | None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from orchestrator.status import ENDED, look
-from xlstm import tracking
-from xlstm.records import RunDirectory, State, Workspace
+from orchestrator.status import look
+from xlstm.run import tracking
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import State
 
 SHIP_SECONDS = 3.0
 MAXIMUM_FAILURES = 2
@@ -88,11 +89,11 @@ class Shipper:
 
 def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -> str | None:
     """Give the parent run of a sweep its plan, its ledger and the law so far; returns None, or what is wrong."""
-    folder = workspace.sweeps / sweep
-    if not (folder / "plan.json").is_file():
+    directory = workspace.sweep(sweep)
+    if not directory.plan_file.is_file():
         return None  # a single run, which `scaling train` carried out
     standing = look(workspace, sweep)
-    files: dict[str, str | Path] = {name: folder / name for name in ("sweep.yaml", "plan.json")}
+    files: dict[str, str | Path] = {path.name: path for path in (directory.sweep_file, directory.plan_file)}
     files["ledger.json"] = json.dumps(standing.ledger.document(), indent=2) + "\n"
     complete = Counter(run.planned["model"] for run in standing.runs if run.state is State.COMPLETED)
     if live_fit is not None and max(complete.values(), default=0) >= FEWEST_RUNS:
@@ -100,7 +101,7 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
             files |= live_fit()
         except Exception as error:  # a law that cannot be fitted must not keep the runs from being shipped
             return f"the law so far could not be fitted: {type(error).__name__}: {error}"
-    ended = all(run.state in ENDED for run in standing.runs)
+    ended = all(run.state.ended for run in standing.runs)
     return tracking.publish(sweep, workspace.tracking_uri, workspace.artifacts, files, ended=ended)
 
 

@@ -1,6 +1,5 @@
 """How a sweep stands, read from its run directories at the moment of asking."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +7,8 @@ from typing import Any
 
 from orchestrator.kept import load_document
 from orchestrator.ledger import Ledger, account, total
-from xlstm.records import Metric, Result, RunDirectory, State, Workspace
-
-_TAIL_BYTES = 8192
-ENDED = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
-"""States that last until somebody submits again."""
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import Metric, Result, State
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
     state, reason = status.state, status.reason
     if state is State.RUNNING and not run.is_held():
         state, reason = State.PREEMPTED, "its launcher died; submit the sweep again to continue"
-    row = {} if result is not None and state is State.COMPLETED else last_row(run)
+    row = {} if result is not None and state is State.COMPLETED else run.last_row()
     return RunStanding(
         planned=planned,
         run=run,
@@ -108,22 +104,3 @@ def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
         result=result,
         ledger=account(run, planned),
     )
-
-
-def last_row(run: RunDirectory) -> dict[str, Any]:
-    """The last row of metrics that a run logged; empty where there is none."""
-    try:
-        with open(run.metrics_file, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the first line of the tail, or one that is being written
-        if isinstance(row, dict) and Metric.LOSS in row:
-            return row
-    return {}

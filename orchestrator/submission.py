@@ -14,12 +14,13 @@ from rich.console import Console
 from orchestrator.controller import Controller, Event, Happening, PlannedRun
 from orchestrator.errors import InputError
 from orchestrator.exclusion import sole_controller
-from orchestrator.executors.contract import Executor
 from orchestrator.progress import make_display
 from orchestrator.shipping import LiveFit, Shipper
 from xlstm.data import prepare
-from xlstm.records import State, Status, Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import Workspace
+from xlstm.run.executor import Executor
+from xlstm.run.records import Status
+from xlstm.run.spec import RunSpec
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -90,7 +91,7 @@ def prepare_data(
 
 def failed(statuses: Mapping[str, Status]) -> list[str]:
     """Runs that ended without a result."""
-    return [run_id for run_id, status in statuses.items() if status.state in (State.FAILED, State.DIVERGED)]
+    return [run_id for run_id, status in statuses.items() if status.state.unsuccessful]
 
 
 @contextmanager

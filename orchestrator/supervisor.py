@@ -19,31 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from orchestrator import provenance
-from xlstm.processes import TOKEN_VARIABLE, children, die_with_parent, kill_tagged
-from xlstm.records import (
-    AlreadyCompleteError,
-    Fork,
-    Launch,
-    Lease,
-    LeaseHeldError,
-    LeaseLostError,
-    RunDirectory,
-    State,
-    Verdict,
-    write_json,
-)
-from xlstm.spec import Execution, RunSpec
+from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
+from xlstm.run.executor import GRACE_SECONDS
+from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
+from xlstm.run.records import Fork, Launch, State, Verdict, write_json
+from xlstm.run.spec import Execution, RunSpec
 
 HEARTBEAT_SECONDS = 10.0
-GRACE_SECONDS = 600
-"""What the trainers are left between SIGTERM and SIGKILL: time to write a checkpoint."""
 ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and the end. The trainers get them from here, and torchrun never: it raises out of
 its handler, so that the second of two signals (schedulers signal every process of a job, and we forward) would end
 it, and its trainers with it, before the checkpoint is written."""
 JOIN_SECONDS = 300.0
-"""How long the other nodes of a gang wait for the first one's launch.json."""
+"""How long the other nodes of a run wait for the first one's launch.json."""
 
 
 @dataclass
@@ -71,15 +62,14 @@ class Supervisor:
         spec = self.run.spec()
         lease = self.run.acquire(self.token)
         launch = self._launch(spec, lease)
-        directory = self.run.attempt(lease.attempt)
-        write_json(directory / "launch.json", launch.model_dump(mode="json"))
-        write_json(directory / "provenance.json", provenance.collect())
+        write_json(self.run.launch_file(lease.attempt), launch.model_dump(mode="json"))
+        write_json(self.run.provenance_file(lease.attempt), provenance.collect())
         lease.renew(State.RUNNING)
         code = self._train(launch, lease)
         verdict = self.run.verdict(lease.attempt)
         if verdict is None:
-            verdict = self._verdict_from_outside(directory, code)
-            write_json(directory / "exit.json", verdict.model_dump(mode="json"))
+            verdict = self._verdict_from_outside(lease.attempt, code)
+            write_json(self.run.verdict_file(lease.attempt), verdict.model_dump(mode="json"))
         lease.release(verdict.state, verdict.reason)
         return verdict.state
 
@@ -117,7 +107,7 @@ class Supervisor:
 
     def _train(self, launch: Launch, lease: Lease | None) -> int:
         """Run torchrun to its end, renewing the lease; returns its exit code."""
-        log = self.run.attempt(launch.attempt) / f"torchrun-{self.node_rank}.log"
+        log = self.run.torchrun_log(launch.attempt, self.node_rank)
         environment = os.environ | {
             TOKEN_VARIABLE: self.token,
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
@@ -184,15 +174,17 @@ class Supervisor:
         self._asked = self._asked or now
         if now - self._asked > GRACE_SECONDS:
             self._torchrun.kill()
-        for trainer in children(self._torchrun.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(trainer, signal.SIGTERM)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for trainer in psutil.Process(self._torchrun.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    trainer.terminate()
 
-    def _verdict_from_outside(self, directory: Path, code: int) -> Verdict:
+    def _verdict_from_outside(self, attempt: int, code: int) -> Verdict:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""
         died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         state = State.PREEMPTED if self._stopping else State.FAILED
-        reason = f"the trainer left no verdict; torchrun {died}; see {directory / f'torchrun-{self.node_rank}.log'}"
+        log = self.run.torchrun_log(attempt, self.node_rank)
+        reason = f"the trainer left no verdict; torchrun {died}; see {log}"
         return Verdict(state=state, reason=reason, time=time.time())
 
 
@@ -231,7 +223,7 @@ def count_gpus() -> int:
 
 
 def command(run: RunDirectory, token: str, executor: str, *, arguments: list[str] | None = None) -> list[str]:
-    """The command line that starts a supervisor; `arguments` add what a gang or a fork needs."""
+    """The command line that starts a supervisor; `arguments` add what several nodes or a fork need."""
     return [
         *(sys.executable, "-m", "orchestrator.supervisor", str(run.path)),
         *("--token", token, "--executor", executor),
@@ -245,7 +237,7 @@ def main() -> None:
     parser.add_argument("--token", default=uuid.uuid4().hex)
     parser.add_argument("--executor", default="local")
     parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--rendezvous", default="", help="host:port on the first node, for a gang of several nodes")
+    parser.add_argument("--rendezvous", default="", help="host:port on the first node, for a run of several nodes")
     parser.add_argument("--fork-run", default="", help="run whose checkpoint this one starts from")
     parser.add_argument("--fork-step", type=int, default=0)
     parser.add_argument("--checkpoint-at", type=int, nargs="*", default=[], help="steps at which other runs fork off")

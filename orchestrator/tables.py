@@ -8,10 +8,10 @@ from rich.table import Table
 
 from orchestrator.columns import Cell, Columns
 from orchestrator.ledger import Ledger
-from orchestrator.progress import STYLES, duration
+from orchestrator.progress import STYLES
 from orchestrator.status import RunStanding
-from xlstm.records import State
-from xlstm.spec import compact
+from xlstm.quantities import compact, duration
+from xlstm.run.records import State
 
 _LEFT = frozenset({"run", "state", "starts from", "reason"})
 """Columns of words; the others hold numbers."""

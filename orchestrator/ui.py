@@ -5,8 +5,8 @@ import sys
 from typing import NoReturn
 
 from orchestrator.errors import InputError
-from xlstm.records import Workspace
-from xlstm.tracking import charts_link, experiments
+from xlstm.run.directory import Workspace
+from xlstm.run.tracking import charts_link, experiments
 
 
 def serve(workspace: Workspace, host: str, port: int) -> NoReturn:

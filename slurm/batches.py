@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from xlstm.records import Fork, RunDirectory, Workspace, write_json
+from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
+from xlstm.run.records import Fork, write_json
 
 
 class Part(BaseModel):
@@ -67,11 +68,11 @@ class Batch:
 
     @property
     def workspace(self) -> Workspace:
-        return Workspace(self.folder.parents[3])
+        return SweepDirectory(self.folder.parents[1]).workspace
 
     @property
     def sweep(self) -> str:
-        return self.folder.parents[1].name
+        return SweepDirectory(self.folder.parents[1]).name
 
     @property
     def script(self) -> Path:
@@ -103,11 +104,6 @@ def job_number(number: str, index: int, parts: int) -> str:
     return number if parts == 1 else f"{number}_{index}"
 
 
-def folder_of(workspace: Workspace, sweep: str) -> Path:
-    """Where the batches of a sweep lie."""
-    return workspace.sweeps / sweep / "slurm"
-
-
 def batches_of(workspace: Workspace, sweep: str) -> list[Batch]:
     """Every batch of a sweep, oldest first."""
-    return [Batch(path.parent) for path in sorted(folder_of(workspace, sweep).glob("*/batch.json"))]
+    return [Batch(path.parent) for path in sorted(workspace.sweep(sweep).slurm.glob("*/batch.json"))]

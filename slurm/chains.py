@@ -6,8 +6,8 @@ Each fork then waits for its own checkpoint only, and nobody has to be alive to 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.executors.contract import Job
 from slurm.batches import Part
+from xlstm.run.executor import Job
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ def links(jobs: Sequence[Job], promised: Mapping[tuple[str, int], str]) -> list[
 def _first_dependency(
     job: Job, submitted: Mapping[str, Job], promised: Mapping[tuple[str, int], str]
 ) -> tuple[str, int] | None:
-    if job.fork is None or any(job.run.checkpoints.glob("step-*/COMPLETE")):
+    if job.fork is None or job.run.checkpoint_steps():
         return None
     trunk, step = job.fork.run_id, job.fork.step
-    directory = job.run.path.parent / trunk / "checkpoints"
-    if (directory / job.run.checkpoint(step).name / "COMPLETE").exists():
+    if job.run.workspace.run(trunk).has_checkpoint(step):
         return None
     if trunk in submitted and step in submitted[trunk].checkpoint_at:
         return trunk, step

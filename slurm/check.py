@@ -19,7 +19,7 @@ from pathlib import Path
 from slurm import commands
 from slurm.commands import NoAccountingError, SlurmError
 from slurm.site import Site, SiteError
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 SHARED_FILE_SYSTEMS = frozenset(

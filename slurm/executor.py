@@ -5,7 +5,6 @@ a sweep carry one name, by which one squeue finds them.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import re
 import time
@@ -14,18 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.executors.contract import Handle, Job, JobState
 from slurm import commands
-from slurm.batches import Batch, Contents, Part, batches_of, folder_of, job_number
+from slurm.batches import Batch, Contents, Part, batches_of, job_number
 from slurm.chains import Link, links
 from slurm.commands import NoAccountingError, QueuedJob, SlurmError
 from slurm.script import script
 from slurm.site import Site, SiteError
-from xlstm.records import RunDirectory, State, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
+from xlstm.run.locks import locked
+from xlstm.run.records import State
 
 SEARCH_SECONDS = 30.0
 """How long a job is looked for in the queue after sbatch failed: it may have been accepted all the same."""
-_FINAL = frozenset({State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class SlurmExecutor:
         """Slurm tells nobody that a job has ended."""
         time.sleep(seconds)
 
-    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = ENDING_SECONDS) -> None:
         """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
         if not handles:
             return
@@ -146,14 +146,8 @@ class SlurmExecutor:
             commands.scancel(still)
             self._wait_for_end(set(still), grace_seconds)
         for handle in handles:
-            if handle.run.status().state not in _FINAL:
+            if not handle.run.status().state.ended:
                 handle.run.set_state(State.CANCELLED, "cancelled")
-
-    def logs(self, handle: Handle) -> list[Path]:
-        """Log files of the latest attempt, then those of the jobs around it."""
-        jobs = [placed for placed in self._placed() if placed.submission == handle.token]
-        own = [placed.batch.folder / f"{placed.number}.log" for placed in jobs if placed.number]
-        return [*handle.run.logs(handle.run.status().attempt), *(path for path in own if path.exists())]
 
     def handles(self) -> list[Handle]:
         """The latest submission of every run of this sweep, found again from the files; one query for lost numbers."""
@@ -172,7 +166,7 @@ class SlurmExecutor:
 
         Every reading verb calls this first. Verdicts that are there are not touched.
         """
-        unsettled = [handle for handle in self.handles() if handle.run.status().state not in _FINAL]
+        unsettled = [handle for handle in self.handles() if not handle.run.status().state.ended]
         if not unsettled:
             return
         try:
@@ -189,7 +183,7 @@ class SlurmExecutor:
 
     def _settle(self, handle: Handle, jobs: Sequence[QueuedJob | None]) -> None:
         """Give a run whose jobs have all ended, and which has no verdict, its state."""
-        if handle.run.is_held() or handle.run.status().state in _FINAL:
+        if handle.run.is_held() or handle.run.status().state.ended:
             return
         job = next((job for job in jobs if job is not None and job.state != "COMPLETED"), None)
         if why := self._waited_in_vain(handle):
@@ -220,7 +214,7 @@ class SlurmExecutor:
         if fork is None or self.workspace.run(fork.run_id).has_checkpoint(fork.step):
             return None
         trunk = self.workspace.run(fork.run_id).status()
-        if trunk.state not in _FINAL:
+        if not trunk.state.ended:
             return None
         return (
             f"starts from step {fork.step} of {fork.run_id}, which can no longer come: that run is {trunk.state} "
@@ -270,16 +264,15 @@ class SlurmExecutor:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One submission of this sweep at a time: the next finds the jobs of the one before."""
-        folder = folder_of(self.workspace, self.sweep)
+        folder = self.workspace.sweep(self.sweep).slurm
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / ".lock"):
             yield
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        batch = Batch(folder_of(self.workspace, self.sweep) / f"{stamp}-{self._sequence():04d}-{uuid.uuid4().hex[:8]}")
+        batch = Batch(self.workspace.sweep(self.sweep).slurm / f"{stamp}-{self._sequence():04d}-{uuid.uuid4().hex[:8]}")
         site = Site.model_validate_json(shape.site)
         assert site.cpus_per_task is not None
         contents = Contents(
@@ -377,7 +370,7 @@ def _state_of(jobs: Sequence[QueuedJob | None]) -> JobState:
 def _state_from_files(run: RunDirectory) -> JobState:
     if run.is_held():
         return JobState.RUNNING
-    return JobState.ENDED if run.status().state in _FINAL else JobState.WAITING
+    return JobState.ENDED if run.status().state.ended else JobState.WAITING
 
 
 def _arrays_by_comment(name: str) -> dict[str, str]:

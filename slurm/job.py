@@ -29,7 +29,9 @@ from slurm import commands
 from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
 from slurm.shipping import shipped
-from xlstm.records import LEASE_EXPIRY_SECONDS, Launch, RunDirectory, State, Status, Verdict
+from xlstm.run.directory import LEASE_EXPIRY_SECONDS, RunDirectory
+from xlstm.run.executor import ENDING_SECONDS
+from xlstm.run.records import Launch, State, Status, Verdict
 
 MAXIMUM_FAILURES = 3
 """Failed attempts of one submission after which a run is set aside."""
@@ -37,8 +39,6 @@ MAXIMUM_STANDSTILLS = 5
 """Attempts in a row without a new checkpoint after which a run is set aside: it would be requeued for ever."""
 REQUEUE_SECONDS = 300.0
 """How long a controller that does not answer is asked again to requeue the job."""
-WAIT_FOR_OTHERS_SECONDS = 660
-"""What srun leaves the other nodes when the first has ended: more than a supervisor leaves its trainers."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class SlurmJob:
         if self.part.checkpoint_at:
             run += ["--checkpoint-at", *map(str, self.part.checkpoint_at)]
         layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
-        ending = ["--kill-on-bad-exit=0", f"--wait={WAIT_FOR_OTHERS_SECONDS}", "--unbuffered"]
+        ending = ["--kill-on-bad-exit=0", f"--wait={ENDING_SECONDS:.0f}", "--unbuffered"]
         python = [*self.contents.container, self.contents.python or sys.executable]
         command = ["srun", *layout, *ending, *self.contents.srun, *python, "-m", "slurm.task", *run]
         self._say(f"attempt {token}, meeting at {endpoint}")
@@ -153,7 +153,7 @@ class SlurmJob:
         recent = list(self._attempts())[-MAXIMUM_STANDSTILLS:]
         if len(recent) < MAXIMUM_STANDSTILLS:
             return None
-        saved = [path.stat().st_mtime for path in self.run.checkpoints.glob("step-*/COMPLETE")]
+        saved = [self.run.checkpoint_mark(step).stat().st_mtime for step in self.run.checkpoint_steps()]
         if any(moment >= recent[0][0].started for moment in saved):
             return None
         return (

@@ -8,8 +8,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from xlstm import tracking
-from xlstm.records import RunDirectory
+from xlstm.run import tracking
+from xlstm.run.directory import RunDirectory
 
 SHIP_SECONDS = 10.0
 

@@ -25,7 +25,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _OWN_OPTIONS = frozenset(

@@ -13,14 +13,15 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from sweeps.language import BUDGETS, Axes, Resources, Settings, SweepFile
-from sweeps.located import Document, Path, Problem, SweepError, nearest
+from sweeps.located import Document, Path, Problem, SweepError
 from xlstm import accounting
 from xlstm.data import declare
 from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
 from xlstm.models.sizes import SIZES, config_for
-from xlstm.spec import Data, Evaluation, Execution, Optimizer, Physics, Presentation, RunSpec, Schedule
+from xlstm.quantities import nearest
+from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Presentation, RunSpec, Schedule
 
 _ALTERNATIVES = (("batch_sequences", "batch_tokens"), ("decay_steps", "decay_fraction"), ("devices", "gpus"))
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""

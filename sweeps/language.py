@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from sweeps.located import Document, Problem, SweepError, nearest
+from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
+from xlstm.quantities import nearest
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
@@ -63,7 +64,7 @@ class DataSettings(Section):
 
 
 class TrainSettings(Section):
-    """How a run is trained. A key left out has the default of xlstm/spec.py."""
+    """How a run is trained. A key left out has the default of xlstm/run/spec.py."""
 
     batch_sequences: Count | None = Field(None, description="Global batch in sequences.")
     batch_tokens: Count | None = Field(None, description="Global batch in tokens, instead of batch_sequences.")

@@ -4,7 +4,6 @@
 a `Problem` has the file, the line, what is wrong and what would be right.
 """
 
-import difflib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,13 +85,6 @@ def parse(text: str, file: str) -> Document:
     if reader.problems:
         raise SweepError(reader.problems)
     return Document(file, value, reader.places)
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`did you mean …?` or, where nothing is near, the list of what is valid."""
-    valid = sorted(words)
-    close = difflib.get_close_matches(word, valid, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"valid here: {', '.join(valid)}"
 
 
 def _lay_over(

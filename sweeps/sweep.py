@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweeps.language import SweepFile, validate
-from sweeps.located import Document, Problem, SweepError, nearest, parse
+from sweeps.located import Document, Problem, SweepError, parse
+from xlstm.quantities import nearest
 
 if TYPE_CHECKING:
     from sweeps.expand import SweepRun

@@ -33,7 +33,7 @@ def reference_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of an MLflow store in SQLite, for all tests of a module."""
-    from xlstm.tracking import open_store
+    from xlstm.run.tracking import open_store
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     assert open_store(uri) is None
@@ -45,3 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("serial"):
             item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
+@pytest.fixture
+def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers started from here on take 75 s over each checkpoint, as a large model on a slow disk does."""
+    here = Path(__file__).parent
+    path = [str(here / "slow_checkpoints"), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))

@@ -16,7 +16,9 @@ def modules_after_importing(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["xlstm.spec", "xlstm.records", "xlstm.accounting", "xlstm.models.sizes", "sweeps"])
+@pytest.mark.parametrize(
+    "module", ["xlstm.run.spec", "xlstm.run.records", "xlstm.accounting", "xlstm.models.sizes", "sweeps"]
+)
 def test_planning_and_fitting_start_without_torch(module: str) -> None:
     assert "torch" not in modules_after_importing(module)
 

@@ -11,7 +11,7 @@ from torch import nn
 from xlstm.data.preparation import open_prepared, tokenizer_of
 from xlstm.data.tokenizers import Tokenizer
 from xlstm.models import build
-from xlstm.records import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory
 from xlstm.training.checkpoints import CheckpointError, complete_checkpoints
 from xlstm.training.optimizer import named_parameters
 
@@ -29,18 +29,18 @@ class TrainedRun:
     def load(cls, run: RunDirectory) -> "TrainedRun":
         """Load a run on CPU. CheckpointError where it has no sound checkpoint yet."""
         physics = run.spec().physics
-        damages = []
+        corruptions = []
         for checkpoint in complete_checkpoints(run):
-            damage = checkpoint.damage()
-            if damage is not None:
-                damages.append(damage)
+            corruption = checkpoint.corruption()
+            if corruption is not None:
+                corruptions.append(corruption)
                 continue
             model = build(physics.model)
             checkpoint.load({f"model.{name}": parameter.detach() for name, parameter in named_parameters(model)})
             model.eval()
-            prepared = open_prepared(physics.data, Workspace(run.path.parent.parent))
+            prepared = open_prepared(physics.data, run.workspace)
             return cls(run.run_id, checkpoint.step, model, tokenizer_of(physics.data, prepared.path))
-        raise CheckpointError(f"{run.run_id} has no sound checkpoint yet; {'; '.join(damages) or 'train it first'}")
+        raise CheckpointError(f"{run.run_id} has no sound checkpoint yet; {'; '.join(corruptions) or 'train it first'}")
 
     def generate(
         self, prompt: str, *, tokens: int = 256, temperature: float = 0.8, top_k: int | None = 40, seed: int = 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from analysis.figures import Evidence
     from analysis.fitting import Fit
     from analysis.quality import Rules
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
@@ -147,10 +147,10 @@ def design(
 def _planned_hours(source: str, fitted: "Fit") -> "Cost":
     from analysis.design import hours_of_plan
     from orchestrator.errors import InputError
-    from orchestrator.kept import load_document, submitted
+    from orchestrator.kept import load_document
 
     name = sweep_name(source)
-    if name not in submitted(workspace_here()):
+    if name not in workspace_here().submitted():
         raise InputError(f"--unit device-hours: {source} is no submitted sweep, only its plan knows device hours")
     runs = load_document(workspace_here(), name)["runs"]
     return hours_of_plan(
@@ -307,11 +307,10 @@ def _evidence(source: str, columns: str | None, references: list[str] | None) ->
 def _report(source: str, evidence: "Evidence") -> Path:
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
     from analysis import report
-    from orchestrator.kept import submitted
-    from xlstm.tracking import log_artifact
+    from xlstm.run.tracking import log_artifact
 
     path = report.write(_fits_folder(source) / "report.html", sweep_name(source), evidence)
-    if sweep_name(source) in submitted(workspace_here()):
+    if sweep_name(source) in workspace_here().submitted():
         workspace = workspace_here()
         wrong = log_artifact(sweep_name(source), workspace.tracking_uri, path, workspace.artifacts)
         if wrong:
@@ -358,7 +357,7 @@ def _fit(
     from analysis.findings import RefusalError
     from analysis.quality import Rules
     from orchestrator.errors import InputError
-    from xlstm.records import write_json
+    from xlstm.run.records import write_json
 
     kept_rules = _fits_folder(source) / "rules.json"
     asked = None if rules is None else rules.to_json() | {"mixed": allow_mixed}
@@ -385,10 +384,10 @@ def take_best(workspace: "Workspace", name: str, frame: "pl.DataFrame") -> "tupl
     """Of a searched axis (`best_of` of the sweep) keep the best run per point; returns what lies at an edge, too."""
     import polars as pl
 
-    from orchestrator.kept import load_document, submitted
+    from orchestrator.kept import load_document
     from orchestrator.selection import best_of
 
-    if name not in submitted(workspace):
+    if name not in workspace.submitted():
         return frame, []
     document = load_document(workspace, name)
     if not document["best_of"]:
@@ -429,5 +428,5 @@ def _fits_folder(source: str) -> Path:
     name = sweep_name(source)
     if source.startswith("mlflow:") or Path(source).suffix.lower() in (".csv", ".parquet"):
         stem = name.removeprefix("mlflow:") if source.startswith("mlflow:") else Path(source).stem
-        return workspace.root / "fits" / "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
-    return workspace.sweeps / name / "fit"
+        return workspace.fits / "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
+    return workspace.sweep(name).fit

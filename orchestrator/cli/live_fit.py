@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cli.laws import take_best
 
 if TYPE_CHECKING:
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 
 def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
@@ -27,7 +27,7 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
         fits = fitting.fit(frame)
     except RefusalError:
         return {}
-    folder = workspace.sweeps / sweep / "fit"
+    folder = workspace.sweep(sweep).fit
     with plots.style():
         (figure,) = plots.save(plots.law_figure(fits), folder / "law", ("png",))
     rules = Rules().to_json() | {"mixed": False}

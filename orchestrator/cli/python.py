@@ -19,7 +19,7 @@ from orchestrator.plan import make_plan
 from orchestrator.status import SweepStanding, look
 from orchestrator.submission import submit
 from sweeps.sweep import Sweep as SweepInFile
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 
 class Sweep(SweepInFile):

@@ -30,7 +30,7 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     from orchestrator.finding import writable_workspace
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
-    from xlstm.spec import RunSpec
+    from xlstm.run.spec import RunSpec
 
     with one_line_errors():
         workspace = writable_workspace()
@@ -99,7 +99,7 @@ def logs(
 def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> None:
     """Show in which settings two runs differ: first the physics, then how they were carried out."""
     from orchestrator.finding import find_run
-    from xlstm.spec import differences
+    from xlstm.run.spec import differences
 
     workspace = workspace_here()
     with one_line_errors():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.plan import Plan
-    from xlstm.records import RunDirectory, Workspace
+    from xlstm.run.directory import RunDirectory, Workspace
 
 ASK_SECONDS = 30.0
 """Between two questions to Slurm while somebody watches: between them the run directories tell enough."""
@@ -48,7 +48,7 @@ def check(
 
 def has(workspace: "Workspace", sweep: str) -> bool:
     """Whether runs of a sweep were ever handed to Slurm."""
-    return (workspace.sweeps / sweep / "slurm").exists()
+    return workspace.sweep(sweep).slurm.exists()
 
 
 def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> None:
@@ -59,12 +59,12 @@ def hand_over(made: "Plan", console: "Console", only: "Plan | None" = None) -> N
     import uuid
 
     from orchestrator.errors import InputError
-    from orchestrator.executors.contract import Job
     from orchestrator.submission import prepare_data
     from orchestrator.tables import plan_summary
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
-    from xlstm.outcome import adopt
+    from xlstm.run.executor import Job
+    from xlstm.run.outcome import adopt
 
     workspace = made.workspace
     console.print(f"{made.name}: {plan_summary(made.document())}", highlight=False)
@@ -101,12 +101,11 @@ def reconcile(workspace: "Workspace", sweep: str) -> list[str]:
 def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunDirectory]":
     """End those of the runs that have jobs with Slurm; returns them."""
     from orchestrator.errors import InputError
-    from orchestrator.kept import submitted
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
 
     wanted, cancelled = {run.run_id for run in runs}, []
-    for sweep in submitted(workspace):
+    for sweep in workspace.submitted():
         if has(workspace, sweep):
             executor = SlurmExecutor(workspace, sweep)
             try:
@@ -122,7 +121,7 @@ def catch_up(workspace: "Workspace", sweep: str) -> None:
     """Bring the run directories, and MLflow, up to date with what happened on the cluster while nobody looked."""
     if run_ids := reconcile(workspace, sweep):
         from orchestrator.shipping import ship
-        from xlstm import tracking
+        from xlstm.run import tracking
 
         if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
             ship(workspace, sweep, run_ids)

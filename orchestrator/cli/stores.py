@@ -15,7 +15,7 @@ from orchestrator.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 app = typer.Typer()
 data_app = typer.Typer(help="Corpora and their token shards.", no_args_is_help=True)
@@ -87,14 +87,14 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
 
     from orchestrator.cli.live_fit import live_fit
     from orchestrator.errors import InputError
-    from orchestrator.kept import load_document, submitted
+    from orchestrator.kept import load_document
     from orchestrator.shipping import publish, ship
-    from xlstm import tracking
+    from xlstm.run import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")
-    for name in submitted(workspace):
+    for name in workspace.submitted():
         slurm.reconcile(workspace, name)
         run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
         shipped, complaint = ship(workspace, name, run_ids)

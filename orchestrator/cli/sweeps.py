@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from orchestrator.executors.contract import Executor
     from orchestrator.plan import Plan
     from orchestrator.status import SweepStanding
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
+    from xlstm.run.executor import Executor
 
 app = typer.Typer()
 
@@ -101,12 +101,11 @@ def submit(
 @app.command()
 def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> None:
     """Show how submitted sweeps stand."""
-    from orchestrator.kept import submitted
     from orchestrator.status import look
 
     workspace = workspace_here()
     with one_line_errors():
-        names = [sweep_name(sweep)] if sweep else submitted(workspace)
+        names = [sweep_name(sweep)] if sweep else workspace.submitted()
         for name in names:
             slurm.catch_up(workspace, name)
         standings = [look(workspace, name) for name in names]
@@ -135,11 +134,10 @@ def watch(
 
     from orchestrator.status import look
     from orchestrator.tables import runs_table
-    from xlstm.records import State
+    from xlstm.run.records import State
 
     workspace, name = workspace_here(), sweep_name(sweep)
     console = Console(quiet=True) if as_json else make_console()
-    going_on = {State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED}
     with one_line_errors(), Live(console=console, auto_refresh=False, transient=True) as live:
         ask_slurm = 0.0
         while True:
@@ -147,7 +145,7 @@ def watch(
                 slurm.reconcile(workspace, name)
                 ask_slurm = time.monotonic() + slurm.ASK_SECONDS
             standing = look(workspace, name)
-            if not going_on & standing.counts.keys():
+            if all(state.ended for state in standing.counts):
                 break
             # What runs first: a long sweep is taller than the terminal.
             runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)
@@ -167,12 +165,12 @@ def cancel(
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.cancelling import cancel as cancel_runs
     from orchestrator.finding import find_run
-    from orchestrator.kept import load_document, submitted
+    from orchestrator.kept import load_document
 
     workspace = workspace_here()
     with one_line_errors():
         name = sweep_name(target)
-        if name in submitted(workspace):
+        if name in workspace.submitted():
             runs = [workspace.run(row["run_id"]) for row in load_document(workspace, name)["runs"]]
         else:
             runs = [find_run(workspace, target)]
@@ -192,12 +190,12 @@ def retry(sweep: NameArgument) -> None:
     from dataclasses import replace
 
     from orchestrator.kept import load_document
-    from xlstm.records import State
+    from xlstm.run.records import State
 
     with one_line_errors():
         load_document(workspace_here(), sweep_name(sweep))
     made = plan_sweep(sweep, None)
-    again = tuple(run for run in made.runs if run.state in (State.FAILED, State.DIVERGED, State.CANCELLED))
+    again = tuple(run for run in made.runs if run.state.ended and run.state is not State.COMPLETED)
     if not again:
         print("nothing to retry: no run failed, diverged or was cancelled")
         return
@@ -270,9 +268,9 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
 
 def _detach(made: "Plan", on: str) -> str:
     """Have a kept sweep carried out in the background; says by whom."""
-    from orchestrator.detaching import detach_submission, log_file
+    from orchestrator.detaching import detach_submission
 
-    log = log_file(made.workspace, made.name)
+    log = made.directory.submission_log
     if on == "local":
         return f"process {detach_submission(made.workspace, made.name)} carries out {made.name}; its log is {log}"
     from orchestrator.keeper import keep
@@ -285,7 +283,7 @@ def _detach(made: "Plan", on: str) -> str:
 def find_executor(on: str, workspace: "Workspace") -> "Executor":
     """The executor of a name, `local` or `ray`. InputError for another name, and where Ray is not installed."""
     from orchestrator.errors import InputError
-    from sweeps.located import nearest
+    from xlstm.quantities import nearest
 
     if on == "local":
         from orchestrator.executors.local import LocalExecutor

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.plan import Plan
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
 BAD_INPUT = 2
 A_RUN_FAILED = 1
@@ -39,7 +39,7 @@ def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
 
     with one_line_errors():
         workspace = workspace_here()
-        kept = workspace.sweeps / sweep / "sweep.yaml"
+        kept = workspace.sweep(sweep).sweep_file
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
         return make_plan(Sweep.load(known, overrides or ()), workspace)
 
@@ -52,7 +52,7 @@ def sweep_name(sweep: str) -> str:
 
 
 def workspace_here() -> "Workspace":
-    from xlstm.records import Workspace
+    from xlstm.run.directory import Workspace
 
     return Workspace.default()
 

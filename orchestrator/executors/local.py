@@ -14,12 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 
 from orchestrator import supervisor
-from orchestrator.executors.contract import Handle, Job, JobState
-from xlstm.processes import die_with_parent, kill_tagged
-from xlstm.records import RunDirectory
+from xlstm.run.directory import RunDirectory
+from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
+from xlstm.run.processes import die_with_parent, kill_tagged
 
 
 @dataclass
@@ -105,7 +104,7 @@ class LocalExecutor:
             for end in ends:
                 os.close(end)
 
-    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = ENDING_SECONDS) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
         tokens = {handle.job for handle in handles}
         self._ended |= {waiting.job.token for waiting in self._queue if waiting.job.token in tokens}
@@ -122,9 +121,6 @@ class LocalExecutor:
                 running.process.wait()
                 kill_tagged(token)
         self.poll(handles)
-
-    def logs(self, handle: Handle) -> list[Path]:
-        return handle.run.logs(handle.run.status().attempt)
 
     def _state(self, token: str) -> JobState:
         if token in self._running:
@@ -170,7 +166,7 @@ class LocalExecutor:
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in slots)
         parent = os.getpid()
-        with open(job.run.path / "supervisor.log", "ab") as log:
+        with open(job.run.supervisor_log, "ab") as log:
             return subprocess.Popen(
                 supervisor.command(job.run, job.token, self.name, arguments=arguments),
                 stdin=subprocess.DEVNULL,

@@ -36,12 +36,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator import provenance
 from orchestrator.errors import InputError
-from orchestrator.executors.contract import Handle, Job, JobState
-from orchestrator.executors.ray_member import Member, meeting
-from xlstm.records import RunDirectory, Workspace
+from orchestrator.executors.ray_member import Member
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
 
 CHECK_SECONDS = 60.0
-GRACE_SECONDS = 60.0
 NAMESPACE = "scaling"
 PACKAGES = ("analysis", "kernels", "orchestrator", "slurm", "sweeps", "xlstm")
 """What is shipped to the nodes."""
@@ -191,7 +190,7 @@ class RayExecutor:
         else:
             time.sleep(seconds)
 
-    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = GRACE_SECONDS) -> None:
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = ENDING_SECONDS) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
         tokens = {handle.job for handle in handles}
         self._ended |= {one.job.token: JobState.ENDED for one in self._waiting if one.job.token in tokens}
@@ -205,9 +204,6 @@ class RayExecutor:
         for gang in gangs:
             self._end(gang, JobState.ENDED)
         self._hand_out()
-
-    def logs(self, handle: Handle) -> list[Path]:
-        return handle.run.logs(handle.run.status().attempt)
 
     @property
     def _prefix(self) -> str:
@@ -294,7 +290,7 @@ class RayExecutor:
         assert gang.run is not None
         del self._carrying[gang.token]
         self._ended[gang.token] = state
-        meeting(str(gang.run.path), gang.token).unlink(missing_ok=True)
+        gang.run.meeting_file(gang.token).unlink(missing_ok=True)
         if gang.whole and state is JobState.ENDED and self._waiting and self._waiting[0].need == gang.need:
             self._free.insert(0, gang)
         else:

@@ -20,14 +20,15 @@ from typing import Any
 import ray
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
-from xlstm.processes import die_with_parent, kill_tagged
+from xlstm.run.directory import RunDirectory
+from xlstm.run.processes import die_with_parent, kill_tagged
 
 SUPERVISOR = "orchestrator.supervisor"
 JOIN_SECONDS = 300.0
 """How long the other nodes of a gang wait for the first one's address."""
 WATCH_SECONDS = 2.0
 """How often an actor that carries nothing looks whether the controller that asked for it lives."""
-GRACE_SECONDS = 15.0
+LINGER_SECONDS = 15.0
 """How long it stays without one when it has carried a run: the next controller may want to know how that ended."""
 
 
@@ -56,11 +57,12 @@ class Member:
         """Be rank `rank` of the `nodes` supervisors of one attempt of the run at the path `run`; as `end`."""
         self._idle_since = None
         self._job, self._supervisor = (run, token), None
+        directory = RunDirectory(Path(run))
         parent = os.getpid()
         arguments = [*arguments, "--node-rank", str(rank), "--parent", str(parent)]
         if nodes > 1:
-            arguments += ["--rendezvous", await asyncio.to_thread(_meet, meeting(run, token), rank)]
-        with open(Path(run) / "supervisor.log", "ab") as log:
+            arguments += ["--rendezvous", await asyncio.to_thread(_meet, directory.meeting_file(token), rank)]
+        with open(directory.supervisor_log, "ab") as log:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-m", SUPERVISOR, run, "--token", token, "--executor", "ray", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -106,7 +108,7 @@ class Member:
     def _watch(self) -> None:
         while True:
             idle = self._idle_since
-            if idle is not None and time.monotonic() - idle > GRACE_SECONDS and not self._is_wanted():
+            if idle is not None and time.monotonic() - idle > LINGER_SECONDS and not self._is_wanted():
                 self._leave()
             time.sleep(WATCH_SECONDS)
 
@@ -121,8 +123,6 @@ class Member:
 
     def _leave(self) -> None:
         """End; the gang too, unless the others have still something to do."""
-        from xlstm.records import RunDirectory
-
         if self._job is not None:
             path, token = self._job
             lease = RunDirectory(Path(path)).status().lease
@@ -135,11 +135,6 @@ class Member:
         if self._group is not None:
             remove_placement_group(self._group)
         ray.kill(self._me)
-
-
-def meeting(run: str, token: str) -> Path:
-    """The file in which the first node of a gang of the run at the path `run` tells the others where to meet."""
-    return Path(run) / f"meeting-{token}"
 
 
 def _meet(meeting: Path, rank: int) -> str:

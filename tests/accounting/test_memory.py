@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.memory import run_spec, tracked_peak
-from xlstm.accounting.memory import memory
+from xlstm.training.memory import memory
 from xlstm.training.micro_batch import Probe
 
 

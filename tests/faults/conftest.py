@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from launching import make_run, start
 
-from xlstm.records import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,10 @@ from typing import Any
 
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig, ModelConfig
-from xlstm.processes import TOKEN_VARIABLE
-from xlstm.records import Fork, Launch, Result, RunDirectory, State, Verdict, Workspace, write_json
-from xlstm.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.processes import TOKEN_VARIABLE
+from xlstm.run.records import Fork, Launch, Result, State, Verdict, write_json
+from xlstm.run.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
 
 REPOSITORY = Path(__file__).parents[2]
 CONTEXT, SEQUENCES = 32, 8

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from xlstm.records import RunDirectory, State, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import State
 from xlstm.training.checkpoints import complete_checkpoints
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]

@@ -13,8 +13,9 @@ import pytest
 from launching import free_port, losses, make_run, start, wait_until
 from mlflow.tracking import MlflowClient
 
-from xlstm.records import RunDirectory, State, Workspace
-from xlstm.tracking import TIMEOUT_SECONDS, sync
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import State
+from xlstm.run.tracking import TIMEOUT_SECONDS, sync
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

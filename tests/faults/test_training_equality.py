@@ -10,8 +10,9 @@ import pytest
 from launching import BATCH, CONTEXT, SEQUENCES, losses, make_run, start
 
 from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, XLSTMConfig
-from xlstm.records import Fork, RunDirectory, State, Workspace
-from xlstm.spec import Schedule
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import Fork, State
+from xlstm.run.spec import Schedule
 
 pytestmark = pytest.mark.serial
 

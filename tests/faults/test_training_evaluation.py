@@ -13,9 +13,10 @@ from orchestrator.controller import Controller, PlannedRun
 from orchestrator.executors.local import LocalExecutor
 from xlstm.data import open_prepared
 from xlstm.generation import TrainedRun
-from xlstm.records import Lease, RunDirectory, State, Workspace
-from xlstm.spec import Evaluation, RunSpec
-from xlstm.tracking import sync
+from xlstm.run.directory import Lease, RunDirectory, Workspace
+from xlstm.run.records import State
+from xlstm.run.spec import Evaluation, RunSpec
+from xlstm.run.tracking import sync
 
 pytestmark = pytest.mark.serial
 

@@ -8,8 +8,9 @@ import time
 import pytest
 from launching import losses, make_run, start
 
-from xlstm.records import State, Workspace
-from xlstm.spec import Schedule
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State
+from xlstm.run.spec import Schedule
 
 pytestmark = pytest.mark.serial
 
@@ -21,7 +22,7 @@ import os
 from xlstm.training import trainer
 original = trainer.Trainer._optimizer_step
 def disturbed(self):
-    if self.step == {step} and self.gang.rank == {rank}:
+    if self.step == {step} and self.world.rank == {rank}:
         import os, signal, time
         {action}
     return original(self)

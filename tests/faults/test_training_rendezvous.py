@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from launching import REPOSITORY, free_port, make_run, wait_until
 
-from xlstm.processes import tagged
-from xlstm.records import RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.processes import tagged
 
 pytestmark = pytest.mark.serial
 
 
-def start_gang(
+def start_nodes(
     run: RunDirectory, endpoint: str, environment: dict[str, str]
 ) -> tuple[str, list[subprocess.Popen[bytes]]]:
     """One supervisor per node of two, both on this machine, meeting at `endpoint`."""
@@ -29,7 +29,7 @@ def start_gang(
     return token, nodes
 
 
-def test_a_gang_meets_again_at_the_port_of_its_killed_attempt_whatever_the_environment_says(tmp_path: Path) -> None:
+def test_the_nodes_meet_again_at_the_port_of_their_killed_attempt_whatever_the_environment_says(tmp_path: Path) -> None:
     run = make_run(Workspace(tmp_path / "workspace"), steps=200, nodes=2, checkpoint_every=10, log_every=10)
     endpoint = f"localhost:{free_port()}"
     with socket.socket() as taken:
@@ -37,14 +37,14 @@ def test_a_gang_meets_again_at_the_port_of_its_killed_attempt_whatever_the_envir
         taken.listen()
         # What the environment of a job may still hold: torchrun's variables, of a store that is no store.
         stale = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "RANK": "7", "WORLD_SIZE": "9"}
-        token, nodes = start_gang(run, endpoint, stale)
+        token, nodes = start_nodes(run, endpoint, stale)
         wait_until(lambda: any(run.checkpoints.glob("step-*/COMPLETE")))
         for node in nodes:
             node.kill()
             node.wait()
         wait_until(lambda: not list(tagged(token)), seconds=10)
         assert run.result() is None, "the machine was faster than the kill"
-        _, nodes = start_gang(run, endpoint, stale)
+        _, nodes = start_nodes(run, endpoint, stale)
         assert [node.wait(timeout=240) for node in nodes] == [0, 0], (run.path / "supervisor.log").read_text()
     result = run.result()
     assert result is not None

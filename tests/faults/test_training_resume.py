@@ -10,8 +10,9 @@ import pytest
 import torch
 from launching import losses, make_run, start, start_under_torchrun, wait_until
 
-from xlstm.processes import tagged
-from xlstm.records import RunDirectory, State, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.processes import tagged
+from xlstm.run.records import State
 
 pytestmark = pytest.mark.serial
 

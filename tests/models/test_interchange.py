@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from xlstm.export.xlstm_packages import from_nxai, to_nxai
 from xlstm.models import build
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.initialization import initialize
-from xlstm.models.interchange import from_nxai, to_nxai
 
 CONFIG = XLSTMConfig(vocab_size=17, embedding_dim=32, num_blocks=2, slstm_at=(1,))
 

@@ -14,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.plan import RunPlan
-from xlstm.records import Launch, Parameters, Result, State, Validation, Verdict, Workspace, write_json
-from xlstm.spec import RunSpec
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Launch, Parameters, Result, State, Validation, Verdict, write_json
+from xlstm.run.spec import RunSpec
 
 TRIVIAL = Path(__file__).parent / "trivial"
 REPOSITORY = Path(__file__).parents[2]

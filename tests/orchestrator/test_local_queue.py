@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.executors.contract import Handle, Job, JobState
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.supervisor import resolve
 from sweeps.sweep import Sweep
-from xlstm.records import RunDirectory
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.executor import Handle, Job, JobState
+from xlstm.run.spec import RunSpec
 
 
 @dataclass

@@ -15,7 +15,8 @@ from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
 from orchestrator.status import look
 from sweeps.sweep import Sweep
-from xlstm.records import State, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State
 
 WriteSweep = Callable[..., str]
 

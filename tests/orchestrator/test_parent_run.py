@@ -12,8 +12,9 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator import Plan, Sweep, shipping
 from orchestrator.cli.live_fit import live_fit
-from xlstm.records import RunDirectory, Validation
-from xlstm.tracking import parent_run
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Validation
+from xlstm.run.tracking import parent_run
 
 Complete = Callable[[Mapping[str, Any]], RunDirectory]
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.checking import check
 from orchestrator.plan import Plan, make_plan
 from sweeps.sweep import Sweep
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 WriteSweep = Callable[..., str]
 MISSION = "xlstm-125m-2.7b"
@@ -83,7 +83,7 @@ def test_a_finished_run_recalibrates_what_is_left(
 def test_a_plan_is_json_and_reads_back_as_it_was_kept(planned: Callable[..., Plan]) -> None:
     plan = planned("quickstart")
     plan.save()
-    kept = json.loads((plan.folder / "plan.json").read_text())
+    kept = json.loads(plan.directory.plan_file.read_text())
     assert kept["runs"] == json.loads(json.dumps(plan.document()["runs"]))
     assert {run["fits"] for run in kept["runs"]} == {None}  # on CPU nobody asks for a card
 
@@ -125,12 +125,12 @@ def test_a_check_builds_each_distinct_layout_once_and_names_what_does_not_fit(sc
 def test_a_layout_that_cannot_be_built_is_named_with_the_reason(
     planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xlstm.training import sharding
+    from xlstm.training import parallel
 
     def refused(*_: object) -> None:
         raise ValueError("no such mesh")
 
-    monkeypatch.setattr(sharding, "parallelize", refused)
+    monkeypatch.setattr(parallel, "parallelize", refused)
     plan = planned(MISSION, "grid.size=125M", "grid.model=[llama]")
     found = check(plan)
     assert found.problems == {

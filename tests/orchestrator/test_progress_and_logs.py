@@ -14,7 +14,8 @@ from orchestrator.logs import print_logs
 from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import make_display
 from sweeps.sweep import Sweep
-from xlstm.records import Metric, State, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Metric, State
 
 WriteSweep = Callable[..., str]
 

@@ -8,7 +8,7 @@ import pytest
 from orchestrator import Sweep
 from orchestrator.errors import InputError
 from sweeps.located import SweepError
-from xlstm.records import State
+from xlstm.run.records import State
 
 WriteSweep = Callable[..., str]
 

@@ -14,16 +14,16 @@ import psutil
 import pytest
 
 from orchestrator.controller import Controller, PlannedRun
-from orchestrator.detaching import log_file
 from orchestrator.errors import InputError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
 from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
-from xlstm.processes import tagged
-from xlstm.records import WORKSPACE_VARIABLE, Metric, RunDirectory, State, Workspace
-from xlstm.spec import RunSpec
+from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.processes import tagged
+from xlstm.run.records import Metric, State
+from xlstm.run.spec import RunSpec
 
 WriteSweep = Callable[..., str]
 
@@ -156,7 +156,7 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
     wait_for(lambda: not controller.is_running())
     for pid in trainers:
         os.kill(pid, signal.SIGSTOP)  # it must not end before the next controller has come
-    wait_for(lambda: f"{second.run_id}: adopted" in log_file(there, "tiny").read_text())
+    wait_for(lambda: f"{second.run_id}: adopted" in there.sweep("tiny").submission_log.read_text())
     for pid in trainers:
         os.kill(pid, signal.SIGCONT)
     wait_for(lambda: all(there.run(run_id).status().state is State.COMPLETED for run_id in alone))
@@ -179,8 +179,8 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
 def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
 ) -> None:
-    from orchestrator.executors.contract import Job, JobState
     from orchestrator.executors.ray import RayExecutor
+    from xlstm.run.executor import Job, JobState
 
     workspace, run = planned("cancelled", 4000, "")
     directory = workspace.run(run.run_id)
@@ -203,8 +203,8 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
 ) -> None:
     import ray
 
-    from orchestrator.executors.contract import Job, JobState
     from orchestrator.executors.ray import RayExecutor
+    from xlstm.run.executor import Job, JobState
 
     workspace, run = planned("carried", len(trivial.once), "")
     ray.shutdown()  # what starts from here on finds the trivial trainer
@@ -324,8 +324,8 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
     """Ray takes our word for the GPU; the trainers, which find none, fail seconds later."""
     import ray
 
-    from orchestrator.executors.contract import Job, JobState
     from orchestrator.executors.ray import RayExecutor
+    from xlstm.run.executor import Job, JobState
 
     node = cluster.add_node(num_cpus=2, num_gpus=1)
     try:
@@ -353,8 +353,8 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_starts(
     cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
 ) -> None:
-    from orchestrator.executors.contract import Job
     from orchestrator.executors.ray import RayExecutor
+    from xlstm.run.executor import Job
 
     workspace, run = planned("wide", 10, "devices: 4, ")
     with pytest.raises(InputError, match="asks for 1 nodes"):

@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.plan import make_plan
 from sweeps.sweep import Sweep
-from xlstm.records import Fork, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Fork
 
 WriteSweep = Callable[..., str]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from xlstm.records import State, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State
 
 WriteSweep = Callable[..., str]
 

@@ -12,7 +12,8 @@ from orchestrator.controller import Controller, Event, Happening
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import Plan, make_plan
 from sweeps.sweep import Sweep
-from xlstm.records import State, Status, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State, Status
 
 WriteSweep = Callable[..., str]
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kernels.wkv import WKVState, wkv
 from kernels.wkv.reference import NOTHING
+from xlstm.export.transformers import to_transformers
 from xlstm.models import build
 from xlstm.models.configs import MambaConfig
 from xlstm.models.initialization import initialize
-from xlstm.models.transformers_format import to_transformers
 
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""

@@ -4,10 +4,10 @@ import pytest
 import torch
 from peers import needs_peers, relative_error, run_peer
 
+from xlstm.export.xlstm_packages import from_nxai, nxai_layout, to_nxai
 from xlstm.models import build
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.initialization import initialize
-from xlstm.models.interchange import from_nxai, nxai_layout, to_nxai
 
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""

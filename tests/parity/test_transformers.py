@@ -7,10 +7,10 @@ import torch
 from peers import needs_peers, relative_error, run_peer
 from torch import Tensor, nn
 
+from xlstm.export.transformers import load, save, to_transformers
 from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
-from xlstm.models.transformers_format import load, save, to_transformers
 
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""

@@ -4,10 +4,10 @@ import pytest
 import torch
 from peers import needs_peers, relative_error, run_peer
 
+from xlstm.export.xlstm_packages import from_transformers, to_transformers, transformers_configuration
 from xlstm.models import build
 from xlstm.models.configs import XLSTMLargeConfig
 from xlstm.models.initialization import initialize
-from xlstm.models.interchange import from_transformers, to_transformers, transformers_configuration
 
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slurm.testing import Cluster, missing_programs
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import wait_until
 
 from slurm.testing import Cluster
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

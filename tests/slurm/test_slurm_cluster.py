@@ -9,7 +9,7 @@ from tiny_runs import wait_until
 
 from slurm import check
 from slurm.testing import Cluster, ClusterError, missing_programs
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 pytestmark = pytest.mark.serial
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from tiny_runs import job, last_step, losses, make_run, processes_of, story, wait_for, wait_until
 
-from orchestrator.executors.contract import Handle, JobState
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor
 from slurm.testing import Cluster
-from xlstm.processes import tagged
-from xlstm.records import RunDirectory, State, Verdict, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import Handle, JobState
+from xlstm.run.processes import tagged
+from xlstm.run.records import State, Verdict
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 
@@ -164,3 +165,18 @@ def a_trainer_of(run: RunDirectory) -> int:
     assert launch is not None
     lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in tagged(launch.token)}
     return next(pid for pid, line in lines.items() if b"xlstm.training" in line and b"distributed.run" not in line)
+
+
+@pytest.mark.usefixtures("slow_checkpoints")
+def test_cancelling_waits_for_a_checkpoint_that_takes_longer_than_a_minute(
+    cluster: Cluster, workspace: Workspace
+) -> None:
+    run = make_run(workspace, steps=1_000_000, checkpoint_every=1_000_000)
+    executor = SlurmExecutor(workspace, "slow")
+    (handle,) = executor.submit([job(run)])
+    wait_until(lambda: last_step(run) > 3, lambda: story(run))
+    executor.cancel([handle])
+    verdict = verdict_of(run, 1)
+    assert verdict.state is State.PREEMPTED
+    assert run.has_checkpoint(verdict.step or 0)
+    assert run.status().state is State.CANCELLED

@@ -6,7 +6,8 @@ from tiny_runs import job, losses, make_run, wait_for
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor
 from slurm.testing import Cluster
-from xlstm.records import State, Workspace
+from xlstm.run.directory import Workspace
+from xlstm.run.records import State
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

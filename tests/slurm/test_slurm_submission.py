@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from tiny_runs import job, losses, make_run, story, wait_for, wait_until
 
-from orchestrator.executors.contract import JobState
 from slurm import commands
 from slurm.batches import batches_of
 from slurm.commands import NoAccountingError, SlurmError
 from slurm.executor import SlurmExecutor
 from slurm.site import Site, SiteError
 from slurm.testing import Cluster
-from xlstm.records import Fork, State, Workspace
-from xlstm.spec import Schedule
+from xlstm.run.directory import Workspace
+from xlstm.run.executor import JobState
+from xlstm.run.records import Fork, State
+from xlstm.run.spec import Schedule
 
 pytestmark = pytest.mark.serial
 

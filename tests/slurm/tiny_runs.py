@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.executors.contract import Job
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig
-from xlstm.records import Fork, RunDirectory, State, Workspace
-from xlstm.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import Job
+from xlstm.run.records import Fork, State
+from xlstm.run.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
 
 CONTEXT, SEQUENCES = 32, 8
 BATCH = CONTEXT * SEQUENCES

@@ -13,7 +13,7 @@ import pytest
 from sweeps.sweep import Sweep
 from xlstm.data import CorpusError, declare, prepare
 from xlstm.data.shards import Manifest
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 datasets = pytest.importorskip("datasets")
 

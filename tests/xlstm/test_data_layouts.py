@@ -10,7 +10,7 @@ import pytest
 from xlstm.data import CorpusError, declare, open_prepared, prepare
 from xlstm.data.layouts import LayoutError, documents
 from xlstm.data.tokenizers import JsonTokenizer
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 
 def stream_of(paths: tuple[str, ...], tokenizer: str, workspace: Workspace, split: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from xlstm.data import CorpusError, declare, prepare
 from xlstm.data.preparation import data_folder
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

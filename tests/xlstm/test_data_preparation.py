@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from xlstm.data import CorpusError, DataDriftError, declare, open_prepared, prepare
-from xlstm.data.batches import IGNORED, Windows
-from xlstm.records import Workspace
+from xlstm.data.batches import Windows
+from xlstm.models import IGNORED
+from xlstm.run.directory import Workspace
 
 TEXT = "Alas, poor Yorick! I knew him, Horatio: ä fellow of infinite jest. " * 50
 

@@ -22,7 +22,7 @@ from xlstm.data.tokenizers import (
     stated_vocabulary,
     token_dtype,
 )
-from xlstm.records import Workspace
+from xlstm.run.directory import Workspace
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 

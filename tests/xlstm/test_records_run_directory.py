@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from xlstm.models.configs import LlamaConfig
-from xlstm.records import LeaseHeldError, LeaseLostError, RunDirectory, State, Workspace
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec
+from xlstm.run.directory import LeaseHeldError, LeaseLostError, RunDirectory, Workspace
+from xlstm.run.records import State
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 

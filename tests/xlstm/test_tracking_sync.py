@@ -12,9 +12,10 @@ from mlflow.tracking import MlflowClient
 
 from xlstm.models.configs import LlamaConfig
 from xlstm.models.naming import size_label
-from xlstm.records import Parameters, Result, RunDirectory, State, Validation, Workspace, write_json
-from xlstm.spec import Data, Optimizer, Physics, RunSpec
-from xlstm.tracking import charts_link, experiments, sync
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.records import Parameters, Result, State, Validation, write_json
+from xlstm.run.spec import Data, Optimizer, Physics, RunSpec
+from xlstm.run.tracking import charts_link, experiments, sync
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 SWEEP = "a-sweep"
@@ -282,6 +283,6 @@ def test_eight_processes_on_a_fresh_store_record_every_run(tmp_path: Path) -> No
 def test_the_trainer_does_not_import_mlflow() -> None:
     import subprocess
 
-    program = "import sys, xlstm.training.attempt, xlstm.tracking; sys.exit('mlflow' in sys.modules)"
+    program = "import sys, xlstm.training.attempt, xlstm.run.tracking; sys.exit('mlflow' in sys.modules)"
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0

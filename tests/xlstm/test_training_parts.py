@@ -11,7 +11,7 @@ from kernels import dispatch
 from kernels.linear_cross_entropy import chunks
 from xlstm.models import head
 from xlstm.models.configs import LlamaConfig
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
 from xlstm.training.micro_batch import micro_batch
 from xlstm.training.optimizer import clip_gradients
 from xlstm.training.schedule import learning_rate
@@ -120,8 +120,7 @@ def test_z_loss_changes_the_gradient_and_not_the_loss(chunk: int, monkeypatch: p
     targets = torch.randint(256, (2, 7), generator=generator)
     targets[0, 3] = -100
     plain = head.logits_or_losses(hidden, weight, targets)
-    with head.z_loss(0.5):
-        losses = head.logits_or_losses(hidden, weight, targets)
+    losses = head.logits_or_losses(hidden, weight, targets, z_loss=0.5)
     assert torch.equal(losses, plain)
     ours = torch.autograd.grad(losses.sum(), [hidden, weight])
     # Written out: each counted token pays -log p + 0.5 log²(Z).

@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from xlstm.distributed import World
 from xlstm.models import build, llama, mamba, rwkv4
 from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
-from xlstm.spec import Data, Execution, Optimizer, Physics
-from xlstm.training.gang import Gang
-from xlstm.training.parallel import fill, make_mesh, parallelize
+from xlstm.run.spec import Data, Execution, Optimizer, Physics
+from xlstm.training.parallel import init_weights, make_mesh, parallelize
 
 
 @pytest.fixture
-def gang() -> Iterator[Gang]:
-    gang = Gang.meet(Execution(device="cpu", threads_per_rank=1))
-    yield gang
-    gang.part()
+def world() -> Iterator[World]:
+    world = World.init(Execution(device="cpu", threads_per_rank=1))
+    yield world
+    world.destroy()
 
 
-def parallel(config: ModelConfig, checkpointing: str, gang: Gang) -> nn.Module:
+def parallel(config: ModelConfig, checkpointing: str, world: World) -> nn.Module:
     """The model with its first weights, under FSDP in mixed precision."""
     physics = Physics(
         model=config,
@@ -33,16 +33,16 @@ def parallel(config: ModelConfig, checkpointing: str, gang: Gang) -> nn.Module:
     with torch.device("meta"):
         model = build(config)
     execution = Execution(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
-    parallelize(model, physics, execution, make_mesh(execution, gang))
+    parallelize(model, physics, execution, make_mesh(execution, world))
     model.to_empty(device="cpu")
-    fill(model, 0)
+    init_weights(model, 0)
     return model
 
 
-def test_mixed_precision_leaves_rotary_angles_in_float32(gang: Gang, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_leaves_rotary_angles_in_float32(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 neighbouring positions beyond the 256th would have one angle."""
     config = LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=2, num_heads=2)
-    model = parallel(config, "none", gang)
+    model = parallel(config, "none", world)
     seen = []
     original = llama.rotary
 
@@ -70,7 +70,7 @@ def test_mixed_precision_leaves_rotary_angles_in_float32(gang: Gang, monkeypatch
     ids=["mamba", "mamba-checkpointed", "rwkv4"],
 )
 def test_mixed_precision_leaves_decays_in_float32_and_casts_the_matrices(
-    gang: Gang,
+    world: World,
     monkeypatch: pytest.MonkeyPatch,
     config: ModelConfig,
     module: object,
@@ -78,7 +78,7 @@ def test_mixed_precision_leaves_decays_in_float32_and_casts_the_matrices(
     decay: str,
     checkpointing: str,
 ) -> None:
-    model = parallel(config, checkpointing, gang)
+    model = parallel(config, checkpointing, world)
     stored = {name: p.detach().full_tensor().clone() for name, p in model.named_parameters()}  # type: ignore[operator]
     assert {value.dtype for value in stored.values()} == {torch.float32}
     seen: list[tuple[Tensor, Tensor]] = []

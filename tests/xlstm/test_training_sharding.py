@@ -1,4 +1,4 @@
-"""A layout built under a gang that is not there holds what the ranks of a real one would hold."""
+"""A layout built under ranks that are not there holds what real ones would hold."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from xlstm.accounting import parameters
 from xlstm.models import build
 from xlstm.models.configs import ModelConfig
 from xlstm.models.sizes import config_for
-from xlstm.spec import Data, Execution, Optimizer, Physics, RunSpec
-from xlstm.training.sharding import build_layout
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
+from xlstm.training.parallel import build_layout
 
 
 def spec(model: ModelConfig, **execution: object) -> RunSpec:

@@ -1,4 +1,4 @@
-"""What any model costs: parameters, FLOPs and memory, one closed form per family. Imports without torch.
+"""What any model costs: parameters, FLOPs and what it saves, one closed form per family. Imports without torch.
 
 Conventions are named, never implied:
 - parameters: `total`; `non_embedding` (neither token embedding nor head); `non_embedding_with_head`.
@@ -16,14 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from xlstm.accounting.cost import Cost, Sequence, total
 from xlstm.accounting.families import costs, embedding_parameters, head
-from xlstm.accounting.memory import Memory, memory
 from xlstm.models.configs import ModelConfig
 
 __all__ = [
-    "Memory",
     "Parameters",
     "flops_per_token",
-    "memory",
     "parameters",
     "training_flops",
     "training_flops_per_token",

@@ -28,7 +28,7 @@ def head(config: ModelConfig) -> Cost:
 
 
 def embedding_parameters(config: ModelConfig) -> int:
-    """Of the token embedding, where it is not the head too."""
+    """Parameters of the token embedding, where it is not the head too."""
     return 0 if config.family in TIED else config.vocab_size * config.embedding_dim
 
 

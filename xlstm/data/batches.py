@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm.data.shards import TokenStream
-
-IGNORED = -100
-"""Target of a position that counts for nothing."""
+from xlstm.models import IGNORED
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Document:
     key: str
     source: str = ""
     tokens: NDArray[Any] | None = None
-    """Of a corpus that holds token ids: these, and no text."""
+    """The token ids of a corpus that holds them in place of text."""
 
     def __bool__(self) -> bool:
         return bool(self.text) if self.tokens is None else len(self.tokens) > 0

@@ -3,7 +3,6 @@
 Imports without torch: the planner declares, the launcher prepares, the trainer opens what was prepared.
 """
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -25,8 +24,9 @@ from xlstm.data.tokenizers import (
     stated_vocabulary,
     token_dtype,
 )
-from xlstm.records import Workspace
-from xlstm.spec import Data, canonical
+from xlstm.run.directory import Workspace
+from xlstm.run.locks import locked
+from xlstm.run.spec import Data, canonical
 
 T = TypeVar("T")
 
@@ -74,8 +74,7 @@ def prepare(
     """
     folder = data_folder(data, workspace)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
             aside = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(aside, ignore_errors=True)

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm.records import Record, write_json
-from xlstm.spec import canonical
+from xlstm.run.records import Record, write_json
+from xlstm.run.spec import canonical
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 28

@@ -8,44 +8,45 @@ import numpy as np
 import torch
 from torch import nn
 
-from xlstm.data.batches import IGNORED, Batch, Windows
+from xlstm.data.batches import Batch, Windows
 from xlstm.data.shards import PreparedData
-from xlstm.records import Validation
-from xlstm.spec import RunSpec
-from xlstm.training.gang import Gang
+from xlstm.distributed import World
+from xlstm.models import IGNORED
+from xlstm.run.records import Validation
+from xlstm.run.spec import RunSpec
 
 
 def validate(
     model: nn.Module,
     data: PreparedData,
     spec: RunSpec,
-    gang: Gang,
+    world: World,
     micro: int,
-    alive: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Mean loss (nats per token), perplexity and bits per byte of text, over the windows the evaluation names.
 
     Each rank takes a contiguous part of the windows, `micro` at a time, and all run the model equally often, calling
-    `alive` each time.
+    `heartbeat` each time.
     Every token of the split is predicted once, ends of documents included; bytes are those of the text alone.
     """
     evaluation, context = spec.evaluation, spec.physics.data.context_length
     windows = Windows(data.stream("validation"), context, data.manifest.end_of_document)
     count = min(evaluation.sequences or windows.covering, windows.covering)
-    per_rank = -(-count // gang.size)
-    mine = np.arange(gang.rank * per_rank, (gang.rank + 1) * per_rank)
+    per_rank = -(-count // world.size)
+    mine = np.arange(world.rank * per_rank, (world.rank + 1) * per_rank)
     mine = np.where(mine < count, mine, windows.covering)  # past the end: without targets
     tally = _Tally(len(windows.stream.sources))
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for first in range(0, per_rank, micro):
-            alive()
+            heartbeat()
             chosen = mine[first : first + micro]
             batch = windows.batch(chosen)
-            tally.add(batch, losses(model, batch, spec, gang.device), _sources(windows, chosen, batch))
+            tally.add(batch, losses(model, batch, spec, world.device), _sources(windows, chosen, batch))
     model.train(was_training)
-    nats, tokens = np.array(gang.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
+    nats, tokens = np.array(world.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
     last = min(count * context, len(windows.stream) - 1)
     text_bytes = windows.stream.text_bytes_before(last + 1)
     loss = float(nats.sum() / tokens.sum())
@@ -62,13 +63,16 @@ def validate(
     )
 
 
-def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device) -> torch.Tensor:
-    """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target."""
+def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device, z_loss: float = 0.0) -> torch.Tensor:
+    """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target.
+
+    `z_loss` is the weight of a penalty that its gradient has and its value has not.
+    """
     tokens, targets = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets))
     resets = None
     if spec.physics.data.documents == "reset":
         resets = torch.from_numpy(batch.resets).to(device)
-    nll: torch.Tensor = model(tokens, resets=resets, targets=targets)[0]
+    nll: torch.Tensor = model(tokens, resets=resets, targets=targets, z_loss=z_loss)[0]
     return nll
 
 

@@ -2,7 +2,7 @@
 
 Every model is a plain `nn.Module` that knows nothing of devices and parallelism:
 
-- `model(tokens, state=None, *, resets=None, targets=None)` returns (logits, state), or with targets
+- `model(tokens, state=None, *, resets=None, targets=None, z_loss=0.0)` returns (logits, state), or with targets
   (loss of every token in nats, state); see `LanguageModel`.
 - `model.blocks` is the list of blocks: the unit of sharding, checkpointing and compilation.
 - `model.decays(name, parameter)` says whether a parameter takes weight decay.
@@ -17,6 +17,9 @@ from xlstm.models.configs import ModelConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+IGNORED = -100
+"""The target of a position that is not counted: its loss is 0."""
 
 _CLASSES = {
     "xlstm": ("xlstm.models.xlstm", "XLSTM"),

@@ -1,15 +1,21 @@
-"""Where the tokens of a Transformer stand: positions, documents, and the keys and values of the past.
+"""What Transformers share: where their tokens stand (positions, documents), and the keys and values of the past.
 
 A document starts where `resets` is true; its tokens see one another only, and its positions count from 0. So a document
 gets the same logits packed after others as alone.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.attention import mask_for
+from xlstm.models.language_model import LanguageModel
+
+INITIAL_STD = 0.02
+"""Standard deviation of every matrix (GPT-2; Gu & Dao 2023 use it for their Transformer++ too)."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,34 @@ def lay_out(x: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
     begins = None if is_one_document else (before + steps - positions).to(torch.int32)
     mask = mask_for(x, time, before + time, begins)
     return Layout(positions, begins, mask, before + time, positions[:, -1] + 1)
+
+
+class Transformer(LanguageModel):
+    """Language model whose blocks attend to the keys and values of the past: its state is a `Past`."""
+
+    def locate(self, x: Tensor, layout: Layout) -> tuple[Tensor, tuple[Any, ...]]:
+        """`x` (batch, time, d) told of its positions, and what else every block is called with for their sake."""
+        raise NotImplementedError
+
+    def apply_blocks(
+        self, x: Tensor, state: Past | None, resets: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, Past | None]:
+        """`x` (batch, time, d) after the last block, and the keys and values so far, None unless they are kept."""
+        layout = lay_out(x, state, resets)
+        x, others = self.locate(x, layout)
+        cache: list[tuple[Tensor, Tensor]] = []
+        for index, block in enumerate(self.blocks):
+            past = None if state is None else (state.keys[index], state.values[index])
+            x, keys_and_values = block(x, layout, past, keep_state, *others)
+            if keep_state:
+                cache.append(keys_and_values)
+        return x, layout.past(cache) if keep_state else None
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """N(0, 0.02²); projections into the residual stream scaled by 1/sqrt(2 · blocks); biases zero, norms one."""
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            return
+        into_residual = name.endswith(("out.weight", "down.weight"))
+        depth = math.sqrt(2 * self.config.num_blocks) if into_residual else 1.0
+        nn.init.normal_(parameter, std=INITIAL_STD / depth, generator=generator)

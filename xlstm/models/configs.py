@@ -41,9 +41,9 @@ class XLSTMConfig:
     mlstm_block: Literal["pre-up", "post-up"] = "pre-up"
     """`post-up`: the cell at width d with dense q, k, v, then a feed-forward layer with squared ReLU."""
     input_gate: Literal["input", "bias", "none"] = "input"
-    """Of the mLSTM. `input`: a linear map of the input; `bias`: learnable, alike for all tokens; `none`: always one."""
+    """The mLSTM's input gate. `input`: a linear map of the input; `bias`: learnt, alike for all; `none`: one."""
     forget_gate: Literal["input", "bias", "fixed", "none"] = "input"
-    """Of the mLSTM, as `input_gate`; `fixed`: biases from 3 to 6 over the heads, not learnt."""
+    """The mLSTM's forget gate, as `input_gate`; `fixed`: biases from 3 to 6 over the heads, not learnt."""
     input_gate_activation: Literal["exponential", "sigmoid"] = "exponential"
     """`sigmoid`: mLSTMsig of arXiv 2503.14376."""
     normalizer: bool = True

@@ -4,59 +4,31 @@ Per block: x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)) of width 4 d:
 is the head too; with 50304 tokens and 2048 positions that makes the 356M of the xLSTM paper's GPT-3 (Table 1).
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attention
-from xlstm.models.attention import Layout, Past, lay_out
+from xlstm.models.attention import Layout, Transformer
 from xlstm.models.configs import GPTConfig
-from xlstm.models.head import logits_or_losses
 
 NORM_EPSILON = 1e-5
-INITIAL_STD = 0.02
-"""Of every matrix (GPT-2)."""
 
 
-class GPT(nn.Module):
-    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+class GPT(Transformer):
+    """Transformer that adds a learned vector per position to the embedding of the tokens."""
+
+    positions: nn.Embedding
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        self.positions = nn.Embedding(config.context_length, config.embedding_dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
+        stem = {"positions": nn.Embedding(config.context_length, config.embedding_dim)}
+        norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
+        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm, stem=stem, tied=True)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        state: Past | None = None,
-        *,
-        resets: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> tuple[Tensor, Past | None]:
-        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
-
-        `state` is the past's keys and values, kept as in `Llama`. ValueError for a document longer than the positions
-        the model has.
-        """
-        x = self.embedding(tokens)
-        layout = lay_out(x, state, resets)
+    def locate(self, x: Tensor, layout: Layout) -> tuple[Tensor, tuple[()]]:
+        """Positions are added to the stream. ValueError for a document longer than the positions the model has."""
         self._check_length(layout)
-        keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = x + self.positions(layout.positions)
-        cache: list[tuple[Tensor, Tensor]] = []
-        for index, block in enumerate(self.blocks):
-            past = None if state is None else (state.keys[index], state.values[index])
-            x, keys_and_values = block(x, layout, past, keep)
-            if keep:
-                cache.append(keys_and_values)
-        result = logits_or_losses(self.norm(x), self.embedding.weight, targets)
-        return result, layout.past(cache) if keep else None
+        return x + self.positions(layout.positions), ()
 
     def _check_length(self, layout: Layout) -> None:
         """Only where the whole past exceeds the positions are those of its documents looked at (a device's wait)."""
@@ -69,15 +41,6 @@ class GPT(nn.Module):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the embeddings of tokens and positions excepted."""
         return parameter.ndim >= 2 and name not in ("embedding.weight", "positions.weight")
-
-    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """N(0, 0.02²); projections into the residual stream scaled by 1/sqrt(2 · blocks); biases zero, norms one."""
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            return
-        into_residual = name.endswith(("out.weight", "down.weight"))
-        depth = math.sqrt(2 * self.config.num_blocks) if into_residual else 1.0
-        nn.init.normal_(parameter, std=INITIAL_STD / depth, generator=generator)
 
 
 class Block(nn.Module):

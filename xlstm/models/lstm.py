@@ -15,47 +15,18 @@ from torch import Tensor, nn
 
 from kernels.lstm import LSTMState, lstm
 from xlstm.models.configs import LSTMConfig
-from xlstm.models.head import logits_or_losses
+from xlstm.models.language_model import LanguageModel
 
 NORM_EPSILON = 1e-5
 
 
-class LSTM(nn.Module):
-    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+class LSTM(LanguageModel):
+    """The stack of a variant of the ladder."""
 
     def __init__(self, config: LSTMConfig) -> None:
-        super().__init__()
-        self.config = config
-        d = config.embedding_dim
-        self.embedding = nn.Embedding(config.vocab_size, d)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = nn.Identity() if config.variant == "vanilla" else nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
-        self.head = nn.Linear(d, config.vocab_size, bias=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        state: tuple[LSTMState, ...] | None = None,
-        *,
-        resets: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[LSTMState, ...] | None]:
-        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
-
-        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
-        """
-        keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = self.embedding(tokens)
-        states: list[LSTMState] = []
-        for index, block in enumerate(self.blocks):
-            x, after = block(x, state[index] if state else None, resets)
-            if keep:
-                states.append(after)
-        return logits_or_losses(self.norm(x), self.head.weight, targets), tuple(states) if keep else None
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, the token embedding excepted, as for xLSTM."""
-        return parameter.ndim >= 2 and name != "embedding.weight"
+        vanilla = config.variant == "vanilla"
+        norm = nn.Identity() if vanilla else nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON, bias=False)
+        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm)
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The LSTM as PyTorch starts it, uniform within 1/sqrt(d); the rest as in xLSTM, whose ladder it is."""

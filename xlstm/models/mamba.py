@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kernels.selective_scan import selective_scan
 from xlstm.models.causal_conv import CausalConv
 from xlstm.models.configs import MambaConfig
-from xlstm.models.head import logits_or_losses
+from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-5
@@ -31,37 +31,12 @@ class BlockState(NamedTuple):
     scan: Tensor  # (batch, channels, state_dim)
 
 
-class Mamba(nn.Module):
-    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+class Mamba(LanguageModel):
+    """Blocks of convolution and selective scan."""
 
     def __init__(self, config: MambaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        state: tuple[BlockState, ...] | None = None,
-        *,
-        resets: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[BlockState, ...] | None]:
-        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
-
-        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
-        """
-        keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = self.embedding(tokens)
-        states: list[BlockState] = []
-        for index, block in enumerate(self.blocks):
-            x, after = block(x, state[index] if state else None, resets)
-            if keep:
-                states.append(after)
-        return logits_or_losses(self.norm(x), self.head.weight, targets), tuple(states) if keep else None
+        norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, but neither on the token embedding nor on A (as in the authors' code)."""

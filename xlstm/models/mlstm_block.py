@@ -23,7 +23,7 @@ NORM_EPSILON = 1e-5
 DENOMINATOR_EPSILON = 1e-6
 PROJECTION_FACTOR = 2
 BLOCK_SIZE = 4
-"""Of the block-diagonal projections to queries, keys and values."""
+"""Channels of each block of the block-diagonal projections to queries, keys and values."""
 
 
 class MLSTMBlockState(NamedTuple):

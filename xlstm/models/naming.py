@@ -9,6 +9,7 @@ from typing import NamedTuple
 from xlstm.accounting import parameters
 from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
 from xlstm.models.published import DIMENSIONS
+from xlstm.quantities import compact
 
 
 class Family(NamedTuple):
@@ -18,7 +19,7 @@ class Family(NamedTuple):
     num_mlstm: int = 0
     num_slstm: int = 0
     variant: str = ""
-    """Of the LSTM: the rung of its ladder, where it is not the last."""
+    """The rung of the LSTM's ladder, where it is not the last."""
 
 
 def parse_family(label: str) -> Family:
@@ -123,11 +124,3 @@ def size_label(config: ModelConfig) -> str:
         if all(getattr(config, field) == value for field, value in dimensions.items()):
             return size
     return compact(parameters(config).total)
-
-
-def compact(count: int) -> str:
-    """Short name of a count: 15_000_000_000 -> 15B, 1_234_567 -> 1.23M. For slugs and tables, never for arithmetic."""
-    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= 0.9995 * unit:  # what three digits round up to it
-            return f"{count / unit:.3g}{name}"
-    return str(count)

@@ -35,7 +35,7 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, Dimensions]]] = {
     "lstm[residual]": _table(_WIDTHS, _DEPTHS, variant=("residual",) * 5),
     "lstm[vanilla]": _table((1152, 1536, 2304, 3072, 3840), _HALF_DEPTHS, variant=("vanilla",) * 5),
 }
-"""By family and size."""
+"""Published dimensions by family and size."""
 
 _RATES: Final[Mapping[str, Mapping[str, tuple[float, ...]]]] = {
     "15B": {

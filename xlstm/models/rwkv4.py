@@ -14,7 +14,7 @@ from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
 from kernels.wkv import WKVState, wkv
 from xlstm.models.configs import RWKV4Config
-from xlstm.models.head import logits_or_losses
+from xlstm.models.language_model import LanguageModel
 
 NORM_EPSILON = 1e-5
 
@@ -27,38 +27,19 @@ class BlockState(NamedTuple):
     channel_input: Tensor  # (batch, d): the last input of channel mixing
 
 
-class RWKV4(nn.Module):
-    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+class RWKV4(LanguageModel):
+    """Blocks of time mixing and channel mixing, with a LayerNorm behind the embedding."""
+
+    embedding_norm: nn.LayerNorm
 
     def __init__(self, config: RWKV4Config) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        self.embedding_norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
+        stem = {"embedding_norm": nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)}
+        norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
+        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm, stem=stem)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        state: tuple[BlockState, ...] | None = None,
-        *,
-        resets: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[BlockState, ...] | None]:
-        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
-
-        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
-        """
-        keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = self.embedding_norm(self.embedding(tokens))
-        states: list[BlockState] = []
-        for index, block in enumerate(self.blocks):
-            x, after = block(x, state[index] if state else None, resets)
-            if keep:
-                states.append(after)
-        return logits_or_losses(self.norm(x), self.head.weight, targets), tuple(states) if keep else None
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The embedding of the tokens, normed."""
+        return self.embedding_norm(self.embedding(tokens))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on all but biases, LayerNorms and the token embedding (xLSTM paper, appendix D.2)."""

@@ -10,54 +10,22 @@ from torch import Tensor, nn
 
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.gates import forget_bias
-from xlstm.models.head import logits_or_losses
-from xlstm.models.mlstm_block import NORM_EPSILON, MLSTMBlock, MLSTMBlockState
+from xlstm.models.language_model import LanguageModel
+from xlstm.models.mlstm_block import NORM_EPSILON, MLSTMBlock
 from xlstm.models.mlstm_post_up_block import MLSTMPostUpBlock
-from xlstm.models.slstm_block import SLSTMBlock, SLSTMBlockState
-
-State = tuple[MLSTMBlockState | SLSTMBlockState, ...]
-"""What the model remembers: one state per block."""
+from xlstm.models.slstm_block import SLSTMBlock
 
 
-def mlstm_block(config: XLSTMConfig) -> nn.Module:
-    """The mLSTM block of the kind the configuration names."""
-    return MLSTMPostUpBlock(config) if config.mlstm_block == "post-up" else MLSTMBlock(config)
-
-
-class XLSTM(nn.Module):
-    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+class XLSTM(LanguageModel):
+    """mLSTM blocks of the kind the configuration names, and sLSTM blocks at the positions it names."""
 
     def __init__(self, config: XLSTMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        self.blocks = nn.ModuleList(
+        mlstm_block = MLSTMPostUpBlock if config.mlstm_block == "post-up" else MLSTMBlock
+        blocks = [
             SLSTMBlock(config) if index in config.slstm_at else mlstm_block(config)
             for index in range(config.num_blocks)
-        )
-        self.norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON, bias=False)
-        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        state: State | None = None,
-        *,
-        resets: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> tuple[Tensor, State | None]:
-        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
-
-        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
-        """
-        keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = self.embedding(tokens)
-        states: list[MLSTMBlockState | SLSTMBlockState] = []
-        for index, block in enumerate(self.blocks):
-            x, after = block(x, state[index] if state else None, resets)
-            if keep:
-                states.append(after)
-        return logits_or_losses(self.norm(x), self.head.weight, targets), tuple(states) if keep else None
+        ]
+        super().__init__(config, blocks, nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON, bias=False))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the token embedding excepted (paper, appendix D.2)."""

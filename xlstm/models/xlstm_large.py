@@ -13,7 +13,7 @@ from kernels.mlstm import MLSTMState, mlstm
 from kernels.swiglu import swiglu
 from xlstm.models.configs import XLSTMLargeConfig
 from xlstm.models.gates import forget_bias
-from xlstm.models.head import logits_or_losses
+from xlstm.models.language_model import LanguageModel
 from xlstm.models.mlstm_block import HeadNorm, by_head
 from xlstm.models.norm import RMSNorm
 
@@ -22,46 +22,14 @@ DENOMINATOR_EPSILON = 1e-6
 INITIAL_INPUT_GATE_BIAS = -10.0
 """Removes spikes of the gradient norm (arXiv 2503.13427, section 3)."""
 
-State = tuple[MLSTMState, ...]
-"""What the model remembers: one state per block."""
 
-
-class XLSTMLarge(nn.Module):
-    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing."""
+class XLSTMLarge(LanguageModel):
+    """mLSTM blocks at the model's width, and soft-capped logits."""
 
     def __init__(self, config: XLSTMLargeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        self.blocks = nn.ModuleList(XLSTMLargeBlock(config) for _ in range(config.num_blocks))
-        self.norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        state: State | None = None,
-        *,
-        resets: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> tuple[Tensor, State | None]:
-        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
-
-        In training (gradients on, targets given, no state) the state is not kept, and None is returned.
-        """
-        keep = state is not None or targets is None or not torch.is_grad_enabled()
-        x = self.embedding(tokens)
-        states: list[MLSTMState] = []
-        for index, block in enumerate(self.blocks):
-            x, after = block(x, state[index] if state else None, resets)
-            if keep:
-                states.append(after)
-        result = logits_or_losses(self.norm(x), self.head.weight, targets, self.config.logit_soft_cap)
-        return result, tuple(states) if keep else None
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, the token embedding excepted."""
-        return parameter.ndim >= 2 and name != "embedding.weight"
+        norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        super().__init__(config, (XLSTMLargeBlock(config) for _ in range(config.num_blocks)), norm)
+        self.soft_cap = config.logit_soft_cap
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The authors' initial values: gates from their biases alone, the rest as in `xlstm.models.xlstm`."""

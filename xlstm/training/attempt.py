@@ -8,33 +8,23 @@ from pathlib import Path
 
 from kernels import cpu
 from xlstm.data import open_prepared
-from xlstm.outcome import leave_result
-from xlstm.records import (
-    Launch,
-    Lease,
-    LeaseLostError,
-    Result,
-    RunDirectory,
-    State,
-    Verdict,
-    Workspace,
-    write_json,
-)
-from xlstm.spec import RunSpec, shared_steps
+from xlstm.distributed import World
+from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
+from xlstm.run.outcome import leave_result
+from xlstm.run.records import Launch, Result, State, Verdict, write_json
+from xlstm.run.spec import RunSpec, shared_steps
 from xlstm.training.checkpoints import (
     Checkpoint,
     Checkpointer,
     CheckpointError,
     CheckpointRecord,
     fork_checkpoint,
-    latest_sound,
+    latest_valid,
 )
-from xlstm.training.gang import Gang
 from xlstm.training.machine import keep_freed_memory
 from xlstm.training.result import make_result
-from xlstm.training.trainer import Trainer
-from xlstm.training.verdict import DivergedError, leave_failure, leave_verdict
-from xlstm.training.watch import Watch
+from xlstm.training.trainer import DivergedError, Trainer
+from xlstm.training.watch import Watch, leave_failure, leave_verdict
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -51,7 +41,7 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
         verdict = attempt.train()
     except LeaseLostError as error:
         print(error, file=sys.stderr)
-        os._exit(1)  # another launcher writes to this run now: leave no trace, wait for nobody
+        os._exit(1)  # another launcher writes to this run now: end at once, without a verdict
     except BaseException as error:
         traceback.print_exc()
         leave_failure(run, number, rank, error, traceback.format_exc())
@@ -64,7 +54,7 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
 
 
 class _Attempt:
-    """What one attempt holds together: lease, gang, watch, data, trainer and checkpoints."""
+    """What one attempt holds together: lease, world, watch, data, trainer and checkpoints."""
 
     def __init__(self, run: RunDirectory, number: int, token: str) -> None:
         self.run, self.number = run, number
@@ -72,37 +62,32 @@ class _Attempt:
         spec = run.spec()
         launch = run.launch(number)
         if launch is None:
-            raise FileNotFoundError(f"{run.attempt(number) / 'launch.json'}: the launcher writes it, and it is missing")
+            raise FileNotFoundError(f"{run.launch_file(number)}: the launcher writes it, and it is missing")
         self.launch: Launch = launch
         self.spec: RunSpec = spec.model_copy(update={"execution": launch.execution})
         self.stop_signal: int | None = None
         for number_of_signal in _STOP_SIGNALS:
             signal.signal(number_of_signal, self._on_signal)
-        self.gang = Gang.meet(self.spec.execution)
-        if self.gang.device.type == "cpu":
+        self.world = World.init(self.spec.execution)
+        if self.world.device.type == "cpu":
             keep_freed_memory()
         patience = self.spec.execution.watchdog_seconds
-        self.watch = Watch(self.lease, self.gang.rank, self.gang.size, patience)
+        self.watch = Watch(self.lease, self.world.rank, self.world.size, patience)
         self.watch.start()
-        if self.gang.leads:
+        if self.world.is_main:
             self.lease.renew(State.RUNNING)
-        self.data = open_prepared(self.spec.physics.data, self.workspace)
-        self.trainer = Trainer(run, self.spec, number, self.gang, self.data, self.watch.alive)
-        if self.gang.leads:
+        self.data = open_prepared(self.spec.physics.data, self.run.workspace)
+        self.trainer = Trainer(run, self.spec, number, self.world, self.data, self.watch.heartbeat)
+        if self.world.is_main:
             self._record_kernels()
         physics = self.spec.physics
         keep = {*launch.checkpoint_at, physics.steps}
         if physics.schedule.kind == "wsd":
             keep.add(physics.undecided_steps)  # a longer budget asked for later starts there
-        self.checkpointer = Checkpointer(self.lease, self.gang, self.spec.execution.keep_checkpoints, keep)
+        self.checkpointer = Checkpointer(self.lease, self.world, self.spec.execution.keep_checkpoints, keep)
         self.saved_step: int | None = None
         self.began = 0
         self.checkpoint_at = keep
-
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace that this run lies in."""
-        return Workspace(self.run.path.parent.parent)
 
     def train(self) -> Verdict:
         """Start where the run stands, train, and leave the result. Returns the verdict."""
@@ -116,11 +101,11 @@ class _Attempt:
         step = self.trainer.step
         self._save()
         self.checkpointer.wait()
-        self.gang.sum(0.0)  # nobody leaves before the checkpoint is committed
+        self.world.sum(0.0)  # nobody leaves before the checkpoint is committed
         if not finished:
             name = signal.Signals(self.stop_signal).name if self.stop_signal else "a signal to another rank"
             return Verdict(state=State.PREEMPTED, reason=f"stopped by {name} after step {step}", step=step)
-        if self.gang.leads:
+        if self.world.is_main:
             result = self._result()
             with self.lease.held():
                 leave_result(self.run, self.spec, result)
@@ -129,35 +114,35 @@ class _Attempt:
     def close(self) -> None:
         """Part from the other ranks."""
         self.watch.stop()
-        self.gang.part()
+        self.world.destroy()
 
     def _record_kernels(self) -> None:
         """Beside what was asked for, whether kernels for CPUs can run here: `auto` does without them where not."""
-        device = self.gang.device
+        device = self.world.device
         obstacle = cpu.missing() if device.type == "cpu" else f"the run is on {device}"
         record = {"asked": self.spec.execution.kernels, "for_cpus": obstacle or "can run"}
-        write_json(self.run.attempt(self.number) / "kernels.json", record)
+        write_json(self.run.kernels_file(self.number), record)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop_signal = number
 
     def _find_start(self) -> None:
         """Load the run's own latest checkpoint, else that of the trunk it forks from, else start anew."""
-        checkpoint = latest_sound(self.run, self.gang, self._report_damage)
+        checkpoint = latest_valid(self.run, self.world, self._report_corruption)
         if checkpoint is None and self.launch.fork is not None:
-            trunk = self.workspace.run(self.launch.fork.run_id)
-            checkpoint = fork_checkpoint(trunk, self.launch.fork.step, self.gang)
+            trunk = self.run.workspace.run(self.launch.fork.run_id)
+            checkpoint = fork_checkpoint(trunk, self.launch.fork.step, self.world)
         if checkpoint is not None:
-            self._require_kinship(checkpoint)
+            self._check_compatible(checkpoint)
             checkpoint.load(self.trainer.state)
             self.trainer.continue_from(checkpoint.record())
             self.saved_step = checkpoint.step if checkpoint.path.is_relative_to(self.run.path) else None
-        if self.gang.leads and (checkpoint is not None or self.number > 1):
+        if self.world.is_main and (checkpoint is not None or self.number > 1):
             self.run.append_metrics({"event": "resume", "attempt": self.number, "step": self.trainer.step})
-        if self.gang.leads:
+        if self.world.is_main:
             self.run.change_evaluation(self.spec.evaluation, self.number)
 
-    def _require_kinship(self, checkpoint: Checkpoint) -> None:
+    def _check_compatible(self, checkpoint: Checkpoint) -> None:
         """CheckpointError unless the checkpoint is of this run, or of one that is the same up to its step."""
         record, physics = checkpoint.record(), self.spec.physics
         if record.physics != physics and shared_steps(record.physics, physics) < record.step:
@@ -176,7 +161,7 @@ class _Attempt:
         trainer, every = self.trainer, self.spec.execution.checkpoint_every
         self.watch.progress(trainer.step)
         failed = self.checkpointer.failed()
-        signalled, lost, failures = self.gang.sum(
+        signalled, lost, failures = self.world.sum(
             float(self.stop_signal is not None), float(self.watch.lease_lost.is_set()), float(failed)
         )
         if lost:
@@ -198,15 +183,15 @@ class _Attempt:
             step=step,
             physics=self.spec.physics,
             data_fingerprint=self.data.manifest.fingerprint,
-            ranks=self.gang.size,
+            ranks=self.world.size,
             micro_batch_sequences=self.trainer.micro,
         )
         self.checkpointer.save(self.trainer.state, record)
 
-    def _report_damage(self, damage: str) -> None:
-        print(f"damaged checkpoint: {damage}; the one before is taken", file=sys.stderr)
-        if self.gang.leads:
-            self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": damage})
+    def _report_corruption(self, corruption: str) -> None:
+        print(f"damaged checkpoint: {corruption}; the one before is taken", file=sys.stderr)
+        if self.world.is_main:
+            self.run.append_metrics({"event": "damaged-checkpoint", "attempt": self.number, "reason": corruption})
 
     def _result(self) -> Result:
         validation = self.trainer.last_validation

@@ -21,12 +21,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
-from xlstm.records import Lease, Record, RunDirectory, write_json
-from xlstm.spec import Physics
-from xlstm.training.gang import Gang
+from xlstm.distributed import World
+from xlstm.run.directory import Lease, RunDirectory
+from xlstm.run.records import Record, write_json
+from xlstm.run.spec import Physics
 from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
 
-_COMPLETE = "COMPLETE"
 _RECORD = "record.json"
 
 
@@ -39,7 +39,7 @@ class CheckpointRecord(Record):
     data_fingerprint: str
     ranks: int
     micro_batch_sequences: int | None = None
-    """Of each rank's passes; None in records of versions that did not say."""
+    """Sequences that each rank passed forward at a time; None in records of versions that did not say."""
 
 
 class CheckpointError(RuntimeError):
@@ -48,21 +48,23 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """The checkpoint of a run at a step."""
 
-    path: Path
+    run: RunDirectory
+    step: int
 
     @property
-    def step(self) -> int:
-        return int(self.path.name.removeprefix("step-"))
+    def path(self) -> Path:
+        return self.run.checkpoint(self.step)
 
     def record(self) -> CheckpointRecord:
         return CheckpointRecord.model_validate_json((self.path / _RECORD).read_bytes())
 
-    def damage(self, part: int = 0, parts: int = 1) -> str | None:
+    def corruption(self, part: int = 0, parts: int = 1) -> str | None:
         """The first file whose size or sum is wrong, with what is wrong, or None. `part` of `parts` is examined."""
+        mark = self.run.checkpoint_mark(self.step)
         try:
-            listed = json.loads((self.path / _COMPLETE).read_text())["files"]
+            listed = json.loads(mark.read_text())["files"]
             for name, expected in sorted(listed.items())[part::parts]:
                 path = self.path / name
                 if path.parent != self.path or not path.is_file():
@@ -72,7 +74,7 @@ class Checkpoint:
                 if describe(path)["sha256"] != expected["sha256"]:
                     return f"{path} is not what was written: its SHA-256 differs"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{self.path / _COMPLETE} cannot be read: {error}"
+            return f"{mark} cannot be read: {error}"
         return None
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
@@ -90,47 +92,46 @@ class Checkpoint:
 
 def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
     """Complete checkpoints of a run, the latest first."""
-    found = [Checkpoint(path.parent) for path in run.checkpoints.glob(f"step-*/{_COMPLETE}")]
-    return sorted(found, key=lambda checkpoint: -checkpoint.step)
+    return [Checkpoint(run, step) for step in run.checkpoint_steps()]
 
 
-def latest_sound(run: RunDirectory, gang: Gang, report: Callable[[str], None]) -> Checkpoint | None:
+def latest_valid(run: RunDirectory, world: World, report: Callable[[str], None]) -> Checkpoint | None:
     """The latest undamaged checkpoint, the same on all ranks; damaged ones are reported. None where there is none."""
     # What the first rank sees counts: another machine's view of a shared disk may lag.
-    for step in gang.gather([checkpoint.step for checkpoint in complete_checkpoints(run)])[0]:
-        checkpoint = Checkpoint(_folder(run, step))
-        damage = _damage(checkpoint, gang)
-        if damage is None:
+    for step in world.gather(run.checkpoint_steps())[0]:
+        checkpoint = Checkpoint(run, step)
+        corruption = _corruption(checkpoint, world)
+        if corruption is None:
             return checkpoint
-        report(damage)
+        report(corruption)
     return None
 
 
-def fork_checkpoint(trunk: RunDirectory, step: int, gang: Gang) -> Checkpoint:
+def fork_checkpoint(trunk: RunDirectory, step: int, world: World) -> Checkpoint:
     """The checkpoint of another run at which this run starts. CheckpointError where it is missing or damaged."""
-    checkpoint = Checkpoint(_folder(trunk, step))
-    damage = _damage(checkpoint, gang)
-    if damage is not None:
-        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {damage}")
+    checkpoint = Checkpoint(trunk, step)
+    corruption = _corruption(checkpoint, world)
+    if corruption is not None:
+        raise CheckpointError(f"{trunk.run_id} has no sound checkpoint at step {step}: {corruption}")
     return checkpoint
 
 
-def _damage(checkpoint: Checkpoint, gang: Gang) -> str | None:
+def _corruption(checkpoint: Checkpoint, world: World) -> str | None:
     """What any rank finds wrong with a checkpoint, each examining a part of the files; equal on all ranks."""
-    found = gang.gather(checkpoint.damage(gang.rank, gang.size))
-    return next((damage for damage in found if damage is not None), None)
+    found = world.gather(checkpoint.corruption(world.rank, world.size))
+    return next((corruption for corruption in found if corruption is not None), None)
 
 
 class Checkpointer:
     """Saves checkpoints of one attempt in the background, one at a time."""
 
-    def __init__(self, lease: Lease, gang: Gang, keep: int, keep_steps: Collection[int]) -> None:
-        self.lease, self.gang, self.keep, self.keep_steps = lease, gang, keep, frozenset(keep_steps)
+    def __init__(self, lease: Lease, world: World, keep: int, keep_steps: Collection[int]) -> None:
+        self.lease, self.world, self.keep, self.keep_steps = lease, world, keep, frozenset(keep_steps)
         # Its own group: the collectives of a save run beside those of the training.
         self.group = dist.new_group(backend="gloo")
         self.pending: Future[None] | None = None
         self.staged: dict[str, torch.Tensor] = {}
-        """Copies in the memory of the host, kept for the next save: fresh memory costs more than the copying."""
+        """Copies in the memory of the host, used again by the next save: fresh memory costs more than the copying."""
 
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""
@@ -159,7 +160,7 @@ class Checkpointer:
 
     def _write(self, staged: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         run = self.lease.run
-        aside = run.checkpoints / f".step-{record.step:08d}.attempt-{self.lease.attempt}"
+        aside = run.checkpoint_aside(record.step, self.lease.attempt)
         planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
             dcp.save(staged, storage_writer=JsonIndexWriter(aside), planner=planner, process_group=self.group)
@@ -167,11 +168,11 @@ class Checkpointer:
             causes = "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
             raise CheckpointError(f"{aside} could not be written: {causes}") from error
         # save() returns once every rank's files are on disk and the index is written.
-        if self.gang.leads:
-            self._commit(aside, _folder(run, record.step), record)
+        if self.world.is_main:
+            self._commit(aside, Checkpoint(run, record.step), record)
             self._prune(record.step)
 
-    def _commit(self, aside: Path, final: Path, record: CheckpointRecord) -> None:
+    def _commit(self, aside: Path, final: Checkpoint, record: CheckpointRecord) -> None:
         write_json(aside / _RECORD, record.model_dump(mode="json"))
         files = {}
         for note in aside.glob("*.sha256"):
@@ -183,29 +184,25 @@ class Checkpointer:
         _sync(aside)
         _sync(self.lease.run.metrics_file)  # rows up to this step are as durable as the step
         with self.lease.held():
-            if final.exists():
-                shutil.rmtree(final)  # left incomplete by a kill, or a dead branch's
-            os.rename(aside, final)
+            if final.path.exists():
+                shutil.rmtree(final.path)  # left incomplete by a kill, or a dead branch's
+            os.rename(aside, final.path)
             self._mark_complete(final, files)
 
-    def _mark_complete(self, path: Path, files: dict[str, Any]) -> None:
-        write_json(path / _COMPLETE, {"files": files})
-        _sync(path)
-        _sync(path.parent)
+    def _mark_complete(self, checkpoint: Checkpoint, files: dict[str, Any]) -> None:
+        write_json(checkpoint.run.checkpoint_mark(checkpoint.step), {"files": files})
+        _sync(checkpoint.path)
+        _sync(checkpoint.path.parent)
 
     def _prune(self, latest: int) -> None:
         """Drop all but the last few checkpoints, those at fork points, and what other attempts left half-written."""
         run = self.lease.run
-        rolling = [c for c in complete_checkpoints(run) if c.step not in self.keep_steps]
-        for checkpoint in rolling[self.keep :]:
-            (checkpoint.path / _COMPLETE).unlink()  # first, so that a kill leaves no torso that looks complete
-            shutil.rmtree(checkpoint.path)
-        for left_behind in run.checkpoints.glob(".step-*"):
+        rolling = [step for step in run.checkpoint_steps() if step not in self.keep_steps]
+        for step in rolling[self.keep :]:
+            run.checkpoint_mark(step).unlink()  # first, so that a kill leaves nothing that only looks complete
+            shutil.rmtree(run.checkpoint(step))
+        for left_behind in run.checkpoints_aside():
             shutil.rmtree(left_behind, ignore_errors=True)
-
-
-def _folder(run: RunDirectory, step: int) -> Path:
-    return run.checkpoints / f"step-{step:08d}"
 
 
 def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:

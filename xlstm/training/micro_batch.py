@@ -6,11 +6,11 @@ Imports without torch.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xlstm.accounting.memory import memory
-from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
+from xlstm.training.memory import memory
 
 USABLE = 0.85
-"""Of a device's free memory: the estimate knows neither fragmentation nor what the device's libraries take."""
+"""Share of a device's free memory to plan with: the estimate knows neither fragmentation nor the device's libraries."""
 
 
 def micro_batch(spec: RunSpec, free_bytes: int | None) -> int:

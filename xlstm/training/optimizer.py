@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from xlstm.spec import Optimizer
+from xlstm.run.spec import Optimizer
 from xlstm.training.parallel import plain_name
 
 

@@ -3,30 +3,35 @@
 The model knows nothing of this file: `model.blocks` is all it needs.
 """
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from xlstm.distributed import World
+from xlstm.models import build
 from xlstm.models.initialization import initial_value
-from xlstm.spec import Execution, Physics
-from xlstm.training.gang import Gang
+from xlstm.run.spec import Execution, Physics, RunSpec
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
 
 
-def make_mesh(execution: Execution, gang: Gang) -> "DeviceMesh":
-    """The gang's ranks, by what they shard and what they replicate."""
+def make_mesh(execution: Execution, world: World) -> "DeviceMesh":
+    """The run's ranks, by what they shard and what they replicate."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    per_shard = {"fsdp": gang.size, "hsdp": execution.devices, "none": 1}[execution.sharding]
-    if per_shard == gang.size:
-        return init_device_mesh(gang.device.type, (gang.size,), mesh_dim_names=("shard",))
-    shape = (gang.size // per_shard, per_shard)
-    return init_device_mesh(gang.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    per_shard = execution.shards
+    if per_shard == world.size:
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    shape = (world.size // per_shard, per_shard)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def parallelize(model: nn.Module, physics: Physics, execution: Execution, mesh: "DeviceMesh") -> None:
@@ -86,7 +91,7 @@ def _checkpoint_activations(model: nn.Module, mode: str) -> None:
             blocks[index] = checkpoint_wrapper(block)
 
 
-def fill(model: nn.Module, seed: int) -> None:
+def init_weights(model: nn.Module, seed: int) -> None:
     """Give every parameter its initial value, each rank its shards: one whole parameter at a time is in memory."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -104,3 +109,61 @@ def fill(model: nn.Module, seed: int) -> None:
 def plain_name(name: str) -> str:
     """Name of a parameter without what wrapping put into it: the same however the model is spread."""
     return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+_BYTES_TRAINED = 16
+"""Bytes per element in float32: the parameter, its gradient and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Bytes of parameters, gradients and moments on rank 0, which holds the largest shards."""
+
+    sharded: int
+    even: int
+    """What they were if everything could be divided evenly, as the closed form takes it."""
+
+    @property
+    def padding(self) -> int:
+        """What the closed form misses."""
+        return self.sharded - self.even
+
+
+def build_layout(spec: RunSpec) -> Layout:
+    """A run's layout, built without a device: the model on `meta`, spread by FSDP over ranks that are not there.
+
+    It does what a rank's trainer does up to the first step, under a fake process group: what cannot be built is found
+    on any machine, with the error that the real one would raise, and what rank 0 holds is counted from its shards.
+    Parameters whose rows do not divide by the ranks are padded, unknown to the closed form of `xlstm.accounting`.
+
+    No process group may be there already: RuntimeError.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("a layout is built under a process group of its own, and there is one already")
+    physics, execution = spec.physics, spec.execution
+    with torch.device("meta"):
+        model: nn.Module = build(physics.model)
+    world = World(rank=0, size=execution.ranks, local_rank=0, device=torch.device("cpu"))
+    with _fake_world(execution.ranks):
+        mesh = make_mesh(execution, world)
+        parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
+        sharded = sum(_local_shard(parameter).numel() for parameter in model.parameters())
+        even = -(-sum(parameter.numel() for parameter in model.parameters()) // execution.shards)
+    return Layout(_BYTES_TRAINED * sharded, _BYTES_TRAINED * even)
+
+
+def _local_shard(parameter: torch.Tensor) -> torch.Tensor:
+    local: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local
+
+
+@contextlib.contextmanager
+def _fake_world(ranks: int) -> Iterator[None]:
+    """A process group of so many ranks, of which this process is the first and the others are not there."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -9,8 +9,9 @@ from xlstm.accounting import parameters, training_flops
 from xlstm.data.batches import Windows
 from xlstm.data.shards import PreparedData
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Launch, Metric, Result, RunDirectory, Validation
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Launch, Metric, Result, Validation
+from xlstm.run.spec import RunSpec
 
 
 def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: PreparedData, validation: Validation) -> Result:

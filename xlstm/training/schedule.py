@@ -2,7 +2,7 @@
 
 import math
 
-from xlstm.spec import Physics
+from xlstm.run.spec import Physics
 
 
 def learning_rate(physics: Physics, step: int) -> float:

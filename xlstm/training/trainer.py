@@ -18,20 +18,26 @@ from kernels.dispatch import prefer
 from xlstm.data.batches import Batch, Windows
 from xlstm.data.order import Order
 from xlstm.data.shards import PreparedData
+from xlstm.distributed import World
 from xlstm.evaluation.validation import losses, validate
 from xlstm.models import build
-from xlstm.models.head import z_loss
-from xlstm.records import Metric, RunDirectory, Validation
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Metric, Validation
+from xlstm.run.spec import RunSpec
 from xlstm.training.checkpoints import CheckpointRecord
-from xlstm.training.gang import Gang
-from xlstm.training.machine import SystemMetrics
+from xlstm.training.machine import Speed, SystemMetrics
 from xlstm.training.micro_batch import Probe
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
-from xlstm.training.parallel import fill, make_mesh, parallelize
+from xlstm.training.parallel import init_weights, make_mesh, parallelize
 from xlstm.training.schedule import learning_rate
-from xlstm.training.speed import Speed
-from xlstm.training.verdict import DivergedError
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient is not a number any more. The optimizer has not moved."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step = step
 
 
 @dataclass
@@ -41,9 +47,9 @@ class Trainer:
     run: RunDirectory
     spec: RunSpec
     attempt: int
-    gang: Gang
+    world: World
     data: PreparedData
-    alive: Callable[[], None]
+    heartbeat: Callable[[], None]
     """Called while no step ends, so that a long validation is not taken for a hang."""
     last_validation: Validation | None = field(default=None, init=False)
 
@@ -52,9 +58,9 @@ class Trainer:
         prefer(execution.kernels)
         with torch.device("meta"):
             self.model: nn.Module = build(physics.model)
-        parallelize(self.model, physics, execution, make_mesh(execution, self.gang))
-        self.model.to_empty(device=self.gang.device)
-        fill(self.model, physics.seed)
+        parallelize(self.model, physics, execution, make_mesh(execution, self.world))
+        self.model.to_empty(device=self.world.device)
+        init_weights(self.model, physics.seed)
         self.model.train()
         self.optimizer = build_optimizer(self.model, physics.optimizer)
         self.parameters = list(self.model.parameters())
@@ -68,11 +74,11 @@ class Trainer:
                 f"not one sequence of {physics.data.context_length}"
             )
         self.order = Order(self.windows.whole, physics.seed)
-        self.per_rank = physics.batch_sequences // self.gang.size
+        self.per_rank = physics.batch_sequences // self.world.size
         self.micro = execution.micro_batch_sequences or self.per_rank
         self.micro_before: int | None = None
-        self.speed = Speed(self.spec, self.gang.device)
-        self.system = SystemMetrics(self.gang.device)
+        self.speed = Speed(self.spec, self.world.device)
+        self.system = SystemMetrics(self.world.device)
         self.step = 0
         set_step(self.optimizer, 0)
 
@@ -80,7 +86,7 @@ class Trainer:
         """Take the position of a checkpoint whose tensors were loaded into `state`."""
         self.step = record.step
         set_step(self.optimizer, record.step)
-        if record.ranks == self.gang.size:
+        if record.ranks == self.world.size:
             self.micro_before = record.micro_batch_sequences
 
     def train(self, at_boundary: Callable[[], bool]) -> bool:
@@ -89,7 +95,7 @@ class Trainer:
         DivergedError, on all ranks, before the optimizer moves on a loss or gradient that is no number.
         """
         spec, execution = self.spec, self.spec.execution
-        if self.gang.device.type == "cuda" and execution.micro_batch_sequences is None:
+        if self.world.device.type == "cuda" and execution.micro_batch_sequences is None:
             self.micro = self._probe().choose(self.per_rank, self.micro_before)
         while self.step < spec.physics.steps:
             if not at_boundary():
@@ -108,16 +114,16 @@ class Trainer:
 
     def validation(self) -> Validation:
         """Quality of the model as it is now; equal on all ranks."""
-        result = validate(self.model, self.data, self.spec, self.gang, self.micro, self.alive)
+        result = validate(self.model, self.data, self.spec, self.world, self.micro, self.heartbeat)
         if hasattr(self.model, "reshard"):
             self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
         return result
 
     def _optimizer_step(self) -> tuple[float, float, float]:
         """One update. Returns the mean loss over the global batch, the gradient norm and the learning rate."""
-        first = self.step * self.spec.physics.batch_sequences + self.gang.rank * self.per_rank
+        first = self.step * self.spec.physics.batch_sequences + self.world.rank * self.per_rank
         batch = self.windows.batch(self.order.take(first, self.per_rank))
-        (mean,) = self.gang.sum(self._add_gradients(batch))
+        (mean,) = self.world.sum(self._add_gradients(batch))
         if not math.isfinite(mean):
             raise DivergedError(self.step + 1, f"the loss is {mean}")
         norm, rate = self._update()
@@ -126,21 +132,21 @@ class Trainer:
 
     def _probe(self) -> Probe:
         """What passes of one and two sequences take of the GPU's memory; weights and moments stay as they are."""
-        device = self.gang.device
+        device = self.world.device
 
         def peak(sequences: int) -> int:
-            self.alive()
+            self.heartbeat()
             torch.cuda.reset_peak_memory_stats(device)
             self.micro = sequences
             self._add_gradients(self.windows.batch(np.arange(sequences)))
-            self._forget_gradients()
-            return max(self.gang.gather(torch.cuda.max_memory_allocated(device)))
+            self.optimizer.zero_grad()
+            return max(self.world.gather(torch.cuda.max_memory_allocated(device)))
 
         peak(1)  # libraries take their workspaces, and kernels are tuned
-        held = min(self.gang.gather(torch.cuda.memory_allocated(device)))
+        held = min(self.world.gather(torch.cuda.memory_allocated(device)))
         free, whole = torch.cuda.mem_get_info(device)
         mine = free + torch.cuda.memory_reserved(device)
-        available = min(self.gang.gather(min(mine, whole // self.spec.execution.runs_per_device)))
+        available = min(self.world.gather(min(mine, whole // self.spec.execution.runs_per_device)))
         return Probe.measure(peak, held, available, self.per_rank)
 
     def _add_gradients(self, batch: Batch) -> float:
@@ -148,15 +154,15 @@ class Trainer:
         physics = self.spec.physics
         parts = []
         for start in range(0, len(batch.tokens), self.micro):
-            with z_loss(physics.z_loss or 0.0):
-                nll = losses(self.model, batch.rows(start, start + self.micro), self.spec, self.gang.device)
+            rows = batch.rows(start, start + self.micro)
+            nll = losses(self.model, rows, self.spec, self.world.device, physics.z_loss or 0.0)
             loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
             loss.backward()
             parts.append(loss.detach())
         return float(parts[0] if len(parts) == 1 else torch.stack(parts).double().sum())
 
     def _update(self) -> tuple[float, float]:
-        """Clip the gradients, move the weights, forget the gradients. Returns the gradients' norm and the rate."""
+        """Clip the gradients, move the weights, drop the gradients. Returns the gradients' norm and the rate."""
         physics = self.spec.physics
         norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
         if not math.isfinite(norm):
@@ -164,16 +170,12 @@ class Trainer:
         rate = learning_rate(physics, self.step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self._forget_gradients()
+        self.optimizer.zero_grad()
         return norm, rate
-
-    def _forget_gradients(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
 
     def _log_training(self, loss: float, norm: float, rate: float) -> None:
         throughput = self.speed.since_last()
-        if not self.gang.leads:
+        if not self.world.is_main:
             return
         self._append(
             {
@@ -189,7 +191,7 @@ class Trainer:
     def _log_validation(self, again: bool = False) -> None:
         """Validate and log; `again` where an attempt before may have logged this step, right before it ended."""
         self.last_validation = self.validation()
-        if self.gang.leads and not (again and self._is_logged(Metric.VALIDATION_LOSS)):
+        if self.world.is_main and not (again and self._is_logged(Metric.VALIDATION_LOSS)):
             self._append(self.last_validation.metrics())
 
     def _is_logged(self, metric: str) -> bool:
@@ -203,6 +205,6 @@ class Trainer:
         self.run.append_metrics({**head, **progress, **metrics})
 
     def _peak_memory_gib(self) -> float:
-        if self.gang.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.gang.device) / 2**30
+        if self.world.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.world.device) / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,7 @@
-"""The threads that watch over a rank while it trains: the lease's heartbeat, the verdict of others, and hangs."""
+"""The threads that watch over a rank while it trains (heartbeat, the verdict of others, hangs), and the verdict itself.
+
+The first rank that knows how an attempt ends writes its verdict, and every other rank sees it and stops.
+"""
 
 import json
 import os
@@ -10,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xlstm.records import Lease, LeaseLostError, State, Verdict, write_json
-from xlstm.training.verdict import leave_verdict
+from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
+from xlstm.run.records import State, Verdict, write_json
 
 _HEARTBEAT_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _START_SECONDS = 600.0
 """Building a model and reading its checkpoint may take longer than any step."""
+_PEER_SECONDS = 2.0
+"""How long a rank that lost its peer waits for the peer to write the verdict, which knows the cause."""
 _WAITING_WORDS = ("distributed_c10d", "_fsdp_collectives", "checkpoint/utils")
 """Files of torch in whose functions a rank that waits for others is found."""
 
@@ -31,7 +36,6 @@ class Watch:
 
     def __init__(self, lease: Lease, rank: int, ranks: int, patience: float, now: Callable[[], float] = time.time):
         self.lease, self.rank, self.ranks, self.patience, self.now = lease, rank, ranks, patience, now
-        self.folder = lease.run.attempt(lease.attempt)
         self.lease_lost = threading.Event()
         self._main = threading.main_thread().ident
         self._progress = (0, now())
@@ -53,7 +57,7 @@ class Watch:
         self._progress = (step, self.now())
         self._started = True
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         """Tell the watch that the main thread moves, though no step ends."""
         self.progress(self._progress[0])
 
@@ -66,7 +70,7 @@ class Watch:
                 self._beat()
             patience = self.patience if self._started else max(self.patience, _START_SECONDS)
             if self.now() - self._progress[1] > patience:
-                self._blame()
+                self.report_hang()
 
     def _follow_others(self) -> None:
         verdict = self.lease.run.verdict(self.lease.attempt)
@@ -93,7 +97,7 @@ class Watch:
         summary = traceback.extract_stack(frame) if frame else []
         return [f"{entry.filename}:{entry.lineno} in {entry.name}" for entry in summary]
 
-    def _blame(self) -> None:
+    def report_hang(self) -> None:
         """Name the rank that holds the others up, and end this process; torchrun ends the rest.
 
         In this order: a rank that gives no sign of life (stopped, or its machine gone); one whose main thread is not
@@ -116,7 +120,7 @@ class Watch:
         os._exit(1)
 
     def _beat_file(self, rank: int) -> Path:
-        return self.folder / f"rank-{rank}.alive"
+        return self.lease.run.heartbeat_file(self.lease.attempt, rank)
 
     def _read_beat(self, rank: int) -> dict[str, Any] | None:
         try:
@@ -124,3 +128,61 @@ class Watch:
         except (OSError, ValueError):
             return None
         return beat
+
+
+def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
+    """Write `exit.json` unless it is there. The first verdict stands: it holds the cause, the others its echo."""
+    path = run.verdict_file(attempt)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with open(aside, "w") as file:
+        json.dump(verdict.model_copy(update={"time": time.time()}).model_dump(mode="json"), file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    return True
+
+
+def leave_failure(run: RunDirectory, attempt: int, rank: int, error: BaseException, traceback: str) -> None:
+    """Write the verdict of a rank that raised: the cause if it is its own, after a while if it is a lost peer."""
+    if _lost_a_peer(error):
+        _wait_for(run.verdict_file(attempt), _PEER_SECONDS)
+        reason = f"rank {rank} lost contact with another rank: {_first_line(error)}"
+    elif _is_out_of_memory(error):
+        reason = (
+            f"rank {rank} is out of memory: set a smaller micro_batch_sequences, activation_checkpointing: full, "
+            "or more devices"
+        )
+    else:
+        reason = f"rank {rank}: {type(error).__name__}: {_first_line(error)}"
+    leave_verdict(run, attempt, Verdict(state=State.FAILED, reason=reason, rank=rank, traceback=traceback))
+
+
+def _wait_for(path: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    if type(error).__name__ in {"DistNetworkError", "DistBackendError"}:
+        return True
+    words = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

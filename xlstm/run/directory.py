@@ -1,176 +1,31 @@
-"""The run directory: names and formats of everything a run leaves behind. It is the truth; MLflow is a view of it.
+"""The directories of a workspace: a folder for each sweep and each run. They are the truth; MLflow is a view of them.
 
-`Workspace` finds the directories, `RunDirectory` reads and writes one run, `Lease` keeps two launchers from one run.
-A file is replaced whole (written aside, fsynced, renamed) or, for `metrics.jsonl`, only appended to. Nothing here is
-unpickled. Imports without torch.
+`Workspace` finds them, `SweepDirectory` names what a sweep leaves, `RunDirectory` reads and writes one run (whose files
+`xlstm.run.files` names), `Lease` keeps two launchers from one run. A file is replaced whole (written aside, fsynced,
+renamed) or, for the metrics, only appended to. Nothing here is unpickled. Imports without torch.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from xlstm.accounting import Parameters as Parameters
-from xlstm.spec import Evaluation, Execution, RunSpec
+from xlstm.run import metrics
+from xlstm.run.files import RunFiles
+from xlstm.run.locks import locked
+from xlstm.run.processes import process_start
+from xlstm.run.records import Holder, Launch, Result, State, Status, Verdict, write_json
+from xlstm.run.spec import Evaluation, RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
 """A lease of another host without a heartbeat for this long may be taken."""
-
-
-class State(StrEnum):
-    """Where a run stands. The verdict comes from the run's files, never from an exit code."""
-
-    PLANNED = "PLANNED"
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    PREEMPTED = "PREEMPTED"
-    FAILED = "FAILED"
-    DIVERGED = "DIVERGED"
-    COMPLETED = "COMPLETED"
-    CANCELLED = "CANCELLED"
-
-
-class Metric:
-    """Names of metrics, the same in `metrics.jsonl` and in MLflow."""
-
-    LOSS = "train/loss"
-    LEARNING_RATE = "train/learning_rate"
-    GRADIENT_NORM = "train/gradient_norm"
-    VALIDATION_LOSS = "validation/loss"
-    VALIDATION_PERPLEXITY = "validation/perplexity"
-    VALIDATION_BITS_PER_BYTE = "validation/bits_per_byte"
-    TOKENS_PER_SECOND = "throughput/tokens_per_second"
-    MFU = "throughput/mfu"
-    TOKENS = "progress/tokens"
-    FLOPS = "progress/flops"
-    PEAK_MEMORY = "memory/peak_gib"
-
-
-class Record(BaseModel):
-    """A JSON file of the run directory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Holder(Record):
-    """Who may write to a run: one attempt of one launcher."""
-
-    host: str
-    pid: int
-    process_start: float
-    token: str
-    heartbeat: float
-
-
-class Status(Record):
-    """`status.json`: the state, why, and who holds the lease."""
-
-    state: State = State.PLANNED
-    reason: str = ""
-    attempt: int = 0
-    updated: float = 0.0
-    lease: Holder | None = None
-
-
-class Verdict(Record):
-    """`attempts/<n>/exit.json`: how an attempt ended."""
-
-    state: State
-    reason: str = ""
-    step: int | None = None
-    rank: int | None = None
-    traceback: str | None = None
-    time: float = 0.0
-
-
-class Fork(Record):
-    """A checkpoint of another run from which a run starts: their shared stable phase was trained once."""
-
-    run_id: str
-    step: int
-
-
-class Launch(Record):
-    """`attempts/<n>/launch.json`: how an attempt is carried out, every default resolved."""
-
-    run_id: str
-    attempt: int
-    token: str
-    """Of the lease this attempt writes under."""
-    executor: str
-    execution: Execution
-    """With threads per rank and device filled in; what the sweep left open is taken over from earlier attempts."""
-    host: str
-    rendezvous: str
-    """host:port at which the nodes of the gang meet."""
-    started: float
-    fork: Fork | None = None
-    """Where to start when the run has no checkpoint of its own."""
-    checkpoint_at: tuple[int, ...] = ()
-    """Steps whose checkpoints are kept because other runs fork from them."""
-
-
-class Validation(Record):
-    """Quality on the validation split: nats per token, its exponential, and bits per byte of text."""
-
-    loss: float
-    perplexity: float
-    bits_per_byte: float | None = None
-    tokens: int
-    evaluation: str
-    by_source: dict[str, float] = {}
-    """Loss by source of the corpus, where it states more than one."""
-
-    def metrics(self) -> dict[str, float]:
-        """The validation as a part of a row of metrics."""
-        named = {
-            Metric.VALIDATION_LOSS: self.loss,
-            Metric.VALIDATION_PERPLEXITY: self.perplexity,
-            Metric.VALIDATION_BITS_PER_BYTE: self.bits_per_byte,
-        }
-        return {name: value for name, value in named.items() if value is not None}
-
-
-class Result(Record):
-    """`result.json`: what the analysis reads of a completed run."""
-
-    run_id: str
-    family: str
-    size: str
-    seed: int
-    tokens: int
-    steps: int
-    parameters: Parameters
-    flops: dict[str, float]
-    """Training FLOPs of the whole run by convention: `exact`, `6nd`."""
-    validation: Validation
-    wall_seconds: float
-    device_hours: float
-    tokens_per_second: float | None = None
-    """Of the gang while it trained: the median over the rows of metrics, without start, validation and checkpoints."""
-    device_name: str | None = None
-    """What the driver calls the GPU; null on CPU."""
-    attempts: int
-    trunk_id: str | None = None
-    quality: list[str] = []
-    """Codes of what an analysis may want to exclude; empty for a clean run."""
-    data_fingerprint: str
-    tokenizer: str
-    schedule: str
-
-    def answers(self, spec: RunSpec) -> bool:
-        """Whether it was measured as the specification asks."""
-        return self.validation.evaluation == spec.evaluation.fingerprint
+_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -205,46 +60,95 @@ class Workspace:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    @property
+    def fits(self) -> Path:
+        """Fits and figures of what is no sweep of this workspace: tables, and experiments of other stores."""
+        return self.root / "fits"
+
     def run(self, run_id: str) -> "RunDirectory":
         return RunDirectory(self.runs / run_id)
 
+    def sweep(self, name: str) -> "SweepDirectory":
+        return SweepDirectory(self.sweeps / name)
+
+    def submitted(self) -> list[str]:
+        """Names of the sweeps that were submitted here, the latest first."""
+        plans = sorted(self.sweeps.glob(f"*/{_PLAN}"), key=lambda path: -path.stat().st_mtime)
+        return [path.parent.name for path in plans]
+
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """One run: spec, status, metrics and result as files; attempts, checkpoints and evaluations as folders."""
+class SweepDirectory:
+    """One submitted sweep: itself, its plan, its fits, and what its submissions leave."""
 
     path: Path
 
     @property
-    def run_id(self) -> str:
+    def workspace(self) -> Workspace:
+        return Workspace(self.path.parent.parent)
+
+    @property
+    def name(self) -> str:
         return self.path.name
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def sweep_file(self) -> Path:
+        """The sweep as it was submitted."""
+        return self.path / "sweep.yaml"
 
     @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def plan_file(self) -> Path:
+        """The plan as `scaling plan --json` prints it; it is there once the sweep was submitted."""
+        return self.path / _PLAN
 
-    def attempt(self, number: int) -> Path:
-        """`attempts/<n>`: launch.json, one log per rank, exit.json, provenance.json, kernels.json."""
-        return self.path / "attempts" / str(number)
+    @property
+    def controller_lock(self) -> Path:
+        """The file whose lock the controller holds, and whose text says who that is."""
+        return self.path / "controller.lock"
+
+    @property
+    def submission_log(self) -> Path:
+        """What a submission in the background prints."""
+        return self.path / "submit.log"
+
+    @property
+    def fit(self) -> Path:
+        """Fits and figures of the sweep."""
+        return self.path / "fit"
+
+    @property
+    def slurm(self) -> Path:
+        """One folder for each array of jobs that was handed to Slurm."""
+        return self.path / "slurm"
+
+    def plan(self) -> dict[str, Any]:
+        """The plan. FileNotFoundError where the sweep was never submitted."""
+        document: dict[str, Any] = json.loads(self.plan_file.read_bytes())
+        return document
+
+
+@dataclass(frozen=True)
+class RunDirectory(RunFiles):
+    """One run, read and written: its specification, state, metrics, attempts and result."""
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.path.parent.parent)
 
     def spec(self) -> RunSpec:
-        return RunSpec.load(self.path / "spec.json")
+        return RunSpec.load(self.spec_file)
 
     def create(self, spec: RunSpec) -> None:
         """Make the directory and write `spec.json`. ValueError if another run's specification lies there."""
         if self.run_id != spec.run_id:
             raise ValueError(f"{self.path} is not the directory of {spec.run_id}")
         self.path.mkdir(parents=True, exist_ok=True)
-        spec.save(self.path / "spec.json")
+        spec.save(self.spec_file)
 
     def status(self) -> Status:
         """The stored status; PLANNED where there is none yet."""
         try:
-            return Status.model_validate_json((self.path / "status.json").read_bytes())
+            return Status.model_validate_json(self.status_file.read_bytes())
         except FileNotFoundError:
             return Status()
 
@@ -262,21 +166,21 @@ class RunDirectory:
 
     def request_cancel(self) -> None:
         """Ask whoever carries the run out to end it; submitting it again takes the request back."""
-        self._cancel_file.touch()
+        self.cancel_file.touch()
 
     def withdraw_cancel(self) -> None:
-        self._cancel_file.unlink(missing_ok=True)
+        self.cancel_file.unlink(missing_ok=True)
 
     def cancel_requested(self) -> bool:
-        return self._cancel_file.exists()
+        return self.cancel_file.exists()
 
-    @property
-    def _cancel_file(self) -> Path:
-        return self.path / "cancel-requested"
+    def write_result(self, result: Result) -> None:
+        """Write `result.json`, which says that the run is complete."""
+        write_json(self.result_file, result.model_dump(mode="json"))
 
     def result(self) -> Result | None:
         try:
-            return Result.model_validate_json((self.path / "result.json").read_bytes())
+            return Result.model_validate_json(self.result_file.read_bytes())
         except FileNotFoundError:
             return None
 
@@ -294,7 +198,7 @@ class RunDirectory:
     def launch(self, attempt: int) -> Launch | None:
         """How attempt `attempt` is carried out, or None where it was never launched."""
         try:
-            return Launch.model_validate_json((self.attempt(attempt) / "launch.json").read_bytes())
+            return Launch.model_validate_json(self.launch_file(attempt).read_bytes())
         except FileNotFoundError:
             return None
 
@@ -306,22 +210,9 @@ class RunDirectory:
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
         try:
-            return Verdict.model_validate_json((self.attempt(attempt) / "exit.json").read_bytes())
+            return Verdict.model_validate_json(self.verdict_file(attempt).read_bytes())
         except FileNotFoundError:
             return None
-
-    def logs(self, attempt: int) -> list[Path]:
-        """Log files of an attempt: those of the ranks, then those of torchrun."""
-        directory = self.attempt(attempt)
-        return [*sorted(directory.glob("rank-*.log")), *sorted(directory.glob("torchrun-*.log"))]
-
-    def checkpoint(self, step: int) -> Path:
-        """`checkpoints/step-…`: complete once it holds the file COMPLETE."""
-        return self.checkpoints / f"step-{step:08d}"
-
-    def has_checkpoint(self, step: int) -> bool:
-        """Whether the checkpoint of a step was written whole."""
-        return (self.checkpoint(step) / "COMPLETE").exists()
 
     def is_held(self) -> bool:
         """Whether a living launcher holds the run."""
@@ -333,7 +224,7 @@ class RunDirectory:
         launch, verdict = self.launch(number), self.verdict(number)
         if launch is None:
             return 0.0
-        times = [row["time"] for row in self._all_rows() if row.get("attempt") == number and "time" in row]
+        times = [row["time"] for row in self.history() if row.get("attempt") == number and "time" in row]
         end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
         return max(0.0, end - launch.started)
 
@@ -351,7 +242,7 @@ class RunDirectory:
             status = self.status()
             if status.lease is not None and _is_alive(status.lease):
                 raise LeaseHeldError(self.run_id, status.lease)
-            if (self.path / "spec.json").exists() and self.is_complete(self.spec()):
+            if self.spec_file.exists() and self.is_complete(self.spec()):
                 raise AlreadyCompleteError(f"{self.run_id} is complete: another launcher trained it meanwhile")
             holder = Holder(
                 host=socket.gethostname(),
@@ -366,10 +257,7 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to `metrics.jsonl` in one write. ValueError for NaN and infinities: no measurements."""
-        line = json.dumps(row, allow_nan=False, separators=(",", ":"))
-        with open(self.metrics_file, "ab+") as file:
-            torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        metrics.append(self.metrics_file, row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of the surviving branch, ordered by step.
@@ -379,34 +267,30 @@ class RunDirectory:
         `{"event": "evaluation", "attempt", "fingerprint", "before"}` says by which evaluation the rows after it are
         measured: what another one measured before it is dropped. Other events say what happened and measure nothing.
         """
-        return surviving(self._all_rows())
+        return metrics.surviving(self.history())
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Rows `{"event": name, …}`, in the order in which they happened."""
-        return [row for row in self._all_rows() if row.get("event") == name]
+        return [row for row in self.history() if row.get("event") == name]
 
     def history(self) -> list[dict[str, Any]]:
         """Every row, also of dead branches, and every event, in the order in which they were written."""
-        return list(self._all_rows())
+        return metrics.read(self.metrics_file)
 
-    def _all_rows(self) -> Iterator[dict[str, Any]]:
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.metrics_file.read_bytes().splitlines():
-                # A line torn by a kill is no row; its step is written again by the next attempt.
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+    def last_row(self) -> dict[str, Any]:
+        """The last row of metrics that a step left; empty where there is none."""
+        return metrics.read_last(self.metrics_file)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the kernel's lock on the run for one read-modify-write; a dead process holds nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "status.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.status_lock):
             yield
 
     def _write_status(self, status: Status, **changes: Any) -> None:
         changed = status.model_copy(update=changes | {"updated": time.time()})
-        write_json(self.path / "status.json", changed.model_dump(mode="json"))
+        write_json(self.status_file, changed.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -466,48 +350,6 @@ class AlreadyCompleteError(RuntimeError):
 
 class LeaseLostError(RuntimeError):
     """The lease was taken by another launcher: stop without writing."""
-
-
-def surviving(written: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of rows in the order in which they were written those that count: see `RunDirectory.metrics`."""
-    rows: list[dict[str, Any]] = []
-    for row in written:
-        if row.get("event") == "resume":
-            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
-        elif row.get("event") == "evaluation" and row["before"] not in (None, row["fingerprint"]):
-            rows = [kept for earlier in rows if (kept := _without_validation(earlier))]
-        elif "event" not in row:
-            rows.append(row)
-    return rows
-
-
-def _without_validation(row: dict[str, Any]) -> dict[str, Any] | None:
-    """A row less what an evaluation measured; None where it held nothing else."""
-    if Metric.VALIDATION_LOSS not in row:
-        return row
-    kept = {key: value for key, value in row.items() if not key.startswith("validation/")}
-    return kept if Metric.LOSS in kept else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def process_start(pid: int) -> float | None:
-    """Start time of a process in clock ticks since boot, or None if there is none: tells a reused pid apart."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state == "Z" else float(fields[18])
 
 
 def _is_alive(holder: Holder) -> bool:

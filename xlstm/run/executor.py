@@ -1,4 +1,4 @@
-"""What the controller asks of an engine: submit, poll, cancel, logs. Nothing of it is a verdict.
+"""What the controller asks of an engine: submit, adopt, poll, cancel. Nothing of it is a verdict.
 
 An executor carries jobs to machines and tells whether they still exist. How a run ended is read from its directory.
 """
@@ -6,11 +6,16 @@ An executor carries jobs to machines and tells whether they still exist. How a r
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
-from xlstm.records import Fork, RunDirectory
-from xlstm.spec import RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Fork
+from xlstm.run.spec import RunSpec
+
+GRACE_SECONDS = 600.0
+"""What trainers are left between SIGTERM and SIGKILL: time to write a checkpoint, on every engine."""
+ENDING_SECONDS = GRACE_SECONDS + 60.0
+"""What a supervisor is left: the grace of its trainers, and time to leave a verdict and give back the lease."""
 
 
 class JobState(StrEnum):
@@ -64,10 +69,6 @@ class Executor(Protocol):
         """Wait so long, or until a job has ended, where the engine tells."""
         ...
 
-    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = 60.0) -> None:
+    def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = ENDING_SECONDS) -> None:
         """End the jobs: trainers are asked to write a checkpoint, and killed when the grace is over."""
-        ...
-
-    def logs(self, handle: Handle) -> list[Path]:
-        """Log files of the job's latest attempt."""
         ...

@@ -43,20 +43,6 @@ def tagged(token: str) -> Iterator[int]:
             yield int(entry.name)
 
 
-def children(parent: int) -> list[int]:
-    """Process ids of the direct children of a process."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it ended meanwhile
-            if int(fields[1]) == parent:
-                found.append(int(entry.name))
-    return found
-
-
 def kill_tagged(token: str) -> list[int]:
     """SIGKILL every other process of an attempt. Returns their ids."""
     killed = []
@@ -67,3 +53,16 @@ def kill_tagged(token: str) -> list[int]:
             continue
         killed.append(pid)
     return killed
+
+
+def process_start(pid: int) -> float | None:
+    """Start time of a process in clock ticks since boot, or None if there is none: tells a reused pid apart.
+
+    psutil gives the moment on the wall clock instead, which moves when that clock is set.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else float(fields[18])

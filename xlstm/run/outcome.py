@@ -6,28 +6,28 @@ earlier is taken up again without running anything. Imports without torch.
 
 import os
 import time
-from pathlib import Path
 
-from xlstm.model_card import model_card
-from xlstm.records import Result, RunDirectory, State, Validation, write_json
-from xlstm.spec import Evaluation, RunSpec
+from xlstm.run.directory import RunDirectory
+from xlstm.run.model_card import model_card
+from xlstm.run.records import Result, State, Validation, write_json
+from xlstm.run.spec import Evaluation, RunSpec
 
 
 def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:
     """Write the outcome of the evaluation, the card, and `result.json`, which says that the run is complete."""
-    path = _evaluation_file(run, spec.evaluation)
+    path = run.evaluation_file(spec.evaluation)
     path.parent.mkdir(exist_ok=True)
     write_json(path, result.validation.model_dump(mode="json"))
-    card = run.path / ".model-card.md"
+    card = run.model_card_file.with_name(f".{run.model_card_file.name}")
     card.write_text(model_card(spec, result, run.launch(result.attempts)), encoding="utf-8")
-    os.replace(card, run.path / "model-card.md")
-    write_json(run.path / "result.json", result.model_dump(mode="json"))
+    os.replace(card, run.model_card_file)
+    run.write_result(result)
 
 
 def evaluation(run: RunDirectory, evaluation: Evaluation) -> Validation | None:
     """What an evaluation measured on the trained run, or None where it was not made."""
     try:
-        return Validation.model_validate_json(_evaluation_file(run, evaluation).read_bytes())
+        return Validation.model_validate_json(run.evaluation_file(evaluation).read_bytes())
     except FileNotFoundError:
         return None
 
@@ -43,7 +43,3 @@ def adopt(run: RunDirectory, spec: RunSpec) -> bool:
     leave_result(run, spec, result.model_copy(update={"validation": known}))
     run.set_state(State.COMPLETED)
     return True
-
-
-def _evaluation_file(run: RunDirectory, evaluation: Evaluation) -> Path:
-    return run.path / "evaluations" / f"{evaluation.name}-{evaluation.fingerprint}.json"

@@ -7,7 +7,6 @@ returned. mlflow is imported when first needed.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -18,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlstm.model_card import model_card
 from xlstm.models.naming import family_label, size_label
-from xlstm.records import Record, Result, RunDirectory, State, Status, surviving, write_json
-from xlstm.spec import RunSpec
+from xlstm.run import metrics
+from xlstm.run.directory import RunDirectory
+from xlstm.run.locks import locked
+from xlstm.run.model_card import model_card
+from xlstm.run.records import Record, Result, State, Status, write_json
+from xlstm.run.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
 _ROWS_PER_BATCH = 250
@@ -131,7 +133,7 @@ def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | No
 
 
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
-    artifacts = run.path.parent.parent / "mlartifacts"
+    artifacts = run.workspace.artifacts
     client = _client(tracking_uri, artifacts)
     status, spec, result = run.status(), run.spec(), run.result()
     cursor = _read_cursor(cursor_file)
@@ -245,26 +247,13 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
 
     Where another evaluation replaced what was measured, that is all of them: -1.
     """
-    rows: list[dict[str, Any]] = []
-    rolled_back_to: int | None = None
-    try:
-        with open(run.metrics_file, "rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return [], offset, None
-    whole = content[: content.rfind(b"\n") + 1]
-    for line in whole.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows.append(row)
-        if row.get("event") in ("resume", "evaluation"):
-            back_to = row["step"] if row["event"] == "resume" else -1
-            rolled_back_to = back_to if rolled_back_to is None else min(rolled_back_to, back_to)
-    return surviving(rows), offset + len(whole), rolled_back_to
+    rows, end = metrics.read_added(run.metrics_file, offset)
+    steps = [row["step"] if row["event"] == "resume" else -1 for row in rows if row.get("event") in _REPLACING]
+    return metrics.surviving(rows), end, min(steps, default=None)
 
+
+_REPLACING = ("resume", "evaluation")
+"""Events after which rows written before them no longer count."""
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""
@@ -345,8 +334,7 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
         return MlflowClient(tracking_uri)
     store = Path(tracking_uri.removeprefix("sqlite:///"))
     store.parent.mkdir(parents=True, exist_ok=True)
-    with open(store.with_name(f".{store.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(store.with_name(f".{store.name}.lock")):
         client = MlflowClient(tracking_uri)
         client.search_experiments(max_results=1)
         return client
@@ -355,16 +343,11 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
 @contextlib.contextmanager
 def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Path | None]:
     """The cursor's file, held by this process alone; None while another holds it."""
-    folder = run.path / "mlflow"
+    folder = run.cursors
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
-    with open(folder / f"{name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield folder / f"{name}.json"
+    with locked(folder / f"{name}.lock", wait=False) as held:
+        yield folder / f"{name}.json" if held else None
 
 
 def _read_cursor(path: Path) -> _Cursor | None:

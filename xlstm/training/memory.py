@@ -6,19 +6,16 @@ fragmentation, and what the device's own libraries take, is not in it.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from xlstm.accounting.cost import Saved, Sequence
 from xlstm.accounting.families import costs, embedding_parameters, head, saved
-
-if TYPE_CHECKING:
-    from xlstm.spec import RunSpec
+from xlstm.run.spec import RunSpec
 
 LOGITS_AT_ONCE = 2**24
 """Logits that the loss holds at a time."""
 
 LOGITS_COPIES = 2
-"""In float32: the logits and their logarithmic softmax, then that and its gradient."""
+"""Copies of them in float32: the logits and their logarithmic softmax, then that and its gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Memory:
         return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
-def memory(spec: "RunSpec") -> Memory:
+def memory(spec: RunSpec) -> Memory:
     """Bytes per device of one run: its model, precision and context, under its sharding and checkpointing.
 
     The peak is one of three moments: the loss, when all activations are kept; the last block's backward pass, the first
@@ -53,7 +50,7 @@ def memory(spec: "RunSpec") -> Memory:
     mixed = physics.precision == "bf16-mixed"
     itemsize = 2 if mixed else 4
     ranks = execution.ranks
-    shards = {"fsdp": ranks, "hsdp": execution.devices, "none": 1}[execution.sharding]
+    shards = execution.shards
 
     sequence = Sequence(physics.data.context_length, physics.data.context_length, True)
     blocks = [cost.parameters for cost in costs(config, sequence)]
@@ -89,7 +86,7 @@ def memory(spec: "RunSpec") -> Memory:
 def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> tuple[float, float]:
     """Bytes per token kept until the backward pass, and what the largest recomputed block adds while it runs.
 
-    Of a block that is recomputed, its input is kept.
+    A block that is recomputed keeps its input alone.
     """
     recomputed = [block for index, block in enumerate(blocks) if checkpointing == "full" or index % 2 == 0]
     if checkpointing == "none":

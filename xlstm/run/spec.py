@@ -15,16 +15,35 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from xlstm.models.configs import ModelConfig
-from xlstm.models.naming import compact as compact
 from xlstm.models.naming import family_label, size_label
+from xlstm.quantities import compact
 
 SCHEMA_VERSION = 1
 """Version of the hashed payload: raised when the meaning of a physics field changes."""
+
+HASHED_AT_THEIR_DEFAULTS = {
+    "Physics": "task schedule precision seed",
+    "Data": "tokenizer documents",
+    "Optimizer": "name beta1 beta2 epsilon weight_decay gradient_clip",
+    "Schedule": "kind warmup_steps decay_steps final_ratio",
+    "XLSTMConfig": (
+        "slstm_at num_heads mlstm_block input_gate forget_gate input_gate_activation normalizer convolution"
+        " learnable_skip slstm_gates slstm_feedforward_factor recurrent_gradient_clip family"
+    ),
+    "XLSTMLargeConfig": "gate_soft_cap logit_soft_cap family",
+    "LlamaConfig": "rope_theta family",
+    "GPTConfig": "family",
+    "MambaConfig": "state_dim family",
+    "RWKV4Config": "family",
+    "LSTMConfig": "variant family",
+}
+"""The fields with defaults that the first version of the payload had. The table is closed: a field that is added later
+is left out of the payload while it has its default, so that a run without it is the run it was before."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -91,9 +110,12 @@ class Physics(Ring):
     z_loss: float | None = Field(
         None,
         gt=0,
-        exclude_if=lambda value: value is None,  # a run without it is the run it was before there was one
         description="Weight of the penalty on log²(Z) of the logits, such as 1e-4; null for none.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_later_defaults(self, handler(self))
 
     @model_validator(mode="after")
     def _batch_is_whole_sequences_and_budget_at_least_one_step(self) -> Self:
@@ -165,8 +187,13 @@ class Execution(Ring):
 
     @property
     def ranks(self) -> int:
-        """Processes of the whole gang."""
+        """Processes of the whole run."""
         return self.nodes * self.devices
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share one copy of the parameters: all, those of a node, or each for itself."""
+        return {"fsdp": self.ranks, "hsdp": self.devices, "none": 1}[self.sharding]
 
     @property
     def devices_taken(self) -> float:
@@ -228,7 +255,7 @@ class RunSpec(Ring):
         return f"{slug}-{_digest(self.canonical_payload())}"
 
     def canonical_payload(self) -> dict[str, Any]:
-        """What is hashed: ring 1 as plain values, with the schema version."""
+        """What is hashed: ring 1 as plain values, without later fields at their defaults, and the schema version."""
         return {"schema": SCHEMA_VERSION, "physics": self.physics.model_dump(mode="json")}
 
     def save(self, path: Path) -> None:
@@ -277,6 +304,41 @@ def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, An
             yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
     elif left != right:
         yield path, left, right
+
+
+def _without_later_defaults(part: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a part of the physics without the fields that `HASHED_AT_THEIR_DEFAULTS` leaves out.
+
+    A field that can have one value only tells a class from others, as `family` does, and always stays.
+    """
+    hashed = {name for kind in type(part).__mro__ for name in HASHED_AT_THEIR_DEFAULTS.get(kind.__name__, "").split()}
+    fields = _fields(part)
+    kept = {}
+    for name, value in content.items():
+        stated = getattr(part, name)
+        annotation, default = fields[name]
+        names_its_class = get_origin(annotation) is Literal and len(get_args(annotation)) == 1
+        if stated == default and name not in hashed and not names_its_class:
+            continue
+        nested = isinstance(stated, BaseModel) or dataclasses.is_dataclass(stated)
+        kept[name] = _without_later_defaults(stated, value) if nested else value
+    return kept
+
+
+def _fields(part: Any) -> dict[str, tuple[Any, Any]]:
+    """The type and the default of each field; a default that equals no value where there is none."""
+    if isinstance(part, BaseModel):
+        models = type(part).model_fields
+        return {
+            name: (field.annotation, field.get_default(call_default_factory=True)) for name, field in models.items()
+        }
+    return {
+        field.name: (
+            field.type,
+            field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
+        )
+        for field in dataclasses.fields(part)
+    }
 
 
 def _digest(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The model card of a completed run: what was trained, on what, how well and at what cost, as short Markdown."""
 
-from xlstm.records import Launch, Result
-from xlstm.spec import RunSpec
+from xlstm.run.records import Launch, Result
+from xlstm.run.spec import RunSpec
 
 
 def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:

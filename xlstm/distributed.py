@@ -1,4 +1,4 @@
-"""The ranks of one run as a whole: they meet, agree on numbers, and part."""
+"""The ranks of one run as a whole: they join a process group, and agree on numbers."""
 
 import datetime
 import os
@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from xlstm.spec import Execution
+from xlstm.run.spec import Execution
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Gang:
+class World:
     """This process among the ranks of the run."""
 
     rank: int
@@ -26,7 +26,7 @@ class Gang:
     device: torch.device
 
     @classmethod
-    def meet(cls, execution: Execution) -> "Gang":
+    def init(cls, execution: Execution) -> "World":
         """Join the other ranks, which torchrun's environment names. Sets the device and the number of threads.
 
         ValueError where torchrun started another number of ranks than the launch says, or there is no such device.
@@ -52,7 +52,7 @@ class Gang:
         return cls(rank, size, local_rank, device)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes what is written once."""
         return self.rank == 0
 
@@ -72,6 +72,6 @@ class Gang:
         dist.all_gather_object(values, value)
         return values
 
-    def part(self) -> None:
+    def destroy(self) -> None:
         """Leave in an orderly way."""
         dist.destroy_process_group()

@@ -1,0 +1,83 @@
+"""What the language models of all families share: tokens in, blocks over a residual stream, logits or losses out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlstm.models.configs import ModelConfig
+from xlstm.models.head import logits_or_losses
+
+
+class LanguageModel(nn.Module):
+    """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing.
+
+    A family gives its blocks and its last norm, and overrides what is its own: `embed`, `apply_blocks`, `decays`, and
+    always `initialize_parameter`. Parameters are registered in the order in which a token meets them, `stem` (modules
+    by name) between the embedding and the blocks: sums over all parameters are rounded in that order.
+    """
+
+    soft_cap: float | None = None
+    """Bound c of the logits, c tanh(logit / c); None for none."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        blocks: Iterable[nn.Module],
+        norm: nn.Module,
+        *,
+        stem: Mapping[str, nn.Module] | None = None,
+        tied: bool = False,
+    ) -> None:
+        """`tied` uses the embedding as the head."""
+        super().__init__()
+        self.config: Any = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        for name, module in (stem or {}).items():
+            self.add_module(name, module)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        if not tied:
+            self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
+        self.tied = tied
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: Any = None,
+        *,
+        resets: Tensor | None = None,
+        targets: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> tuple[Tensor, Any]:
+        """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
+
+        `resets` (batch, time) is true where a document starts. `z_loss`: see `logits_or_losses`. In training (gradients
+        on, targets given, no state) no state is returned but None: it would hold every block's activations alive.
+        """
+        keep_state = state is not None or targets is None or not torch.is_grad_enabled()
+        x, after = self.apply_blocks(self.embed(tokens), state, resets, keep_state)
+        weight = self.embedding.weight if self.tied else self.head.weight
+        return logits_or_losses(self.norm(x), weight, targets, self.soft_cap, z_loss), after
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first block reads, (batch, time, d), of `tokens` (batch, time)."""
+        return self.embedding(tokens)
+
+    def apply_blocks(self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool) -> tuple[Tensor, Any]:
+        """`x` (batch, time, d) after the last block, and the state: one entry per block here, None unless kept."""
+        states: list[Any] = []
+        for index, block in enumerate(self.blocks):
+            x, after = block(x, state[index] if state else None, resets)
+            if keep_state:
+                states.append(after)
+        return x, tuple(states) if keep_state else None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""
+        return parameter.ndim >= 2 and name != "embedding.weight"
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Fill one parameter, in place, with the initial values of the family's authors."""
+        raise NotImplementedError

@@ -1,0 +1,192 @@
+"""The files that a run leaves, as models: its state, how it is carried out, how it ended and what it measured.
+
+Where they lie is `xlstm.run.directory`. Nothing here is unpickled. Imports without torch.
+"""
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from xlstm.accounting import Parameters as Parameters
+from xlstm.run.spec import Execution, RunSpec
+
+
+class State(StrEnum):
+    """Where a run stands. The verdict comes from the run's files, never from an exit code."""
+
+    PLANNED = "PLANNED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PREEMPTED = "PREEMPTED"
+    FAILED = "FAILED"
+    DIVERGED = "DIVERGED"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it lasts until somebody submits the run again."""
+        return self in (State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED)
+
+    @property
+    def open(self) -> bool:
+        """Whether the run was submitted and has not ended: it waits, trains, or is to be continued."""
+        return self in (State.QUEUED, State.RUNNING, State.PREEMPTED)
+
+    @property
+    def final(self) -> bool:
+        """Whether it ended without a result and no further attempt of the same submission is made, as after FAILED."""
+        return self in (State.DIVERGED, State.CANCELLED)
+
+    @property
+    def unsuccessful(self) -> bool:
+        """Whether the run ended without a result though nobody asked it to end."""
+        return self in (State.FAILED, State.DIVERGED)
+
+
+class Metric:
+    """Names of metrics, the same in `metrics.jsonl` and in MLflow."""
+
+    LOSS = "train/loss"
+    LEARNING_RATE = "train/learning_rate"
+    GRADIENT_NORM = "train/gradient_norm"
+    VALIDATION_LOSS = "validation/loss"
+    VALIDATION_PERPLEXITY = "validation/perplexity"
+    VALIDATION_BITS_PER_BYTE = "validation/bits_per_byte"
+    TOKENS_PER_SECOND = "throughput/tokens_per_second"
+    MFU = "throughput/mfu"
+    TOKENS = "progress/tokens"
+    FLOPS = "progress/flops"
+    PEAK_MEMORY = "memory/peak_gib"
+
+
+class Record(BaseModel):
+    """A JSON file of the run directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Holder(Record):
+    """Who may write to a run: one attempt of one launcher."""
+
+    host: str
+    pid: int
+    process_start: float
+    token: str
+    heartbeat: float
+
+
+class Status(Record):
+    """`status.json`: the state, why, and who holds the lease."""
+
+    state: State = State.PLANNED
+    reason: str = ""
+    attempt: int = 0
+    updated: float = 0.0
+    lease: Holder | None = None
+
+
+class Verdict(Record):
+    """`attempts/<n>/exit.json`: how an attempt ended."""
+
+    state: State
+    reason: str = ""
+    step: int | None = None
+    rank: int | None = None
+    traceback: str | None = None
+    time: float = 0.0
+
+
+class Fork(Record):
+    """A checkpoint of another run from which a run starts: their shared stable phase was trained once."""
+
+    run_id: str
+    step: int
+
+
+class Launch(Record):
+    """`attempts/<n>/launch.json`: how an attempt is carried out, every default resolved."""
+
+    run_id: str
+    attempt: int
+    token: str
+    """Of the lease this attempt writes under."""
+    executor: str
+    execution: Execution
+    """With threads per rank and device filled in; what the sweep left open is taken over from earlier attempts."""
+    host: str
+    rendezvous: str
+    """host:port at which the nodes of the run meet."""
+    started: float
+    fork: Fork | None = None
+    """Where to start when the run has no checkpoint of its own."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept because other runs fork from them."""
+
+
+class Validation(Record):
+    """Quality on the validation split: nats per token, its exponential, and bits per byte of text."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None = None
+    tokens: int
+    evaluation: str
+    by_source: dict[str, float] = {}
+    """Loss by source of the corpus, where it states more than one."""
+
+    def metrics(self) -> dict[str, float]:
+        """The validation as a part of a row of metrics."""
+        named = {
+            Metric.VALIDATION_LOSS: self.loss,
+            Metric.VALIDATION_PERPLEXITY: self.perplexity,
+            Metric.VALIDATION_BITS_PER_BYTE: self.bits_per_byte,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class Result(Record):
+    """`result.json`: what the analysis reads of a completed run."""
+
+    run_id: str
+    family: str
+    size: str
+    seed: int
+    tokens: int
+    steps: int
+    parameters: Parameters
+    flops: dict[str, float]
+    """Training FLOPs of the whole run by convention: `exact`, `6nd`."""
+    validation: Validation
+    wall_seconds: float
+    device_hours: float
+    tokens_per_second: float | None = None
+    """Of all ranks in training: the median over the rows of metrics, without start, validation and checkpoints."""
+    device_name: str | None = None
+    """What the driver calls the GPU; null on CPU."""
+    attempts: int
+    trunk_id: str | None = None
+    quality: list[str] = []
+    """Codes of what an analysis may want to exclude; empty for a clean run."""
+    data_fingerprint: str
+    tokenizer: str
+    schedule: str
+
+    def answers(self, spec: RunSpec) -> bool:
+        """Whether it was measured as the specification asks."""
+        return self.validation.evaluation == spec.evaluation.fingerprint
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
