@@ -13,10 +13,12 @@ Asking for one that cannot run, in a call or by `prefer`, raises ImplementationE
 choose another; and a preference for `numba` or `triton` leaves an operator without such kernels to `torch`.
 """
 
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +42,19 @@ class ImplementationError(ValueError):
     """The implementation asked for does not exist or cannot run here; the message says why and what would."""
 
 
+def modules(package: str, **names: str) -> Callable[..., Any]:
+    """The module of `package` that holds an implementation, by the implementation's name; imported when asked for.
+
+    Without a name, the first: for operators that have one implementation alone.
+    """
+
+    @functools.cache
+    def module(implementation: str = next(iter(names))) -> Any:
+        return importlib.import_module(f"{package}.{names[implementation]}")
+
+    return module
+
+
 def triton_obstacle(tensor: Tensor) -> str | None:
     """Why Triton kernels cannot run on this tensor's device or in its dtype, or None where they can."""
     if tensor.dtype not in TRITON_DTYPES:
@@ -56,7 +71,7 @@ def triton_obstacle(tensor: Tensor) -> str | None:
 
 def choose(
     operator: str,
-    implementation: str,
+    implementation: Implementation,
     tensor: Tensor,
     shape_obstacle: Callable[[], str | None] | None = lambda: None,
     cpu_obstacle: Callable[[], str | None] | None = None,
@@ -87,7 +102,7 @@ def choose(
         obstacle = "this operator has no kernels for CPUs" if cpu_obstacle is None else cpu_obstacle()
     if obstacle is not None:
         raise ImplementationError(f"{operator}: implementation {implementation!r} cannot run: {obstacle}")
-    return cast(Chosen, implementation)
+    return implementation
 
 
 def state_dtype(tensor: Tensor) -> torch.dtype:

@@ -1,16 +1,14 @@
 """Causal softmax attention within documents (Vaswani et al. 2017, arXiv 1706.03762)."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
+from torch.utils.flop_counter import sdpa_flop_count
 
 from kernels import cpu
 from kernels.attention.reference import attention_reference, by_token, visible
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
-from kernels.operator import operator
+from kernels.dispatch import Chosen, Implementation, cast_for_autocast, choose, expect_shape, modules
+from kernels.operator import Operator
 
 __all__ = ["attention", "mask_for"]
 
@@ -78,7 +76,7 @@ def _sees_all_before(queries: int, keys: int) -> bool:
     return queries in (keys, 1)
 
 
-def _choose(implementation: str, queries: int, keys: int, *tensors: Tensor) -> str:
+def _choose(implementation: Implementation, queries: int, keys: int, *tensors: Tensor) -> Chosen:
     def cpu_obstacle() -> str | None:
         differ = f"{queries} queries and {keys} keys differ in number" if queries != keys else None
         return differ or cpu.obstacle(*tensors)
@@ -86,57 +84,14 @@ def _choose(implementation: str, queries: int, keys: int, *tensors: Tensor) -> s
     return choose("attention", implementation, tensors[0], shape_obstacle=None, cpu_obstacle=cpu_obstacle)
 
 
-@operator("attention")
-def _attention(query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Output, and what the backward needs of the scores (2, batch, heads, queries)."""
-    from kernels.attention import numba_blocks
-
-    return numba_blocks.forward(query, key, value, begins)
-
-
-@_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
-    return by_token(query), query.new_empty(2, *query.shape[:-1])
-
-
-@operator("attention_backward")
-def _attention_backward(
-    grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None, y: Tensor, scores: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
-    from kernels.attention import numba_blocks
-
-    return numba_blocks.backward(grad_y, query, key, value, begins, y, scores)
-
-
-@_attention_backward.register_fake
-def _(
-    grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, begins: Tensor | None, y: Tensor, scores: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return by_token(query), by_token(key), by_token(value)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_attention_backward(grad_y, *ctx.saved_tensors), None
-
-
-_attention.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula(torch.ops.scaling.attention)
-def attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """As PyTorch counts its own: every pair of query and key, whether seen or not."""
-    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
-
-
-@register_flop_formula(torch.ops.scaling.attention_backward)
-def attention_backward_flops(
-    grad_y: Any, query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any
-) -> int:
-    """Twice the forward: that scores are computed once more is how it is done, not what."""
-    return 2 * attention_flops(query_shape, key_shape, value_shape)
+# `scores` (2, batch, heads, queries) is what the backward needs of them. PyTorch counts every pair of query and key,
+# whether seen or not; that the backward computes scores once more is how it is done, not what.
+_attention = Operator[tuple[Tensor, Tensor]](
+    "attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor? begins) -> (Tensor y, Tensor scores)",
+    backward="(grad_y, query, key, value, begins, y, scores) -> (query, key, value)",
+    modules=modules(__name__, numba="numba_blocks"),
+    results=lambda query: (by_token(query), query.new_empty(2, *query.shape[:-1])),
+    gradients=lambda query, key, value: (by_token(query), by_token(key), by_token(value)),
+    flops=lambda query, key, value: sdpa_flop_count(query, key, value),
+)

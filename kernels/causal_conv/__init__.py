@@ -1,15 +1,23 @@
 """Causal depthwise convolution over time with bias and SiLU: how xLSTM and Mamba blocks see the last few tokens."""
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.causal_conv.reference import causal_conv_silu_reference
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape, state_dtype
-from kernels.operator import modules, operator
+from kernels.dispatch import (
+    Chosen,
+    Implementation,
+    cast_for_autocast,
+    choose,
+    expect_resets,
+    expect_shape,
+    modules,
+    state_dtype,
+)
+from kernels.operator import Operator
 
 __all__ = ["causal_conv_silu"]
 
@@ -57,72 +65,23 @@ def causal_conv_silu(
     return y, tail
 
 
-_module = modules(__name__, torch="torch_shifted", numba="numba_conv", triton="triton_conv")
+def _results(x: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor]:
+    pre = x.new_empty(0) if implementation == "triton" else x.new_empty(x.shape, dtype=state_dtype(x))
+    return x.new_empty(x.shape), pre
 
 
-@operator("causal_conv_silu")
-def _causal_conv_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, implementation: str
-) -> tuple[Tensor, Tensor]:
-    """y, and what the implementation keeps for its backward. `documents` int32 (batch, time): 0 is the past's."""
-    y, pre = _module(implementation).forward(x, weight, bias, past, documents)
-    return y, pre
+def _flops(x: tuple[int, ...], weight: tuple[int, ...]) -> int:
+    """A multiplication and an addition per tap; the SiLU counts as nothing. Backward the same for x, and for weight."""
+    return 2 * math.prod(x) * weight[1]
 
 
-@_causal_conv_silu.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, implementation: str
-) -> tuple[Tensor, Tensor]:
-    kept = x.new_empty(0) if implementation == "triton" else x.new_empty(x.shape, dtype=state_dtype(x))
-    return x.new_empty(x.shape), kept
-
-
-@operator("causal_conv_silu_backward")
-def _causal_conv_silu_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    past: Tensor,
-    documents: Tensor | None,
-    pre: Tensor,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and past."""
-    grad_x, grad_weight, grad_bias, grad_past = _module(implementation).backward(
-        grad_y, x, weight, bias, past, documents, pre
-    )
-    return grad_x, grad_weight, grad_bias, grad_past
-
-
-@_causal_conv_silu_backward.register_fake
-def _(
-    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias, past))  # type: ignore[return-value]
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.implementation = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_causal_conv_silu_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None, None
-
-
-_causal_conv_silu.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula(torch.ops.scaling.causal_conv_silu)
-def causal_conv_silu_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """Forward: a multiplication and an addition per tap; the SiLU counts as nothing."""
-    batch, time, channels = x_shape
-    return 2 * int(weight_shape[1]) * batch * time * channels
-
-
-@register_flop_formula(torch.ops.scaling.causal_conv_silu_backward)
-def causal_conv_silu_backward_flops(grad_shape: Any, x_shape: Any, weight_shape: Any, *_: Any, **kwargs: Any) -> int:
-    """Backward: the same for x, and for the weight."""
-    return 2 * causal_conv_silu_flops(x_shape, weight_shape)
+# `documents` int32 (batch, time): 0 is the past's. `pre` is what the implementation keeps for its backward.
+_causal_conv_silu = Operator[tuple[Tensor, Tensor]](
+    "causal_conv_silu",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor past, Tensor? documents, str implementation)"
+    " -> (Tensor y, Tensor pre)",
+    backward="(grad_y, x, weight, bias, past, documents, pre, implementation) -> (x, weight, bias, past)",
+    modules=modules(__name__, torch="torch_shifted", numba="numba_conv", triton="triton_conv"),
+    results=_results,
+    flops=_flops,
+)

@@ -1,16 +1,11 @@
 """What follows an mLSTM cell (arXiv 2405.04517, figure 11): head-wise norm, learnable skip and output gate, as one."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import Implementation, choose, expect_shape, state_dtype
-from kernels.gated_head_norm import torch_fused
+from kernels.dispatch import Chosen, Implementation, choose, expect_shape, modules, state_dtype
 from kernels.gated_head_norm.reference import gated_head_norm_reference
-from kernels.operator import operator
+from kernels.operator import Operator
 
 __all__ = ["gated_head_norm"]
 
@@ -52,92 +47,33 @@ def gated_head_norm(
 
 
 def _triton_obstacle(h: Tensor) -> str | None:
-    from kernels.gated_head_norm import triton_norm
-
-    return triton_norm.shape_obstacle(h.shape[-1])
+    return _modules("triton").shape_obstacle(h.shape[-1])
 
 
-@operator("gated_head_norm")
-def _gated_head_norm(
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    eps: float,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and what the implementation keeps for its backward: mean and reciprocal deviation, or nothing."""
-    if implementation == "triton":
-        from kernels.gated_head_norm import triton_norm
-
-        return triton_norm.forward(h, weight, gate, skipped, skip, eps)
-    if implementation == "numba":
-        from kernels.gated_head_norm import numba_norm
-
-        return numba_norm.forward(h, weight, gate, skipped, skip, eps)
-    return torch_fused.forward(h, weight, gate, skipped, skip, eps)
-
-
-@_gated_head_norm.register_fake
-def _(h: Tensor, weight: Tensor, gate: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    shape, dtype = ((0,), h.dtype) if options[-1] == "triton" else ((*h.shape[:-1], 1), state_dtype(h))
+def _results(h: Tensor, gate: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor, Tensor]:
+    shape, dtype = ((0,), h.dtype) if implementation == "triton" else ((*h.shape[:-1], 1), state_dtype(h))
     return gate.new_empty(gate.shape), h.new_empty(shape, dtype=dtype), h.new_empty(shape, dtype=dtype)
 
 
-@operator("gated_head_norm_backward")
-def _gated_head_norm_backward(
-    grad_y: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    mean: Tensor,
-    deviation: Tensor,
-    eps: float,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, weight, gate, skipped and skip; the last two are empty without a skip."""
-    if implementation == "triton":
-        from kernels.gated_head_norm import triton_norm
-
-        return triton_norm.backward(grad_y, h, weight, gate, skipped, skip, eps)
-    if implementation == "numba":
-        from kernels.gated_head_norm import numba_norm
-
-        return numba_norm.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
-    return torch_fused.backward(grad_y, h, weight, gate, skipped, skip, mean, deviation)
-
-
-@_gated_head_norm_backward.register_fake
-def _(
-    grad_y: Tensor, h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, *_: Any
+def _gradients(
+    h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
     grad_skip = weight.new_empty(0) if skip is None else skip.new_empty(skip.shape)
     return h.new_empty(h.shape), weight.new_empty(weight.shape), gate.new_empty(gate.shape), grad_skipped, grad_skip
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, eps, implementation = inputs
-    ctx.options = eps, implementation
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = list(_gated_head_norm_backward(grad_y, *tensors, *ctx.options))
-    if tensors[4] is None:
-        grads[3:] = [None, None]  # type: ignore[list-item]
-    return *grads, None, None
-
-
-_gated_head_norm.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula([torch.ops.scaling.gated_head_norm, torch.ops.scaling.gated_head_norm_backward])
-def gated_head_norm_flops(*args: Any, **kwargs: Any) -> int:
-    """Norms and activations count as nothing, as everywhere."""
-    return 0
+# `mean` and `deviation`, the reciprocal one, are what the implementation keeps for its backward, or nothing. Without a
+# skip, its gradients are empty.
+_modules = modules(__name__, torch="torch_fused", numba="numba_norm", triton="triton_norm")
+_gated_head_norm = Operator[tuple[Tensor, Tensor, Tensor]](
+    "gated_head_norm",
+    "(Tensor h, Tensor weight, Tensor gate, Tensor? skipped, Tensor? skip, float eps, str implementation)"
+    " -> (Tensor y, Tensor mean, Tensor deviation)",
+    backward="(grad_y, h, weight, gate, skipped, skip, mean, deviation, eps, implementation)"
+    " -> (h, weight, gate, skipped, skip)",
+    modules=_modules,
+    results=_results,
+    gradients=_gradients,
+    flops=0,  # as all norms and activations
+)

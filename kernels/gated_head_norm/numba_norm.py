@@ -121,6 +121,7 @@ def backward(
     skip: Tensor | None,
     mean: Tensor,
     deviation: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, weight, gate, skipped and skip; the last two are empty without a skip."""
     batch, time, heads, head_dim = h.shape

@@ -128,7 +128,15 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor, h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, eps: float
+    grad_y: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    gate: Tensor,
+    skipped: Tensor | None,
+    skip: Tensor | None,
+    mean: Tensor,
+    deviation: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_fused.backward`, from the inputs alone."""
     h = h if h.stride(-1) == 1 else h.contiguous()

@@ -1,16 +1,13 @@
 """A linear map to a vocabulary and the cross-entropy of what it gives, without all logits of a batch at once."""
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, state_dtype
+from kernels.dispatch import Chosen, Implementation, cast_for_autocast, choose, expect_shape, modules, state_dtype
 from kernels.linear_cross_entropy import chunks
 from kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
-from kernels.operator import operator
+from kernels.operator import Operator
 
 __all__ = ["linear_cross_entropy"]
 
@@ -50,74 +47,31 @@ def linear_cross_entropy(
     return losses.view(targets.shape)
 
 
-@operator("linear_cross_entropy")
-def _linear_cross_entropy(
-    rows: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    ignored: int,
-    soft_cap: float | None,
-    z_loss: float,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses; for the backward, logarithms of the partition sums, and of the logits what is kept."""
-    return chunks.forward(rows, weight, labels, ignored, soft_cap, implementation)
-
-
-@_linear_cross_entropy.register_fake
-def _(rows: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _results(rows: Tensor, weight: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor, Tensor]:
     count, vocab = rows.shape[0], weight.shape[0]
     kept = count if count <= chunks.rows_at_once(vocab) else 0
     losses, log_z = (rows.new_empty(count, dtype=state_dtype(rows)) for _ in range(2))
-    return losses, log_z, rows.new_empty(kept, vocab, dtype=chunks.kept_dtype(rows, options[-1]))
+    return losses, log_z, rows.new_empty(kept, vocab, dtype=_modules(implementation).kept_dtype(rows))
 
 
-@operator("linear_cross_entropy_backward")
-def _linear_cross_entropy_backward(
-    grads: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    log_z: Tensor,
-    kept: Tensor,
-    ignored: int,
-    soft_cap: float | None,
-    z_loss: float,
-    implementation: str,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the rows and of the weight."""
-    return chunks.backward(grads, rows, weight, labels, log_z, kept, ignored, soft_cap, z_loss, implementation)
+def _backward_flops(rows: tuple[int, ...], weight: tuple[int, ...], kept: tuple[int, ...]) -> int:
+    """One product for the rows, one for the weight, and the logits anew where they were not kept."""
+    products = 2 if kept[0] == rows[0] else 3
+    return products * 2 * rows[0] * math.prod(weight)
 
 
-@_linear_cross_entropy_backward.register_fake
-def _(grads: Tensor, rows: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape), weight.new_empty(weight.shape)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    rows, weight, labels, *ctx.options = inputs
-    ctx.save_for_backward(rows, weight, labels, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _differentiate(ctx: Any, grads: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    of_rows, of_weight = _linear_cross_entropy_backward(grads, *ctx.saved_tensors, *ctx.options)
-    return of_rows, of_weight, *(None,) * 5
-
-
-_linear_cross_entropy.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula(torch.ops.scaling.linear_cross_entropy)
-def linear_cross_entropy_flops(rows_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """Forward: the product."""
-    return 2 * int(rows_shape[0]) * int(weight_shape[0]) * int(weight_shape[1])
-
-
-@register_flop_formula(torch.ops.scaling.linear_cross_entropy_backward)
-def linear_cross_entropy_backward_flops(
-    grads_shape: Any, rows_shape: Any, weight_shape: Any, labels_shape: Any, log_z: Any, kept: Any, *args: Any, **_: Any
-) -> int:
-    """Backward: one product for the rows, one for the weight, and the logits anew where they were not kept."""
-    products = 2 if int(kept[0]) == int(rows_shape[0]) else 3
-    return products * linear_cross_entropy_flops(rows_shape, weight_shape)
+# `log_z` are the logarithms of the partition sums; `kept` is what is kept of the logits, all or nothing.
+_modules = modules(__name__, torch="torch_rows", triton="triton_rows")
+_linear_cross_entropy = Operator[tuple[Tensor, Tensor, Tensor]](
+    "linear_cross_entropy",
+    "(Tensor rows, Tensor weight, Tensor labels, SymInt ignored, float? soft_cap, float z_loss, str implementation)"
+    " -> (Tensor losses, Tensor log_z, Tensor kept)",
+    backward="(grad_losses, rows, weight, labels, log_z, kept, ignored, soft_cap, z_loss, implementation)"
+    " -> (rows, weight)",
+    modules=_modules,
+    run_forward=chunks.forward,
+    run_backward=chunks.backward,
+    results=_results,
+    flops=lambda rows, weight: 2 * rows[0] * math.prod(weight),
+    backward_flops=_backward_flops,
+)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import state_dtype
-from kernels.linear_cross_entropy import torch_rows
 
 CHUNK_LOGITS = 2**24
 """Logits held at once (64 MiB in float32): those of a whole batch would dwarf the model."""
@@ -21,20 +20,18 @@ def rows_at_once(vocab: int) -> int:
     return max(1, CHUNK_LOGITS // vocab)
 
 
-def _rowwise(implementation: str) -> ModuleType:
-    if implementation == "triton":
-        from kernels.linear_cross_entropy import triton_rows
-
-        return triton_rows
-    return torch_rows
-
-
 def forward(
-    rows: Tensor, weight: Tensor, labels: Tensor, ignored: int, soft_cap: float | None, implementation: str
+    rowwise: ModuleType,
+    rows: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ignored: int,
+    soft_cap: float | None,
+    z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, logarithms of the partition sums, and what is kept of the logits: all or nothing."""
-    rowwise, vocab = _rowwise(implementation), weight.shape[0]
-    count, chunk = rows.shape[0], rows_at_once(vocab)
+    count, vocab = rows.shape[0], weight.shape[0]
+    chunk = rows_at_once(vocab)
     if count <= chunk:
         result: tuple[Tensor, Tensor, Tensor] = rowwise.losses(rows @ weight.t(), labels, ignored, soft_cap)
         return result
@@ -42,15 +39,11 @@ def forward(
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         losses[part], log_z[part], _ = rowwise.losses(rows[part] @ weight.t(), labels[part], ignored, soft_cap)
-    return losses, log_z, rows.new_empty(0, vocab, dtype=kept_dtype(rows, implementation))
-
-
-def kept_dtype(rows: Tensor, implementation: str) -> torch.dtype:
-    """Of what is kept of the logits."""
-    return rows.dtype if implementation == "triton" else state_dtype(rows)
+    return losses, log_z, rows.new_empty(0, vocab, dtype=rowwise.kept_dtype(rows))
 
 
 def backward(
+    rowwise: ModuleType,
     grads: Tensor,
     rows: Tensor,
     weight: Tensor,
@@ -60,13 +53,12 @@ def backward(
     ignored: int,
     soft_cap: float | None,
     z_loss: float,
-    implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the rows and of the weight."""
-    rowwise, count = _rowwise(implementation), rows.shape[0]
+    count = rows.shape[0]
     grads = grads.to(log_z.dtype).masked_fill(labels == ignored, 0.0)
     if kept.shape[0] == count:
-        own = kept.clone() if implementation == "triton" else kept  # Triton's are written over
+        own = kept.clone() if rowwise.WRITES_OVER else kept
         of_logits = rowwise.gradients(own, log_z, labels, grads, soft_cap, z_loss).to(rows.dtype)
         return of_logits @ weight, of_logits.t() @ rows
     grad_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)

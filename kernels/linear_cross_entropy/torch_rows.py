@@ -5,6 +5,14 @@ from torch import Tensor
 
 from kernels.dispatch import state_dtype
 
+WRITES_OVER = False
+"""Whether `gradients` writes over what it is given of the logits."""
+
+
+def kept_dtype(rows: Tensor) -> torch.dtype:
+    """Of what is kept of the logits of these rows."""
+    return state_dtype(rows)
+
 
 def losses(logits: Tensor, labels: Tensor, ignored: int, soft_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, logarithms of the partition sums, and what `gradients` takes: the logarithms of the probabilities."""

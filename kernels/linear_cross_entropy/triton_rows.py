@@ -15,6 +15,8 @@ RUN_TIME = ["vocab"]
 TILE = 2048
 """Logits at once."""
 WARPS = 8
+WRITES_OVER = True
+"""Whether `gradients` writes over what it is given of the logits."""
 
 
 @triton.jit
@@ -62,6 +64,11 @@ def gradients_kernel(
     if CAP:
         result *= 1.0 - (x / cap) * (x / cap)
     tl.store(place, (result * grad).to(logits.dtype.element_ty), mask=c < vocab)
+
+
+def kept_dtype(rows: Tensor) -> torch.dtype:
+    """Of what is kept of the logits of these rows."""
+    return rows.dtype
 
 
 def losses(logits: Tensor, labels: Tensor, ignored: int, soft_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.dispatch import ImplementationError, expect_resets, expect_shape
+from kernels.dispatch import Implementation, ImplementationError, expect_resets, expect_shape, modules
 from kernels.lstm.reference import LSTMState, lstm_reference
-from kernels.lstm.torch_fused import lstm_fused
 
 __all__ = ["LSTMState", "lstm"]
 
@@ -19,7 +18,7 @@ def lstm(
     *,
     initial_state: LSTMState | None = None,
     resets: Tensor | None = None,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, LSTMState]:
     """h_t and c_t of the LSTM; weights and biases in the layout of `torch.nn.LSTM`.
 
@@ -49,5 +48,8 @@ def lstm(
         raise ImplementationError(f"{name}: implementation {implementation!r} is none of auto, torch, reference")
     if time == 0:
         return torch.zeros(batch, 0, channels, dtype=x.dtype, device=x.device), initial_state
-    operate = lstm_reference if implementation == "reference" else lstm_fused
+    operate = lstm_reference if implementation == "reference" else _modules("torch").forward
     return operate(x, weight_input, weight_hidden, bias_input, bias_hidden, initial_state, resets)
+
+
+_modules = modules(__name__, torch="torch_fused")

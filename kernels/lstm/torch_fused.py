@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.lstm.reference import LSTMState
 
 
-def lstm_fused(
+def forward(
     x: Tensor,
     weight_input: Tensor,
     weight_hidden: Tensor,

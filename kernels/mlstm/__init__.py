@@ -1,15 +1,32 @@
 """The mLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.3): a matrix memory with exponential gates, per head."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kernels import cpu
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_resets, expect_shape
-from kernels.mlstm.ops import mlstm_op
-from kernels.mlstm.reference import MLSTMState, mlstm_reference, recurrence_step, zero_state
+from kernels.dispatch import (
+    Chosen,
+    Implementation,
+    cast_for_autocast,
+    choose,
+    expect_resets,
+    expect_shape,
+    modules,
+    state_dtype,
+)
+from kernels.mlstm.reference import (
+    Inputs,
+    MLSTMState,
+    Options,
+    Saved,
+    mlstm_reference,
+    recurrence_step,
+    zero_state,
+)
 from kernels.mlstm.torch_chunkwise import default_chunk_size
+from kernels.operator import Operator
 
 __all__ = ["MLSTMState", "mlstm", "mlstm_step"]
 
@@ -57,35 +74,14 @@ def mlstm(
     chosen = choose(
         "mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk), lambda: cpu.obstacle(q, k, v, i, f)
     )
+    inputs, options = Inputs(q, k, v, i, f), Options(input_gate, normalize, eps, chunk)
     if chosen == "reference":
-        start = zero_state(q, v) if initial_state is None else initial_state
-        return mlstm_reference(q, k, v, i, f, start, resets, input_gate, normalize, eps)
-    C, n, m = (None, None, None) if initial_state is None else initial_state
-    needed = [t for t in (q, k, v, i, f, C, n) if t is not None and t.requires_grad]
-    h, C, n, m, *_ = mlstm_op(
-        q,
-        k,
-        v,
-        i,
-        f,
-        C,
-        n,
-        None if m is None else m.detach(),
-        resets,
-        input_gate,
-        normalize,
-        eps,
-        chunk,
-        bool(needed) and torch.is_grad_enabled(),
-        chosen,
-    )
-    return h, MLSTMState(C, n, m)
-
-
-def _triton_obstacle(q: Tensor, v: Tensor, chunk: int) -> str | None:
-    from kernels.mlstm import triton_chunkwise
-
-    return triton_chunkwise.shape_obstacle(q.shape[-1], v.shape[-1], chunk)
+        return mlstm_reference(inputs, initial_state or zero_state(q, v), resets, options)
+    state = (None, None, None) if initial_state is None else initial_state._replace(m=initial_state.m.detach())
+    needed = [t for t in (*inputs, *state[:2]) if t is not None and t.requires_grad]
+    save_states = bool(needed) and torch.is_grad_enabled()
+    h, *after = _mlstm(*inputs, *state, resets, *options, save_states, chosen)[:4]
+    return h, MLSTMState(*after)
 
 
 def mlstm_step(
@@ -101,5 +97,92 @@ def mlstm_step(
     eps: float = 0.0,
 ) -> tuple[Tensor, MLSTMState]:
     """One token: q, k (batch, heads, key_dim), v (batch, heads, value_dim), gates (batch, heads)."""
-    h, after = recurrence_step(q, k, v, i, f, state, None, input_gate, normalize, eps)
+    h, after = recurrence_step(Inputs(q, k, v, i, f), state, None, Options(input_gate, normalize, eps, 1))
     return h.to(v.dtype), after
+
+
+def _triton_obstacle(q: Tensor, v: Tensor, chunk: int) -> str | None:
+    return _modules("triton").shape_obstacle(q.shape[-1], v.shape[-1], chunk)
+
+
+def _forward(module: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs, (resets, *options, save_states) = Inputs(*arguments[:5]), arguments[8:]
+    state = None if arguments[5] is None else MLSTMState(*arguments[5:8])
+    return module.forward(inputs, state, resets, Options(*options), save_states)
+
+
+def _backward(module: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    (grad_h, *grads), inputs, (m, resets) = arguments[:3], Inputs(*arguments[3:8]), arguments[8:10]
+    saved, options = Saved(*arguments[10:14]), Options(*arguments[14:])
+    if saved.states_C.shape[0] == 0:
+        raise RuntimeError("scaling::mlstm was called with save_states=False on tensors that need gradients")
+    if grad_h is None:
+        grad_h = torch.zeros_like(saved.h)
+    return module.backward(grad_h, *grads, inputs, m, resets, saved, options)
+
+
+def _results(
+    q: Tensor, v: Tensor, normalize: bool, chunk: int, save_states: bool, implementation: Chosen
+) -> tuple[Tensor, ...]:
+    batch, heads, time, key_dim = q.shape
+    value_dim, dtype, rows = v.shape[-1], state_dtype(v), batch * heads
+    chunks = -(-time // chunk) if save_states else 0
+    return (
+        v.new_empty(batch, heads, time, value_dim),
+        v.new_empty(batch, heads, key_dim, value_dim, dtype=dtype),
+        v.new_empty(batch, heads, key_dim, dtype=dtype),
+        v.new_empty(batch, heads, dtype=dtype),
+        v.new_empty(chunks, rows, key_dim, value_dim, dtype=v.dtype if implementation == "triton" else dtype),
+        v.new_empty(chunks, rows, key_dim, dtype=dtype),
+        v.new_empty(rows, time if normalize else 0, dtype=dtype),
+    )
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, implementation: Chosen) -> tuple[Tensor, ...]:
+    (batch, heads, _, key_dim), dtype = q.shape, state_dtype(v)
+    return (
+        *(cpu.empty_rows_like(x) if implementation == "numba" else x.new_empty(x.shape) for x in (q, k, v)),
+        i.new_empty(i.shape),
+        f.new_empty(f.shape),
+        v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=dtype),
+        v.new_empty(batch, heads, key_dim, dtype=dtype),
+    )
+
+
+def _products(q: tuple[int, ...], v: tuple[int, ...], chunk: int) -> tuple[int, int]:
+    """FLOPs of one key_dim-wide product within chunks, and of one product with the states, times both widths."""
+    batch, heads, time, key_dim = q
+    full, rest = divmod(time, chunk)
+    pairs = batch * heads * (full * chunk * chunk + rest * rest)
+    return 2 * pairs, 2 * batch * heads * time * key_dim * v[-1]
+
+
+def _flops(q: tuple[int, ...], v: tuple[int, ...], chunk: int) -> int:
+    """Scores and their product with the values within chunks, one read and one write of the state."""
+    pairs, state = _products(q, v, chunk)
+    return pairs * (q[-1] + v[-1]) + 2 * state
+
+
+def _backward_flops(q: tuple[int, ...], v: tuple[int, ...], chunk: int) -> int:
+    """The scores again, then d scores, dq, dk, dv; and four products with states and their gradients."""
+    pairs, state = _products(q, v, chunk)
+    return pairs * (3 * q[-1] + 2 * v[-1]) + 4 * state
+
+
+# What is saved is `Saved`, the same for all implementations. Without an initial state, its gradients are none.
+_modules = modules(__name__, torch="torch_chunkwise", numba="numba_chunkwise", triton="triton_chunkwise")
+_mlstm = Operator[tuple[Tensor, ...]](
+    "mlstm",
+    "(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C, Tensor? n, Tensor? m, Tensor? resets,"
+    " str input_gate, bool normalize, float eps, SymInt chunk, bool save_states, str implementation)"
+    " -> (Tensor h, Tensor last_C, Tensor last_n, Tensor last_m, Tensor states_C, Tensor states_n, Tensor s)",
+    backward="(grad_h?, grad_last_C?, grad_last_n?, q, k, v, i, f, m, resets, h, states_C, states_n, s,"
+    " input_gate, normalize, eps, chunk, implementation) -> (q, k, v, i, f, C, n)",
+    modules=_modules,
+    run_forward=_forward,
+    run_backward=_backward,
+    results=_results,
+    gradients=_gradients,
+    flops=_flops,
+    backward_flops=_backward_flops,
+)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.cpu import empty_rows_like, rows, run
 from kernels.mlstm import numba_passes as passes
 from kernels.mlstm.numba_passes import KEYS_AT_ONCE
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
 
 SPAN_ELEMENTS = 2**20
 """Queries and values of a span of chunks: 4 MiB, and a few times that with what is made of them."""
@@ -21,16 +22,15 @@ SPAN_ELEMENTS = 2**20
 class _Spans:
     """What forward and backward share: the gates' weights, and the operands of the products of a span of chunks."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, m: Tensor | None, resets: Tensor | None,
-        input_gate: str, normalize: bool, chunk: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: Inputs, m: Tensor | None, resets: Tensor | None, options: Options) -> None:
+        q, k, v, i, f = inputs
+        chunk = options.chunk
         self.batch, self.heads, self.time, self.key_dim = q.shape
         self.value_dim, self.chunk, self.rows = v.shape[-1], chunk, q.shape[0] * q.shape[1]
         self.chunks = -(-self.time // chunk)
         self.q, self.k, self.v, self.i, self.f = rows(q), rows(k), rows(v), rows(i), rows(f)
         self.resets = None if resets is None else rows(resets)
-        self.exponential = input_gate == "exponential"
+        self.exponential = options.input_gate == "exponential"
         self.shape = (self.heads, self.time, chunk)
         self.weights = q.new_empty(7, self.rows, self.time)
         self.carry = q.new_empty(self.rows, self.chunks)
@@ -38,10 +38,9 @@ class _Spans:
         self.begins = torch.empty_like(self.m, dtype=torch.int32)
         work = q.new_empty(self.rows, 3, chunk, dtype=torch.float64)
         scales = None if m is None else m.reshape(-1).to(torch.float32).contiguous()
-        stabilized = self.exponential and normalize
         run(
             passes.gates, self.rows, *self.shape, self.i, self.f, scales, self.resets, self.weights, self.carry, self.m,
-            self.begins, work, int(self.exponential), int(stabilized), self.key_dim**-0.5,
+            self.begins, work, int(self.exponential), int(options.stabilized), self.key_dim**-0.5,
         )  # fmt: skip
         at_once = max(1, SPAN_ELEMENTS // (max(self.rows, 1) * chunk * (self.key_dim + self.value_dim)))
         self.spans = [(begin, min(begin + at_once, self.chunks)) for begin in range(0, self.chunks, at_once)]
@@ -85,34 +84,23 @@ class _Spans:
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    C: Tensor | None,
-    n: Tensor | None,
-    m: Tensor | None,
-    resets: Tensor | None,
-    input_gate: str,
-    normalize: bool,
-    eps: float,
-    chunk: int,
-    save_states: bool,
+    inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.forward`."""
-    spans = _Spans(q, k, v, i, f, m, resets, input_gate, normalize, chunk)
-    state = (spans.rows, spans.key_dim, spans.value_dim)
+    q, v = inputs.q, inputs.v
+    C, n, m = (None, None, None) if state is None else state
+    spans = _Spans(inputs, m, resets, options)
+    shape = (spans.rows, spans.key_dim, spans.value_dim)
     slots = spans.chunks if save_states else spans.spans[0][1]
-    states_C, states_n = q.new_empty(slots, *state), q.new_empty(slots, *state[:2])
-    final_C = q.new_zeros(state) if C is None else C.reshape(state).float().clone(memory_format=torch.contiguous_format)
+    states_C, states_n = q.new_empty(slots, *shape), q.new_empty(slots, *shape[:2])
+    final_C = q.new_zeros(shape) if C is None else C.reshape(shape).float().clone(memory_format=torch.contiguous_format)
     final_n = (
-        q.new_zeros(state[:2])
+        q.new_zeros(shape[:2])
         if n is None
-        else n.reshape(state[:2]).float().clone(memory_format=torch.contiguous_format)
+        else n.reshape(shape[:2]).float().clone(memory_format=torch.contiguous_format)
     )
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
-    s = q.new_empty(spans.rows, spans.time if normalize else 0)
+    s = q.new_empty(spans.rows, spans.time if options.normalize else 0)
     for span in spans.spans:
         place = slice(*span) if save_states else slice(0, span[1] - span[0])
         before_C, before_n = states_C[place], states_n[place]
@@ -120,14 +108,16 @@ def forward(
         scores = torch.bmm(queries, k_fine.mT)
         torch.bmm(k_write.mT, values, out=before_C.flatten(0, 1))
         spans.run_on_states(passes.states, span, before_C, before_n, final_C, final_n)
-        sums = s if normalize else None
+        sums = s if options.normalize else None
         spans.run(passes.weigh, span, spans.by_chunk(scores), spans.begins, sums)
         y, first = torch.bmm(scores, values), spans.first(span, C is not None)
         y[first:].baddbmm_(q_read[first:], before_C.flatten(0, 1)[first:])
-        spans.run(passes.outputs, span, spans.by_chunk(y), spans.by_chunk(q_read), before_n, sums, h, float(eps))
+        spans.run(
+            passes.outputs, span, spans.by_chunk(y), spans.by_chunk(q_read), before_n, sums, h, float(options.eps)
+        )
     return (
         h,
-        final_C.view(spans.batch, spans.heads, *state[1:]),
+        final_C.view(spans.batch, spans.heads, *shape[1:]),
         final_n.view(spans.batch, spans.heads, spans.key_dim),
         spans.m[:, -1].clone().view(spans.batch, spans.heads),
         states_C if save_states else states_C[:0].clone(),
@@ -140,31 +130,22 @@ def backward(
     grad_h: Tensor,
     grad_C: Tensor | None,
     grad_n: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
+    inputs: Inputs,
     m: Tensor | None,
     resets: Tensor | None,
-    h: Tensor,
-    states_C: Tensor,
-    states_n: Tensor,
-    s: Tensor,
-    has_initial_state: bool,
-    input_gate: str,
-    normalize: bool,
-    eps: float,
-    chunk: int,
+    saved: Saved,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.backward`."""
-    spans = _Spans(q, k, v, i, f, m, resets, input_gate, normalize, chunk)
-    state = (spans.rows, spans.key_dim, spans.value_dim)
-    dC = q.new_zeros(state) if grad_C is None else grad_C.reshape(state).clone(memory_format=torch.contiguous_format)
+    q, k, v, i, f = inputs
+    h, states_C, states_n, s = saved
+    spans = _Spans(inputs, m, resets, options)
+    shape = (spans.rows, spans.key_dim, spans.value_dim)
+    dC = q.new_zeros(shape) if grad_C is None else grad_C.reshape(shape).clone(memory_format=torch.contiguous_format)
     dn = (
-        q.new_zeros(state[:2])
+        q.new_zeros(shape[:2])
         if grad_n is None
-        else grad_n.reshape(state[:2]).clone(memory_format=torch.contiguous_format)
+        else grad_n.reshape(shape[:2]).clone(memory_format=torch.contiguous_format)
     )
     # As the inputs lie, so that none is copied on its way through the block.
     grads = [empty_rows_like(x) for x in (q, k, v)]
@@ -175,10 +156,10 @@ def backward(
     for span in reversed(spans.spans):
         n_grads = spans.new(span, spans.key_dim)
         queries, values, q_read, k_fine, k_write = spans.operands(span, n_grads)  # n_grads: not what it holds now
-        grad_y = spans.new(span, chunk, spans.value_dim)
+        grad_y = spans.new(span, spans.chunk, spans.value_dim)
         by_chunk = spans.by_chunk(q_read)
-        seen = s if normalize else None
-        spans.run(passes.outputs_back, span, above, h, seen, grad_y, grad_s, by_chunk, n_grads, float(eps))
+        seen = s if options.normalize else None
+        spans.run(passes.outputs_back, span, above, h, seen, grad_y, grad_s, by_chunk, n_grads, float(options.eps))
         grad_y = grad_y.flatten(0, 1)
         scores, grad_scores = torch.bmm(queries, k_fine.mT), torch.bmm(grad_y, values.mT)
         spans.run(
@@ -187,7 +168,7 @@ def backward(
         )  # fmt: skip
         d_q, d_k = torch.bmm(grad_scores, k_fine), torch.bmm(grad_scores.mT, queries)
         d_v = torch.bmm(scores.mT, grad_y)
-        first, last = spans.first(span, has_initial_state), spans.last(span, grad_C is not None or grad_n is not None)
+        first, last = spans.first(span, m is not None), spans.last(span, grad_C is not None or grad_n is not None)
         c_grads, d_read = torch.empty_like(states_C[slice(*span)]).flatten(0, 1), torch.empty_like(q_read)
         c_grads[:first], d_read[:first] = 0.0, 0.0
         torch.bmm(q_read[first:].mT, grad_y[first:], out=c_grads[first:])
@@ -211,6 +192,6 @@ def backward(
         *grads,
         grad_i,
         grad_f,
-        dC.view(spans.batch, spans.heads, *state[1:]),
+        dC.view(spans.batch, spans.heads, *shape[1:]),
         dn.view(spans.batch, spans.heads, spans.key_dim),
     )  # type: ignore[return-value]

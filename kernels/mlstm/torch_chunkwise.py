@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import state_dtype
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
 
 COARSE = 16.0
 """Coarse exponents are multiples of 1/16: exact in float32 up to 2^20, and remainders stay within 1/32."""
@@ -83,25 +84,17 @@ def _split(exponent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return coarse.to(dtype), fine.to(dtype)
 
 
-def chunk_gates(
-    i: Tensor,
-    f: Tensor,
-    m: Tensor | None,
-    resets: Tensor | None,
-    input_gate: str,
-    stabilized: bool,
-    chunk: int,
-    key_dim: int,
-    dtype: torch.dtype,
-) -> ChunkGates:
-    """All gate weights of a sequence, from pre-activations (batch, heads, time), in float64 throughout."""
+def chunk_gates(inputs: Inputs, m: Tensor | None, resets: Tensor | None, options: Options) -> ChunkGates:
+    """All gate weights of a sequence, from the pre-activations, in float64 throughout."""
+    i, f, dtype, chunk = inputs.i, inputs.f, state_dtype(inputs.v), options.chunk
     batch, heads, time = i.shape
+    root = inputs.q.shape[-1] ** -0.5
     chunks = -(-time // chunk)
     padding = (0, chunks * chunk - time)
     log_f = F.logsigmoid(f.double())
-    log_i = i.double() if input_gate == "exponential" else F.logsigmoid(i.double())
+    log_i = i.double() if options.input_gate == "exponential" else F.logsigmoid(i.double())
     start = torch.zeros(batch, heads, dtype=torch.float64, device=i.device) if m is None else m.double()
-    scale = running_maximum(log_f, log_i, start, resets) if stabilized else torch.zeros_like(log_f)
+    scale = running_maximum(log_f, log_i, start, resets) if options.stabilized else torch.zeros_like(log_f)
 
     log_i = F.pad(log_i, padding, value=-torch.inf)
     segment, has_reset = None, [False] * chunks
@@ -133,9 +126,9 @@ def chunk_gates(
         row,
         row_fine,
         column,
-        column_fine * key_dim**-0.5,
+        column_fine * root,
         read,
-        (write * key_dim**-0.5).to(dtype),
+        (write * root).to(dtype),
         carry.to(dtype)[..., None],
         torch.exp(-m_t).to(dtype),
         scale.reshape(batch * heads, time).to(dtype),
@@ -161,35 +154,23 @@ def _chunk(x: Tensor, c: int, chunk: int, dtype: torch.dtype) -> Tensor:
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    C: Tensor | None,
-    n: Tensor | None,
-    m: Tensor | None,
-    resets: Tensor | None,
-    input_gate: str,
-    normalize: bool,
-    eps: float,
-    chunk: int,
-    save_states: bool,
+    inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h, the final state (C, n, m), and for the backward: the states before each chunk and s (batch * heads, time)."""
+    q, k, v, chunk = *inputs[:3], options.chunk
     batch, heads, time, key_dim = q.shape
     value_dim, rows, dtype = v.shape[-1], batch * heads, state_dtype(v)
     chunks = -(-time // chunk)
-    gates = chunk_gates(i, f, m, resets, input_gate, input_gate == "exponential" and normalize, chunk, key_dim, dtype)
+    gates = chunk_gates(inputs, None if state is None else state.m, resets, options)
     slots = chunks if save_states else 2
     states_C = q.new_empty(slots, rows, key_dim, value_dim, dtype=dtype)
     states_n = q.new_empty(slots, rows, key_dim, dtype=dtype)
     final_C, final_n = torch.empty_like(states_C[0]), torch.empty_like(states_n[0])
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
-    s = q.new_empty(rows, time if normalize else 0, dtype=dtype)
-    if C is not None and n is not None:
-        states_C[0].copy_(C.reshape(rows, key_dim, value_dim))
-        states_n[0].copy_(n.reshape(rows, key_dim))
+    s = q.new_empty(rows, time if options.normalize else 0, dtype=dtype)
+    if state is not None:
+        states_C[0].copy_(state.C.reshape(rows, key_dim, value_dim))
+        states_n[0].copy_(state.n.reshape(rows, key_dim))
     elif save_states:
         states_C[0].zero_()
         states_n[0].zero_()
@@ -198,7 +179,7 @@ def forward(
         start, end = c * chunk, min(time, (c + 1) * chunk)
         size = end - start
         q_c, k_c, v_c = (_chunk(x, c, chunk, dtype) for x in (q, k, v))
-        has_state = c > 0 or C is not None
+        has_state = c > 0 or state is not None
         C_c, n_c = states_C[c % slots], states_n[c % slots]
 
         scores = torch.bmm(q_c, (k_c * gates.column_fine[:, c, :size, None]).mT)
@@ -208,13 +189,13 @@ def forward(
         if has_state:
             q_read = q_c * gates.read[:, c, :size, None]
             y.baddbmm_(q_read, C_c)
-        if normalize:
+        if options.normalize:
             weight = scores.sum(-1)
             if has_state:
                 weight += torch.bmm(q_read, n_c[..., None])[..., 0]
             weight *= row_scale
             s[:, start:end] = weight
-            row_scale = row_scale / torch.maximum(weight.abs_(), gates.floor[:, c, :size]).add_(eps)
+            row_scale = row_scale / torch.maximum(weight.abs_(), gates.floor[:, c, :size]).add_(options.eps)
         y.mul_(row_scale[..., None])
         h[:, :, start:end] = y.view(batch, heads, size, value_dim)
 
@@ -242,10 +223,9 @@ def forward(
 
 
 def gate_gradients(
-    i: Tensor,
-    f: Tensor,
+    inputs: Inputs,
     resets: Tensor | None,
-    input_gate: str,
+    options: Options,
     passing: Tensor,
     grad_log_i: Tensor,
     reading: Tensor,
@@ -259,6 +239,7 @@ def gate_gradients(
     u, and the state `carrying` across the chunk, (batch * heads, chunks, 1). Each is summed within the chunk only,
     which keeps large terms from cancelling over the whole sequence.
     """
+    i, f = inputs.i, inputs.f
     batch, heads, time = i.shape
     later = (passing + reading).double()
     earlier = F.pad(writing[..., :-1].double().cumsum(-1), (1, 0))  # a token's own write may dwarf all before it
@@ -267,7 +248,7 @@ def gate_gradients(
     if resets is not None:
         grad_log_f = grad_log_f.masked_fill(resets[:, None, :], 0.0)
     grad_i = grad_log_i.view(batch, heads, -1)[..., :time]
-    if input_gate == "sigmoid":
+    if options.input_gate == "sigmoid":
         grad_i = grad_i * torch.sigmoid(-i.to(grad_i.dtype))
     return grad_i.to(i.dtype, copy=True), (grad_log_f * torch.sigmoid(-f.double())).to(f.dtype)
 
@@ -276,28 +257,19 @@ def backward(
     grad_h: Tensor,
     grad_C: Tensor | None,
     grad_n: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
+    inputs: Inputs,
     m: Tensor | None,
     resets: Tensor | None,
-    h: Tensor,
-    states_C: Tensor,
-    states_n: Tensor,
-    s: Tensor,
-    has_initial_state: bool,
-    input_gate: str,
-    normalize: bool,
-    eps: float,
-    chunk: int,
+    saved: Saved,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, i, f and of the initial C and n, walking the chunks from the last to the first."""
+    q, k, v, chunk = *inputs[:3], options.chunk
+    h, states_C, states_n, s = saved
     batch, heads, time, key_dim = q.shape
     value_dim, rows, dtype = v.shape[-1], batch * heads, state_dtype(v)
     chunks = -(-time // chunk)
-    gates = chunk_gates(i, f, m, resets, input_gate, input_gate == "exponential" and normalize, chunk, key_dim, dtype)
+    gates = chunk_gates(inputs, m, resets, options)
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     by_chunk = (rows, chunks, chunk)
     passing = q.new_zeros(by_chunk, dtype=dtype)  # pairs within the chunk: + at their row, - at their column
@@ -311,20 +283,20 @@ def backward(
         start, end = c * chunk, min(time, (c + 1) * chunk)
         size = end - start
         q_c, k_c, v_c, dh, h_c = (_chunk(x, c, chunk, dtype) for x in (q, k, v, grad_h, h))
-        has_state = c > 0 or has_initial_state
+        has_state = c > 0 or m is not None
         column_fine, write = gates.column_fine[:, c, :size, None], gates.write[:, c, :size, None]
         k_fine = k_c * column_fine
         weights = _weights(gates, c, size)
         scores = torch.bmm(q_c, k_fine.mT).mul_(weights)
 
         scale = gates.row_fine[:, c, :size]
-        if normalize:
+        if options.normalize:
             weight, floor = s[:, start:end], gates.floor[:, c, :size]
-            scale = scale / (torch.maximum(weight.abs(), floor) + eps)
+            scale = scale / (torch.maximum(weight.abs(), floor) + options.eps)
             ds = (dh * h_c).sum(-1).mul_(scale).mul_(-weight.sign()).masked_fill_(weight.abs() <= floor, 0.0)
         dy = dh * scale[..., None]
         d_scores = torch.bmm(dy, v_c.mT)
-        if normalize:
+        if options.normalize:
             d_scores += ds[..., None]
 
         pairs = d_scores * scores
@@ -357,7 +329,7 @@ def backward(
             read = gates.read[:, c, :size, None]
             q_read = q_c * read
             dq_read = torch.bmm(dy, states_C[c].mT)
-            if normalize:
+            if options.normalize:
                 dq_read.addcmul_(ds[..., None], states_n[c][:, None])
                 dn += torch.bmm(ds[:, None], q_read)[:, 0]
             reading[:, c, :size] = (dq_read * q_read).sum(-1)
@@ -368,7 +340,7 @@ def backward(
         grad_k[:, :, start:end] = dk.view(batch, heads, size, key_dim)
         grad_v[:, :, start:end] = dv.view(batch, heads, size, value_dim)
 
-    grad_i, grad_f = gate_gradients(i, f, resets, input_gate, passing, grad_log_i, reading, writing, carrying)
+    grad_i, grad_f = gate_gradients(inputs, resets, options, passing, grad_log_i, reading, writing, carrying)
     return (
         grad_q,
         grad_k,

@@ -1,16 +1,16 @@
 """What an mLSTM cell takes from its block (arXiv 2405.04517, figure 11): q, k, v, and gates that see them."""
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
 from kernels.block_diagonal import CPU_WIDTH, block_diagonal
-from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape
-from kernels.operator import operator
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, modules
+from kernels.operator import Operator
 
 __all__ = ["mlstm_inputs"]
 
@@ -53,8 +53,7 @@ def mlstm_inputs(
 
     # What is asked of the maps is for them to accept or refuse, but for kernels that are of this operator alone.
     if choose(name, implementation, operands[0], cpu_obstacle=obstacle) == "numba":
-        q, k, v, total = _mlstm_inputs(*operands)
-        return q, k, v, total
+        return _mlstm_inputs(*operands)
     q, k, v = (
         block_diagonal(x, weight, implementation=implementation)
         for x, weight in ((convolved, query), (convolved, key), (inner, value))
@@ -65,66 +64,38 @@ def mlstm_inputs(
     return q, k, v, total
 
 
-@operator("mlstm_inputs")
-def _mlstm_inputs(
-    convolved: Tensor, inner: Tensor, query: Tensor, key: Tensor, value: Tensor, gates: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from kernels.mlstm_inputs import numba_inputs
-
-    return numba_inputs.forward(convolved, inner, query, key, value, gates, bias)
-
-
-@_mlstm_inputs.register_fake
-def _(
-    convolved: Tensor, inner: Tensor, query: Tensor, key: Tensor, value: Tensor, gates: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _results(inner: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (inner.new_empty(inner.shape) for _ in range(3))
     return q, k, v, inner.new_empty(*inner.shape[:-1], bias.shape[0])
 
 
-@operator("mlstm_inputs_backward")
-def _mlstm_inputs_backward(
-    grads: list[Tensor], convolved: Tensor, inner: Tensor, weights: list[Tensor], gates: Tensor, outputs: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of what the forward takes; `outputs` are q, k and v, `weights` query, key and value."""
-    from kernels.mlstm_inputs import numba_inputs
-
-    return numba_inputs.backward(grads, convolved, inner, weights, gates, outputs)
+def _gradients(
+    convolved: Tensor, inner: Tensor, query: Tensor, key: Tensor, value: Tensor, gates: Tensor
+) -> tuple[Tensor, ...]:
+    like = (convolved, inner, query, key, value, gates)
+    return *(t.new_empty(t.shape) for t in like), gates.new_empty(gates.shape[0])
 
 
-@_mlstm_inputs_backward.register_fake
-def _(
-    grads: list[Tensor], convolved: Tensor, inner: Tensor, weights: list[Tensor], gates: Tensor, outputs: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = (convolved, inner, *weights, gates)
-    return *(t.new_empty(t.shape) for t in like), gates.new_empty(gates.shape[0])  # type: ignore[return-value]
+def _run_backward(module: Any, *operands: Tensor) -> tuple[Tensor, ...]:
+    grads, (convolved, inner, *weights), gates, outputs = operands[:4], operands[4:9], operands[9], operands[10:]
+    gradients: tuple[Tensor, ...] = module.backward(list(grads), convolved, inner, weights, gates, list(outputs))
+    return gradients
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    convolved, inner, query, key, value, gates, _ = inputs
-    ctx.save_for_backward(convolved, inner, query, key, value, gates, *output[:3])
+def _flops(convolved: tuple[int, ...], query: tuple[int, ...], gates: tuple[int, ...]) -> int:
+    """Three maps, and the gates' product with their results. Backward the same for the inputs, and for the weights."""
+    return 6 * math.prod(convolved) * (query[-1] + gates[0])
 
 
-def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    convolved, inner, query, key, value, gates, *outputs = ctx.saved_tensors
-    return tuple(_mlstm_inputs_backward(list(grads), convolved, inner, [query, key, value], gates, outputs))
-
-
-_mlstm_inputs.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula(torch.ops.scaling.mlstm_inputs)
-def mlstm_inputs_flops(x_shape: Any, _: Any, query_shape: Any, *shapes: Any, **kwargs: Any) -> int:
-    """Forward: three block-diagonal maps, and the gates' product with their results."""
-    batch, time, channels = x_shape
-    num_gates = shapes[2][0]
-    return 6 * batch * time * channels * (int(query_shape[-1]) + int(num_gates))
-
-
-@register_flop_formula(torch.ops.scaling.mlstm_inputs_backward)
-def mlstm_inputs_backward_flops(
-    _: Any, x_shape: Any, __: Any, weights: Any, gates: Any, *___: Any, **kwargs: Any
-) -> int:
-    """Backward: the same for the inputs, and for the weights."""
-    batch, time, channels = x_shape
-    return 12 * batch * time * channels * (int(weights[0][-1]) + int(gates[0]))
+_mlstm_inputs = Operator[tuple[Tensor, Tensor, Tensor, Tensor]](
+    "mlstm_inputs",
+    "(Tensor convolved, Tensor inner, Tensor query, Tensor key, Tensor value, Tensor gates, Tensor bias)"
+    " -> (Tensor q, Tensor k, Tensor v, Tensor total)",
+    backward="(grad_q, grad_k, grad_v, grad_total, convolved, inner, query, key, value, gates, q, k, v)"
+    " -> (convolved, inner, query, key, value, gates, bias)",
+    modules=modules(__name__, numba="numba_inputs"),
+    run_backward=_run_backward,
+    results=_results,
+    gradients=_gradients,
+    flops=_flops,
+)

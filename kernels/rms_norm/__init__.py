@@ -1,14 +1,10 @@
 """RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import Implementation, choose, expect_shape, state_dtype
-from kernels.operator import modules, operator
+from kernels.dispatch import Implementation, choose, expect_shape, modules, state_dtype
+from kernels.operator import Operator
 from kernels.rms_norm.reference import rms_norm_reference
 
 __all__ = ["rms_norm"]
@@ -29,54 +25,17 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, implementation: Im
 
 
 def _triton_obstacle(x: Tensor) -> str | None:
-    from kernels.rms_norm import triton_norm
-
-    return triton_norm.shape_obstacle(x.shape[-1])
+    return _modules("triton").shape_obstacle(x.shape[-1])
 
 
-_module = modules(__name__, torch="torch_fused", numba="numba_norm", triton="triton_norm")
-
-
-@operator("rms_norm")
-def _rms_norm(x: Tensor, weight: Tensor, eps: float, implementation: str) -> tuple[Tensor, Tensor]:
-    """y, and the factor of each row (…)."""
-    y, scale = _module(implementation).forward(x, weight, eps)
-    return y, scale
-
-
-@_rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float, implementation: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=state_dtype(x))
-
-
-@operator("rms_norm_backward")
-def _rms_norm_backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, implementation: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weight."""
-    grad_x, grad_weight = _module(implementation).backward(grad_y, x, weight, scale)
-    return grad_x, grad_weight
-
-
-@_rms_norm_backward.register_fake
-def _(grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, ctx.implementation = inputs
-    ctx.save_for_backward(x, weight, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_rms_norm_backward(grad_y, *ctx.saved_tensors, ctx.implementation), None, None
-
-
-_rms_norm.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula([torch.ops.scaling.rms_norm, torch.ops.scaling.rms_norm_backward])
-def rms_norm_flops(*args: Any, **kwargs: Any) -> int:
-    """Norms count as nothing, as everywhere."""
-    return 0
+_modules = modules(__name__, torch="torch_fused", numba="numba_norm", triton="triton_norm")
+_rms_norm = Operator[
+    tuple[Tensor, Tensor]
+](
+    "rms_norm",
+    "(Tensor x, Tensor weight, float eps, str implementation) -> (Tensor y, Tensor scale)",  # a scale for each row
+    backward="(grad_y, x, weight, scale, implementation) -> (x, weight)",
+    modules=_modules,
+    results=lambda x: (x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=state_dtype(x))),
+    flops=0,  # as all norms
+)

@@ -1,14 +1,11 @@
 """Rotary positions (Su et al. 2021, arXiv 2104.09864): queries and keys turned by angles of their positions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import Implementation, choose, expect_shape
-from kernels.operator import modules, operator
+from kernels.dispatch import Implementation, choose, expect_shape, modules
+from kernels.operator import Operator
 from kernels.rotary.reference import rotary_reference
 
 __all__ = ["rotary"]
@@ -43,43 +40,19 @@ def rotary(
     return _rotary(query, key, cos, sin, chosen)
 
 
-_module = modules(__name__, torch="torch_fused", numba="numba_turn", triton="triton_turn")
-
-
-@operator("rotary")
-def _rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
-    turned_query, turned_key = _module(implementation).turn(query, key, cos, sin, False)
-    return turned_query, turned_key
-
-
-@operator("rotary_backward")
-def _rotary_backward(
-    grad_query: Tensor, grad_key: Tensor, cos: Tensor, sin: Tensor, implementation: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of query and key: turned back."""
-    turned_query, turned_key = _module(implementation).turn(grad_query, grad_key, cos, sin, True)
-    return turned_query, turned_key
-
-
-@_rotary.register_fake
-@_rotary_backward.register_fake
-def _(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+def _two_like(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape)
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, cos, sin, ctx.implementation = inputs
-    ctx.save_for_backward(cos, sin)
-
-
-def _differentiate(ctx: Any, grad_query: Tensor, grad_key: Tensor) -> tuple[Tensor | None, ...]:
-    return *_rotary_backward(grad_query, grad_key, *ctx.saved_tensors, ctx.implementation), None, None, None
-
-
-_rotary.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula([torch.ops.scaling.rotary, torch.ops.scaling.rotary_backward])
-def rotary_flops(*args: Any, **kwargs: Any) -> int:
-    """Positions count as nothing, as norms."""
-    return 0
+_rotary = Operator[tuple[Tensor, Tensor]](
+    "rotary",
+    "(Tensor query, Tensor key, Tensor cos, Tensor sin, str implementation)"
+    " -> (Tensor turned_query, Tensor turned_key)",
+    backward="(grad_turned_query, grad_turned_key, cos, sin, implementation) -> (query, key)",
+    modules=modules(__name__, torch="torch_fused", numba="numba_turn", triton="triton_turn"),
+    run_forward=lambda module, *operands: module.turn(*operands, back=False),
+    run_backward=lambda module, *operands: module.turn(*operands, back=True),
+    results=_two_like,
+    gradients=lambda grad_turned_query, grad_turned_key: _two_like(grad_turned_query, grad_turned_key),
+    flops=0,  # as norms
+)

@@ -24,9 +24,9 @@ GRAD_Y, GRAD_STATE, GRAD_U, GRAD_DELTA, GRAD_A, GRAD_B, GRAD_C, STATES, KEEPS = 
 `STATES` after each step of a segment, and `KEEPS`, the factors (thread, segment steps, state_dim, channels at once)."""
 
 
-def num_segments(time: int) -> int:
-    """How many segments a sequence has."""
-    return -(-time // SEGMENT_STEPS)
+def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Of the states before each segment: (segments, batch, state_dim, channels)."""
+    return -(-u.shape[1] // SEGMENT_STEPS), u.shape[0], A.shape[1], A.shape[0]
 
 
 @kernel
@@ -140,7 +140,7 @@ def forward(
     """Output (batch, time, channels), final state, and the states before each segment."""
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     h = state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    starts = state.new_empty(num_segments(u.shape[1]), *h.shape)
+    starts = state.new_empty(shape_of_starts(u, A))
     run(_forward, u.shape[0] * _blocks(u), *_shared(u, delta, A, B, C, resets, starts), h, y)
     return y, h.transpose(1, 2).contiguous(), starts
 

@@ -19,18 +19,25 @@ def steps_per_chunk(u: Tensor, A: Tensor) -> int:
     return min(max(CHUNK_ELEMENTS // per_step, 4), 64, u.shape[1])
 
 
+def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Of the states before each chunk: (chunks, batch, state_dim, channels)."""
+    return -(-u.shape[1] // steps_per_chunk(u, A)), u.shape[0], A.shape[1], A.shape[0]
+
+
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, resets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state, and the states before each chunk, for the backward.
 
-    Arguments as in `kernels.selective_scan.selective_scan`, in the dtype of `state`.
+    Arguments as in `kernels.selective_scan.selective_scan`; computed in the dtype of `state`.
     """
+    dtype = u.dtype
+    u, delta, A, B, C = (x.to(state.dtype) for x in (u, delta, A, B, C))
     length = steps_per_chunk(u, A)
     weights = A.t().contiguous()  # (state_dim, channels)
     h = state.transpose(1, 2).contiguous()  # (batch, state_dim, channels)
     output = torch.empty_like(u, memory_format=torch.contiguous_format)
-    starts = u.new_empty(-(-u.shape[1] // length), *h.shape)
+    starts = u.new_empty(shape_of_starts(u, A))
     all_keep, all_states = u.new_empty(2, length, *h.shape)
     for index, begin in enumerate(range(0, u.shape[1], length)):
         chunk = slice(begin, begin + length)
@@ -41,7 +48,7 @@ def forward(
         for step, factor in zip(states.unbind(), keep.unbind(), strict=True):
             h = step.addcmul_(factor, h)
         output[:, chunk] = (C_t.unsqueeze(2) @ states).squeeze(2).transpose(0, 1)
-    return output, h.transpose(1, 2).contiguous(), starts
+    return output.to(dtype), h.transpose(1, 2).contiguous(), starts
 
 
 def backward(
@@ -61,6 +68,8 @@ def backward(
     d(delta u)_t = <G_t, B_t>, dB_t = <G_t, delta_t u_t>, and the gradient of log keep_t = delta_t A is
     G_t keep_t h_{t-1}.
     """
+    dtypes = [x.dtype for x in (u, delta, A, B, C)]
+    grad_output, u, delta, A, B, C = (x.to(starts.dtype) for x in (grad_output, u, delta, A, B, C))
     length = steps_per_chunk(u, A)
     weights = A.t().contiguous()
     grad_u, grad_delta, grad_B, grad_C = (
@@ -95,7 +104,9 @@ def backward(
         decayed = torch.mul(grad_log, weights, out=grads).sum(2)  # (step, batch, channels)
         grad_delta[:, chunk] = decayed.addcmul_(grad_written, u_t).transpose(0, 1)
         grad_weights += grad_log.mul_(delta_t.unsqueeze(2)).sum((0, 1))
-    return grad_u, grad_delta, grad_weights.t().contiguous(), grad_B, grad_C, g.transpose(1, 2).contiguous()
+    of_inputs = (grad_u, grad_delta, grad_weights.t().contiguous(), grad_B, grad_C)
+    rounded = (grad.to(dtype) for grad, dtype in zip(of_inputs, dtypes, strict=True))
+    return *rounded, g.transpose(1, 2).contiguous()  # type: ignore[return-value]
 
 
 def keep_factors(delta: Tensor, weights: Tensor, resets: Tensor | None, chunk: slice, buffer: Tensor) -> Tensor:

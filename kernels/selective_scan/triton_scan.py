@@ -168,18 +168,22 @@ def blocks(A: Tensor) -> tuple[int, int]:
     return min(max(BLOCK_ELEMENTS // padded, 1), triton.next_power_of_2(A.shape[0])), padded
 
 
+def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Of the states before each chunk: (batch, chunks, channels, state_dim)."""
+    return u.shape[0], triton.cdiv(u.shape[1], BLOCK_TIME), *A.shape
+
+
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, resets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state, and the states before each chunk (batch, chunks, channels, state_dim), all contiguous."""
     batch, time, channels = u.shape
     u, delta, A, B, C, state = (tensor.contiguous() for tensor in (u, delta, A, B, C, state))
-    chunks = triton.cdiv(time, BLOCK_TIME)
     output, final = torch.empty_like(u), torch.empty_like(state)
-    starts = state.new_empty(batch, chunks, *A.shape)
+    starts = state.new_empty(shape_of_starts(u, A))
     block_d, block_n = blocks(A)
     _forward_kernel[(batch, triton.cdiv(channels, block_d))](
-        u, delta, A, B, C, state, _bytes(resets), output, final, starts, time, channels, A.shape[1], chunks,
+        u, delta, A, B, C, state, _bytes(resets), output, final, starts, time, channels, A.shape[1], starts.shape[1],
         HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_D=block_d, BLOCK_N=block_n,
     )  # fmt: skip
     return output, final, starts

@@ -1,13 +1,15 @@
 """The sLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2): scalar memories that mix within a head, step by step."""
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from kernels import cpu
-from kernels.dispatch import Implementation, choose, expect_resets, expect_shape
-from kernels.slstm.ops import slstm_op
-from kernels.slstm.reference import SLSTMState, recurrence_step, slstm_reference, zero_state
+from kernels.dispatch import Implementation, choose, expect_resets, expect_shape, modules, state_dtype
+from kernels.operator import Operator
+from kernels.slstm.reference import Saved, SLSTMState, recurrence_step, slstm_reference, zero_state
 
 __all__ = ["SLSTMState", "slstm", "slstm_step"]
 
@@ -44,20 +46,66 @@ def slstm(
     )
     if chosen == "reference":
         return slstm_reference(gates, recurrent, state, resets, gradient_clip)
-    hs, c, n, m, *_ = slstm_op(
-        gates, recurrent, state.h, state.c, state.n, state.m.detach(), resets, gradient_clip, chosen
-    )
+    hs, c, n, m, *_ = _slstm(gates, recurrent, *state[:3], state.m.detach(), resets, gradient_clip, chosen)
     last = hs[-1].transpose(0, 1)
     return hs.permute(2, 0, 1, 3).to(gates.dtype), SLSTMState(last, c, n, m)
-
-
-def _triton_obstacle(gates: Tensor) -> str | None:
-    from kernels.slstm import triton_scan
-
-    return triton_scan.shape_obstacle(gates.shape[-1])
 
 
 def slstm_step(gates: Tensor, recurrent: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:
     """One token: gates (batch, 4, heads, head_dim). Returns h (batch, heads, head_dim) and the state."""
     after = recurrence_step(gates, recurrent, state, None, None)
     return after.h.to(gates.dtype), after
+
+
+def _triton_obstacle(gates: Tensor) -> str | None:
+    return _modules("triton").shape_obstacle(gates.shape[-1])
+
+
+def _forward(
+    module: Any, gates: Tensor, recurrent: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *state, resets, _ = arguments
+    saved: Saved = module.forward(gates, recurrent, SLSTMState(*state), resets)
+    c, l = (every[-1].transpose(0, 1).clone(memory_format=torch.contiguous_format) for every in (saved.cs, saved.ls))
+    return saved.hs, c, torch.ones_like(c), l, *saved[1:]
+
+
+def _backward(module: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    (grad_h, *grads, recurrent), state, (resets, *saved, clip) = arguments[:4], arguments[4:8], arguments[8:]
+    if grad_h is None:
+        grad_h = torch.zeros_like(saved[0])
+    return module.backward(grad_h, *grads, recurrent, SLSTMState(*state), resets, Saved(*saved), clip)
+
+
+def _results(gates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, time, _, heads, head_dim = gates.shape
+    hs, cs, ls = (gates.new_empty(time, heads, batch, head_dim, dtype=state_dtype(gates)) for _ in range(3))
+    c, n, m = (hs.new_empty(batch, heads, head_dim) for _ in range(3))
+    return hs, c, n, m, cs, ls, hs.new_empty(time, heads, batch, 5, head_dim)
+
+
+def _gradients(hs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    time, heads, batch, head_dim = hs.shape
+    h, c, n = (hs.new_empty(batch, heads, head_dim) for _ in range(3))
+    return hs.new_empty(batch, time, 4, heads, head_dim), hs.new_empty(4, heads, head_dim, head_dim), h, c, n
+
+
+# `hs` is (time, heads, batch, head_dim), the last c, n and m are (batch, heads, head_dim), the rest is as in `Saved`,
+# the same for all implementations. The FLOPs are those of the recurrent products, four head_dim x head_dim matrices per
+# head and token; in the backward, those for the gradients of the state and for those of the matrices.
+_modules = modules(__name__, torch="torch_scan", numba="numba_scan", triton="triton_scan")
+_slstm = Operator[tuple[Tensor, ...]](
+    "slstm",
+    "(Tensor gates, Tensor recurrent, Tensor h, Tensor c, Tensor n, Tensor m, Tensor? resets, float? gradient_clip,"
+    " str implementation)"
+    " -> (Tensor hs, Tensor last_c, Tensor last_n, Tensor last_m, Tensor cs, Tensor ls, Tensor active)",
+    backward="(grad_hs?, grad_last_c?, grad_last_n?, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip,"
+    " implementation) -> (gates, recurrent, h, c, n)",
+    modules=_modules,
+    run_forward=_forward,
+    run_backward=_backward,
+    results=_results,
+    gradients=_gradients,
+    flops=lambda gates: 2 * math.prod(gates) * gates[-1],
+    backward_flops=lambda hs: 16 * math.prod(hs) * hs[-1],
+)

@@ -29,6 +29,7 @@ from kernels.cpu_functions import (
     split,
     tanh,
 )
+from kernels.slstm.reference import Saved, SLSTMState
 from kernels.slstm.torch_scan import _by_head, at_unit_scale, collected
 
 SEQUENCES_AT_ONCE = 4
@@ -166,26 +167,21 @@ def _group(batch: int, heads: int) -> int:
     return max(1, min(SEQUENCES_AT_ONCE, batch * heads // torch.get_num_threads()))
 
 
-def forward(
-    gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, c and l of every step, (time, heads, batch, head_dim), and the activations (…, 5, head_dim).
-
-    The activations are tanh z, f, w, sigmoid o and keep. The state is (batch, heads, head_dim).
-    """
+def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor | None) -> Saved:
+    """As `torch_scan.forward`."""
     batch, time, _, heads, head_dim = gates.shape
     active = gates.new_empty(time, heads, batch, 5, head_dim)
     hs, cs, ls = (gates.new_empty(time, heads, batch, head_dim) for _ in range(3))
-    *_, l = at_unit_scale(h, c, n, m, torch.float64)
-    h, c, _ = at_unit_scale(h, c, n, m, torch.float32)
-    state = [part.clone(memory_format=torch.contiguous_format) for part in (h, c, l)]
+    *_, l = at_unit_scale(state, torch.float64)
+    h, c, _ = at_unit_scale(state, torch.float32)
+    running = [part.clone(memory_format=torch.contiguous_format) for part in (h, c, l)]
     group = _group(batch, heads)
     run(
         _forward, heads * -(-batch // group), batch, time, head_dim, group,
         _by_head(recurrent, torch.float32), None if resets is None else rows(resets), active.flatten(3), cs,
-        rows(gates), *state, hs, ls,
+        rows(gates), *running, hs, ls,
     )  # fmt: skip
-    return hs, cs, ls, active
+    return Saved(hs, cs, ls, active)
 
 
 def backward(
@@ -193,22 +189,17 @@ def backward(
     grad_c: Tensor | None,
     grad_n: Tensor | None,
     recurrent: Tensor,
-    h: Tensor,
-    c: Tensor,
-    n: Tensor,
-    m: Tensor,
+    state: SLSTMState,
     resets: Tensor | None,
-    hs: Tensor,
-    cs: Tensor,
-    ls: Tensor,
-    active: Tensor,
+    saved: Saved,
     gradient_clip: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_scan.backward`."""
+    hs, cs, _, active = saved
     time, heads, batch, head_dim = hs.shape
     dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
-    state = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
-    for part, grad in zip(state, (grad_c, grad_n), strict=True):
+    grads = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
+    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
         if grad is not None:
             part.copy_(grad.transpose(0, 1))
     recurrent_grad = hs.new_zeros(heads, batch, head_dim)
@@ -216,8 +207,8 @@ def backward(
     run(
         _backward, heads * -(-batch // group), batch, time, head_dim, group,
         _by_head(recurrent, hs.dtype).mT.contiguous(), None if resets is None else rows(resets), active.flatten(3), cs,
-        at_unit_scale(h, c, n, m, hs.dtype)[1].contiguous(), rows(grad_h), *state, recurrent_grad,
+        at_unit_scale(state, hs.dtype)[1].contiguous(), rows(grad_h), *grads, recurrent_grad,
         dpre.flatten(3), 0.0 if gradient_clip is None else gradient_clip,
     )  # fmt: skip
     at = None if resets is None else resets.t()  # (time, batch)
-    return collected(dpre, state, recurrent_grad, h, n, m, at, hs, ls, active)
+    return collected(dpre, grads, recurrent_grad, state, at, saved)

@@ -26,6 +26,15 @@ class SLSTMState(NamedTuple):
     m: Tensor  # a scale, without gradient
 
 
+class Saved(NamedTuple):
+    """What the forward leaves for the backward, (time, heads, batch, head_dim) where not said otherwise."""
+
+    hs: Tensor
+    cs: Tensor
+    ls: Tensor  # logarithms of the true normaliser
+    active: Tensor  # tanh z, f, w, sigmoid o and keep, (time, heads, batch, 5, head_dim)
+
+
 def zero_state(gates: Tensor) -> SLSTMState:
     """The state before the first token."""
     batch, _, _, heads, head_dim = gates.shape

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import state_dtype
+from kernels.slstm.reference import Saved, SLSTMState
 
 ORDER = (2, 1, 0, 3)
 """Positions of z, f, i, o among i, f, z, o; its own inverse."""
@@ -36,9 +37,9 @@ def _by_head(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack([recurrent[gate] for gate in ORDER], dim=2).flatten(2).to(dtype)
 
 
-def at_unit_scale(h: Tensor, c: Tensor, n: Tensor, m: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def at_unit_scale(state: SLSTMState, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """h, c and l of a state (batch, heads, head_dim), as (heads, batch, head_dim)."""
-    h, c, n, m = (s.to(dtype).transpose(0, 1) for s in (h, c, n, m))
+    h, c, n, m = (part.to(dtype).transpose(0, 1) for part in state)
     return h, torch.where(n == 0, 0.0, c / n), m + torch.log(n)
 
 
@@ -47,13 +48,8 @@ def _resetting(resets: Tensor | None, time: int) -> list[bool]:
     return [False] * time if resets is None else resets.any(0).tolist()
 
 
-def forward(
-    gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, c and l of every step, (time, heads, batch, head_dim), and the activations (…, 5, head_dim).
-
-    The activations are tanh z, f, w, sigmoid o and keep. The state is (batch, heads, head_dim).
-    """
+def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor | None) -> Saved:
+    """The whole sequence from a state (batch, heads, head_dim) at any scale."""
     batch, time, _, heads, head_dim = gates.shape
     dtype = state_dtype(gates)
     active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=dtype)
@@ -61,8 +57,8 @@ def forward(
         active[:, :, :, place].copy_(gates[:, :, gate].permute(1, 2, 0, 3))
     matrices = _by_head(recurrent, dtype)
     hs, cs, ls = (gates.new_empty(time, heads, batch, head_dim, dtype=dtype) for _ in range(3))
-    *_, l = at_unit_scale(h, c, n, m, torch.float64)
-    h, c, _ = at_unit_scale(h, c, n, m, dtype)
+    *_, l = at_unit_scale(state, torch.float64)
+    h, c, _ = at_unit_scale(state, dtype)
     resetting = _resetting(resets, time)
     span = (min(STEPS_AT_ONCE, time), heads, batch, head_dim)
     past, present = (gates.new_empty(span, dtype=torch.float64) for _ in range(2))  # a and l of one block of steps
@@ -88,7 +84,7 @@ def forward(
         taken = block.stop - block.start
         ls[block].copy_(present[:taken])
         active[block, :, :, 4].copy_(past[:taken].sub_(present[:taken]).exp_())
-    return hs, cs, ls, active
+    return Saved(hs, cs, ls, active)
 
 
 def shifted(first: Tensor, rest: Tensor, at: Tensor | None) -> Tensor:
@@ -102,15 +98,9 @@ def backward(
     grad_c: Tensor | None,
     grad_n: Tensor | None,
     recurrent: Tensor,
-    h: Tensor,
-    c: Tensor,
-    n: Tensor,
-    m: Tensor,
+    state: SLSTMState,
     resets: Tensor | None,
-    hs: Tensor,
-    cs: Tensor,
-    ls: Tensor,
-    active: Tensor,
+    saved: Saved,
     gradient_clip: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the gates (batch, time, 4, heads, head_dim), of the recurrent matrices, and of the initial h, c, n.
@@ -118,19 +108,20 @@ def backward(
     `grad_h` (time, heads, batch, head_dim) holds all gradients of the outputs; `grad_c`, `grad_n` are those of the
     final state at its scale n = 1, (batch, heads, head_dim).
     """
+    hs, cs, _, active = saved
     time, heads, batch, head_dim = hs.shape
     dtype = hs.dtype
     transposed = _by_head(recurrent, dtype).mT.contiguous()
     resetting = _resetting(resets, time)
     at = None if resets is None else resets.t()  # (time, batch)
-    c_before = shifted(at_unit_scale(h, c, n, m, dtype)[1], cs, at)
+    c_before = shifted(at_unit_scale(state, dtype)[1], cs, at)
     dh = grad_h.clone(memory_format=torch.contiguous_format)
     dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
-    state = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
-    for part, grad in zip(state, (grad_c, grad_n), strict=True):
+    grads = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
+    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
         if grad is not None:
             part.copy_(grad.transpose(0, 1))
-    dc, dn = state[0, :, :, None], state[1, :, :, None]
+    dc, dn = grads[0, :, :, None], grads[1, :, :, None]
     keep_next: Tensor | None = None
     recurrent_grad = torch.zeros_like(dh[0])
     for block in reversed(range(0, time, STEPS_AT_ONCE)):
@@ -159,10 +150,10 @@ def backward(
             if t + 1 < time:
                 dh_t.add_(recurrent_grad)
             if keep_next is not None:
-                state.mul_(keep_next)
+                grads.mul_(keep_next)
                 if resetting[t + 1] and at is not None:
-                    state.masked_fill_(at[t + 1, :, None], 0.0)
-            state.addcmul_(to_state, dh_t)
+                    grads.masked_fill_(at[t + 1, :, None], 0.0)
+            grads.addcmul_(to_state, dh_t)
             torch.mul(from_dc, dc, out=into_zfi)
             into_fi.addcmul_(from_dn, dn)
             torch.mul(to_o, dh_t, out=into_o)
@@ -173,34 +164,31 @@ def backward(
                 recurrent_grad.masked_fill_(at[t, :, None], 0.0)
             keep_next = keep_t
 
-    return collected(dpre, state, recurrent_grad, h, n, m, at, hs, ls, active)
+    return collected(dpre, grads, recurrent_grad, state, at, saved)
 
 
 def collected(
     dpre: Tensor,
-    state: Tensor,
+    grads: Tensor,
     recurrent_grad: Tensor,
-    h: Tensor,
-    n: Tensor,
-    m: Tensor,
+    state: SLSTMState,
     at: Tensor | None,
-    hs: Tensor,
-    ls: Tensor,
-    active: Tensor,
+    saved: Saved,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients `backward` returns, from those of the pre-activations and of the state before the first step.
 
-    `dpre` (time, heads, batch, 4, head_dim); `state` (2, heads, batch, head_dim), dc and dn after the first step;
+    `dpre` (time, heads, batch, 4, head_dim); `grads` (2, heads, batch, head_dim), dc and dn after the first step;
     `recurrent_grad` (heads, batch, head_dim), that of the initial h; `at` (time, batch), the resets.
     """
+    hs, _, ls, active = saved
     time, heads, batch, head_dim = hs.shape
-    h, n, m = (part.to(hs.dtype).transpose(0, 1) for part in (h, n, m))
+    h, _, n, m = (part.to(hs.dtype).transpose(0, 1) for part in state)
     # The initial state stands at a scale of its own: n may be 0 there, the first step's weight of it is finite.
     first = torch.exp(F.logsigmoid(active[0, :, :, 1]) + m - ls[0])
     first = torch.where(n == 0, first, active[0, :, :, 4] / n)
     if at is not None:
         first = first.masked_fill(at[0, :, None], 0.0)
-    initial = torch.cat([recurrent_grad[None], state * first]).transpose(1, 2)
+    initial = torch.cat([recurrent_grad[None], grads * first]).transpose(1, 2)
     h_before = shifted(h, hs, at)
     grad_matrices = torch.bmm(
         h_before.transpose(0, 1).reshape(heads, time * batch, head_dim).mT,

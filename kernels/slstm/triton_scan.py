@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.slstm.reference import Saved, SLSTMState
 from kernels.slstm.torch_scan import at_unit_scale, collected, shifted
 from kernels.tuning import tuned
 
@@ -201,21 +202,19 @@ def backward_kernel(
         tl.debug_barrier()
 
 
-def forward(
-    gates: Tensor, recurrent: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor | None) -> Saved:
     """As `torch_scan.forward`."""
     batch, time, _, heads, head_dim = gates.shape
     hs, cs = (gates.new_empty(time + 1, heads, batch, head_dim, dtype=torch.float32) for _ in range(2))
     ls = gates.new_empty(time, heads, batch, head_dim, dtype=torch.float32)
-    hs[0], cs[0], _ = at_unit_scale(h, c, n, m, torch.float32)
-    level = at_unit_scale(h, c, n, m, torch.float64)[2].contiguous()
+    hs[0], cs[0], _ = at_unit_scale(state, torch.float32)
+    level = at_unit_scale(state, torch.float64)[2].contiguous()
     active = gates.new_empty(time, heads, batch, 5, head_dim, dtype=torch.float32)
     forward_kernel[(heads, -(-batch // SEQUENCES))](
         gates.contiguous(), recurrent.to(gates.dtype).contiguous(), gates if resets is None else resets.contiguous(),
         hs, cs, ls, level, active, time, batch, **tiling_of(head_dim), RESETS=resets is not None,
     )  # fmt: skip
-    return hs[1:], cs[1:], ls, active
+    return Saved(hs[1:], cs[1:], ls, active)
 
 
 def backward(
@@ -223,31 +222,26 @@ def backward(
     grad_c: Tensor | None,
     grad_n: Tensor | None,
     recurrent: Tensor,
-    h: Tensor,
-    c: Tensor,
-    n: Tensor,
-    m: Tensor,
+    state: SLSTMState,
     resets: Tensor | None,
-    hs: Tensor,
-    cs: Tensor,
-    ls: Tensor,
-    active: Tensor,
+    saved: Saved,
     gradient_clip: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_scan.backward`."""
+    hs, cs, _, active = saved
     time, heads, batch, head_dim = hs.shape
     at = None if resets is None else resets.t()
-    before_cs = shifted(at_unit_scale(h, c, n, m, torch.float32)[1], cs, at)
+    before_cs = shifted(at_unit_scale(state, torch.float32)[1], cs, at)
     dpre = hs.new_empty(time, heads, batch, 4, head_dim)
-    state = hs.new_zeros(2, heads, batch, head_dim)
-    for part, grad in zip(state, (grad_c, grad_n), strict=True):
+    grads = hs.new_zeros(2, heads, batch, head_dim)
+    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
         if grad is not None:
             part.copy_(grad.transpose(0, 1))
     first_h = hs.new_empty(heads, batch, head_dim)
     backward_kernel[(heads, -(-batch // SEQUENCES))](
         grad_h.contiguous(), recurrent.contiguous(), hs if resets is None else resets.contiguous(),
-        cs.contiguous(), before_cs, active, dpre, state[0], state[1], first_h,
+        cs.contiguous(), before_cs, active, dpre, grads[0], grads[1], first_h,
         float(gradient_clip or 0.0), time, batch,
         **tiling_of(head_dim), RESETS=resets is not None, CLIP=gradient_clip is not None,
     )  # fmt: skip
-    return collected(dpre, state, first_h, h, n, m, at, hs, ls, active)
+    return collected(dpre, grads, first_h, state, at, saved)

@@ -1,15 +1,13 @@
 """RWKV-4's WKV (Peng et al. 2023, arXiv 2305.13048): attention as a decayed average, channel by channel."""
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kernels import cpu
-from kernels.dispatch import choose, expect_resets, expect_shape, state_dtype
-from kernels.operator import operator
-from kernels.wkv import torch_chunked
+from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expect_shape, modules, state_dtype
+from kernels.operator import Operator
 from kernels.wkv.reference import WKVState, wkv_reference, zero_state
 
 __all__ = ["WKVState", "wkv", "zero_state"]
@@ -23,7 +21,7 @@ def wkv(
     *,
     initial_state: WKVState | None = None,
     resets: Tensor | None = None,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, WKVState]:
     """The average of all values so far, each weighted by exp(key), the present one by exp(key + bonus).
 
@@ -57,113 +55,32 @@ def wkv(
     return y, WKVState(final_state[0], final_state[1], final_state[2].detach())
 
 
-@operator("wkv")
-def _wkv(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None, implementation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, final state (3, batch, channels), and the states between chunks that the backward starts from."""
-    if implementation == "triton":
-        from kernels.wkv import triton_scan
-
-        return triton_scan.forward(k, v, decay, bonus, state, resets)
-    if implementation == "numba":
-        from kernels.wkv import numba_scan
-
-        return numba_scan.forward(k, v, decay, bonus, state, resets)
-    dtype = state.dtype
-    y, final_state, starts = torch_chunked.forward(
-        k.to(dtype), v.to(dtype), decay.to(dtype), bonus.to(dtype), state, resets
-    )
-    return y.to(v.dtype), final_state, starts
+def _results(k: Tensor, v: Tensor, state: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor, Tensor]:
+    starts = state.new_empty(_modules(implementation).num_segments(k), *state.shape)
+    return v.new_empty(v.shape), state.new_empty(state.shape), starts
 
 
-@_wkv.register_fake
-def _(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None, implementation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    if implementation == "triton":
-        from kernels.wkv import triton_scan
-
-        count = -(-k.shape[1] // triton_scan.BLOCK_TIME)
-    elif implementation == "numba":
-        from kernels.wkv import numba_scan
-
-        count = numba_scan.num_segments(k.shape[1])
-    else:
-        count = torch_chunked.num_segments(k)
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    return y, torch.empty_like(state), state.new_empty(count, *state.shape)
-
-
-@operator("wkv_backward")
-def _wkv_backward(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    bonus: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of k, v, decay, bonus and the initial state."""
-    if implementation == "triton":
-        from kernels.wkv import triton_scan
-
-        return triton_scan.backward(grad_y, grad_state, k, v, decay, bonus, resets, starts)
-    if implementation == "numba":
-        from kernels.wkv import numba_scan
-
-        return numba_scan.backward(grad_y, grad_state, k, v, decay, bonus, resets, starts)
-    dtype = starts.dtype
-    operands = (grad_y.to(dtype), grad_state, k.to(dtype), v.to(dtype), decay.to(dtype), bonus.to(dtype))
-    dk, dv, ddecay, dbonus, grad_initial = torch_chunked.backward(*operands, resets, starts)
-    return dk.to(k.dtype), dv.to(v.dtype), ddecay.to(decay.dtype), dbonus.to(bonus.dtype), grad_initial
-
-
-@_wkv_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    bonus: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    k, v, decay, bonus = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v, decay, bonus))
-    return k, v, decay, bonus, torch.empty_like(grad_state)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    k, v, decay, bonus, _, resets, ctx.implementation = inputs
-    ctx.save_for_backward(k, v, decay, bonus, resets, output[2])
-    ctx.mark_non_differentiable(output[2])
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, grad_state: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    *tensors, resets, starts = ctx.saved_tensors
-    return *_wkv_backward(grad_y, grad_state, *tensors, resets, starts, ctx.implementation), None, None
-
-
-_wkv.register_autograd(_differentiate, keep=_keep_for_backward)
-
-
-@register_flop_formula(torch.ops.scaling.wkv)
-def wkv_flops(k_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """Forward, per channel and step (Peng et al. 2023, appendix D): 12 for the output, 11 for the sums.
+def _flops(k: tuple[int, ...]) -> int:
+    """Per channel and step (Peng et al. 2023, appendix D): 12 for the output, 11 for the sums. Backward twice as many.
 
     Output: k + u, the maximum, two differences, two exponentials, numerator 3, denominator 2, quotient. Sums: decayed
     scale, maximum, two differences, two exponentials, numerator 3, denominator 2.
     """
-    batch, time, channels = k_shape
-    return 23 * int(batch * time * channels)
+    return 23 * math.prod(k)
 
 
-@register_flop_formula(torch.ops.scaling.wkv_backward)
-def wkv_backward_flops(grad_y: Any, grad_state: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """Backward: twice the forward."""
-    return 2 * wkv_flops(k_shape)
+# `state` and `final_state` (3, batch, channels); `starts` are the states between chunks that the backward starts from.
+_modules = modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_scan")
+_wkv = Operator[tuple[Tensor, Tensor, Tensor]](
+    "wkv",
+    "(Tensor k, Tensor v, Tensor decay, Tensor bonus, Tensor state, Tensor? resets, str implementation)"
+    " -> (Tensor y, Tensor final_state, Tensor starts)",
+    backward="(grad_y, grad_final_state, k, v, decay, bonus, resets, starts, implementation)"
+    " -> (k, v, decay, bonus, state)",
+    modules=_modules,
+    results=_results,
+    gradients=lambda k, v, decay, bonus, grad_final_state: tuple(
+        like.new_empty(like.shape) for like in (k, v, decay, bonus, grad_final_state)
+    ),
+    flops=_flops,
+)

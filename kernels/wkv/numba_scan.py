@@ -28,9 +28,9 @@ the state before each step of a segment."""
 EMPTY, INFINITE, NAN = f32(NOTHING), f32(np.inf), f32(np.nan)
 
 
-def num_segments(time: int) -> int:
+def num_segments(k: Tensor) -> int:
     """How many segments a sequence has."""
-    return -(-time // SEGMENT_STEPS)
+    return -(-k.shape[1] // SEGMENT_STEPS)
 
 
 @inlined
@@ -143,7 +143,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state (3, batch, channels), and the states before each segment."""
     y, final = torch.empty_like(v, memory_format=torch.contiguous_format), state.clone()
-    starts = state.new_empty(num_segments(k.shape[1]), *state.shape)
+    starts = state.new_empty(num_segments(k), *state.shape)
     seen = None if resets is None else rows(resets)
     run(_forward, _pieces(k), *k.shape[1:], rows(k), rows(v), rows(decay), rows(bonus), seen, starts, final, y)
     return y, final, starts

@@ -117,8 +117,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state (3, batch, channels), and the states before each segment.
 
-    Arguments as in `kernels.wkv.wkv`, in the dtype of `state`, which stacks a, b and m.
+    Arguments as in `kernels.wkv.wkv`; `state`, in whose dtype all is computed, stacks a, b and m.
     """
+    dtype = v.dtype
+    k, v, decay, bonus = (x.to(state.dtype) for x in (k, v, decay, bonus))
     output = torch.empty_like(k, memory_format=torch.contiguous_format)
     starts = k.new_empty(num_segments(k), *state.shape)
     for index, (steps, length) in enumerate(segments(k)):
@@ -128,7 +130,7 @@ def forward(
         segment = run_segment(*cut, decay, bonus, state[:2], state[2], forget)
         in_order(output, steps, length).copy_(segment.y)
         state = torch.cat((segment.after[-1, :, -1], segment.scale[-1:, -1]))
-    return output, state.clone(), starts
+    return output.to(dtype), state.clone(), starts
 
 
 def backward(
@@ -146,6 +148,8 @@ def backward(
     With y = num / den and p = dy / den, the gradients of num and den are p and -p y. G_t, the gradient of the sums
     after step t at their scale, follows G_{t-1} = past_t (p_t, -p_t y_t) + keep_t G_t.
     """
+    dtypes = [x.dtype for x in (k, v, decay, bonus)]
+    grad_output, k, v, decay, bonus = (x.to(starts.dtype) for x in (grad_output, k, v, decay, bonus))
     grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     grad_decay, grad_bonus = torch.zeros_like(decay), torch.zeros_like(bonus)
     g = grad_state[:2]
@@ -166,7 +170,9 @@ def backward(
         grad_bonus += surplus.sum((0, 1, 2))
         remembered = torch.addcmul(grad_a * s.before[:, 0], grad_b, s.before[:, 1])
         grad_decay += remembered.mul_(s.keep).sum((0, 1, 2))
-    return grad_k, grad_v, grad_decay, grad_bonus, torch.cat((g, torch.zeros_like(g[:1])))
+    of_inputs = (grad_k, grad_v, grad_decay, grad_bonus)
+    rounded = (grad.to(dtype) for grad, dtype in zip(of_inputs, dtypes, strict=True))
+    return *rounded, torch.cat((g, torch.zeros_like(g[:1])))  # type: ignore[return-value]
 
 
 def _gradients_of_sums(s: Segment, p: Tensor, decay: Tensor, forget: Tensor | None, last: Tensor) -> Tensor:

@@ -201,13 +201,18 @@ def _backward_kernel(
     tl.store(dstate_ptr + 2 * plane + cell, tl.zeros_like(ga), mask=mask)
 
 
+def num_segments(k: Tensor) -> int:
+    """How many chunks a sequence has."""
+    return triton.cdiv(k.shape[1], BLOCK_TIME)
+
+
 def forward(
     k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state (3, batch, channels), and the states before each chunk (chunks, 3, batch, channels)."""
     batch, time, channels = k.shape
     k, v, decay, bonus, state = (tensor.contiguous() for tensor in (k, v, decay, bonus, state))
-    chunks = triton.cdiv(time, BLOCK_TIME)
+    chunks = num_segments(k)
     output, final = torch.empty_like(v), torch.empty_like(state)
     starts = state.new_empty(chunks, *state.shape)
     _forward_kernel[(batch, triton.cdiv(channels, BLOCK_CHANNELS))](
