@@ -1,6 +1,6 @@
 """The next runs worth their cost: which runs within a budget most reduce the uncertainty of a stated prediction.
 
-The bootstrap draws stand for what is known of the law: their covariance Sigma (of log A, log B, log E, alpha, beta) is
+The bootstrap draws stand for what is known of the law: their covariance Sigma (of the form's coordinates) is
 the prior of a linear model. A run at (N, D) measures log loss with the residuals' variance s^2 along its slope g, and
 the prediction's variance is h' Sigma h with h its own slope (delta method; c-optimal design, Elfving 1952; Atkinson,
 Donev and Tobias 2007, chapter 10). Runs are taken one at a time, the largest reduction per cost first, each given those
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.allocation import cost_of_runs
 from analysis.findings import RefusalError
-from analysis.fitting import Fit
+from analysis.fit import Fit
 from analysis.forms import ADDITIVE
 from analysis.laws import Array, log_loss
 
@@ -53,8 +52,7 @@ class Design:
 
 def flops_of_runs(fitted: Fit) -> Cost:
     """FLOPs as the fit's own runs counted them (exact where a plan made them), interpolated in N."""
-    per_token = cost_of_runs(fitted)
-    return lambda parameters, tokens: np.asarray(per_token(parameters) * tokens)
+    return lambda parameters, tokens: np.asarray(fitted.flops_per_token(parameters) * tokens)
 
 
 def hours_of_plan(fitted: Fit, planned: Sequence[tuple[float, float, float]]) -> Cost:
@@ -95,7 +93,6 @@ def design(
             f"{fitted.family}: the cheapest run costs {costs.min():.3g}, the budget is {budget:.3g}",
         )
     covariance = np.cov(fitted.draws.T)
-    _ = fitted.law.predict(*target)  # refuses a form that needs more than N and D
     slopes, toward = _slopes(fitted, points), _slopes(fitted, np.array([target]))[0]
     noise = _noise_variance(fitted)
     before = _half_width(toward, covariance)
@@ -152,11 +149,10 @@ def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float
 
 def _slopes(fitted: Fit, points: Array) -> Array:
     """Derivatives of log loss by the form's coordinates at points (N, D): (points, k)."""
-    log_n, log_d = np.log(points[:, 0]), np.log(points[:, 1])
     if fitted.form is not ADDITIVE:
-        given = {"parameters": log_n, "tokens": log_d}
-        log_inputs = np.stack([given[name] for name in fitted.form.inputs])
-        return np.asarray(fitted.form.jacobian(fitted.theta[None], log_inputs)[0].T)
+        at = fitted.log_inputs(points[:, 0], points[:, 1])
+        return np.asarray(fitted.form.jacobian(fitted.theta[None], at)[0].T)
+    log_n, log_d = np.log(points[:, 0]), np.log(points[:, 1])
     _, shares = log_loss(fitted.theta[None], log_n, log_d)
     a, b, e = shares[0]
     return np.stack([a, b, e, -a * log_n, -b * log_d], axis=1)
@@ -164,9 +160,7 @@ def _slopes(fitted: Fit, points: Array) -> Array:
 
 def _noise_variance(fitted: Fit) -> float:
     """Variance of log loss about the law, robustly (median absolute deviation), for the degrees of freedom it used."""
-    used = fitted.used
-    predicted = fitted.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
-    residual = np.log(used["loss"].to_numpy() / predicted)
+    residual = fitted.residuals
     free = max(len(residual) - len(fitted.form.coordinates), 1)
     robust = 1.4826 * float(np.median(np.abs(residual)))
     return max(robust**2 * len(residual) / free, 1e-14)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from analysis import allocation, isoflop, plots
 from analysis.findings import RefusalError
-from analysis.fitting import Fit
+from analysis.fit import TAILS, Fit
 from analysis.laws import Array
 from analysis.references import PublishedLaw, Table
 from analysis.runs import CURVES
@@ -100,7 +100,7 @@ def frontier(evidence: Evidence) -> Figure:
         c = np.geomspace(trained.min(), trained.max() * 10, 60)
         draws = np.stack([np.stack(law.compute_optimal(c)) for law in fitted.drawn_laws])  # (draws, 2, compute)
         center = np.stack(fitted.law.compute_optimal(c))
-        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        low, high = np.quantile(draws, TAILS, axis=0)
         for axis, row, column in zip(axes, (0, 1), ("parameters", "tokens"), strict=True):
             axis.fill_between(c, low[row], high[row], color=color, alpha=0.18, linewidth=0)
             axis.plot(c, center[row], dash, color=color, linewidth=1.5, label=fitted.family)
@@ -155,8 +155,7 @@ def residuals(evidence: Evidence) -> Figure:
     figure, axes = _panels(2, width=4.2)
     for index, fitted in enumerate(evidence.fits):
         color, marker, used = plots.color_of(index), plots.marker_of(index), fitted.used
-        predicted = fitted.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
-        percent = 100 * np.log(used["loss"].to_numpy() / predicted)
+        percent = 100 * fitted.residuals
         axes[0].plot(used["flops"], percent, marker, color=color, markersize=4, alpha=0.75, label=fitted.family)
         ordered = np.sort(percent)
         expected = stats.norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
@@ -181,7 +180,8 @@ def exponents(evidence: Evidence) -> Figure:
         cloud = _exponent_draws(fitted)
         axis.plot(*cloud[:CLOUD].T, ".", color=color, markersize=2.5, alpha=0.35)
         _region(axis, cloud, color, plots.dash_of(index))
-        axis.plot(fitted.law.alpha, fitted.law.beta, marker, color=color, markersize=8, label=fitted.family)
+        found = fitted.parameters
+        axis.plot(found["alpha"], found["beta"], marker, color=color, markersize=8, label=fitted.family)
     shown = np.concatenate([np.quantile(_exponent_draws(fitted), [0.01, 0.99], axis=0) for fitted in evidence.fits])
     published = [[one.law.alpha, one.law.beta] for one in _laws(evidence.references)]
     shown = np.concatenate([shown, np.reshape(published, (-1, 2))])

@@ -14,8 +14,9 @@ from analysis.laws import Array
 class Objective:
     """The sum over points of rho of the residual, predicted minus measured.
 
-    `logarithmic` says whether residuals are of log loss. Beyond `delta` the loss grows linearly (Huber 1964); None is
-    least squares. `overestimate` multiplies the loss of points that the law puts too high: 1 is symmetric.
+    `logarithmic` says whether residuals are of log loss. Beyond `delta` the loss grows linearly (Huber 1964), from 1e-3
+    on in Hoffmann et al. 2022, appendix D.3; None is least squares. `overestimate` multiplies the loss of points that the
+    law puts too high: 1 is symmetric.
     """
 
     logarithmic: bool = True
@@ -25,9 +26,17 @@ class Objective:
     @property
     def name(self) -> str:
         """In words, as every output states it."""
-        kind = "least squares" if self.delta is None else f"Huber with delta {self.delta:g}"
-        side = "" if self.overestimate == 1 else f", overestimates weighted {self.overestimate:g}"
+        kind = "least squares" if self.delta is None else f"Huber with delta {_short(self.delta)}"
+        side = "" if self.overestimate == 1 else f", overestimates weighted {_short(self.overestimate)}"
         return f"{kind} on {'log loss' if self.logarithmic else 'loss'}{side}"
+
+    @classmethod
+    def of(cls, name: str) -> "Objective":
+        """The objective that is called so: `name`, read back."""
+        kind, _, rest = name.partition(" on ")
+        what, _, side = rest.partition(", overestimates weighted ")
+        delta = None if kind == "least squares" else float(kind.removeprefix("Huber with delta "))
+        return cls(what == "log loss", delta, float(side or 1))
 
     @property
     def power(self) -> float:
@@ -57,6 +66,11 @@ class Objective:
         """rho''(r): 1 within delta, 0 beyond, times the side's weight."""
         inside = np.ones_like(residual) if self.delta is None else (np.abs(residual) <= self.delta).astype(float)
         return np.asarray(self.side(residual) * inside)
+
+
+def _short(number: float) -> str:
+    """Six digits where they say the number exactly, else all of them."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 HUBER = Objective()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from analysis.design import Cost
     from analysis.figures import Evidence
-    from analysis.fitting import Fit
+    from analysis.fit import Fit
     from analysis.quality import Rules
     from xlstm.run.directory import Workspace
 
@@ -367,7 +367,7 @@ def _fit(
     try:
         frame, notes = _load(source, columns, rules)
         same_rules = asked is None or asked == before
-        if same_rules and (kept := fitting.kept(_fits_folder(source), frame, allow_mixed=allow_mixed)):
+        if same_rules and (kept := fitting.saved(_fits_folder(source), frame, allow_mixed=allow_mixed)):
             return kept, notes
         fits = fitting.fit(frame, allow_mixed=allow_mixed)
     except RefusalError as error:
