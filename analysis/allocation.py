@@ -59,7 +59,9 @@ def allocate(
     for training at any size.
     """
     if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
-        raise ValueError(f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite")
+        raise RefusalError(
+            "no-budget", f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite"
+        )
     _ = fitted.law.parameters_exponent  # refuses a form that does not say how to split
     # From models that would see 1e6 tokens per parameter to ones that see a thousandth of one.
     sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
@@ -131,7 +133,7 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     Draws are paired by position: the families' runs are independent, so that any pairing gives the same distribution.
     """
     if not (np.isfinite(flops) and flops > 0):
-        raise ValueError(f"flops {flops}: a budget is positive and finite")
+        raise RefusalError("no-budget", f"flops {flops}: a budget is positive and finite")
     value = _multiplier(baseline.law, challenger.law, flops)
     drawn = np.array(
         [_multiplier(a, b, flops) for a, b in zip(baseline.drawn_laws, challenger.drawn_laws, strict=False)]

@@ -84,7 +84,9 @@ def design(
     where no run is within the budget, or the draws do not vary.
     """
     if not (np.isfinite(budget) and budget > 0 and min(target) > 0):
-        raise ValueError(f"budget {budget:g} and target N = {target[0]:g}, D = {target[1]:g}: all are positive")
+        raise RefusalError(
+            "no-budget", f"budget {budget:g} and target N = {target[0]:g}, D = {target[1]:g}: all are positive"
+        )
     points = np.array(_grid(fitted, sizes))
     costs = (cost or flops_of_runs(fitted))(points[:, 0], points[:, 1])
     if not (costs <= budget).any():

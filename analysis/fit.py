@@ -49,7 +49,7 @@ class Certificate:
     agreeing_starts: float
     """Share of starts that ended at the same optimum."""
     scaled_gradient: float
-    """Largest reduction of the objective, by its square root, predicted for a first-order step of one curvature unit."""
+    """Largest reduction of the objective, by its root, predicted for a first-order step of one curvature unit."""
     bounds_hit: tuple[str, ...]
     condition_number: float
     """The weighted least-squares problem's at the optimum, columns scaled: how far the data tell parameters apart."""

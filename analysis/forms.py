@@ -307,7 +307,7 @@ ADDITIVE = FORMS["additive"]
 def find(name: str) -> Form:
     """The form of that name. RefusalError that names the nearest one."""
     if name not in FORMS:
-        raise RefusalError("no-such-form", f"no form `{name}`; {nearest(name, tuple(FORMS))}")
+        raise RefusalError("no-such-form", f"no form `{name}`; {nearest(name, FORMS)}")
     return FORMS[name]
 
 
@@ -325,7 +325,7 @@ class FormLaw:
         return self.form.theta(self.values)
 
     def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Array:
-        """Loss in nats per token at N parameters and D tokens; broadcasts. `Form.log_inputs` says what else it needs."""
+        """Loss in nats per token at N parameters and D tokens; broadcasts. `Form.log_inputs` says the rest."""
         return np.asarray(self.form.loss(self.theta[None], self.form.log_inputs(parameters, tokens))[0])
 
     def to_vector(self) -> Array:

@@ -3,11 +3,14 @@
 A mean of values around 1e-5 stops optimisers with absolute tolerances before they have moved.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.findings import RefusalError
 from analysis.laws import Array
+from xlstm.quantities import nearest
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,8 @@ class Objective:
     """The sum over points of rho of the residual, predicted minus measured.
 
     `logarithmic` says whether residuals are of log loss. Beyond `delta` the loss grows linearly (Huber 1964), from 1e-3
-    on in Hoffmann et al. 2022, appendix D.3; None is least squares. `overestimate` multiplies the loss of points that the
-    law puts too high: 1 is symmetric.
+    on in Hoffmann et al. 2022, appendix D.3; None is least squares. `overestimate` multiplies the loss of points that
+    the law puts too high: 1 is symmetric.
     """
 
     logarithmic: bool = True
@@ -76,3 +79,21 @@ def _short(number: float) -> str:
 HUBER = Objective()
 LEAST_SQUARES = Objective(logarithmic=False, delta=None)
 LEAST_SQUARES_OF_LOG = Objective(delta=None)
+OBJECTIVES = {"huber": HUBER, "least-squares": LEAST_SQUARES, "least-squares-of-log": LEAST_SQUARES_OF_LOG}
+"""What can be asked for by name: Huber's loss of log loss, and the squares of loss or of log loss."""
+
+
+def find(name: str, delta: float | None = None) -> Objective:
+    """The objective of that name, Huber's with another `delta` where given.
+
+    RefusalError that names the nearest one, or for a delta that is not positive and finite, or has no use.
+    """
+    if name not in OBJECTIVES:
+        raise RefusalError("no-such-objective", f"no objective `{name}`; {nearest(name, OBJECTIVES)}")
+    if delta is None:
+        return OBJECTIVES[name]
+    if name != "huber":
+        raise RefusalError("no-delta", f"{name} has no delta; huber has")
+    if not (math.isfinite(delta) and delta > 0):
+        raise RefusalError("no-delta", f"delta {delta:g}: write a positive number, such as 1e-3")
+    return replace(HUBER, delta=delta)

@@ -11,13 +11,13 @@ from typing import Any
 
 from orchestrator.checking import Check, check
 from orchestrator.cli import slurm
-from orchestrator.cli.live_fit import live_fit
 from orchestrator.cli.sweeps import find_executor
 from orchestrator.finding import writable_workspace
 from orchestrator.plan import Plan as PlannedSweep
 from orchestrator.plan import make_plan
 from orchestrator.status import SweepStanding, look
 from orchestrator.submission import submit
+from orchestrator.workbench.live_fit import live_fit
 from sweeps.sweep import Sweep as SweepInFile
 from xlstm.run.directory import Workspace
 

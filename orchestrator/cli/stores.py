@@ -85,10 +85,10 @@ def data_inspect(
 def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from functools import partial
 
-    from orchestrator.cli.live_fit import live_fit
     from orchestrator.errors import InputError
     from orchestrator.kept import load_document
     from orchestrator.shipping import publish, ship
+    from orchestrator.workbench.live_fit import live_fit
     from xlstm.run import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)

@@ -239,11 +239,11 @@ def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | No
     """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
     from functools import partial
 
-    from orchestrator.cli.live_fit import live_fit
     from orchestrator.status import look
     from orchestrator.submission import failed
     from orchestrator.submission import submit as carry_out
     from orchestrator.tables import plan_summary
+    from orchestrator.workbench.live_fit import live_fit
 
     console = make_console()
     document = made.document()
