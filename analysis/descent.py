@@ -90,9 +90,9 @@ def scaled_gradient(
     """As `optimizer.Minima` has it, for each coordinate: (problems, k)."""
     residual, factor = residuals(theta, form, objective, log_inputs, measured)
     slope = form.jacobian(theta, log_inputs) * factor[:, None]
-    pull = weights * objective.weights(residual)
-    gradient = (slope @ (pull * residual)[:, :, None])[:, :, 0]
-    curvature = (slope**2 @ pull[:, :, None])[:, :, 0]
+    weighted = weights * objective.weights(residual)
+    gradient = (slope @ (weighted * residual)[:, :, None])[:, :, 0]
+    curvature = (slope**2 @ weighted[:, :, None])[:, :, 0]
     total = (weights * objective.values(residual)).sum(axis=1)
     noise = len(log_inputs[0]) * 1e-30 * max(1.0, float(np.max(measured)) ** 2)
     return np.asarray(np.abs(gradient) / np.sqrt(np.maximum(curvature, 1e-300) * np.maximum(total, noise)[:, None]))
@@ -107,9 +107,9 @@ def polish(theta: Array, form: Form, objective: Objective, log_inputs: Array, me
     def evaluate(x: Array) -> tuple[float, Array, Array]:
         residual, factor = residuals(x[None], form, objective, log_inputs, measured)
         slope = (form.jacobian(x[None], log_inputs) * factor[:, None])[0]
-        pull = weights * objective.weights(residual)[0]
+        weighted = weights * objective.weights(residual)[0]
         total = float((weights * objective.values(residual)[0]).sum())
-        return total / start, slope @ (pull * residual[0]) / start, (slope * pull) @ slope.T / start
+        return total / start, slope @ (weighted * residual[0]) / start, (slope * weighted) @ slope.T / start
 
     values, vectors = np.linalg.eigh(evaluate(theta)[2])
     change = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))

@@ -134,32 +134,32 @@ def minimise(
     active = np.arange(problems)
     for iteration in range(iterations):
         with np.errstate(all="ignore"):  # a step too far has an infinite objective and is not taken
-            after, slope, curvature = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
+            after, slope, hessian_there = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
         better = after < value[active]
         gain = np.where(better, value[active] - after, 0.0)
         stalled[active] = np.where(gain > 1e-15 * value[active], 0, stalled[active] + 1)
         taken = active[better]
         free[taken], value[taken] = proposed[better], after[better]
-        gradient[taken], hessian[taken] = slope[better], curvature[better]
+        gradient[taken], hessian[taken] = slope[better], hessian_there[better]
         if iteration:
             damping[active] = np.where(better, damping[active] * 0.3, damping[active] * 10).clip(1e-12, 1e8)
         else:
             active = active[np.isfinite(value)]
-        here, pull, bend = free[active], gradient[active], hessian[active]
-        fixed = ((here <= lower) & (pull > 0)) | ((here >= upper) & (pull < 0))
+        here, slope_here, curvature = free[active], gradient[active], hessian[active]
+        fixed = ((here <= lower) & (slope_here > 0)) | ((here >= upper) & (slope_here < 0))
         if held is not None:
             fixed[:, held] = True
-        pull[fixed] = 0.0
-        bend[fixed[:, :, None] | fixed[:, None, :]] = 0.0
-        scale = np.abs(bend[:, diagonal, diagonal])
+        slope_here[fixed] = 0.0
+        curvature[fixed[:, :, None] | fixed[:, None, :]] = 0.0
+        scale = np.abs(curvature[:, diagonal, diagonal])
         scale = np.maximum(scale, 1e-12 * scale.max(axis=1, keepdims=True)) + 1e-300
-        bend[:, diagonal, diagonal] += damping[active, None] * scale
-        step = -np.linalg.solve(bend, pull[:, :, None])[:, :, 0]
-        promise = np.abs((pull * step).sum(axis=1))
+        curvature[:, diagonal, diagonal] += damping[active, None] * scale
+        step = -np.linalg.solve(curvature, slope_here[:, :, None])[:, :, 0]
+        predicted_reduction = np.abs((slope_here * step).sum(axis=1))
         # A coefficient falls at most to a tenth in one step: the model is linear in it, its logarithm is not.
         floor = np.where(np.array(structure.free) < 3, np.where(here > 1e-6, 0.1 * here, lower), lower)
         proposed = np.minimum(np.maximum(here + step, floor), upper)
-        done = (promise <= 2 * tolerance * value[active]) & (damping[active] < 1) & (iteration >= majorised)
+        done = (predicted_reduction <= 2 * tolerance * value[active]) & (damping[active] < 1) & (iteration >= majorised)
         going = ~done & (stalled[active] < PATIENCE)
         active, proposed = active[going], proposed[going]
         if not active.size:
@@ -236,11 +236,11 @@ def _scaled_gradient(
     with np.errstate(all="ignore"):
         value, slope, hessian = _evaluate(free, np.arange(len(free)), points, structure, objective, True)
     size = np.arange(free.shape[1])
-    promise = np.abs(slope) / np.sqrt(np.maximum(hessian[:, size, size], 1e-300))
-    promise[at_bounds] = 0.0
+    predicted_reduction = np.abs(slope) / np.sqrt(np.maximum(hessian[:, size, size], 1e-300))
+    predicted_reduction[at_bounds] = 0.0
     # Below rounding of the residuals there is nothing left to gain.
     noise = len(points.x) * 1e-30 * max(1.0, float(points.measured.max()) ** 2)
-    return np.asarray(promise.max(axis=1) / np.sqrt(np.maximum(value, noise)))
+    return np.asarray(predicted_reduction.max(axis=1) / np.sqrt(np.maximum(value, noise)))
 
 
 def _evaluate(
@@ -255,11 +255,11 @@ def _evaluate(
     size = free.shape[1]
     value, gradient, hessian = np.empty(len(free)), np.empty((len(free), size)), np.empty((len(free), size, size))
     for piece, here in points.blocks(rows):
-        value[piece], slope, bend = _derivatives(
+        value[piece], slope, curvature = _derivatives(
             structure.expand(free[piece]), here, objective, coupled=structure.coupled, majorised=majorised
         )
         gradient[piece] = slope @ structure.matrix
-        hessian[piece] = structure.matrix.T @ bend @ structure.matrix
+        hessian[piece] = structure.matrix.T @ curvature @ structure.matrix
     return value, gradient, hessian
 
 
@@ -293,34 +293,34 @@ def _derivatives(
         residual = total - points.measured
         z = np.ones_like(total)
     clipped = objective.clip(residual)
-    pull = points.weights * objective.side(residual) * clipped
-    value = np.einsum("ij,ij->i", pull, residual - 0.5 * clipped)
+    weighted_residual = points.weights * objective.side(residual) * clipped
+    value = np.einsum("ij,ij->i", weighted_residual, residual - 0.5 * clipped)
     if majorised:
-        bend = points.weights * objective.weights(residual)
+        curvature = points.weights * objective.weights(residual)
     else:
-        bend = points.weights * objective.curvature(residual)
+        curvature = points.weights * objective.curvature(residual)
         if objective.logarithmic:
-            bend = bend - pull
-    across = bend
+            curvature = curvature - weighted_residual
+    across = curvature
     if coupled:
         u *= chain
         v *= chain
         by_gamma = z * power * log_inner
         if not majorised:
-            across = bend + pull * (gamma - 1) / (gamma * power * z)
+            across = curvature + weighted_residual * (gamma - 1) / (gamma * power * z)
     one = np.ones_like(x)
     of_x, of_y = np.stack([one, x, x * x], axis=1), np.stack([one, y, y * y], axis=1)
     of_both = np.stack([one, x, y, x * y], axis=1)
     a, b = a[:, 0], b[:, 0]
-    pull_u, pull_v = (pull * u) @ of_x, (pull * v) @ of_y
+    gradient_u, gradient_v = (weighted_residual * u) @ of_x, (weighted_residual * v) @ of_y
     gradient = np.zeros((len(six), 6))
-    gradient[:, 0], gradient[:, 1], gradient[:, 2] = pull_u[:, 0], pull_v[:, 0], np.einsum("ij,ij->i", pull, z)
-    gradient[:, 3], gradient[:, 4] = -a * pull_u[:, 1], -b * pull_v[:, 1]
-    bend_u, bend_v = across * u, across * v
-    uu, uv, vv = (bend_u * u) @ of_x, (bend_u * v) @ of_both, (bend_v * v) @ of_y
-    bend_z = bend * z
-    uz, vz, zz = (bend_z * u) @ of_x[:, :2], (bend_z * v) @ of_y[:, :2], np.einsum("ij,ij->i", bend_z, z)
-    second_u, second_v = (0.0 * pull_u, 0.0 * pull_v) if majorised else (pull_u, pull_v)
+    gradient[:, 0], gradient[:, 1], gradient[:, 2] = gradient_u[:, 0], gradient_v[:, 0], np.einsum("ij,ij->i", weighted_residual, z)
+    gradient[:, 3], gradient[:, 4] = -a * gradient_u[:, 1], -b * gradient_v[:, 1]
+    curvature_u, curvature_v = across * u, across * v
+    uu, uv, vv = (curvature_u * u) @ of_x, (curvature_u * v) @ of_both, (curvature_v * v) @ of_y
+    curvature_z = curvature * z
+    uz, vz, zz = (curvature_z * u) @ of_x[:, :2], (curvature_z * v) @ of_y[:, :2], np.einsum("ij,ij->i", curvature_z, z)
+    second_u, second_v = (0.0 * gradient_u, 0.0 * gradient_v) if majorised else (gradient_u, gradient_v)
     entries = {
         (0, 0): uu[:, 0],
         (0, 1): uv[:, 0],
@@ -339,13 +339,13 @@ def _derivatives(
         (4, 4): b * b * vv[:, 2] + b * second_v[:, 2],
     }
     if coupled:
-        gradient[:, 5] = np.einsum("ij,ij->i", pull, by_gamma)
-        mixed = bend * by_gamma
+        gradient[:, 5] = np.einsum("ij,ij->i", weighted_residual, by_gamma)
+        mixed = curvature * by_gamma
         last = np.einsum("ij,ij->i", mixed, by_gamma)
         entries[2, 5] = np.einsum("ij,ij->i", mixed, z)
         if not majorised:
-            last += np.einsum("ij,ij->i", pull * by_gamma, log_inner)
-            mixed = mixed + pull * (1 + gamma * log_inner) / gamma
+            last += np.einsum("ij,ij->i", weighted_residual * by_gamma, log_inner)
+            mixed = mixed + weighted_residual * (1 + gamma * log_inner) / gamma
         mixed_u, mixed_v = (mixed * u) @ of_x[:, :2], (mixed * v) @ of_y[:, :2]
         entries[0, 5], entries[3, 5] = mixed_u[:, 0], -a * mixed_u[:, 1]
         entries[1, 5], entries[4, 5] = mixed_v[:, 0], -b * mixed_v[:, 1]
