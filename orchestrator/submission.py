@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from orchestrator.controller import Controller, Event, Happening, PlannedRun
+from orchestrator.controller import Controller, Event, Happening
 from orchestrator.errors import InputError
 from orchestrator.exclusion import sole_controller
 from orchestrator.progress import make_display
 from orchestrator.shipping import LiveFit, Shipper
 from xlstm.data import prepare
 from xlstm.run.directory import Workspace
-from xlstm.run.executor import Executor
+from xlstm.run.executor import Executor, PlannedRun
 from xlstm.run.records import Status
 from xlstm.run.spec import RunSpec
 

@@ -42,9 +42,9 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
             raise InputError(f"{spec}: {where}: {first['msg']}") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{spec}: {error}") from None
-    from orchestrator.controller import PlannedRun
     from orchestrator.executors.local import LocalExecutor
     from orchestrator.plan import plan_run
+    from xlstm.run.executor import PlannedRun
 
     console = make_console()
     row = plan_run(run_spec, workspace).document()

@@ -104,12 +104,12 @@ def cancel(workspace: "Workspace", runs: "Sequence[RunDirectory]") -> "list[RunD
     from slurm.commands import SlurmError
     from slurm.executor import SlurmExecutor
 
-    wanted, cancelled = {run.run_id for run in runs}, []
+    cancelled = []
     for sweep in workspace.submitted():
         if has(workspace, sweep):
             executor = SlurmExecutor(workspace, sweep)
             try:
-                handles = [handle for handle in executor.alive().values() if handle.run.run_id in wanted]
+                handles = executor.adopt(runs)
                 executor.cancel(handles)
             except SlurmError as error:
                 raise InputError(str(error)) from None

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from orchestrator import supervisor
+from orchestrator.execution.command import arguments, command
+from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
 from xlstm.run.processes import die_with_parent, kill_tagged
@@ -56,7 +57,7 @@ class LocalExecutor:
     """Runs jobs on this machine's GPUs, or on its cores where it has none."""
 
     name: str = "local"
-    gpus: int = field(default_factory=supervisor.count_gpus)
+    gpus: int = field(default_factory=count_gpus)
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     _queue: list[_Waiting] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -157,18 +158,13 @@ class LocalExecutor:
         self._queue = ahead
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        arguments = ["--parent", str(os.getpid())]
-        if job.fork is not None:
-            arguments += ["--fork-run", job.fork.run_id, "--fork-step", str(job.fork.step)]
-        if job.checkpoint_at:
-            arguments += ["--checkpoint-at", *map(str, job.checkpoint_at)]
         environment = dict(os.environ)
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in slots)
         parent = os.getpid()
         with open(job.run.supervisor_log, "ab") as log:
             return subprocess.Popen(
-                supervisor.command(job.run, job.token, self.name, arguments=arguments),
+                command(arguments(job, self.name), parent=parent),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -36,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator import provenance
 from orchestrator.errors import InputError
+from orchestrator.execution.command import arguments
 from orchestrator.executors.ray_member import Member
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
@@ -98,7 +99,7 @@ class _Gang:
         self.run, self.token = job.run, job.token
         self.jobs += 1
         self.ends = [
-            member.carry.remote(str(job.run.path), job.token, rank, len(self.members), _arguments(job))
+            member.carry.remote(str(job.run.path), job.token, rank, len(self.members), arguments(job, "ray"))
             for rank, member in enumerate(self.members)
         ]
 
@@ -465,12 +466,3 @@ def _machine_lost(place: Any) -> bool:
 
 def _dead() -> Iterable[str]:
     return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-
-
-def _arguments(job: Job) -> list[str]:
-    arguments = []
-    if job.fork is not None:
-        arguments += ["--fork-run", job.fork.run_id, "--fork-step", str(job.fork.step)]
-    if job.checkpoint_at:
-        arguments += ["--checkpoint-at", *map(str, job.checkpoint_at)]
-    return arguments

@@ -9,9 +9,7 @@ import contextlib
 import math
 import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,10 +18,10 @@ from typing import Any
 import ray
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
+from orchestrator.execution.command import command, free_port
 from xlstm.run.directory import RunDirectory
 from xlstm.run.processes import die_with_parent, kill_tagged
 
-SUPERVISOR = "orchestrator.supervisor"
 JOIN_SECONDS = 300.0
 """How long the other nodes of a gang wait for the first one's address."""
 WATCH_SECONDS = 2.0
@@ -54,17 +52,15 @@ class Member:
         return str(ray.get_runtime_context().get_node_id())
 
     async def carry(self, run: str, token: str, rank: int, nodes: int, arguments: list[str]) -> int:
-        """Be rank `rank` of the `nodes` supervisors of one attempt of the run at the path `run`; as `end`."""
+        """Be rank `rank` of the `nodes` supervisors, told `arguments`, of one attempt of the run at `run`; as `end`."""
         self._idle_since = None
         self._job, self._supervisor = (run, token), None
         directory = RunDirectory(Path(run))
         parent = os.getpid()
-        arguments = [*arguments, "--node-rank", str(rank), "--parent", str(parent)]
-        if nodes > 1:
-            arguments += ["--rendezvous", await asyncio.to_thread(_meet, directory.meeting_file(token), rank)]
+        meeting = await asyncio.to_thread(_meet, directory.meeting_file(token), rank) if nodes > 1 else ""
         with open(directory.supervisor_log, "ab") as log:
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-m", SUPERVISOR, run, "--token", token, "--executor", "ray", *arguments],
+                command(arguments, node_rank=rank, rendezvous=meeting, parent=parent),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -140,7 +136,7 @@ class Member:
 def _meet(meeting: Path, rank: int) -> str:
     """host:port where the gang meets."""
     if rank == 0:
-        address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+        address = f"{ray.util.get_node_ip_address()}:{free_port()}"
         aside = meeting.with_name(f".{meeting.name}")
         aside.write_text(address)
         aside.replace(meeting)
@@ -151,9 +147,3 @@ def _meet(meeting: Path, rank: int) -> str:
             return meeting.read_text()
         time.sleep(0.1)
     raise TimeoutError(f"the first node did not say within {JOIN_SECONDS:.0f} s where to meet")
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("", 0))
-        return int(listening.getsockname()[1])

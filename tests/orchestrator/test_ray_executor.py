@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.controller import Controller, PlannedRun
+from orchestrator.controller import Controller
 from orchestrator.errors import InputError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
@@ -21,6 +21,7 @@ from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.executor import PlannedRun
 from xlstm.run.processes import tagged
 from xlstm.run.records import Metric, State
 from xlstm.run.spec import RunSpec
