@@ -110,7 +110,7 @@ def nothing_is_left(cluster: Any) -> bool:
     import ray
     from ray.util.placement_group import placement_group_table
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     connect(cluster.address)
     groups = {group["state"] for group in placement_group_table().values()}
@@ -263,7 +263,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 ) -> None:
     import ray
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     path = write_sweep(trivial.runs(10))
     workspace = Workspace(scaling.workspace)
@@ -291,7 +291,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    from orchestrator.executors.ray import PACKAGES
+    from orchestrator.executors.ray_runtime import PACKAGES
 
     code = tmp_path / "code"
     for package in PACKAGES:
