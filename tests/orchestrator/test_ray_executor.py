@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.controller import Controller, PlannedRun
+from orchestrator.controller import Controller
 from orchestrator.errors import InputError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
@@ -21,6 +21,7 @@ from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.executor import PlannedRun
 from xlstm.run.processes import tagged
 from xlstm.run.records import Metric, State
 from xlstm.run.spec import RunSpec
@@ -109,7 +110,7 @@ def nothing_is_left(cluster: Any) -> bool:
     import ray
     from ray.util.placement_group import placement_group_table
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     connect(cluster.address)
     groups = {group["state"] for group in placement_group_table().values()}
@@ -262,7 +263,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 ) -> None:
     import ray
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     path = write_sweep(trivial.runs(10))
     workspace = Workspace(scaling.workspace)
@@ -290,7 +291,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    from orchestrator.executors.ray import PACKAGES
+    from orchestrator.executors.ray_runtime import PACKAGES
 
     code = tmp_path / "code"
     for package in PACKAGES:
