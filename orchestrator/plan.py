@@ -18,7 +18,7 @@ from sweeps.expand import SweepRun
 from sweeps.sweep import Sweep
 from xlstm import accounting
 from xlstm.accounting.cards import Card
-from xlstm.models.naming import family_label, size_label
+from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.records import Fork, Parameters, State, write_json
 from xlstm.run.spec import RunSpec
@@ -211,7 +211,7 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
     """Plan one run on its own."""
-    run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": size_label(spec.physics.model)})
+    run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": accounting.size_label(spec.physics.model)})
     directory = workspace.run(spec.run_id)
     return _plan_run(run, directory, answers(directory.result(), spec), Share(), Speeds())
 

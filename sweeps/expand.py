@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from sweeps.language import BUDGETS, Axes, Resources, Settings, SweepFile
+from sweeps.language import BUDGETS, CORPUS, Axes, Resources, Settings, SweepFile, stated_fields
 from sweeps.located import Document, Path, Problem, SweepError
 from xlstm import accounting
 from xlstm.data import declare
@@ -23,16 +23,18 @@ from xlstm.models.sizes import SIZES, config_for
 from xlstm.quantities import nearest
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Presentation, RunSpec, Schedule
 
-_ALTERNATIVES = (("batch_sequences", "batch_tokens"), ("decay_steps", "decay_fraction"), ("devices", "gpus"))
+_ALTERNATIVES = (
+    ("batch_sequences", "batch_tokens"),
+    ("decay_steps", "decay_fraction"),
+    ("devices", "gpus"),
+    ("device", "gpus"),
+)
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""
 
-_OPTIMIZER = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_clip")
-_SCHEDULE = ("warmup_steps", "final_ratio")
-_EXECUTION = tuple(name for name in Resources.model_fields if name in Execution.model_fields)
-_SCHEDULING = ("priority", "gpu", "mfu")
+_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "schedule", "precision")
+"""Settings that may be null, which is to say that they are left out."""
 
-OF_A_CORPUS = ("revision", "paths")
-"""What belongs to the corpus it is stated with, and is left behind with it where another corpus is stated nearer."""
+_SCHEDULING = ("priority", "gpu", "mfu")
 
 Choice = tuple[Any, Path]
 """A value, and the path of the key that gave it."""
@@ -190,8 +192,10 @@ class _Expansion:
         settings = self._choose(Settings.model_fields, self._settings_levels(point))
         resources = self._choose(Resources.model_fields, self._resource_levels(point.values()))
         sources = {name: path for name, (_, path) in (point.choices | settings | resources).items()}
-        values = {name: value for name, (value, _) in settings.items()}
-        declared = self._data(settings, point)
+        values = {
+            name: value for name, (value, _) in settings.items() if value is not None or name not in _DEFAULT_WHERE_NULL
+        }
+        declared = self._data(settings, values)
         if declared is None:
             return None
         data, vocabulary = declared
@@ -209,7 +213,7 @@ class _Expansion:
             )
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                self._blame(detail, sources, point)
+                self._complain_at_cause(detail, sources, point)
             return None
         scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
         return SweepRun(spec, point.values(), **scheduling)
@@ -234,28 +238,27 @@ class _Expansion:
             for pair in _ALTERNATIVES:
                 if all(name in level for name in pair):
                     self.complain(level[pair[1]][1], f"give {' or '.join(f'`{name}`' for name in pair)}, not both")
-                if taken & set(pair):
+                if chosen.keys() & set(pair):
                     taken |= set(pair)
             if "corpus" in taken:
-                taken |= set(OF_A_CORPUS)
+                taken |= set(CORPUS)
             chosen |= {name: choice for name, choice in level.items() if name in names and name not in taken}
         return chosen
 
-    def _data(self, settings: Mapping[str, Choice], point: _Point) -> tuple[Data, int] | None:
+    def _data(self, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
         for name in ("corpus", "context_length"):
-            if settings.get(name, (None,))[0] is None:
+            if values.get(name) is None:
                 self.complain(("data",), f"`data.{name}` is missing")
                 return None
-        values = {name: value for name, (value, _) in settings.items()}
         paths = tuple(values.get("paths") or ())
         try:
             return _declared(
                 values["corpus"],
-                values.get("tokenizer") or "bytes",
+                values.get("tokenizer") or _default("tokenizer"),
                 values["context_length"],
                 paths,
                 values.get("revision"),
-                values.get("documents") or "continue",
+                values.get("documents") or _default("documents"),
             )
         except (ValueError, OSError) as error:
             about = "tokenizer" if "tokenizer" in str(error) else "paths" if paths else "corpus"
@@ -296,24 +299,22 @@ class _Expansion:
         """ValidationError where the values do not make a run."""
         stated = point.values()
         tokens = stated.get("tokens") or _derived_tokens(stated, config, data.context_length, batch)
-        schedule = {name: values[name] for name in _SCHEDULE if name in values}
         decay = values.get("decay_steps")
         if values.get("decay_fraction"):
             decay = max(1, round(values["decay_fraction"] * (tokens // batch)))
-        return Physics(
-            task=stated.get("task") or self.file.task,
-            model=config,
-            data=data,
-            tokens=tokens,
-            batch_tokens=batch,
-            optimizer=Optimizer.model_validate({name: values[name] for name in _OPTIMIZER if name in values}),
-            schedule=Schedule(kind=values.get("schedule") or "cosine", decay_steps=decay, **schedule),
-            precision=values.get("precision") or "float32",
-            seed=stated["seed"],
-            z_loss=values.get("z_loss"),
-        )
+        built = {
+            "task": stated.get("task") or self.file.task,
+            "model": config,
+            "data": data,
+            "tokens": tokens,
+            "batch_tokens": batch,
+            "optimizer": Optimizer.model_validate(stated_fields(Optimizer, values)),
+            "schedule": Schedule.model_validate(stated_fields(Schedule, values) | {"decay_steps": decay}),
+            "seed": stated["seed"],
+        }
+        return Physics.model_validate(stated_fields(Physics, values) | built)
 
-    def _blame(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
+    def _complain_at_cause(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
         """Note a problem of a specification at the key that most likely causes it."""
         message = str(detail["msg"]).removeprefix("Value error, ")
         key = next((part for part in reversed(detail["loc"]) if isinstance(part, str)), None)
@@ -346,6 +347,10 @@ def matches(where: Axes, values: Mapping[str, Any]) -> bool:
 
 def _stated(section: Any, path: Path) -> dict[str, Choice]:
     return {name: (getattr(section, name), (*path, name)) for name in section.model_fields_set}
+
+
+def _default(name: str) -> Any:
+    return Data.model_fields[name].default
 
 
 @lru_cache(maxsize=256)
@@ -383,7 +388,7 @@ def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_leng
 
 
 def _execution(resources: Mapping[str, Choice], values: Mapping[str, Any]) -> Execution:
-    stated = {name: resources[name][0] for name in _EXECUTION if name in resources}
+    stated = stated_fields(Execution, {name: value for name, (value, _) in resources.items()})
     if "gpus" in resources:
         stated |= {"devices": resources["gpus"][0], "device": "cuda"}
     tokenizer = values.get("tokenizer") or ""

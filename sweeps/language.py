@@ -1,22 +1,29 @@
 """The sweep language: what may stand in a sweep file, and what each key means.
 
-A file is read into a `SweepFile`: strict, closed to unknown keys, every error located and all reported at once.
-`sweeps.expand` turns it into runs. The same classes generate the JSON Schema that editors complete from.
+A file is read into a `SweepFile`: strict, closed to unknown keys, every error located and all reported at once. The
+settings of a run, with their types, bounds and descriptions, are those of `xlstm.run.spec`; only what a sweep says in a
+way of its own is declared here. `sweeps.expand` turns a file into runs. The same classes generate the JSON Schema that
+editors complete from. Imports without torch.
 """
 
 import re
-from collections.abc import Iterable
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import nearest
+from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Ring, Schedule, TaskName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
+
+CORPUS = ("corpus", "revision", "paths")
+"""A corpus and what belongs to it: where another corpus is stated nearer, the whole is left behind."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)")
@@ -35,8 +42,9 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Count = Annotated[int, BeforeValidator(_count, json_schema_input_type=int | float | str), Field(gt=0)]
-WholeNumber = Annotated[int, BeforeValidator(_count, json_schema_input_type=int | float | str), Field(ge=0)]
+_AS_PEOPLE_WRITE_IT = BeforeValidator(_count, json_schema_input_type=int | float | str)
+
+Count = Annotated[int, _AS_PEOPLE_WRITE_IT, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -46,68 +54,103 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Section)
+
+_OTHER_KEYS: dict[tuple[type[Ring], str], str] = {(Schedule, "kind"): "schedule"}
+"""The key of a field of the specification that a sweep calls by another name."""
+
+OF_A_POINT = ("task", "tokens", "seed")
+"""Fields of the physics that are axes of a point, and no settings of a section."""
+
+OF_SECTIONS = ("model", "data", "optimizer", "schedule")
+"""Fields of the physics that are built from several keys."""
+
+ONE_VALUE_ONLY = ("name",)
+"""Fields of the optimizer that leave no choice."""
+
+RESOLVED = {
+    "data_paths": "they are `data.paths`, since the revision is read from the same files",
+    "tokenizer_path": "it is `data.tokenizer` where that is a tokenizer.json",
+}
+"""The only fields of an execution that are no key of `resources`, and why."""
+
+
+def _without_null(annotation: Any) -> Any:
+    """The union without null: an axis has values, though a key of a section may be left out."""
+    return Union[tuple(kind for kind in get_args(annotation) if kind is not NoneType)]  # noqa: UP007
+
+
+def _written(annotation: Any, metadata: Iterable[Any]) -> Any:
+    """The type of one value as a sweep file states it: not null, and whole numbers as people write them."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = _without_null(annotation)
+    if get_origin(annotation) is Annotated:
+        annotation, *inner = get_args(annotation)
+        metadata = (*inner, *metadata)
+    if annotation is int:
+        metadata = (_AS_PEOPLE_WRITE_IT, *metadata)
+    return Annotated[(annotation, *metadata)] if metadata else annotation
+
+
+def _nullable(field: FieldInfo) -> tuple[Any, Any]:
+    """A field of the specification as a key that may be left out or null."""
+    return _written(field.annotation, field.metadata) | None, Field(None, description=field.description)
+
+
+def _fields_of(
+    ring: type[Ring], *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[[type[S]], type[S]]:
+    """Add the fields of a part of the specification to a section, each a key that may be left out."""
+
+    def extended(section: type[S]) -> type[S]:
+        fields: dict[str, Any] = {
+            _OTHER_KEYS.get((ring, name), name): _nullable(field)
+            for name, field in ring.model_fields.items()
+            if name not in without and (only is None or name in only)
+        }
+        return create_model(
+            section.__name__, __base__=section, __doc__=section.__doc__, __module__=section.__module__, **fields
+        )
+
+    return extended
+
+
+def stated_fields(ring: type[Ring], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a part of the specification that are among the values of a sweep's keys."""
+    keys = {name: _OTHER_KEYS.get((ring, name), name) for name in ring.model_fields}
+    return {name: values[key] for name, key in keys.items() if key in values}
+
+
+@_fields_of(Data)
 class DataSettings(Section):
     """What is trained on."""
 
-    corpus: str | None = Field(
-        None, description="`python-stdlib`, `text:PATH`, `jsonl:PATH`, `hf:NAME`, or another corpus."
-    )
-    revision: str | None = Field(None, description="Revision of a named corpus; local files are hashed instead.")
-    tokenizer: str | None = Field(None, description="`bytes`, or another tokenizer.")
-    context_length: Count | None = Field(None, description="Tokens per training sequence.")
-    documents: Literal["continue", "reset"] | None = Field(
-        None, description="Whether state and attention run on from one document into the next, or start anew."
-    )
     paths: list[str] | None = Field(
         None, description="Files or folders of a local corpus, relative to the sweep file that names them."
     )
 
 
+@_fields_of(Schedule)
+@_fields_of(Optimizer, without=ONE_VALUE_ONLY)
+@_fields_of(Physics, without=OF_A_POINT + OF_SECTIONS)
 class TrainSettings(Section):
     """How a run is trained. A key left out has the default of xlstm/run/spec.py."""
 
-    batch_sequences: Count | None = Field(None, description="Global batch in sequences.")
-    batch_tokens: Count | None = Field(None, description="Global batch in tokens, instead of batch_sequences.")
-    learning_rate: Positive | None = Field(None, description="Peak learning rate.")
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
-    beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
-    epsilon: Positive | None = None
-    gradient_clip: Positive | None = Field(None, description="Largest global gradient norm; null for none.")
-    schedule: Literal["cosine", "wsd", "constant"] | None = None
-    warmup_steps: WholeNumber | None = None
-    decay_steps: Count | None = Field(None, description="Steps of decay (wsd), or the step that reaches the floor.")
+    batch_sequences: Count | None = Field(None, description="Global batch in sequences, instead of batch_tokens.")
     decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="decay_steps as a fraction of the run's steps."
     )
-    final_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
-    precision: Literal["float32", "bf16-mixed"] | None = None
-    z_loss: Positive | None = Field(None, description="Weight of the penalty on log²(Z) of the logits; null for none.")
 
 
 class Settings(DataSettings, TrainSettings):
     """What a rule may set, and what may be an axis beside model, size, budget and seed."""
 
 
+@_fields_of(Execution, without=RESOLVED)
 class Resources(Section):
     """Where and how a run is carried out. Changing any of it keeps the run's identity."""
 
-    nodes: Count | None = None
-    devices: Count | None = Field(None, description="Ranks per node, on GPUs where there are any.")
-    gpus: Count | None = Field(None, description="GPUs per node: as devices, and refuses to run on CPU.")
-    runs_per_device: Count | None = Field(None, description="Runs of one rank that share a GPU.")
-    micro_batch_sequences: Count | None = None
-    sharding: Literal["fsdp", "hsdp", "none"] | None = None
-    activation_checkpointing: Literal["none", "selective", "full"] | None = None
-    compile: bool | None = None
-    kernels: Literal["auto", "reference", "torch", "numba", "triton"] | None = None
-    threads_per_rank: Count | None = None
-    log_every: Count | None = None
-    validate_every: Count | None = None
-    checkpoint_every: Count | None = None
-    slurm: dict[str, str | int | bool | dict[str, str]] | None = Field(
-        None, description="What a job asks of Slurm: partition, account, time and more (docs/slurm.md)."
-    )
+    gpus: Count | None = Field(None, description="GPUs per node: `devices` and `device: cuda` in one.")
     gpu: CardName | None = Field(None, description="The card to plan for: whether the run fits it, and for how long.")
     mfu: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Share of the card's peak to plan with until runs have finished and were measured."
@@ -115,14 +158,12 @@ class Resources(Section):
     priority: int | None = Field(None, description="Higher starts earlier; runs of equal priority start cheap first.")
 
 
+@_fields_of(Physics, only=OF_A_POINT)
 class Point(Settings):
     """Every axis a grid may have: what is run, for how long, and any setting of `data` and `train`."""
 
-    task: Literal["language-modeling"] | None = None
     model: str | None = Field(None, description="Model family, such as xlstm[7:1] or llama.")
     size: str | None = Field(None, description="A named size, such as 125M, or a name under `sizes`.")
-    seed: WholeNumber | None = None
-    tokens: Count | None = Field(None, description="Token budget.")
     tokens_per_parameter: Positive | None = Field(None, description="Token budget as a multiple of all parameters.")
     flops: Positive | None = Field(None, description="Compute budget; tokens are solved from exact training FLOPs.")
 
@@ -130,11 +171,6 @@ class Point(Settings):
 def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
     one: Any = Annotated[(annotation, *metadata)] if metadata else annotation
     return Annotated[list[one], BeforeValidator(_as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
-
-
-def _without_null(annotation: Any) -> Any:
-    """An axis has values: what may be left out of a section may not be null in a grid."""
-    return Union[tuple(kind for kind in get_args(annotation) if kind is not NoneType)]  # noqa: UP007
 
 
 def _axes() -> Any:
@@ -156,6 +192,9 @@ else:
     Axes = _axes()
 
 
+_WHEN = "Axis values; a run matches if each axis has one of them."
+
+
 class Rule(Section):
     """Settings for the runs it matches.
 
@@ -163,44 +202,48 @@ class Rule(Section):
     `data` and `train`.
     """
 
-    when: Axes = Field(default_factory=Axes, description="Axis values; a run matches if each axis has one of them.")
-    set: Settings
+    when: Axes = Field(default_factory=Axes, description=_WHEN)
+    set: Settings = Field(description="Settings of `data` and `train` for the runs that match.")
 
 
 class ResourceRule(Section):
     """Resources for the runs it matches; the first matching rule that sets a key wins that key."""
 
-    when: Axes = Field(default_factory=Axes)
-    set: Resources
+    when: Axes = Field(default_factory=Axes, description=_WHEN)
+    set: Resources = Field(description="Resources for the runs that match.")
 
 
+@_fields_of(Evaluation)
 class EvaluationSettings(Section):
     """What is measured on each trained model."""
-
-    name: str | None = None
-    sequences: Count | None = Field(None, description="Validation sequences, from the first; all of them if left out.")
 
 
 class SweepFile(Section):
     """A sweep: which runs, trained how, on what."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="Names the sweep, its folder and its MLflow experiment."
+    )
     extends: str | None = Field(None, description="Another sweep, by path or name, that this one is laid over.")
-    notes: str = ""
-    tags: dict[str, str] = Field(default_factory=dict)
-    task: Literal["language-modeling"] = "language-modeling"
-    data: DataSettings = DataSettings()
+    notes: str = Field("", description="What the sweep is for, in words.")
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the sweep's runs in MLflow.")
+    task: TaskName = Field(Physics.model_fields["task"].default, description=Physics.model_fields["task"].description)
+    data: DataSettings = Field(DataSettings(), description="The training data of all runs.")
     sizes: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Own sizes: a name to dimensions, or a name to families to dimensions."
     )
     grid: Axes = Field(default_factory=Axes, description="Every combination of these values is a run.")
-    zip: Axes = Field(default_factory=Axes, description="Lists of equal length that vary together.")
+    zip: Axes = Field(default_factory=Axes, description="Lists of equal length that vary together, times the grid.")
     include: list[Axes] = Field(default_factory=list, description="Further points; axes left out come from the grid.")
     exclude: list[Axes] = Field(default_factory=list, description="Points of the grid that are not run.")
-    train: TrainSettings = TrainSettings()
-    rules: list[Rule] = Field(default_factory=list)
-    resources: list[ResourceRule] = Field(default_factory=list)
-    evaluation: EvaluationSettings = EvaluationSettings()
+    train: TrainSettings = Field(TrainSettings(), description="How each run is trained.")
+    rules: list[Rule] = Field(
+        default_factory=list, description="Settings for some of the runs; the first rule that matches wins, per key."
+    )
+    resources: list[ResourceRule] = Field(
+        default_factory=list, description="Where and how the runs are carried out; the first match wins, per key."
+    )
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="How each trained model is measured.")
     best_of: str | None = Field(None, description="An axis of which the law takes the best run, such as learning_rate.")
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sweeps.language import SweepFile, validate
+from sweeps.language import BUDGETS, CORPUS, SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, parse
 from xlstm.quantities import nearest
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from sweeps.expand import SweepRun
 
 SHIPPED = Path(__file__).parent
-_BUDGETS = ("tokens", "tokens_per_parameter", "flops")
-_CORPUS = ("corpus", "revision", "paths")
 _STACKED = ("rules", "resources")
 """Lists in which what extends comes before what is extended, since the first match wins."""
 
@@ -94,14 +92,14 @@ def _over(document: Document, base: Document) -> Document:
     """Lay a sweep over another. A budget it states replaces whichever kind of budget the base had."""
     value = document.value
     stated = [value[part] for part in ("grid", "zip") if isinstance(value.get(part), dict)]
-    if isinstance(base.value, dict) and any(budget in axes for axes in stated for budget in _BUDGETS):
-        kept = {
-            key: {axis: values for axis, values in part.items() if axis not in _BUDGETS}
+    if isinstance(base.value, dict) and any(budget in axes for axes in stated for budget in BUDGETS):
+        inherited = {
+            key: {axis: values for axis, values in part.items() if axis not in BUDGETS}
             if key in ("grid", "zip") and isinstance(part, dict)
             else part
             for key, part in base.value.items()
         }
-        base = Document(base.file, kept, base.places)
+        base = Document(base.file, inherited, base.places)
     if _states_corpus(document):
         base = _without_corpus(base)
     return document.over(base, prepend=_STACKED)
@@ -117,13 +115,13 @@ def _without_corpus(document: Document) -> Document:
     data = document.value.get("data") if isinstance(document.value, dict) else None
     if not isinstance(data, dict):
         return document
-    kept = {key: value for key, value in data.items() if key not in _CORPUS}
-    return Document(document.file, document.value | {"data": kept}, document.places)
+    others = {key: value for key, value in data.items() if key not in CORPUS}
+    return Document(document.file, document.value | {"data": others}, document.places)
 
 
 def _is_about_corpus(value: dict[str, Any]) -> bool:
     data = value.get("data")
-    return len(value) == 1 and isinstance(data, dict) and data.keys() <= set(_CORPUS)
+    return len(value) == 1 and isinstance(data, dict) and data.keys() <= set(CORPUS)
 
 
 def _joined(overrides: Sequence[str]) -> list[Document]:

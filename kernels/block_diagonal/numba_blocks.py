@@ -7,14 +7,8 @@ from torch import Tensor
 
 from kernels.block_diagonal import CPU_WIDTH
 from kernels.cpu import PIECES, by_row, kernel, run
-from kernels.cpu_functions import count, inlined, row, share
-
-TOKENS, BLOCKS, X, WEIGHT = range(4)
-"""Arguments of both kernels; `X` (tokens, channels), `WEIGHT` (out * in, blocks)."""
-Y = 4
-"""Of the product."""
-GRAD_Y, GRAD_X, GRAD_WEIGHT = range(4, 7)
-"""Of the backward; `GRAD_WEIGHT` (pieces, out * in, blocks)."""
+from kernels.cpu.functions import inlined, row
+from kernels.cpu.table import Rows
 
 
 @inlined
@@ -61,22 +55,22 @@ def add_weight_gradient(grad_w, grad_y, x, blocks):
 
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    tokens, blocks = count(table, TOKENS), count(table, BLOCKS)
+def _forward(first, last, tokens: int, blocks: int, xs: Rows, weight: Rows, ys: Rows):
+    """Tensors are (tokens, channels), but `weight` (out * in, blocks)."""
     for token in range(tokens * first // PIECES, tokens * last // PIECES):
-        multiply(row(table, Y, token), row(table, X, token), row(table, WEIGHT), blocks, False)
+        multiply(row(ys, token), row(xs, token), row(weight), blocks, False)
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    tokens, blocks = count(table, TOKENS), count(table, BLOCKS)
+def _backward(
+    first, last, tokens: int, blocks: int, xs: Rows, weight: Rows, grad_ys: Rows, grad_xs: Rows, grad_weights: Rows,
+):  # fmt: skip
+    """As `_forward`; `grad_weights` (pieces, out * in, blocks)."""
     for piece in range(first, last):
         for token in range(tokens * piece // PIECES, tokens * (piece + 1) // PIECES):
-            grad_y = row(table, GRAD_Y, token)
-            multiply_transposed(row(table, GRAD_X, token), grad_y, row(table, WEIGHT), blocks, False)
-            add_weight_gradient(row(table, GRAD_WEIGHT, piece), grad_y, row(table, X, token), blocks)
+            grad_y = row(grad_ys, token)
+            multiply_transposed(row(grad_xs, token), grad_y, row(weight), blocks, False)
+            add_weight_gradient(row(grad_weights, piece), grad_y, row(xs, token), blocks)
 
 
 def planes(weight: Tensor) -> Tensor:
@@ -92,7 +86,8 @@ def by_block(planes: Tensor) -> Tensor:
 def forward(x: Tensor, weight: Tensor) -> Tensor:
     """As the reference."""
     y, tokens = x.new_empty(x.shape), by_row(x)
-    run(_forward, PIECES, tokens.shape[0], weight.shape[0], tokens, planes(weight), by_row(y))
+    sizes = {"tokens": tokens.shape[0], "blocks": weight.shape[0]}
+    run(_forward, PIECES, **sizes, xs=tokens, weight=planes(weight), ys=by_row(y))
     return y
 
 
@@ -101,7 +96,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     grad_x, tokens = x.new_empty(x.shape), by_row(x)
     parts = weight.new_zeros(PIECES, CPU_WIDTH * CPU_WIDTH, weight.shape[0])
     run(
-        _backward, PIECES, tokens.shape[0], weight.shape[0], tokens, planes(weight),
-        by_row(grad_y), by_row(grad_x), parts,
+        _backward, PIECES, tokens=tokens.shape[0], blocks=weight.shape[0], xs=tokens, weight=planes(weight),
+        grad_ys=by_row(grad_y), grad_xs=by_row(grad_x), grad_weights=parts,
     )  # fmt: skip
     return grad_x, by_block(parts.sum(0))

@@ -10,40 +10,36 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu_functions import ONE, count, given, integers, row, share, sigmoid
+from kernels.cpu.functions import ONE, given, row, sigmoid
+from kernels.cpu.table import Argument, Integers, Rows
 
 CHANNELS_AT_ONCE = 128
 
-TIME, CHANNELS, TAPS, X, WEIGHT, PAST, DOCUMENTS, PRE = range(8)
-"""Arguments of both kernels. `WEIGHT` (taps + 1, channels): the bias last."""
-Y = 8
-"""Of the forward."""
-GRAD_Y, GRAD_X, GRAD_WEIGHT, GRAD_PAST = range(8, 12)
-"""Of the backward. `GRAD_WEIGHT` (batch, taps + 1, channels)."""
-
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    time, channels, taps = count(table, TIME), count(table, CHANNELS), count(table, TAPS)
+def _forward(
+    first, last, time: int, channels: int, taps: int, xs: Rows, weights: Rows, past: Rows, documents: Integers | None,
+    pres: Rows, ys: Rows,
+):  # fmt: skip
+    """Tensors are (batch, time, channels), but `weights` (taps + 1, channels), the bias last."""
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
         end = min(begin + CHANNELS_AT_ONCE, channels)
-        bias = row(table, WEIGHT, taps)
+        bias = row(weights, taps)
         for t in range(time):
-            pre, y = row(table, PRE, sequence, t), row(table, Y, sequence, t)
+            pre, y = row(pres, sequence, t), row(ys, sequence, t)
             for d in range(begin, end):
                 pre[d] = bias[d]
             for lag in range(taps):
                 if lag <= t:
-                    seen = row(table, X, sequence, t - lag)
-                    document = integers(table, DOCUMENTS, sequence)[t - lag] if given(table, DOCUMENTS) else 0
+                    seen = row(xs, sequence, t - lag)
+                    document = row(documents, sequence)[t - lag] if given(documents) else 0
                 else:
-                    seen, document = row(table, PAST, sequence, taps - 1 + t - lag), 0
-                if given(table, DOCUMENTS) and integers(table, DOCUMENTS, sequence)[t] != document:
+                    seen, document = row(past, sequence, taps - 1 + t - lag), 0
+                if given(documents) and row(documents, sequence)[t] != document:
                     continue
-                weight = row(table, WEIGHT, taps - 1 - lag)
+                weight = row(weights, taps - 1 - lag)
                 for d in range(begin, end):
                     pre[d] += weight[d] * seen[d]
             for d in range(begin, end):
@@ -51,34 +47,36 @@ def _forward(table):
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    time, channels, taps = count(table, TIME), count(table, CHANNELS), count(table, TAPS)
+def _backward(
+    first, last, time: int, channels: int, taps: int, xs: Rows, weights: Rows, past: Rows, documents: Integers | None,
+    pres: Rows, grad_ys: Rows, grad_xs: Rows, grad_weights: Rows, grad_past: Rows,
+):  # fmt: skip
+    """As `_forward`; `grad_weights` (batch, taps + 1, channels)."""
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
         end = min(begin + CHANNELS_AT_ONCE, channels)
-        grad_bias = row(table, GRAD_WEIGHT, sequence, taps)
+        grad_bias = row(grad_weights, sequence, taps)
         for t in range(time):
-            pre, grad_y = row(table, PRE, sequence, t), row(table, GRAD_Y, sequence, t)
-            grad = row(table, GRAD_X, sequence, t)
+            pre, grad_y = row(pres, sequence, t), row(grad_ys, sequence, t)
+            grad = row(grad_xs, sequence, t)
             for d in range(begin, end):
                 open_ = sigmoid(pre[d])
                 grad[d] = grad_y[d] * open_ * (ONE + pre[d] * (ONE - open_))  # of the sum before the SiLU
                 grad_bias[d] += grad[d]
             for lag in range(taps - 1, -1, -1):  # the token's own row, which still holds that gradient, comes last
                 if lag <= t:
-                    seen, into = row(table, X, sequence, t - lag), row(table, GRAD_X, sequence, t - lag)
-                    document = integers(table, DOCUMENTS, sequence)[t - lag] if given(table, DOCUMENTS) else 0
+                    seen, into = row(xs, sequence, t - lag), row(grad_xs, sequence, t - lag)
+                    document = row(documents, sequence)[t - lag] if given(documents) else 0
                 else:
                     place = taps - 1 + t - lag
-                    seen, into = row(table, PAST, sequence, place), row(table, GRAD_PAST, sequence, place)
+                    seen, into = row(past, sequence, place), row(grad_past, sequence, place)
                     document = 0
-                if given(table, DOCUMENTS) and integers(table, DOCUMENTS, sequence)[t] != document:
+                if given(documents) and row(documents, sequence)[t] != document:
                     continue
                 weight, grad_weight = (
-                    row(table, WEIGHT, taps - 1 - lag),
-                    row(table, GRAD_WEIGHT, sequence, taps - 1 - lag),
+                    row(weights, taps - 1 - lag),
+                    row(grad_weights, sequence, taps - 1 - lag),
                 )
                 if lag == 0:
                     for d in range(begin, end):
@@ -96,16 +94,17 @@ def _pieces(x: Tensor) -> int:
 
 def _shared(
     x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, pre: Tensor
-) -> tuple[int | Tensor | None, ...]:
+) -> dict[str, Argument]:
     by_tap = torch.cat((weight.t(), bias[None]))
     numbers = None if documents is None else rows(documents)
-    return (*x.shape[1:], weight.shape[1], rows(x), by_tap, rows(past), numbers, pre)
+    sizes = {"time": x.shape[1], "channels": x.shape[2], "taps": weight.shape[1]}
+    return {**sizes, "xs": rows(x), "weights": by_tap, "past": rows(past), "documents": numbers, "pres": pre}
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
     """y, and the sum before the SiLU, which the backward starts from."""
     y, pre = x.new_empty(x.shape), x.new_empty(x.shape)
-    run(_forward, _pieces(x), *_shared(x, weight, bias, past, documents, pre), y)
+    run(_forward, _pieces(x), **_shared(x, weight, bias, past, documents, pre), ys=y)
     return y, pre
 
 
@@ -117,6 +116,6 @@ def backward(
     grad_x, grad_past = x.new_empty(x.shape), past.new_zeros(past.shape)
     by_tap = x.new_zeros(batch, weight.shape[1] + 1, channels)
     shared = _shared(x, weight, bias, past, documents, pre)
-    run(_backward, _pieces(x), *shared, rows(grad_y), grad_x, by_tap, grad_past)
+    run(_backward, _pieces(x), **shared, grad_ys=rows(grad_y), grad_xs=grad_x, grad_weights=by_tap, grad_past=grad_past)
     *grad_weight, grad_bias = by_tap.sum(0)
     return grad_x, torch.stack(grad_weight, dim=1), grad_bias, grad_past

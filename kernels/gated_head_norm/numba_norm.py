@@ -6,24 +6,20 @@ import numpy as np
 from torch import Tensor
 
 from kernels.cpu import PIECES, kernel, rows, run
-from kernels.cpu_functions import ONE, ZERO, count, f32, given, number, row, share, sigmoid
-
-TOKENS, TIME, HEADS, HEAD_DIM, H, WEIGHT, GATE, SKIPPED, SKIP, MEAN, DEVIATION = range(11)
-"""Arguments of both kernels."""
-EPS, Y = range(11, 13)
-"""Of the forward."""
-GRAD_Y, GRAD_H, GRAD_GATE, GRAD_SKIPPED, GRAD_WEIGHT, GRAD_SKIP = range(11, 17)
-"""Of the backward. `GRAD_WEIGHT` and `GRAD_SKIP` (pieces, channels)."""
+from kernels.cpu.functions import ONE, ZERO, f32, given, row, sigmoid
+from kernels.cpu.table import Rows
 
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    tokens, time, heads, width = (count(table, TOKENS), count(table, TIME), count(table, HEADS), count(table, HEAD_DIM))
+def _forward(
+    first, last, tokens: int, time: int, heads: int, width: int, hs: Rows, weights: Rows, gates: Rows,
+    skipped_rows: Rows | None, skips: Rows | None, means: Rows, deviations: Rows, eps: float, ys: Rows,
+):  # fmt: skip
+    """`hs` (batch, time, heads, width); weights and skips (channels,); means and deviations (batch, time, heads, 1)."""
     for token in range(tokens * first // PIECES, tokens * last // PIECES):
         b, t = token // time, token % time
         for head in range(heads):
-            h, begin = row(table, H, b, t, head), head * width
+            h, begin = row(hs, b, t, head), head * width
             mean = ZERO
             for d in range(width):
                 mean += h[d]
@@ -31,12 +27,12 @@ def _forward(table):
             variance = ZERO
             for d in range(width):
                 variance += (h[d] - mean) * (h[d] - mean)
-            deviation = ONE / np.sqrt(variance / f32(width) + number(table, EPS))
-            row(table, MEAN, b, t, head)[0] = mean
-            row(table, DEVIATION, b, t, head)[0] = deviation
-            weight, gate, y = row(table, WEIGHT), row(table, GATE, b, t), row(table, Y, b, t)
-            if given(table, SKIP):
-                skip, skipped = row(table, SKIP), row(table, SKIPPED, b, t)
+            deviation = ONE / np.sqrt(variance / f32(width) + eps)
+            row(means, b, t, head)[0] = mean
+            row(deviations, b, t, head)[0] = deviation
+            weight, gate, y = row(weights), row(gates, b, t), row(ys, b, t)
+            if given(skips):
+                skip, skipped = row(skips), row(skipped_rows, b, t)
                 for d in range(width):
                     inner = (h[d] - mean) * deviation * weight[begin + d] + skip[begin + d] * skipped[begin + d]
                     y[begin + d] = inner * gate[begin + d] * sigmoid(gate[begin + d])
@@ -47,22 +43,25 @@ def _forward(table):
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    tokens, time, heads, width = (count(table, TOKENS), count(table, TIME), count(table, HEADS), count(table, HEAD_DIM))
+def _backward(
+    first, last, tokens: int, time: int, heads: int, width: int, hs: Rows, weights: Rows, gates: Rows,
+    skipped_rows: Rows | None, skips: Rows | None, means: Rows, deviations: Rows, grad_ys: Rows, grad_hs: Rows,
+    grad_gates: Rows, grad_skipped_rows: Rows, grad_weights: Rows, grad_skips: Rows,
+):  # fmt: skip
+    """As `_forward`; `grad_weights` and `grad_skips` (pieces, channels)."""
     for piece in range(first, last):
         for token in range(tokens * piece // PIECES, tokens * (piece + 1) // PIECES):
             b, t = token // time, token % time
             for head in range(heads):
-                h, grad_h, begin = row(table, H, b, t, head), row(table, GRAD_H, b, t, head), head * width
-                mean, deviation = row(table, MEAN, b, t, head)[0], row(table, DEVIATION, b, t, head)[0]
-                weight, grad_weight = row(table, WEIGHT), row(table, GRAD_WEIGHT, piece)
-                gate, grad_gate = row(table, GATE, b, t), row(table, GRAD_GATE, b, t)
-                grad_y = row(table, GRAD_Y, b, t)
+                h, grad_h, begin = row(hs, b, t, head), row(grad_hs, b, t, head), head * width
+                mean, deviation = row(means, b, t, head)[0], row(deviations, b, t, head)[0]
+                weight, grad_weight = row(weights), row(grad_weights, piece)
+                gate, grad_gate = row(gates, b, t), row(grad_gates, b, t)
+                grad_y = row(grad_ys, b, t)
                 total, along = ZERO, ZERO
-                if given(table, SKIP):
-                    skip, skipped = row(table, SKIP), row(table, SKIPPED, b, t)
-                    grad_skip, grad_skipped = row(table, GRAD_SKIP, piece), row(table, GRAD_SKIPPED, b, t)
+                if given(skips):
+                    skip, skipped = row(skips), row(skipped_rows, b, t)
+                    grad_skip, grad_skipped = row(grad_skips, piece), row(grad_skipped_rows, b, t)
                     for d in range(width):
                         c = begin + d
                         open_ = sigmoid(gate[c])
@@ -106,8 +105,8 @@ def forward(
     mean, deviation = (h.new_empty(batch, time, heads, 1) for _ in range(2))
     seen, scale = (None if t is None else rows(t) for t in (skipped, skip))
     run(
-        _forward, PIECES, batch * time, time, heads, head_dim,
-        rows(h), rows(weight), rows(gate), seen, scale, mean, deviation, float(eps), y,
+        _forward, PIECES, tokens=batch * time, time=time, heads=heads, width=head_dim, hs=rows(h), weights=rows(weight),
+        gates=rows(gate), skipped_rows=seen, skips=scale, means=mean, deviations=deviation, eps=float(eps), ys=y,
     )  # fmt: skip
     return y, mean, deviation
 
@@ -130,9 +129,10 @@ def backward(
     grad_weight, grad_skip = (weight.new_zeros(PIECES, weight.shape[0]) for _ in range(2))
     seen, scale = (None if t is None else rows(t) for t in (skipped, skip))
     run(
-        _backward, PIECES, batch * time, time, heads, head_dim,
-        rows(h), rows(weight), rows(gate), seen, scale, mean, deviation,
-        rows(grad_y), grad_h, grad_gate, grad_skipped, grad_weight, grad_skip,
+        _backward, PIECES, tokens=batch * time, time=time, heads=heads, width=head_dim, hs=rows(h),
+        weights=rows(weight), gates=rows(gate), skipped_rows=seen, skips=scale, means=mean, deviations=deviation,
+        grad_ys=rows(grad_y), grad_hs=grad_h, grad_gates=grad_gate, grad_skipped_rows=grad_skipped,
+        grad_weights=grad_weight, grad_skips=grad_skip,
     )  # fmt: skip
     return (
         grad_h,

@@ -5,13 +5,13 @@ the caches, is taken at once: every matrix product is one batched product over (
 between two products stands one pass. Pairs above the diagonal cost nothing but their part of the products.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from kernels.cpu import empty_rows_like, rows, run
+from kernels.cpu import Kernel, empty_rows_like, rows, run
+from kernels.cpu.table import Argument
 from kernels.mlstm import numba_passes as passes
+from kernels.mlstm import numba_passes_back as passes_back
 from kernels.mlstm.numba_passes import KEYS_AT_ONCE
 from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
 
@@ -31,7 +31,7 @@ class _Spans:
         self.q, self.k, self.v, self.i, self.f = rows(q), rows(k), rows(v), rows(i), rows(f)
         self.resets = None if resets is None else rows(resets)
         self.exponential = options.input_gate == "exponential"
-        self.shape = (self.heads, self.time, chunk)
+        self.shape = {"heads": self.heads, "time": self.time, "chunk": chunk}
         self.weights = q.new_empty(7, self.rows, self.time)
         self.carry = q.new_empty(self.rows, self.chunks)
         self.m = q.new_empty(self.rows, self.time)
@@ -39,8 +39,9 @@ class _Spans:
         work = q.new_empty(self.rows, 3, chunk, dtype=torch.float64)
         scales = None if m is None else m.reshape(-1).to(torch.float32).contiguous()
         run(
-            passes.gates, self.rows, *self.shape, self.i, self.f, scales, self.resets, self.weights, self.carry, self.m,
-            self.begins, work, int(self.exponential), int(options.stabilized), self.key_dim**-0.5,
+            passes.gates, self.rows, **self.shape, input_gates=self.i, forget_gates=self.f, initial_m=scales,
+            resets=self.resets, gate_weights=self.weights, carries=self.carry, ms=self.m, document_begins=self.begins,
+            work=work, exponential=self.exponential, stabilized=options.stabilized, root=self.key_dim**-0.5,
         )  # fmt: skip
         at_once = max(1, SPAN_ELEMENTS // (max(self.rows, 1) * chunk * (self.key_dim + self.value_dim)))
         self.spans = [(begin, min(begin + at_once, self.chunks)) for begin in range(0, self.chunks, at_once)]
@@ -49,24 +50,30 @@ class _Spans:
         """An empty tensor (chunks of the span, batch * heads, …)."""
         return self.q.new_empty(span[1] - span[0], self.rows, *shape)
 
-    def run(self, kernel: Callable[[], int], span: tuple[int, int], *arguments: Tensor | int | float | None) -> None:
+    def run(self, kernel: Kernel, span: tuple[int, int], **arguments: Argument) -> None:
         """Run a pass over the chunks of a span."""
-        pieces = (span[1] - span[0]) * self.rows
-        shared = (*self.shape, self.rows, span[0], self.key_dim, self.value_dim, self.weights)
-        run(kernel, pieces, *shared, *arguments)
+        run(
+            kernel, (span[1] - span[0]) * self.rows, **self.shape, num_rows=self.rows, first_chunk=span[0],
+            key_dim=self.key_dim, value_dim=self.value_dim, gate_weights=self.weights, **arguments,
+        )  # fmt: skip
 
-    def run_on_states(self, kernel: Callable[[], int], span: tuple[int, int], *arguments: Tensor) -> None:
+    def run_on_states(self, kernel: Kernel, span: tuple[int, int], **arguments: Argument) -> None:
         """Run a kernel that carries states from chunk to chunk of a span."""
         slices = -(-self.key_dim // KEYS_AT_ONCE)
-        shared = (self.heads, self.time, span[1] - span[0], self.rows, span[0], self.key_dim, self.value_dim, None)
-        run(kernel, self.rows * slices, *shared, self.carry, *arguments)
+        run(
+            kernel, self.rows * slices, chunks=span[1] - span[0], first_chunk=span[0], key_dim=self.key_dim,
+            value_dim=self.value_dim, carries=self.carry, **arguments,
+        )  # fmt: skip
 
     def operands(self, span: tuple[int, int], written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, values, queries as they read the state, fine keys, keys as they write it; a matrix per chunk."""
         keys = (self.chunk, self.key_dim)
         q, v = self.new(span, *keys), self.new(span, self.chunk, self.value_dim)
         q_read, k_fine, k_write = (self.new(span, *keys) for _ in range(3))
-        self.run(passes.operands, span, self.q, self.k, self.v, q, v, q_read, k_fine, k_write, written)
+        self.run(
+            passes.operands, span, qs=self.q, ks=self.k, vs=self.v, q_copies=q, v_copies=v, q_reads=q_read,
+            k_fines=k_fine, k_writes=k_write, n_written=written,
+        )  # fmt: skip
         return q.flatten(0, 1), v.flatten(0, 1), q_read.flatten(0, 1), k_fine.flatten(0, 1), k_write.flatten(0, 1)
 
     def first(self, span: tuple[int, int], has_initial_state: bool) -> int:
@@ -107,14 +114,15 @@ def forward(
         queries, values, q_read, k_fine, k_write = spans.operands(span, before_n)
         scores = torch.bmm(queries, k_fine.mT)
         torch.bmm(k_write.mT, values, out=before_C.flatten(0, 1))
-        spans.run_on_states(passes.states, span, before_C, before_n, final_C, final_n)
+        spans.run_on_states(passes.states, span, C_states=before_C, n_states=before_n, final_C=final_C, final_n=final_n)
         sums = s if options.normalize else None
-        spans.run(passes.weigh, span, spans.by_chunk(scores), spans.begins, sums)
+        spans.run(passes.weigh, span, products=spans.by_chunk(scores), document_begins=spans.begins, sums=sums)
         y, first = torch.bmm(scores, values), spans.first(span, C is not None)
         y[first:].baddbmm_(q_read[first:], before_C.flatten(0, 1)[first:])
         spans.run(
-            passes.outputs, span, spans.by_chunk(y), spans.by_chunk(q_read), before_n, sums, h, float(options.eps)
-        )
+            passes.outputs, span, ys=spans.by_chunk(y), q_reads=spans.by_chunk(q_read), n_states=before_n,
+            denominators=sums, hs=h, eps=float(options.eps),
+        )  # fmt: skip
     return (
         h,
         final_C.view(spans.batch, spans.heads, *shape[1:]),
@@ -157,14 +165,16 @@ def backward(
         n_grads = spans.new(span, spans.key_dim)
         queries, values, q_read, k_fine, k_write = spans.operands(span, n_grads)  # n_grads: not what it holds now
         grad_y = spans.new(span, spans.chunk, spans.value_dim)
-        by_chunk = spans.by_chunk(q_read)
         seen = s if options.normalize else None
-        spans.run(passes.outputs_back, span, above, h, seen, grad_y, grad_s, by_chunk, n_grads, float(options.eps))
+        spans.run(
+            passes_back.outputs_back, span, grad_hs=above, hs=h, denominators=seen, grad_ys=grad_y,
+            grad_denominators=grad_s, q_reads=spans.by_chunk(q_read), n_grads=n_grads, eps=float(options.eps),
+        )  # fmt: skip
         grad_y = grad_y.flatten(0, 1)
         scores, grad_scores = torch.bmm(queries, k_fine.mT), torch.bmm(grad_y, values.mT)
         spans.run(
-            passes.pairs_back, span, spans.by_chunk(scores), spans.by_chunk(grad_scores), spans.begins, grad_s, passing,
-            log_i,
+            passes_back.pairs_back, span, products=spans.by_chunk(scores), grad_scores=spans.by_chunk(grad_scores),
+            document_begins=spans.begins, grad_denominators=grad_s, passing_pairs=passing, grad_log_i=log_i,
         )  # fmt: skip
         d_q, d_k = torch.bmm(grad_scores, k_fine), torch.bmm(grad_scores.mT, queries)
         d_v = torch.bmm(scores.mT, grad_y)
@@ -173,20 +183,25 @@ def backward(
         c_grads[:first], d_read[:first] = 0.0, 0.0
         torch.bmm(q_read[first:].mT, grad_y[first:], out=c_grads[first:])
         spans.run_on_states(
-            passes.states_back, span, spans.by_chunk(c_grads), n_grads, states_C, states_n, dC, dn, carrying
+            passes_back.states_back, span, C_grads=spans.by_chunk(c_grads), n_grads=n_grads, C_states=states_C,
+            n_states=states_n, grad_C=dC, grad_n=dn, carrying=carrying,
         )  # fmt: skip
         d_v[:last].baddbmm_(k_write[:last], c_grads[:last])
         d_write = torch.empty_like(k_write)
         d_write[last:] = 0.0
         torch.bmm(values[:last], c_grads[:last].mT, out=d_write[:last])
         torch.bmm(grad_y[first:], states_C[slice(*span)].flatten(0, 1)[first:].mT, out=d_read[first:])
-        from_products = (spans.by_chunk(part) for part in (d_q, d_k, d_v, d_read, d_write, q_read, k_write))
+        of_operands = {"d_qs": d_q, "d_ks": d_k, "d_vs": d_v, "d_reads": d_read, "d_writes": d_write}
+        operands = {"q_reads": q_read, "k_writes": k_write}
+        by_chunk = {name: spans.by_chunk(part) for name, part in (of_operands | operands).items()}
         spans.run(
-            passes.operands_back, span, *from_products, n_grads, states_n, grad_s, *grads, reading, writing, log_i
+            passes_back.operands_back, span, **by_chunk, n_grads=n_grads, n_states=states_n, grad_denominators=grad_s,
+            grad_qs=grads[0], grad_ks=grads[1], grad_vs=grads[2], readings=reading, writings=writing, grad_log_i=log_i,
         )  # fmt: skip
     run(
-        passes.gates_back, spans.rows, *spans.shape, spans.i, spans.f, spans.resets, passing, reading, writing,
-        carrying.sum(0), log_i, grad_i, grad_f, int(spans.exponential),
+        passes_back.gates_back, spans.rows, **spans.shape, input_gates=spans.i, forget_gates=spans.f,
+        resets=spans.resets, passing_pairs=passing, readings=reading, writings=writing, carrying=carrying.sum(0),
+        grad_log_i=log_i, grad_input_gates=grad_i, grad_forget_gates=grad_f, exponential=spans.exponential,
     )  # fmt: skip
     return (
         *grads,

@@ -12,49 +12,50 @@ from torch import Tensor
 from kernels.block_diagonal import CPU_WIDTH
 from kernels.block_diagonal.numba_blocks import add_weight_gradient, by_block, multiply, multiply_transposed, planes
 from kernels.cpu import PIECES, by_row, kernel, run
-from kernels.cpu_functions import add_rows, count, row, share
-
-TOKENS, BLOCKS, CONVOLVED, INNER, WEIGHTS = range(5)
-"""Arguments of both kernels: inputs (tokens, channels); `WEIGHTS` (3, out * in, blocks)."""
-Q, K, V = range(5, 8)
-"""Of the forward: (tokens, channels)."""
-NUM_GATES, GATES, GRAD_GATES, GRAD_Q, GRAD_K, GRAD_V = range(5, 11)
-GRAD_CONVOLVED, GRAD_INNER, GRAD_WEIGHTS, TOTAL = range(11, 15)
-"""Of the backward: `GATES` (gates, 3 * channels), `GRAD_GATES` (tokens, gates), `GRAD_WEIGHTS` (pieces, 3, 16, blocks),
-`TOTAL` (pieces, 3 * channels): the gradient of a token's queries, keys and values."""
+from kernels.cpu.functions import add_rows, row
+from kernels.cpu.table import Rows
 
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    tokens, blocks = count(table, TOKENS), count(table, BLOCKS)
+def _forward(
+    first, last, tokens: int, blocks: int, convolved_rows: Rows, inner_rows: Rows, weights: Rows, qs: Rows, ks: Rows,
+    vs: Rows,
+):  # fmt: skip
+    """Tensors are (tokens, channels), but `weights` (3, out * in, blocks)."""
     for token in range(tokens * first // PIECES, tokens * last // PIECES):
-        convolved, inner = row(table, CONVOLVED, token), row(table, INNER, token)
-        multiply(row(table, Q, token), convolved, row(table, WEIGHTS, 0), blocks, False)
-        multiply(row(table, K, token), convolved, row(table, WEIGHTS, 1), blocks, False)
-        multiply(row(table, V, token), inner, row(table, WEIGHTS, 2), blocks, False)
+        convolved, inner = row(convolved_rows, token), row(inner_rows, token)
+        multiply(row(qs, token), convolved, row(weights, 0), blocks, False)
+        multiply(row(ks, token), convolved, row(weights, 1), blocks, False)
+        multiply(row(vs, token), inner, row(weights, 2), blocks, False)
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    tokens, blocks, num_gates = count(table, TOKENS), count(table, BLOCKS), count(table, NUM_GATES)
+def _backward(
+    first, last, tokens: int, blocks: int, convolved_rows: Rows, inner_rows: Rows, weights: Rows, num_gates: int,
+    gates: Rows, grad_gates: Rows, grad_qs: Rows, grad_ks: Rows, grad_vs: Rows, grad_convolved: Rows, grad_inner: Rows,
+    grad_weights: Rows, total: Rows,
+):  # fmt: skip
+    """As `_forward`; `gates` (gates, 3 * channels), `grad_gates` (tokens, gates).
+
+    `grad_weights` (pieces, 3, out * in, blocks); `total` (pieces, 3, channels): the gradient of a token's queries, keys
+    and values.
+    """
     channels = CPU_WIDTH * blocks
     for piece in range(first, last):
-        q, k, v = row(table, TOTAL, piece, 0), row(table, TOTAL, piece, 1), row(table, TOTAL, piece, 2)
+        q, k, v = row(total, piece, 0), row(total, piece, 1), row(total, piece, 2)
         for token in range(tokens * piece // PIECES, tokens * (piece + 1) // PIECES):
-            grad_q, grad_k, grad_v = row(table, GRAD_Q, token), row(table, GRAD_K, token), row(table, GRAD_V, token)
+            grad_q, grad_k, grad_v = row(grad_qs, token), row(grad_ks, token), row(grad_vs, token)
             for d in range(channels):
                 q[d], k[d], v[d] = grad_q[d], grad_k[d], grad_v[d]
-            add_rows(q, 3 * channels, row(table, GRAD_GATES, token), 0, num_gates, row(table, GATES), 3 * channels)
-            convolved, inner = row(table, CONVOLVED, token), row(table, INNER, token)
-            to_convolved = row(table, GRAD_CONVOLVED, token)
-            multiply_transposed(to_convolved, q, row(table, WEIGHTS, 0), blocks, False)
-            multiply_transposed(to_convolved, k, row(table, WEIGHTS, 1), blocks, True)
-            multiply_transposed(row(table, GRAD_INNER, token), v, row(table, WEIGHTS, 2), blocks, False)
-            add_weight_gradient(row(table, GRAD_WEIGHTS, piece, 0), q, convolved, blocks)
-            add_weight_gradient(row(table, GRAD_WEIGHTS, piece, 1), k, convolved, blocks)
-            add_weight_gradient(row(table, GRAD_WEIGHTS, piece, 2), v, inner, blocks)
+            add_rows(q, 3 * channels, row(grad_gates, token), 0, num_gates, row(gates), 3 * channels)
+            convolved, inner = row(convolved_rows, token), row(inner_rows, token)
+            to_convolved = row(grad_convolved, token)
+            multiply_transposed(to_convolved, q, row(weights, 0), blocks, False)
+            multiply_transposed(to_convolved, k, row(weights, 1), blocks, True)
+            multiply_transposed(row(grad_inner, token), v, row(weights, 2), blocks, False)
+            add_weight_gradient(row(grad_weights, piece, 0), q, convolved, blocks)
+            add_weight_gradient(row(grad_weights, piece, 1), k, convolved, blocks)
+            add_weight_gradient(row(grad_weights, piece, 2), v, inner, blocks)
 
 
 def forward(
@@ -62,10 +63,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, values (batch, time, channels) and pre-activations (batch, time, gates)."""
     q, k, v = (inner.new_empty(inner.shape) for _ in range(3))
-    flat = [by_row(t) for t in (convolved, inner)]
     weights = torch.stack([planes(t) for t in (query, key, value)])
     outputs = [by_row(t) for t in (q, k, v)]
-    run(_forward, PIECES, flat[0].shape[0], query.shape[0], *flat, weights, *outputs)
+    run(
+        _forward, PIECES, tokens=outputs[0].shape[0], blocks=query.shape[0], convolved_rows=by_row(convolved),
+        inner_rows=by_row(inner), weights=weights, qs=outputs[0], ks=outputs[1], vs=outputs[2],
+    )  # fmt: skip
     total = torch.addmm(bias, outputs[0], gates[:, : q.shape[-1]].t())
     for part, columns in zip(outputs[1:], gates.split(q.shape[-1], dim=1)[1:], strict=True):
         total.addmm_(part, columns.t())
@@ -77,13 +80,15 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the inputs, of the three maps, of the gates' weights and of their bias."""
     grad_convolved, grad_inner = convolved.new_empty(convolved.shape), inner.new_empty(inner.shape)
-    *of_outputs, of_gates = (by_row(t) for t in grads)
+    grad_q, grad_k, grad_v, of_gates = (by_row(t) for t in grads)
     blocks = weights[0].shape[0]
     parts = gates.new_zeros(PIECES, 3, CPU_WIDTH * CPU_WIDTH, blocks)
     run(
-        _backward, PIECES, of_gates.shape[0], blocks, by_row(convolved), by_row(inner),
-        torch.stack([planes(t) for t in weights]), gates.shape[0], gates.contiguous(), of_gates, *of_outputs,
-        by_row(grad_convolved), by_row(grad_inner), parts, gates.new_empty(PIECES, 3, CPU_WIDTH * blocks),
+        _backward, PIECES, tokens=of_gates.shape[0], blocks=blocks, convolved_rows=by_row(convolved),
+        inner_rows=by_row(inner), weights=torch.stack([planes(t) for t in weights]), num_gates=gates.shape[0],
+        gates=gates.contiguous(), grad_gates=of_gates, grad_qs=grad_q, grad_ks=grad_k, grad_vs=grad_v,
+        grad_convolved=by_row(grad_convolved), grad_inner=by_row(grad_inner), grad_weights=parts,
+        total=gates.new_empty(PIECES, 3, CPU_WIDTH * blocks),
     )  # fmt: skip
     query, key, value = (by_block(part) for part in parts.sum(0))
     grad_gates = torch.cat([of_gates.t() @ by_row(t) for t in outputs], dim=1)

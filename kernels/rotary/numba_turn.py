@@ -5,11 +5,9 @@
 from torch import Tensor
 
 from kernels.cpu import PIECES, kernel, rows, run
-from kernels.cpu_functions import ONE, count, inlined, row, share
-from kernels.cpu_products import after
-
-BATCH, TIME, HEADS, HALF, BACK, COS, SIN, QUERY, KEY, TURNED_QUERY, TURNED_KEY = range(11)
-"""`COS` and `SIN` (batch, time, half), the last four (batch, time, heads, 2 half)."""
+from kernels.cpu.functions import ONE, inlined, row
+from kernels.cpu.products import after
+from kernels.cpu.table import Rows
 
 
 @inlined
@@ -21,25 +19,27 @@ def _turn(turned, x, cos, sin, sign, half):
 
 
 @kernel
-def _turn_tokens(table):
-    first, last = share(table)
-    time, heads, half = count(table, TIME), count(table, HEADS), count(table, HALF)
-    total, sign = count(table, BATCH) * time, -ONE if count(table, BACK) else ONE
+def _turn_tokens(
+    first, last, batch: int, time: int, heads: int, half: int, back: bool, cosines: Rows, sines: Rows, queries: Rows,
+    keys: Rows, turned_queries: Rows, turned_keys: Rows,
+):  # fmt: skip
+    """Cosines and sines are (batch, time, half), the others (batch, time, heads, 2 half)."""
+    total, sign = batch * time, -ONE if back else ONE
     for token in range(total * first // PIECES, total * last // PIECES):
         b, t = token // time, token % time
-        cos, sin = row(table, COS, b, t), row(table, SIN, b, t)
+        cos, sin = row(cosines, b, t), row(sines, b, t)
         for h in range(heads):
-            _turn(row(table, TURNED_QUERY, b, t, h), row(table, QUERY, b, t, h), cos, sin, sign, half)
-            _turn(row(table, TURNED_KEY, b, t, h), row(table, KEY, b, t, h), cos, sin, sign, half)
+            _turn(row(turned_queries, b, t, h), row(queries, b, t, h), cos, sin, sign, half)
+            _turn(row(turned_keys, b, t, h), row(keys, b, t, h), cos, sin, sign, half)
 
 
 def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
     """As the reference for both, by the opposite angles where `back`."""
     batch, time, heads, head_dim = query.shape
-    angles = (rows(tensor).expand(batch, time, head_dim // 2) for tensor in (cos, sin))
+    cosines, sines = (rows(tensor).expand(batch, time, head_dim // 2) for tensor in (cos, sin))
     turned_query, turned_key = query.new_empty(query.shape), key.new_empty(key.shape)
     run(
-        _turn_tokens, PIECES, batch, time, heads, head_dim // 2, int(back), *angles,
-        rows(query), rows(key), turned_query, turned_key,
+        _turn_tokens, PIECES, batch=batch, time=time, heads=heads, half=head_dim // 2, back=back, cosines=cosines,
+        sines=sines, queries=rows(query), keys=rows(key), turned_queries=turned_query, turned_keys=turned_key,
     )  # fmt: skip
     return turned_query, turned_key

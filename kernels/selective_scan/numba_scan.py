@@ -10,18 +10,11 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu_functions import ZERO, count, exp, flags, given, row, share, thread
+from kernels.cpu.functions import ZERO, exp, given, row, thread
+from kernels.cpu.table import Argument, Flags, Rows
 
 CHANNELS_AT_ONCE = 64
 SEGMENT_STEPS = 32
-
-TIME, CHANNELS, STATE_DIM, U, DELTA, A, B, C, RESETS, STARTS = range(10)
-"""Arguments of both kernels: `A` (state_dim, channels); `STARTS` (segments, batch, state_dim, channels)."""
-STATE, Y = range(10, 12)
-"""Of the forward. `STATE` (batch, state_dim, channels): before the first token, and then after the last."""
-GRAD_Y, GRAD_STATE, GRAD_U, GRAD_DELTA, GRAD_A, GRAD_B, GRAD_C, STATES, KEEPS = range(10, 19)
-"""Of the backward. `GRAD_A` (batch, state_dim, channels); `GRAD_B`, `GRAD_C` (blocks, batch, time, state_dim);
-`STATES` after each step of a segment, and `KEEPS`, the factors (thread, segment steps, state_dim, channels at once)."""
 
 
 def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -30,9 +23,15 @@ def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
 
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    time, channels, state_dim = count(table, TIME), count(table, CHANNELS), count(table, STATE_DIM)
+def _forward(
+    first, last, time: int, channels: int, state_dim: int, us: Rows, deltas: Rows, A: Rows, B: Rows, C: Rows,
+    resets: Flags | None, starts: Rows, state: Rows, ys: Rows,
+):  # fmt: skip
+    """`us`, `deltas` and `ys` (batch, time, channels); `A` (state_dim, channels); `B` and `C` (batch, time, state_dim).
+
+    `starts` (segments, batch, state_dim, channels); `state` (batch, state_dim, channels): before the first token, and
+    then after the last.
+    """
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
@@ -40,29 +39,36 @@ def _forward(table):
         for t in range(time):
             if t % SEGMENT_STEPS == 0:
                 for n in range(state_dim):
-                    h, start = row(table, STATE, sequence, n), row(table, STARTS, t // SEGMENT_STEPS, sequence, n)
+                    h, start = row(state, sequence, n), row(starts, t // SEGMENT_STEPS, sequence, n)
                     for d in range(begin, end):
                         start[d] = h[d]
-            if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+            if given(resets) and row(resets, sequence)[t]:
                 for n in range(state_dim):
-                    h = row(table, STATE, sequence, n)
+                    h = row(state, sequence, n)
                     for d in range(begin, end):
                         h[d] = ZERO
-            u, delta, y = row(table, U, sequence, t), row(table, DELTA, sequence, t), row(table, Y, sequence, t)
+            u, delta, y = row(us, sequence, t), row(deltas, sequence, t), row(ys, sequence, t)
             for d in range(begin, end):
                 y[d] = ZERO
             for n in range(state_dim):
-                a, h = row(table, A, n), row(table, STATE, sequence, n)
-                b, c = row(table, B, sequence, t)[n], row(table, C, sequence, t)[n]
+                a, h = row(A, n), row(state, sequence, n)
+                b, c = row(B, sequence, t)[n], row(C, sequence, t)[n]
                 for d in range(begin, end):
                     h[d] = exp(delta[d] * a[d]) * h[d] + delta[d] * u[d] * b
                     y[d] += c * h[d]
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    time, channels, state_dim = count(table, TIME), count(table, CHANNELS), count(table, STATE_DIM)
+def _backward(
+    first, last, time: int, channels: int, state_dim: int, us: Rows, deltas: Rows, A: Rows, B: Rows, C: Rows,
+    resets: Flags | None, starts: Rows, grad_ys: Rows, grad_state: Rows, grad_us: Rows, grad_deltas: Rows, grad_A: Rows,
+    grad_B: Rows, grad_C: Rows, states: Rows, keeps: Rows,
+):  # fmt: skip
+    """As `_forward`; `grad_A` (batch, state_dim, channels), `grad_B` and `grad_C` (blocks, batch, time, state_dim).
+
+    `states` after each step of a segment and `keeps`, the factors: (threads, segment steps, state_dim, channels at
+    once).
+    """
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     segments, mine = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
     for piece in range(first, last):
@@ -72,15 +78,15 @@ def _backward(table):
         for segment in range(segments - 1, -1, -1):
             start, stop = segment * SEGMENT_STEPS, min(time, (segment + 1) * SEGMENT_STEPS)
             for t in range(start, stop):
-                known = not (given(table, RESETS) and flags(table, RESETS, sequence)[t])
-                u, delta = row(table, U, sequence, t), row(table, DELTA, sequence, t)
+                known = not (given(resets) and row(resets, sequence)[t])
+                u, delta = row(us, sequence, t), row(deltas, sequence, t)
                 for n in range(state_dim):
-                    a, b = row(table, A, n), row(table, B, sequence, t)[n]
-                    before = row(table, STATES, mine, t - 1 - start, n)
+                    a, b = row(A, n), row(B, sequence, t)[n]
+                    before = row(states, mine, t - 1 - start, n)
                     offset = 0
                     if t == start:
-                        before, offset = row(table, STARTS, segment, sequence, n), begin
-                    state, keep = row(table, STATES, mine, t - start, n), row(table, KEEPS, mine, t - start, n)
+                        before, offset = row(starts, segment, sequence, n), begin
+                    state, keep = row(states, mine, t - start, n), row(keeps, mine, t - start, n)
                     if known:
                         for d in range(width):
                             factor = exp(delta[begin + d] * a[begin + d])
@@ -91,19 +97,19 @@ def _backward(table):
                             keep[d] = ZERO
                             state[d] = delta[begin + d] * u[begin + d] * b
             for t in range(stop - 1, start - 1, -1):
-                u, delta = row(table, U, sequence, t), row(table, DELTA, sequence, t)
-                grad_y = row(table, GRAD_Y, sequence, t)
-                grad_u, grad_delta = row(table, GRAD_U, sequence, t), row(table, GRAD_DELTA, sequence, t)
+                u, delta = row(us, sequence, t), row(deltas, sequence, t)
+                grad_y = row(grad_ys, sequence, t)
+                grad_u, grad_delta = row(grad_us, sequence, t), row(grad_deltas, sequence, t)
                 for d in range(begin, begin + width):  # first those of delta u and of delta A
                     grad_u[d], grad_delta[d] = ZERO, ZERO
                 for n in range(state_dim):
-                    a, b, c = row(table, A, n), row(table, B, sequence, t)[n], row(table, C, sequence, t)[n]
-                    before = row(table, STATES, mine, t - 1 - start, n)
+                    a, b, c = row(A, n), row(B, sequence, t)[n], row(C, sequence, t)[n]
+                    before = row(states, mine, t - 1 - start, n)
                     offset = 0
                     if t == start:
-                        before, offset = row(table, STARTS, segment, sequence, n), begin
-                    state, keep = row(table, STATES, mine, t - start, n), row(table, KEEPS, mine, t - start, n)
-                    g, grad_a = row(table, GRAD_STATE, sequence, n), row(table, GRAD_A, sequence, n)
+                        before, offset = row(starts, segment, sequence, n), begin
+                    state, keep = row(states, mine, t - start, n), row(keeps, mine, t - start, n)
+                    g, grad_a = row(grad_state, sequence, n), row(grad_A, sequence, n)
                     read, written = ZERO, ZERO
                     for d in range(width):
                         e = begin + d
@@ -116,8 +122,8 @@ def _backward(table):
                         grad_u[e] += grad * b
                         grad_delta[e] += log * a[e]
                         grad_a[e] += log * delta[e]
-                    row(table, GRAD_C, block, sequence, t)[n] = read
-                    row(table, GRAD_B, block, sequence, t)[n] = written
+                    row(grad_C, block, sequence, t)[n] = read
+                    row(grad_B, block, sequence, t)[n] = written
                 for d in range(begin, begin + width):
                     grad_delta[d] += grad_u[d] * u[d]
                     grad_u[d] *= delta[d]
@@ -125,9 +131,11 @@ def _backward(table):
 
 def _shared(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, resets: Tensor | None, starts: Tensor
-) -> tuple[int | Tensor | None, ...]:
+) -> dict[str, Argument]:
     seen = None if resets is None else rows(resets)
-    return (*u.shape[1:], A.shape[1], rows(u), rows(delta), A.t().contiguous(), rows(B), rows(C), seen, starts)
+    sizes = {"time": u.shape[1], "channels": u.shape[2], "state_dim": A.shape[1]}
+    operands = {"us": rows(u), "deltas": rows(delta), "A": A.t().contiguous(), "B": rows(B), "C": rows(C)}
+    return {**sizes, **operands, "resets": seen, "starts": starts}
 
 
 def _blocks(u: Tensor) -> int:
@@ -141,7 +149,7 @@ def forward(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     h = state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     starts = state.new_empty(shape_of_starts(u, A))
-    run(_forward, u.shape[0] * _blocks(u), *_shared(u, delta, A, B, C, resets, starts), h, y)
+    run(_forward, u.shape[0] * _blocks(u), **_shared(u, delta, A, B, C, resets, starts), state=h, ys=y)
     return y, h.transpose(1, 2).contiguous(), starts
 
 
@@ -163,8 +171,8 @@ def backward(
     grad_A, grad_B, grad_C = torch.zeros_like(g), *B.new_empty(2, blocks, *B.shape)
     states, keeps = u.new_empty(2, most_threads(), SEGMENT_STEPS, A.shape[1], CHANNELS_AT_ONCE)
     run(
-        _backward, pieces, *_shared(u, delta, A, B, C, resets, starts),
-        rows(grad_y), g, grad_u, grad_delta, grad_A, grad_B, grad_C, states, keeps,
+        _backward, pieces, **_shared(u, delta, A, B, C, resets, starts), grad_ys=rows(grad_y), grad_state=g,
+        grad_us=grad_u, grad_deltas=grad_delta, grad_A=grad_A, grad_B=grad_B, grad_C=grad_C, states=states, keeps=keeps,
     )  # fmt: skip
     return (
         grad_u,

@@ -11,24 +11,8 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu_functions import (
-    ONE,
-    ZERO,
-    add_rows,
-    count,
-    double_row,
-    exp,
-    f32,
-    flags,
-    given,
-    log1p,
-    number,
-    row,
-    share,
-    sigmoid,
-    split,
-    tanh,
-)
+from kernels.cpu.functions import ONE, ZERO, add_rows, exp, f32, given, log1p, row, sigmoid, split, tanh
+from kernels.cpu.table import Doubles, Flags, Rows
 from kernels.slstm.reference import Saved, SLSTMState
 from kernels.slstm.torch_scan import _by_head, at_unit_scale, collected
 
@@ -36,44 +20,41 @@ SEQUENCES_AT_ONCE = 4
 EMPTY = -np.inf
 """The logarithm of an empty memory's normaliser."""
 
-BATCH, TIME, HEAD_DIM, GROUP, MATRICES, RESETS, ACTIVE, CS = range(8)
-"""Arguments of both kernels; `GROUP`: sequences of a piece; `ACTIVE` (time, heads, batch, 5 * head_dim)."""
-GATES, H, C, L, HS, LS = range(8, 14)
-"""Of the forward: `GATES` (batch, time, 4, heads, head_dim), the state (heads, batch, head_dim), all steps' h and l."""
-C_BEFORE, GRAD_HS, GRAD_C, GRAD_N, GRAD_H, DPRE, CLIP = range(8, 15)
-"""Of the backward: `C_BEFORE` (heads, batch, head_dim); the gradients of c, n and h are first those of the final state,
-then those of the initial one."""
-
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    batch, time, width, group = count(table, BATCH), count(table, TIME), count(table, HEAD_DIM), count(table, GROUP)
+def _forward(
+    first, last, batch: int, time: int, width: int, group: int, matrices: Rows, resets: Flags | None, actives: Rows,
+    all_cs: Rows, gates: Rows, state_h: Rows, state_c: Rows, state_l: Doubles, all_hs: Rows, all_ls: Rows,
+):  # fmt: skip
+    """`group`: sequences of a piece; `gates` (batch, time, 4, heads, width); `actives` (time, heads, batch, 5 * width).
+
+    The state is (heads, batch, width); `all_cs`, `all_hs` and `all_ls` are c, h and l of all steps.
+    """
     groups = (batch + group - 1) // group
     for piece in range(first, last):
         head, begin = piece // groups, piece % groups * group
         end = min(begin + group, batch)
-        matrix = row(table, MATRICES, head)
+        matrix = row(matrices, head)
         for t in range(time):
             for b in range(begin, end):
-                h, c, l = row(table, H, head, b), row(table, C, head, b), double_row(table, L, head, b)
-                if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                h, c, l = row(state_h, head, b), row(state_c, head, b), row(state_l, head, b)
+                if given(resets) and row(resets, b)[t]:
                     for d in range(width):
                         h[d], c[d], l[d] = ZERO, ZERO, EMPTY
-                active = row(table, ACTIVE, t, head, b)
+                active = row(actives, t, head, b)
                 for d in range(4 * width):
                     active[d] = ZERO
             for j in range(0, width, 8):
                 for b in range(begin, end):
-                    h, active = row(table, H, head, b), row(table, ACTIVE, t, head, b)
+                    h, active = row(state_h, head, b), row(actives, t, head, b)
                     add_rows(active, 4 * width, h, j, min(j + 8, width), matrix, 4 * width)
             for b in range(begin, end):
-                h, c, l = row(table, H, head, b), row(table, C, head, b), double_row(table, L, head, b)
-                active, cs = row(table, ACTIVE, t, head, b), row(table, CS, t, head, b)
-                hs, ls = row(table, HS, t, head, b), row(table, LS, t, head, b)
+                h, c, l = row(state_h, head, b), row(state_c, head, b), row(state_l, head, b)
+                active, cs = row(actives, t, head, b), row(all_cs, t, head, b)
+                hs, ls = row(all_hs, t, head, b), row(all_ls, t, head, b)
                 # Loops of float32 between loops of float64: each is as wide as its numbers allow.
-                z, f = row(table, GATES, b, t, 2, head), row(table, GATES, b, t, 1, head)
-                i, o = row(table, GATES, b, t, 0, head), row(table, GATES, b, t, 3, head)
+                z, f = row(gates, b, t, 2, head), row(gates, b, t, 1, head)
+                i, o = row(gates, b, t, 0, head), row(gates, b, t, 3, head)
                 for d in range(width):
                     # Only now: sums of products that were added to a large gate one by one would be rounded as often.
                     active[width + d] += f[d]
@@ -102,27 +83,29 @@ def _forward(table):
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    batch, time, width, group = count(table, BATCH), count(table, TIME), count(table, HEAD_DIM), count(table, GROUP)
+def _backward(
+    first, last, batch: int, time: int, width: int, group: int, matrices: Rows, resets: Flags | None, actives: Rows,
+    all_cs: Rows, c_before: Rows, grad_hs: Rows, grad_state_c: Rows, grad_state_n: Rows, grad_state_h: Rows,
+    dpres: Rows, clip: float,
+):  # fmt: skip
+    """As `_forward`; the gradients of the state are first those of the final one, then those of the initial one."""
     groups = (batch + group - 1) // group
-    clip = number(table, CLIP)
     for piece in range(first, last):
         head, begin = piece // groups, piece % groups * group
         end = min(begin + group, batch)
-        matrix = row(table, MATRICES, head)
+        matrix = row(matrices, head)
         for t in range(time - 1, -1, -1):
             for b in range(begin, end):
                 active, cs, dpre = (
-                    row(table, ACTIVE, t, head, b),
-                    row(table, CS, t, head, b),
-                    row(table, DPRE, t, head, b),
+                    row(actives, t, head, b),
+                    row(all_cs, t, head, b),
+                    row(dpres, t, head, b),
                 )
-                dc, dn, dh = row(table, GRAD_C, head, b), row(table, GRAD_N, head, b), row(table, GRAD_H, head, b)
-                above = row(table, GRAD_HS, t, head, b)
-                before = row(table, C_BEFORE, head, b) if t == 0 else row(table, CS, t - 1, head, b)
+                dc, dn, dh = row(grad_state_c, head, b), row(grad_state_n, head, b), row(grad_state_h, head, b)
+                above = row(grad_hs, t, head, b)
+                before = row(c_before, head, b) if t == 0 else row(all_cs, t - 1, head, b)
                 known = ONE  # whether the state before the step reaches it
-                if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                if given(resets) and row(resets, b)[t]:
                     known = ZERO
                 for d in range(width):
                     z, f, w = active[d], active[width + d], active[2 * width + d]
@@ -144,20 +127,20 @@ def _backward(table):
             for j in range(0, 4 * width, 8):
                 for b in range(begin, end):
                     add_rows(
-                        row(table, GRAD_H, head, b),
+                        row(grad_state_h, head, b),
                         width,
-                        row(table, DPRE, t, head, b),
+                        row(dpres, t, head, b),
                         j,
                         min(j + 8, 4 * width),
                         matrix,
                         width,
                     )
             for b in range(begin, end):
-                dh = row(table, GRAD_H, head, b)
+                dh = row(grad_state_h, head, b)
                 if clip > ZERO:
                     for d in range(width):
                         dh[d] = min(max(dh[d], -clip), clip)
-                if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                if given(resets) and row(resets, b)[t]:
                     for d in range(width):
                         dh[d] = ZERO
 
@@ -174,12 +157,12 @@ def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor 
     hs, cs, ls = (gates.new_empty(time, heads, batch, head_dim) for _ in range(3))
     *_, l = at_unit_scale(state, torch.float64)
     h, c, _ = at_unit_scale(state, torch.float32)
-    running = [part.clone(memory_format=torch.contiguous_format) for part in (h, c, l)]
+    h, c, l = (part.clone(memory_format=torch.contiguous_format) for part in (h, c, l))
     group = _group(batch, heads)
     run(
-        _forward, heads * -(-batch // group), batch, time, head_dim, group,
-        _by_head(recurrent, torch.float32), None if resets is None else rows(resets), active.flatten(3), cs,
-        rows(gates), *running, hs, ls,
+        _forward, heads * -(-batch // group), batch=batch, time=time, width=head_dim, group=group,
+        matrices=_by_head(recurrent, torch.float32), resets=None if resets is None else rows(resets),
+        actives=active.flatten(3), all_cs=cs, gates=rows(gates), state_h=h, state_c=c, state_l=l, all_hs=hs, all_ls=ls,
     )  # fmt: skip
     return Saved(hs, cs, ls, active)
 
@@ -205,10 +188,11 @@ def backward(
     recurrent_grad = hs.new_zeros(heads, batch, head_dim)
     group = _group(batch, heads)
     run(
-        _backward, heads * -(-batch // group), batch, time, head_dim, group,
-        _by_head(recurrent, hs.dtype).mT.contiguous(), None if resets is None else rows(resets), active.flatten(3), cs,
-        at_unit_scale(state, hs.dtype)[1].contiguous(), rows(grad_h), *grads, recurrent_grad,
-        dpre.flatten(3), 0.0 if gradient_clip is None else gradient_clip,
+        _backward, heads * -(-batch // group), batch=batch, time=time, width=head_dim, group=group,
+        matrices=_by_head(recurrent, hs.dtype).mT.contiguous(), resets=None if resets is None else rows(resets),
+        actives=active.flatten(3), all_cs=cs, c_before=at_unit_scale(state, hs.dtype)[1].contiguous(),
+        grad_hs=rows(grad_h), grad_state_c=grads[0], grad_state_n=grads[1], grad_state_h=recurrent_grad,
+        dpres=dpre.flatten(3), clip=float(gradient_clip or 0.0),
     )  # fmt: skip
     at = None if resets is None else resets.t()  # (time, batch)
     return collected(dpre, grads, recurrent_grad, state, at, saved)

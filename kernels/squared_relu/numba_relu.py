@@ -5,33 +5,25 @@
 from torch import Tensor
 
 from kernels.cpu import PIECES, by_row, kernel, run
-from kernels.cpu_functions import TWO, ZERO, count, row, share
-
-ROWS, WIDTH, X = range(3)
-"""Arguments of both kernels: tensors are (rows, width)."""
-Y = 3
-"""Of the forward."""
-GRAD_Y, GRAD_X = range(3, 5)
-"""Of the backward."""
+from kernels.cpu.functions import TWO, ZERO, row
+from kernels.cpu.table import Rows
 
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    total, width = count(table, ROWS), count(table, WIDTH)
+def _forward(first, last, total: int, width: int, xs: Rows, ys: Rows):
+    """Tensors are (total, width)."""
     for r in range(total * first // PIECES, total * last // PIECES):
-        x, y = row(table, X, r), row(table, Y, r)
+        x, y = row(xs, r), row(ys, r)
         for d in range(width):
             positive = ZERO if x[d] < ZERO else x[d]
             y[d] = positive * positive
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    total, width = count(table, ROWS), count(table, WIDTH)
+def _backward(first, last, total: int, width: int, xs: Rows, grad_ys: Rows, grad_xs: Rows):
+    """Tensors are (total, width)."""
     for r in range(total * first // PIECES, total * last // PIECES):
-        x, grad_y, grad_x = row(table, X, r), row(table, GRAD_Y, r), row(table, GRAD_X, r)
+        x, grad_y, grad_x = row(xs, r), row(grad_ys, r), row(grad_xs, r)
         for d in range(width):
             positive = ZERO if x[d] < ZERO else x[d]
             grad_x[d] = TWO * positive * grad_y[d]
@@ -39,13 +31,15 @@ def _backward(table):
 
 def forward(x: Tensor) -> Tensor:
     """As the reference."""
-    y, given = x.new_empty(x.shape), by_row(x)
-    run(_forward, PIECES, *given.shape, given, by_row(y))
+    y, xs = x.new_empty(x.shape), by_row(x)
+    total, width = xs.shape
+    run(_forward, PIECES, total=total, width=width, xs=xs, ys=by_row(y))
     return y
 
 
 def backward(grad_y: Tensor, x: Tensor) -> Tensor:
     """2 max(x, 0) dy."""
-    grad_x, given = x.new_empty(x.shape), by_row(x)
-    run(_backward, PIECES, *given.shape, given, by_row(grad_y), by_row(grad_x))
+    grad_x, xs = x.new_empty(x.shape), by_row(x)
+    total, width = xs.shape
+    run(_backward, PIECES, total=total, width=width, xs=xs, grad_ys=by_row(grad_y), grad_xs=by_row(grad_x))
     return grad_x

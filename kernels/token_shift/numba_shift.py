@@ -5,34 +5,30 @@
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu_functions import ONE, ZERO, count, flags, given, row, share
+from kernels.cpu.functions import ONE, ZERO, given, nth, row
+from kernels.cpu.table import Argument, Flags, Rows
 
 AT_ONCE = 32
 """Tokens of a piece."""
 
-TIME, CHANNELS, MIXTURES, X, LAST, RESETS, SHARES = range(7)
-"""Arguments of both kernels. `X` (batch, time, channels), `LAST` (batch, channels), `SHARES` (mixtures, channels)."""
-Y = 7
-"""Of the forward: as many tensors (batch, time, channels) as there are mixtures."""
-GRAD_X, GRAD_LAST, PARTS, GRADS = range(7, 11)
-"""Of the backward. `PARTS` (pieces, mixtures, channels): what each gives to the shares; `GRADS` as `Y`, and more."""
-
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    time, channels = count(table, TIME), count(table, CHANNELS)
+def _forward(
+    first, last, time: int, channels: int, mixtures: int, xs: Rows, lasts: Rows, resets: Flags | None, shares: Rows,
+    ys: list[Rows],
+):  # fmt: skip
+    """`xs` and each of `ys` (batch, time, channels), `lasts` (batch, channels), `shares` (mixtures, channels)."""
     blocks = (time + AT_ONCE - 1) // AT_ONCE
     for piece in range(first, last):
         b, start = piece // blocks, piece % blocks * AT_ONCE
         for t in range(start, min(start + AT_ONCE, time)):
-            x, before, kept = row(table, X, b, t), row(table, X, b, t - 1), ONE
+            x, before, kept = row(xs, b, t), row(xs, b, t - 1), ONE
             if t == 0:
-                before = row(table, LAST, b)
-            if given(table, RESETS) and flags(table, RESETS, b)[t]:
+                before = row(lasts, b)
+            if given(resets) and row(resets, b)[t]:
                 kept = ZERO
-            for n in range(count(table, MIXTURES)):
-                y, s = row(table, Y + n, b, t), row(table, SHARES, n)
+            for n in range(mixtures):
+                y, s = row(nth(ys, n), b, t), row(shares, n)
                 if kept == ONE:
                     for d in range(channels):
                         y[d] = before[d] + s[d] * (x[d] - before[d])
@@ -42,38 +38,40 @@ def _forward(table):
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    time, channels, mixtures = count(table, TIME), count(table, CHANNELS), count(table, MIXTURES)
+def _backward(
+    first, last, time: int, channels: int, mixtures: int, xs: Rows, lasts: Rows, resets: Flags | None, shares: Rows,
+    grad_xs: Rows, grad_lasts: Rows, parts: Rows, grads: list[Rows],
+):  # fmt: skip
+    """As `_forward`; `parts` (pieces, mixtures, channels): what each piece gives to the gradient of the shares."""
     blocks = (time + AT_ONCE - 1) // AT_ONCE
     for piece in range(first, last):
         b, start = piece // blocks, piece % blocks * AT_ONCE
         for n in range(mixtures):
-            part = row(table, PARTS, piece, n)
+            part = row(parts, piece, n)
             for d in range(channels):
                 part[d] = ZERO
         if start == 0:
-            grad_last = row(table, GRAD_LAST, b)
+            grad_last = row(grad_lasts, b)
             for d in range(channels):
                 grad_last[d] = ZERO
-            if not (given(table, RESETS) and flags(table, RESETS, b)[0]):
+            if not (given(resets) and row(resets, b)[0]):
                 for n in range(mixtures):
-                    grad, s = row(table, GRADS + n, b), row(table, SHARES, n)
+                    grad, s = row(nth(grads, n), b), row(shares, n)
                     for d in range(channels):
                         grad_last[d] += grad[d] * (ONE - s[d])
         for t in range(start, min(start + AT_ONCE, time)):
-            x, before, grad_x = row(table, X, b, t), row(table, X, b, t - 1), row(table, GRAD_X, b, t)
+            x, before, grad_x = row(xs, b, t), row(xs, b, t - 1), row(grad_xs, b, t)
             if t == 0:
-                before = row(table, LAST, b)
+                before = row(lasts, b)
             kept, seen = ONE, ONE  # whether the token before is mixed in, and this token into the next
-            if given(table, RESETS) and flags(table, RESETS, b)[t]:
+            if given(resets) and row(resets, b)[t]:
                 kept = ZERO
-            if t + 1 == time or (given(table, RESETS) and flags(table, RESETS, b)[t + 1]):
+            if t + 1 == time or (given(resets) and row(resets, b)[t + 1]):
                 seen = ZERO
             for d in range(channels):
                 grad_x[d] = ZERO
             for n in range(mixtures):
-                s, part, grad = row(table, SHARES, n), row(table, PARTS, piece, n), row(table, GRADS + n, b, t)
+                s, part, grad = row(shares, n), row(parts, piece, n), row(nth(grads, n), b, t)
                 if kept == ONE:
                     for d in range(channels):
                         part[d] += grad[d] * (x[d] - before[d])
@@ -81,7 +79,7 @@ def _backward(table):
                     for d in range(channels):
                         part[d] += grad[d] * x[d]
                 if seen == ONE:
-                    later = row(table, GRADS + n, b, t + 1)
+                    later = row(nth(grads, n), b, t + 1)
                     for d in range(channels):
                         grad_x[d] += grad[d] * s[d] + later[d] * (ONE - s[d])
                 else:
@@ -89,9 +87,10 @@ def _backward(table):
                         grad_x[d] += grad[d] * s[d]
 
 
-def _shared(x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None) -> tuple[int | Tensor | None, ...]:
+def _shared(x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None) -> dict[str, Argument]:
     seen = None if resets is None else rows(resets)
-    return *x.shape[1:], shares.shape[0], rows(x), rows(last), seen, rows(shares)
+    sizes = {"time": x.shape[1], "channels": x.shape[2], "mixtures": shares.shape[0]}
+    return {**sizes, "xs": rows(x), "lasts": rows(last), "resets": seen, "shares": rows(shares)}
 
 
 def _pieces(x: Tensor) -> int:
@@ -101,7 +100,7 @@ def _pieces(x: Tensor) -> int:
 def forward(x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None) -> list[Tensor]:
     """As the reference."""
     mixtures = [x.new_empty(x.shape) for _ in shares]
-    run(_forward, _pieces(x), *_shared(x, shares, last, resets), *mixtures)
+    run(_forward, _pieces(x), **_shared(x, shares, last, resets), ys=mixtures)
     return mixtures
 
 
@@ -111,6 +110,8 @@ def backward(
     """Gradients of x, shares and last."""
     grad_x, grad_last = x.new_empty(x.shape), last.new_empty(last.shape)
     parts = x.new_empty(_pieces(x), *shares.shape)
-    given_rows = [rows(grad) for grad in grads]
-    run(_backward, _pieces(x), *_shared(x, shares, last, resets), grad_x, grad_last, parts, *given_rows)
+    run(
+        _backward, _pieces(x), **_shared(x, shares, last, resets), grad_xs=grad_x, grad_lasts=grad_last, parts=parts,
+        grads=[rows(grad) for grad in grads],
+    )  # fmt: skip
     return grad_x, parts.sum(0), grad_last

@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu_functions import ONE, ZERO, count, exp, f32, flags, given, inlined, row, share, thread
+from kernels.cpu.functions import ONE, ZERO, exp, f32, given, inlined, row, thread
+from kernels.cpu.table import Flags, Rows
 from kernels.wkv.reference import NOTHING
 
 CHANNELS_AT_ONCE = 64
 SEGMENT_STEPS = 64
 
-TIME, CHANNELS, K, V, DECAY, BONUS, RESETS, STARTS = range(8)
-"""Arguments of both kernels. `STARTS` (segments, 3, batch, channels)."""
-STATE, Y = range(8, 10)
-"""Of the forward. `STATE` (3, batch, channels): before the first token, and then after the last."""
-GRAD_Y, GRAD_STATE, GRAD_K, GRAD_V, GRAD_DECAY, GRAD_BONUS, BEFORE = range(8, 15)
-"""Of the backward. `GRAD_DECAY`, `GRAD_BONUS` (batch, channels); `BEFORE` (thread, segment steps, 3, channels at once):
-the state before each step of a segment."""
 
 EMPTY, INFINITE, NAN = f32(NOTHING), f32(np.inf), f32(np.nan)
 
@@ -44,26 +38,31 @@ def weights(left, right):
 
 
 @kernel
-def _forward(table):
-    first, last = share(table)
-    time, channels = count(table, TIME), count(table, CHANNELS)
+def _forward(
+    first, last, time: int, channels: int, ks: Rows, vs: Rows, decays: Rows, bonuses: Rows, resets: Flags | None,
+    starts: Rows, state: Rows, ys: Rows,
+):  # fmt: skip
+    """`ks`, `vs` and `ys` (batch, time, channels); `starts` (segments, 3, batch, channels).
+
+    `state` (3, batch, channels): before the first token, and then after the last.
+    """
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
-    decay, bonus = row(table, DECAY), row(table, BONUS)
+    decay, bonus = row(decays), row(bonuses)
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
         end = min(begin + CHANNELS_AT_ONCE, channels)
-        a, b, m = row(table, STATE, 0, sequence), row(table, STATE, 1, sequence), row(table, STATE, 2, sequence)
+        a, b, m = row(state, 0, sequence), row(state, 1, sequence), row(state, 2, sequence)
         for t in range(time):
             if t % SEGMENT_STEPS == 0:
                 segment = t // SEGMENT_STEPS
-                a_start, b_start = row(table, STARTS, segment, 0, sequence), row(table, STARTS, segment, 1, sequence)
-                m_start = row(table, STARTS, segment, 2, sequence)
+                a_start, b_start = row(starts, segment, 0, sequence), row(starts, segment, 1, sequence)
+                m_start = row(starts, segment, 2, sequence)
                 for d in range(begin, end):
                     a_start[d], b_start[d], m_start[d] = a[d], b[d], m[d]
-            if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+            if given(resets) and row(resets, sequence)[t]:
                 for d in range(begin, end):
                     a[d], b[d], m[d] = ZERO, ZERO, EMPTY
-            k, v, y = row(table, K, sequence, t), row(table, V, sequence, t), row(table, Y, sequence, t)
+            k, v, y = row(ks, sequence, t), row(vs, sequence, t), row(ys, sequence, t)
             for d in range(begin, end):
                 past, present, _ = weights(m[d], bonus[d] + k[d])
                 y[d] = (past * a[d] + present * v[d]) / (past * b[d] + present)
@@ -73,49 +72,55 @@ def _forward(table):
 
 
 @kernel
-def _backward(table):
-    first, last = share(table)
-    time, channels = count(table, TIME), count(table, CHANNELS)
+def _backward(
+    first, last, time: int, channels: int, ks: Rows, vs: Rows, decays: Rows, bonuses: Rows, resets: Flags | None,
+    starts: Rows, grad_ys: Rows, grad_state: Rows, grad_ks: Rows, grad_vs: Rows, grad_decays: Rows, grad_bonuses: Rows,
+    before: Rows,
+):  # fmt: skip
+    """As `_forward`; `grad_decays` and `grad_bonuses` (batch, channels).
+
+    `before` (thread, segment steps, 3, channels at once): the state before each step of a segment.
+    """
     blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     segments, mine = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
-    decay, bonus = row(table, DECAY), row(table, BONUS)
+    decay, bonus = row(decays), row(bonuses)
     for piece in range(first, last):
         sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
         end = min(begin + CHANNELS_AT_ONCE, channels)
-        grad_a, grad_b = row(table, GRAD_STATE, 0, sequence), row(table, GRAD_STATE, 1, sequence)
-        grad_decay, grad_bonus = row(table, GRAD_DECAY, sequence), row(table, GRAD_BONUS, sequence)
+        grad_a, grad_b = row(grad_state, 0, sequence), row(grad_state, 1, sequence)
+        grad_decay, grad_bonus = row(grad_decays, sequence), row(grad_bonuses, sequence)
         for segment in range(segments - 1, -1, -1):
             start, stop = segment * SEGMENT_STEPS, min(time, (segment + 1) * SEGMENT_STEPS)
-            a_start, b_start = row(table, STARTS, segment, 0, sequence), row(table, STARTS, segment, 1, sequence)
-            m_start = row(table, STARTS, segment, 2, sequence)
-            a, b, m = row(table, BEFORE, mine, 0, 0), row(table, BEFORE, mine, 0, 1), row(table, BEFORE, mine, 0, 2)
+            a_start, b_start = row(starts, segment, 0, sequence), row(starts, segment, 1, sequence)
+            m_start = row(starts, segment, 2, sequence)
+            a, b, m = row(before, mine, 0, 0), row(before, mine, 0, 1), row(before, mine, 0, 2)
             for d in range(begin, end):
                 a[d - begin], b[d - begin], m[d - begin] = a_start[d], b_start[d], m_start[d]
             for t in range(start, stop):
                 step = t - start
-                a, b = row(table, BEFORE, mine, step, 0), row(table, BEFORE, mine, step, 1)
-                m = row(table, BEFORE, mine, step, 2)
-                if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+                a, b = row(before, mine, step, 0), row(before, mine, step, 1)
+                m = row(before, mine, step, 2)
+                if given(resets) and row(resets, sequence)[t]:
                     for d in range(end - begin):
                         a[d], b[d], m[d] = ZERO, ZERO, EMPTY
                 if t + 1 == stop:
                     break
-                a_next, b_next = row(table, BEFORE, mine, step + 1, 0), row(table, BEFORE, mine, step + 1, 1)
-                m_next = row(table, BEFORE, mine, step + 1, 2)
-                k, v = row(table, K, sequence, t), row(table, V, sequence, t)
+                a_next, b_next = row(before, mine, step + 1, 0), row(before, mine, step + 1, 1)
+                m_next = row(before, mine, step + 1, 2)
+                k, v = row(ks, sequence, t), row(vs, sequence, t)
                 for d in range(end - begin):
                     c = begin + d
                     keep, write, m_next[d] = weights(m[d] + decay[c], k[c])
                     a_next[d] = keep * a[d] + write * v[c]
                     b_next[d] = keep * b[d] + write
             for t in range(stop - 1, start - 1, -1):
-                a, b = row(table, BEFORE, mine, t - start, 0), row(table, BEFORE, mine, t - start, 1)
-                m = row(table, BEFORE, mine, t - start, 2)
-                k, v = row(table, K, sequence, t), row(table, V, sequence, t)
-                grad_y = row(table, GRAD_Y, sequence, t)
-                grad_k, grad_v = row(table, GRAD_K, sequence, t), row(table, GRAD_V, sequence, t)
+                a, b = row(before, mine, t - start, 0), row(before, mine, t - start, 1)
+                m = row(before, mine, t - start, 2)
+                k, v = row(ks, sequence, t), row(vs, sequence, t)
+                grad_y = row(grad_ys, sequence, t)
+                grad_k, grad_v = row(grad_ks, sequence, t), row(grad_vs, sequence, t)
                 known = ONE  # whether anything before the token reaches it
-                if given(table, RESETS) and flags(table, RESETS, sequence)[t]:
+                if given(resets) and row(resets, sequence)[t]:
                     known = ZERO
                 for d in range(end - begin):
                     c = begin + d
@@ -144,8 +149,10 @@ def forward(
     """Output (batch, time, channels), final state (3, batch, channels), and the states before each segment."""
     y, final = torch.empty_like(v, memory_format=torch.contiguous_format), state.clone()
     starts = state.new_empty(num_segments(k), *state.shape)
-    seen = None if resets is None else rows(resets)
-    run(_forward, _pieces(k), *k.shape[1:], rows(k), rows(v), rows(decay), rows(bonus), seen, starts, final, y)
+    run(
+        _forward, _pieces(k), time=k.shape[1], channels=k.shape[2], ks=rows(k), vs=rows(v), decays=rows(decay),
+        bonuses=rows(bonus), resets=None if resets is None else rows(resets), starts=starts, state=final, ys=y,
+    )  # fmt: skip
     return y, final, starts
 
 
@@ -165,10 +172,11 @@ def backward(
     grad_initial = grad_state.clone(memory_format=torch.contiguous_format)
     grad_decay, grad_bonus = k.new_zeros(2, batch, channels)
     before = k.new_empty(most_threads(), SEGMENT_STEPS, 3, CHANNELS_AT_ONCE)
-    seen = None if resets is None else rows(resets)
     run(
-        _backward, _pieces(k), time, channels, rows(k), rows(v), rows(decay), rows(bonus), seen, starts,
-        rows(grad_y), grad_initial, grad_k, grad_v, grad_decay, grad_bonus, before,
+        _backward, _pieces(k), time=time, channels=channels, ks=rows(k), vs=rows(v), decays=rows(decay),
+        bonuses=rows(bonus), resets=None if resets is None else rows(resets), starts=starts, grad_ys=rows(grad_y),
+        grad_state=grad_initial, grad_ks=grad_k, grad_vs=grad_v, grad_decays=grad_decay, grad_bonuses=grad_bonus,
+        before=before,
     )  # fmt: skip
     grad_initial[2].zero_()
     return grad_k, grad_v, grad_decay.sum(0), grad_bonus.sum(0), grad_initial

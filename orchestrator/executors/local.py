@@ -3,7 +3,7 @@
 A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores; a part of a GPU where its run says that
 several share one. Jobs start in the order submitted; while one waits for more than is free, later ones may overtake it,
 but take no more slots in all than it asks for itself: devices do not idle, and a large job is not starved by small
-ones. Everything dies with this process.
+ones. Jobs for GPUs and jobs for cores never wait for each other. Everything dies with this process.
 """
 
 import os
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal
 
 from orchestrator import supervisor
 from xlstm.run.directory import RunDirectory
@@ -23,8 +24,9 @@ from xlstm.run.processes import die_with_parent, kill_tagged
 
 @dataclass
 class _Need:
-    """So many slots, GPUs or cores, and what is taken of each: all of it, or the part of a GPU that is shared."""
+    """So many slots of one kind, and what is taken of each: all of it, or the part of a GPU that is shared."""
 
+    kind: Literal["gpu", "core"]
     count: int
     share: Fraction = Fraction(1)
 
@@ -36,8 +38,8 @@ class _Need:
 @dataclass
 class _Running:
     process: subprocess.Popen[bytes]
+    need: _Need
     slots: tuple[int, ...]
-    share: Fraction
 
 
 @dataclass
@@ -48,12 +50,16 @@ class _Waiting:
     """Slots of later jobs that have started before it."""
 
     def lets_past(self, need: _Need) -> bool:
-        return self.overtaken + need.total <= self.need.total
+        return need.kind != self.need.kind or self.overtaken + need.total <= self.need.total
+
+    def note_overtaking(self, need: _Need) -> None:
+        if need.kind == self.need.kind:
+            self.overtaken += need.total
 
 
 @dataclass
 class LocalExecutor:
-    """Runs jobs on this machine's GPUs, or on its cores where it has none."""
+    """Runs jobs on this machine's GPUs; on its cores where it has none, and those that ask for the CPU."""
 
     name: str = "local"
     gpus: int = field(default_factory=supervisor.count_gpus)
@@ -61,21 +67,21 @@ class LocalExecutor:
     _queue: list[_Waiting] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
-    _free: dict[int, Fraction] = field(default_factory=dict)
-    """Of each slot, the part that nobody has."""
+    _free: dict[str, dict[int, Fraction]] = field(default_factory=dict)
+    """The part of each GPU and of each core that nobody has."""
 
     def __post_init__(self) -> None:
-        self._free = dict.fromkeys(range(self.gpus or self.cores), Fraction(1))
+        slots = {"gpu": self.gpus, "core": self.cores}
+        self._free = {kind: dict.fromkeys(range(count), Fraction(1)) for kind, count in slots.items()}
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Queue the jobs. ValueError for one that this machine can never hold."""
         for job in jobs:
             if job.spec.execution.nodes > 1:
                 raise ValueError(f"{job.run.run_id} asks for {job.spec.execution.nodes} nodes; this machine is one")
-            if self.gpus and job.spec.execution.ranks > self.gpus:
-                raise ValueError(
-                    f"{job.run.run_id} asks for {job.spec.execution.ranks} GPUs; this machine has {self.gpus}"
-                )
+            need = self._need(job)
+            if need.kind == "gpu" and need.count > self.gpus:
+                raise ValueError(f"{job.run.run_id} asks for {need.count} GPUs; this machine has {self.gpus}")
         self._queue += [_Waiting(job, self._need(job)) for job in jobs]
         self._start_what_fits()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
@@ -89,7 +95,7 @@ class LocalExecutor:
         for token, running in list(self._running.items()):
             if running.process.poll() is not None:
                 for slot in running.slots:
-                    self._free[slot] += running.share
+                    self._free[running.need.kind][slot] += running.need.share
                 self._ended.add(token)
                 del self._running[token]
         self._start_what_fits()
@@ -130,15 +136,15 @@ class LocalExecutor:
         return JobState.WAITING
 
     def _need(self, job: Job) -> _Need:
-        """GPUs, or cores. A job wider than the machine's cores takes them all."""
+        """GPUs where there are any and the run takes them, else cores. A job wider than the cores takes them all."""
         execution = job.spec.execution
-        if self.gpus:
-            return _Need(execution.ranks, Fraction(1, execution.runs_per_device))
-        return _Need(min(execution.ranks * (execution.threads_per_rank or 1), self.cores))
+        if self.gpus and execution.device != "cpu":
+            return _Need("gpu", execution.ranks, Fraction(1, execution.runs_per_device))
+        return _Need("core", min(execution.ranks * (execution.threads_per_rank or 1), self.cores))
 
     def _room(self, need: _Need) -> tuple[int, ...] | None:
         """Slots that can give what is needed, those that are shared already first; None where there are too few."""
-        wide = sorted((free, slot) for slot, free in self._free.items() if free >= need.share)
+        wide = sorted((free, slot) for slot, free in self._free[need.kind].items() if free >= need.share)
         return tuple(sorted(slot for _, slot in wide[: need.count])) if len(wide) >= need.count else None
 
     def _start_what_fits(self) -> None:
@@ -150,10 +156,10 @@ class LocalExecutor:
                 ahead.append(waiting)
                 continue
             for one in ahead:
-                one.overtaken += need.total
+                one.note_overtaking(need)
             for slot in slots:
-                self._free[slot] -= need.share
-            self._running[waiting.job.token] = _Running(self._start(waiting.job, slots), slots, need.share)
+                self._free[need.kind][slot] -= need.share
+            self._running[waiting.job.token] = _Running(self._start(waiting.job, slots), need, slots)
         self._queue = ahead
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
@@ -164,7 +170,8 @@ class LocalExecutor:
             arguments += ["--checkpoint-at", *map(str, job.checkpoint_at)]
         environment = dict(os.environ)
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in slots)
+            given = slots if self._need(job).kind == "gpu" else ()
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in given)
         parent = os.getpid()
         with open(job.run.supervisor_log, "ab") as log:
             return subprocess.Popen(

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import pytest
 import torch
+from every_family import DIMENSIONS, small
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,20 +16,14 @@ from xlstm.accounting import flops_per_token
 from xlstm.accounting.cost import Sequence
 from xlstm.accounting.families import saved
 from xlstm.models import build
-from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.configs import MambaConfig
 from xlstm.models.initialization import initialize
 
 BATCH, LENGTH = 2, 64
-SMALL: dict[str, Any] = {"vocab_size": 31, "embedding_dim": 192, "num_blocks": 2}
-CONFIGS: dict[str, ModelConfig] = {
-    "llama": LlamaConfig(**SMALL, num_heads=4),
-    "gpt": GPTConfig(**SMALL, num_heads=4, context_length=LENGTH),
-    "mamba": MambaConfig(**SMALL),
-    "rwkv4": RWKV4Config(**SMALL),
-    "lstm": LSTMConfig(**SMALL),
-    "lstm[residual]": LSTMConfig(**SMALL, variant="residual"),
-    "lstm[vanilla]": LSTMConfig(**SMALL, variant="vanilla"),
+CONFIGS = {
+    family: small(family, vocab_size=31, embedding_dim=192) for family in DIMENSIONS if not family.startswith("xlstm")
 }
+"""xLSTM's own costs are compared in `test_flops`."""
 
 
 RECURRENCES = ("scaling.causal_conv_silu", "scaling.selective_scan", "scaling.wkv")

@@ -15,11 +15,13 @@ from numba.core.caching import IndexDataCacheFile
 from torch import Tensor
 
 import kernels
-from kernels import cpu, cpu_functions, cpu_runtime
+from kernels import cpu
 from kernels.attention import attention
 from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
-from kernels.cpu_functions import count, row, share
+from kernels.cpu import compiler, runtime
+from kernels.cpu.functions import f32, row
+from kernels.cpu.table import Rows
 from kernels.dispatch import ImplementationError, prefer
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
@@ -122,11 +124,10 @@ def test_resets_may_lie_in_any_order() -> None:
         assert torch.equal(a, b)
 
 
-def _body(table):  # type: ignore[no-untyped-def]
-    first, last = share(table)
+def _body(first, last, xs: Rows, width: int, scale: float, shift: Rows | None):  # type: ignore[no-untyped-def]
     for r in range(first, last):
-        for d in range(count(table, 1)):
-            row(table, 0, r)[d] += cpu_functions.f32(d)
+        for d in range(width):
+            row(xs, r)[d] += f32(d) * scale
 
 
 count_up = cpu.kernel(_body)
@@ -134,11 +135,38 @@ count_up = cpu.kernel(_body)
 
 def test_what_a_kernel_would_misread_is_refused() -> None:
     x = torch.zeros(3, 4)
-    cpu.run(count_up, 3, x, 4)
+    cpu.run(count_up, 3, xs=x, width=4, scale=1.0, shift=None)
     assert torch.equal(x, torch.arange(4.0).expand(3, 4))
     for wrong in (x.t(), x.to("meta"), torch.zeros(1, 1, 1, 1, 1, 4)):
-        with pytest.raises(ValueError, match="argument 0 of a kernel for CPUs is on"):
-            cpu.run(count_up, 1, wrong, 1)
+        with pytest.raises(ValueError, match=r"test_cpu_kernels\._body: xs is on"):
+            cpu.run(count_up, 1, xs=wrong, width=1, scale=1.0, shift=None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"width": 4.0}, "width is a float, expected int"),
+        ({"scale": 1}, "scale is a int, expected float"),
+        ({"xs": None}, "xs is a NoneType, expected Rows"),
+        ({"xs": torch.zeros(3, 4).double()}, r"xs is of torch\.float64, expected torch\.float32"),
+        ({"shift": torch.zeros(3, dtype=torch.bool)}, r"shift is of torch\.bool, expected torch\.float32"),
+        ({"widht": 4}, "missing is nothing, unknown is widht"),
+    ],
+)
+def test_what_is_not_of_its_kind_is_refused_by_name(changed: dict[str, Any], message: str) -> None:
+    given = {"xs": torch.zeros(3, 4), "width": 4, "scale": 1.0, "shift": None}
+    with pytest.raises(TypeError, match=rf"test_cpu_kernels\._body: {message}"):
+        cpu.run(count_up, 3, **(given | changed))
+    with pytest.raises(TypeError, match=r"_body: missing is scale, unknown is nothing"):
+        cpu.run(count_up, 3, xs=given["xs"], width=4, shift=None)
+
+
+def test_a_parameter_must_say_what_it_is() -> None:
+    def body(first, last, xs: Tensor):  # type: ignore[no-untyped-def]
+        pass
+
+    with pytest.raises(TypeError, match=r"body: xs is annotated .*Tensor.*, which is no kind of argument"):
+        cpu.kernel(body)
 
 
 def test_a_preference_is_one_where_there_are_such_kernels(preferring: Callable[..., None]) -> None:
@@ -154,41 +182,43 @@ def test_a_preference_is_one_where_there_are_such_kernels(preferring: Callable[.
 
 
 def test_what_is_missing_has_a_reason_and_auto_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cpu_runtime._library(tmp_path) is None
-    assert "libtorch_cpu does not lie" in (cpu_runtime._missing(None) or "")
+    assert runtime._library(tmp_path) is None
+    assert "libtorch_cpu does not lie" in (runtime._missing(None) or "")
 
     def fail(name: str) -> None:
         raise ImportError("Numba needs NumPy 2.3 or less")
 
     with monkeypatch.context() as without:
-        without.setattr(cpu_runtime.importlib, "import_module", fail)
-        reason = cpu_runtime._missing(cpu_runtime.OPENMP)
+        without.setattr(runtime.importlib, "import_module", fail)
+        reason = runtime._missing(runtime.OPENMP)
     assert reason == "numba cannot be imported: Numba needs NumPy 2.3 or less"
-    monkeypatch.setattr(cpu_runtime, "MISSING", reason)
+    monkeypatch.setattr(runtime, "MISSING", reason)
     x = torch.ones(2, 8)
     assert swiglu(x, x).shape == (2, 8)
     with pytest.raises(ImplementationError, match="Numba needs NumPy"):
         swiglu(x, x, implementation="numba")
 
 
-@pytest.mark.parametrize("changed", ["wkv/reference.py", "block_diagonal/numba_blocks.py", "cpu.py", "one_more.py"])
+@pytest.mark.parametrize(
+    "changed", ["wkv/reference.py", "block_diagonal/numba_blocks.py", "cpu/table.py", "one_more.py"]
+)
 def test_no_kernel_outlives_a_file_it_may_be_made_of(
     changed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path / "kernels"
     shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cpu_functions, "__file__", str(package / "cpu_functions.py"))
-    before = cpu_functions._stamp.__wrapped__()
-    assert before == cpu_functions._stamp.__wrapped__() == cpu_functions._stamp()
+    monkeypatch.setattr(compiler, "__file__", str(package / "cpu" / "compiler.py"))
+    before = compiler._stamp.__wrapped__()
+    assert before == compiler._stamp.__wrapped__() == compiler._stamp()
     with (package / changed).open("a") as file:
         file.write("# changed\n")
-    assert cpu_functions._stamp.__wrapped__() != before
+    assert compiler._stamp.__wrapped__() != before
 
 
 def test_processors_of_different_kinds_share_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    codegen = type(cpu_functions.cpu_target.target_context.codegen())
+    codegen = type(compiler.cpu_target.target_context.codegen())
     monkeypatch.setattr(codegen, "magic_tuple", lambda self: ("x86_64-unknown-linux-gnu", "another", "+avx"))
-    assert cpu_functions._stamp.__wrapped__() != cpu_functions._stamp()
+    assert compiler._stamp.__wrapped__() != compiler._stamp()
 
 
 def test_a_full_cache_folder_costs_the_cache_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -197,7 +227,7 @@ def test_a_full_cache_folder_costs_the_cache_alone(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(IndexDataCacheFile, "save", fail)
-    assert cpu_functions.compiled(_body)
+    assert compiler.compiled(_body)
     assert not list(tmp_path.rglob("*.nbc"))
 
 
@@ -209,12 +239,12 @@ def test_kernels_are_compiled_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         time.sleep(0.02)
         return 1
 
-    monkeypatch.setattr(cpu_functions, "_address", address)
-    threads = [threading.Thread(target=cpu_functions.compiled, args=(_body,)) for _ in "abc"]
+    monkeypatch.setattr(compiler, "_address", address)
+    threads = [threading.Thread(target=compiler.compiled, args=(_body,)) for _ in "abc"]
     for thread in threads:
         thread.start()
         time.sleep(0.01)
     for thread in threads:
         thread.join()
-    assert seen == 3 * ["kernels.cpu_functions.ByContent"]
+    assert seen == 3 * ["kernels.cpu.compiler.ByContent"]
     assert before == numba.config.CACHE_LOCATOR_CLASSES

@@ -128,7 +128,7 @@ def gradients(function: Callable[..., Tensor], case: Case) -> list[Tensor]:
 
 
 def test_every_folder_is_tested_here() -> None:
-    folders = {module.name for module in pkgutil.iter_modules(kernels.__path__) if module.ispkg}
+    folders = {module.name for module in pkgutil.iter_modules(kernels.__path__) if module.ispkg} - {"cpu"}
     assert folders == {name.removesuffix("_silu") for name in cases()}
     for folder in folders:
         importlib.import_module(f"kernels.{folder}")

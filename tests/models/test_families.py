@@ -2,36 +2,19 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import pytest
 import torch
+from every_family import DIMENSIONS, small
 from torch import Tensor, nn
 
 from xlstm.accounting import parameters
 from xlstm.models import build
-from xlstm.models.configs import (
-    GPTConfig,
-    LlamaConfig,
-    LSTMConfig,
-    MambaConfig,
-    ModelConfig,
-    RWKV4Config,
-)
 from xlstm.models.initialization import initialize
 from xlstm.models.sizes import config_for
 
 VOCAB = 61
-SMALL: dict[str, Any] = {"vocab_size": VOCAB, "embedding_dim": 16, "num_blocks": 2}
-CONFIGS: dict[str, ModelConfig] = {
-    "llama": LlamaConfig(**SMALL, num_heads=2),
-    "gpt": GPTConfig(**SMALL, num_heads=2, context_length=32),
-    "mamba": MambaConfig(**SMALL, state_dim=4),
-    "rwkv4": RWKV4Config(**SMALL),
-    "lstm": LSTMConfig(**SMALL),
-    "lstm[residual]": LSTMConfig(**SMALL, variant="residual"),
-    "lstm[vanilla]": LSTMConfig(**SMALL, variant="vanilla"),
-}
+CONFIGS = {family: small(family, vocab_size=VOCAB, embedding_dim=16) for family in DIMENSIONS}
 every_family = pytest.mark.parametrize("family", CONFIGS)
 
 
@@ -140,9 +123,12 @@ def test_initial_weights_depend_on_seed_and_name_alone(family: str) -> None:
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
 
 
-@every_family
+@pytest.mark.parametrize("family", [family for family in CONFIGS if not family.startswith("xlstm")])
 def test_untrained_model_knows_nothing(family: str) -> None:
-    """At the start the loss is about that of a uniform guess."""
+    """At the start the loss is about that of a uniform guess.
+
+    xLSTM's head starts with logits of variance 2/5, 0.2 nats above it: compared at a full vocabulary in `test_xlstm`.
+    """
     model = build(dataclasses.replace(CONFIGS[family], embedding_dim=64))
     initialize(model, seed=0)
     text = tokens(4, 24)
@@ -188,11 +174,11 @@ def test_parameters_are_the_published_ones(family: str, size: str) -> None:
 
 def test_gpt_refuses_documents_longer_than_its_positions() -> None:
     model = trained("gpt")
-    with pytest.raises(ValueError, match="a document of 33 tokens exceeds the 32 positions of gpt"):
-        model(tokens(1, 33))
-    resets = torch.zeros(1, 33, dtype=torch.bool)
+    with pytest.raises(ValueError, match="a document of 65 tokens exceeds the 64 positions of gpt"):
+        model(tokens(1, 65))
+    resets = torch.zeros(1, 65, dtype=torch.bool)
     resets[0, 20] = True
-    assert model(tokens(1, 33), resets=resets)[0].shape == (1, 33, VOCAB)
+    assert model(tokens(1, 65), resets=resets)[0].shape == (1, 65, VOCAB)
 
 
 @every_family

@@ -7,8 +7,9 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xlstm.accounting import size_label
 from xlstm.models.configs import LlamaConfig, XLSTMConfig
-from xlstm.models.naming import family_label, parse_family, place_slstm, size_label
+from xlstm.models.naming import family_label, parse_family, place_slstm
 from xlstm.models.published import DIMENSIONS, LEARNING_RATES
 from xlstm.models.sizes import config_for
 from xlstm.quantities import compact

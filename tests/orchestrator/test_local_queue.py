@@ -60,8 +60,8 @@ def spec() -> RunSpec:
     return Sweep.load("quickstart").runs[0].spec
 
 
-def job(spec: RunSpec, token: str, ranks: int, sharing: int = 1) -> Job:
-    asked = spec.execution.model_copy(update={"devices": ranks, "runs_per_device": sharing})
+def job(spec: RunSpec, token: str, ranks: int, sharing: int = 1, device: str = "auto") -> Job:
+    asked = spec.execution.model_copy(update={"devices": ranks, "runs_per_device": sharing, "device": device})
     wide = spec.model_copy(update={"execution": asked})
     return Job(RunDirectory(Path(token)), wide, token)
 
@@ -112,3 +112,16 @@ def test_a_shared_gpu_costs_each_run_its_part_and_slurm_and_cores_share_nothing(
     assert resolve(asked, None, "local").devices_taken == 0.25
     assert resolve(asked, None, "slurm").devices_taken == 1
     assert resolve(asked.model_copy(update={"device": "cpu"}), None, "ray").devices_taken == 1
+
+
+def test_jobs_that_ask_for_the_cpu_take_cores_beside_the_gpus_and_hold_up_nobody(gpus: Sleeping, spec: RunSpec) -> None:
+    gpus.submit([job(spec, "gpu", 1), job(spec, "pair", 2), job(spec, "wide", 3, device="cpu")])
+    gpus.submit([job(spec, f"cpu-{number}", 1, device="cpu") for number in range(3)])
+    assert gpus.slots == {"gpu": (0,), "wide": (0, 1, 2), "cpu-0": (3,)}
+    gpus.end("wide")
+    assert gpus.slots["cpu-2"] == (1,), "as many as there are cores, though the pair still waits"
+    gpus.submit([job(spec, "single", 1)])
+    assert gpus.slots["single"] == (1,), "the pair lets past what it asks for itself, in GPUs"
+    gpus.end("gpu")
+    gpus.end("single")
+    assert gpus.slots["pair"] == (0, 1)

@@ -4,8 +4,7 @@ import pytest
 
 from sweeps.expand import SweepRun
 from sweeps.sweep import SHIPPED, Sweep
-from xlstm.accounting import parameters
-from xlstm.models.naming import size_label
+from xlstm.accounting import parameters, size_label
 from xlstm.models.published import LEARNING_RATES
 from xlstm.models.sizes import config_for
 

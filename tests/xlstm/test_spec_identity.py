@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from xlstm.models.configs import LlamaConfig
-from xlstm.run.spec import Data, Optimizer, Physics, Ring, RunSpec
+from xlstm.run.spec import Data, Evaluation, Optimizer, Physics, Ring, RunSpec
 
 STATED: dict[str, Any] = {
     "model": LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2),
@@ -104,3 +104,17 @@ def test_a_spec_that_is_written_and_read_is_the_same_with_later_fields_left_out(
         spec.save(tmp_path / "spec.json")
         assert RunSpec.load(tmp_path / "spec.json") == spec
         assert ('"z_loss"' in (tmp_path / "spec.json").read_text()) == (spec.physics.z_loss is not None)
+
+
+class LaterEvaluation(Evaluation):
+    """An evaluation with a setting that did not exist before."""
+
+    by_length: bool = False
+
+
+def test_an_evaluation_has_the_fingerprint_it_always_had_until_something_later_is_said() -> None:
+    for kind in (Evaluation, LaterEvaluation):
+        assert kind().fingerprint == "3db120ce"
+        assert kind(sequences=16).fingerprint == "2ede3cfb"
+        assert kind(name="long", sequences=512).fingerprint == "6e5beffb"
+    assert LaterEvaluation(by_length=True).fingerprint != LaterEvaluation().fingerprint

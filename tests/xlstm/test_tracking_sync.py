@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from xlstm.accounting import size_label
 from xlstm.models.configs import LlamaConfig
-from xlstm.models.naming import size_label
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Parameters, Result, State, Validation, write_json
 from xlstm.run.spec import Data, Optimizer, Physics, RunSpec

@@ -17,11 +17,15 @@ from pydantic import BaseModel, ConfigDict
 from xlstm.accounting.cost import Cost, Sequence, total
 from xlstm.accounting.families import costs, embedding_parameters, head
 from xlstm.models.configs import ModelConfig
+from xlstm.models.naming import dimensions_key
+from xlstm.models.published import DIMENSIONS
+from xlstm.quantities import compact
 
 __all__ = [
     "Parameters",
     "flops_per_token",
     "parameters",
+    "size_label",
     "training_flops",
     "training_flops_per_token",
 ]
@@ -49,6 +53,14 @@ def parameters(config: ModelConfig) -> Parameters:
         non_embedding=inner,
         non_embedding_with_head=inner + head(config).parameters,
     )
+
+
+def size_label(config: ModelConfig) -> str:
+    """The size as people write it: `125M` where the dimensions are published ones, else the number of parameters."""
+    for size, dimensions in DIMENSIONS.get(dimensions_key(config), {}).items():
+        if all(getattr(config, field) == value for field, value in dimensions.items()):
+            return size
+    return compact(parameters(config).total)
 
 
 def flops_per_token(

@@ -24,11 +24,11 @@ class Card:
 
     name: CardName
     memory_gib: float
-    """What a program finds, in GiB: a little less than the name's decimal gigabytes."""
+    """The memory that a program finds, in GiB: a little less than the name's decimal gigabytes."""
     bfloat16: float
-    """Dense peak in FLOP/s, without sparsity."""
+    """Dense peak in bfloat16, in FLOP/s, without sparsity."""
     float32: float
-    """Peak in FLOP/s without TensorFloat32."""
+    """Peak in float32, in FLOP/s, without TensorFloat32."""
 
     def peak(self, precision: str) -> float:
         """Peak FLOP/s in a precision of `Physics`."""
@@ -49,7 +49,7 @@ CARDS: Final[Mapping[str, Card]] = {
         Card("T4-16GB", 14.6, 65e12, 8.1e12),
     )
 }
-"""By name."""
+"""Every card by its name."""
 
 _WORDS: Final = (
     ("H100 PCIe", "H100-PCIe-80GB"),

@@ -31,9 +31,9 @@ class Cost:
 
     parameters: int = 0
     products: float = 0.0
-    """In matrix products, among them those of attention: what `torch.utils.flop_counter` sees."""
+    """FLOPs in matrix products, among them those of attention: what `torch.utils.flop_counter` sees."""
     recurrence: float = 0.0
-    """In convolutions over time, scans, gates and normalisers of recurrences: elementwise, counted by hand."""
+    """FLOPs in convolutions over time, scans, gates and normalisers of recurrences: elementwise, counted by hand."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -48,14 +48,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Saved:
-    """Elements per token that a block keeps between its forward and its backward pass, beside its input."""
+    """Elements per token that a block saves between its forward and its backward pass, beside its input."""
 
     computed: float
-    """In the dtype of the computation: float32, or bfloat16 in mixed precision."""
+    """Elements in the dtype of the computation: float32, or bfloat16 in mixed precision."""
     float32: float = 0.0
-    """In float32 whatever the precision: recurrences and their states."""
+    """Elements in float32 whatever the precision: recurrences and their states."""
     input: float = 0.0
-    """The block's input, in the dtype of the computation: all that is kept of a block that is recomputed."""
+    """Elements of the block's input, in the computation's dtype: all that is saved of a block that is recomputed."""
 
     def __add__(self, other: "Saved") -> "Saved":
         return Saved(self.computed + other.computed, self.float32 + other.float32, self.input + other.input)

@@ -18,8 +18,8 @@ def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
 
 def saved(config: ModelConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps for its backward pass."""
-    kept: list[Saved] = _module(config).saved(config, sequence)
-    return kept
+    blocks: list[Saved] = _module(config).saved(config, sequence)
+    return blocks
 
 
 def head(config: ModelConfig) -> Cost:

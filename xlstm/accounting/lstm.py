@@ -4,7 +4,7 @@ from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.models.configs import LSTMConfig
 
 LSTM_OPERATIONS = 13
-"""Per channel and step: 4 sums of W x and R h; three sigmoids and a tanh; the cell 3, the output 2."""
+"""FLOPs per channel and step: 4 sums of W x and R h; three sigmoids and a tanh; the cell 3, the output 2."""
 
 
 def blocks(config: LSTMConfig, sequence: Sequence) -> list[Cost]:

@@ -4,10 +4,10 @@ from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, no
 from xlstm.models.configs import MambaConfig
 
 SCAN_OPERATIONS = 7
-"""Per element of the state and step: delta A and its exponential 2, delta u times B 1, the recurrence 2, the read 2."""
+"""FLOPs per element of the state and step: delta A and its exponential 2, delta u B 1, the recurrence 2, the read 2."""
 
 CHANNEL_OPERATIONS = 3
-"""Per channel and step: delta u 1, the skip 2."""
+"""FLOPs per channel and step: delta u 1, the skip 2."""
 
 
 def blocks(config: MambaConfig, sequence: Sequence) -> list[Cost]:
@@ -25,7 +25,7 @@ def outside(config: MambaConfig) -> Cost:
 
 
 SCAN_CHUNK = 32
-"""Steps between the states that the scan keeps."""
+"""Steps between the states that the scan saves."""
 
 
 def saved(config: MambaConfig, sequence: Sequence) -> list[Saved]:

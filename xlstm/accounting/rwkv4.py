@@ -4,8 +4,9 @@ from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.models.configs import RWKV4Config
 
 WKV_OPERATIONS = 23
-"""Per channel and step (Peng et al. 2023, appendix D). Output: k + u, the maximum, two differences, two exponentials,
-numerator 3, denominator 2, quotient 1. Sums: decayed scale, maximum, two differences, two exponentials, a 3, b 2."""
+"""FLOPs per channel and step (Peng et al. 2023, appendix D). Output: k + u, the maximum, two differences, two
+exponentials, numerator 3, denominator 2, quotient 1. Sums: decayed scale, maximum, two differences, two exponentials,
+a 3, b 2."""
 
 
 def blocks(config: RWKV4Config, sequence: Sequence) -> list[Cost]:

@@ -72,8 +72,8 @@ def mlstm_cell(
 
 
 SLSTM_OPERATIONS = 21
-"""Per channel and step: 4 sums of W x and R h; tanh, sigmoid and log-sigmoid; the stabiliser 2, the two stabilised
-gates 5, the cell 3, the normaliser 2, the output 2 (arXiv 2405.04517, equations 8 to 17)."""
+"""FLOPs per channel and step: 4 sums of W x and R h; tanh, sigmoid and log-sigmoid; the stabiliser 2, the two
+stabilised gates 5, the cell 3, the normaliser 2, the output 2 (arXiv 2405.04517, equations 8 to 17)."""
 
 
 def slstm_block(config: XLSTMConfig) -> Cost:

@@ -1,4 +1,4 @@
-"""Names of models: from `xlstm[7:1]` to what it says, and from a configuration to `xlstm[7:1]` and `125M`."""
+"""Names of model families: from `xlstm[7:1]` to what it says, and from a configuration to `xlstm[7:1]`."""
 
 import dataclasses
 import math
@@ -6,10 +6,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from xlstm.accounting import parameters
 from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
-from xlstm.models.published import DIMENSIONS
-from xlstm.quantities import compact
 
 
 class Family(NamedTuple):
@@ -116,11 +113,3 @@ def _ratio(depth: int, positions: tuple[int, ...]) -> tuple[int, int]:
 def dimensions_key(config: ModelConfig) -> str:
     """Which table of published dimensions a configuration belongs to."""
     return config.family if isinstance(config, XLSTMConfig) else family_label(config)
-
-
-def size_label(config: ModelConfig) -> str:
-    """The size as people write it: `125M` where the dimensions are published ones, else the number of parameters."""
-    for size, dimensions in DIMENSIONS.get(dimensions_key(config), {}).items():
-        if all(getattr(config, field) == value for field, value in dimensions.items()):
-            return size
-    return compact(parameters(config).total)

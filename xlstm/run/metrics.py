@@ -70,13 +70,13 @@ def read_last(path: Path) -> dict[str, Any]:
 
 
 def surviving(written: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of rows in the order in which they were written those that count: see `RunDirectory.metrics`."""
+    """The rows that count among all, given in the order written: see `RunDirectory.metrics`."""
     rows: list[dict[str, Any]] = []
     for row in written:
         if row.get("event") == "resume":
             rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
         elif row.get("event") == "evaluation" and row["before"] not in (None, row["fingerprint"]):
-            rows = [kept for earlier in rows if (kept := _without_validation(earlier))]
+            rows = [rest for earlier in rows if (rest := _without_validation(earlier))]
         elif "event" not in row:
             rows.append(row)
     return rows
@@ -86,5 +86,5 @@ def _without_validation(row: dict[str, Any]) -> dict[str, Any] | None:
     """A row less what an evaluation measured; None where it held nothing else."""
     if Metric.VALIDATION_LOSS not in row:
         return row
-    kept = {key: value for key, value in row.items() if not key.startswith("validation/")}
-    return kept if Metric.LOSS in kept else None
+    rest = {key: value for key, value in row.items() if not key.startswith("validation/")}
+    return rest if Metric.LOSS in rest else None

@@ -1,7 +1,7 @@
 """What a completed run leaves: its result, the evaluations it was measured by, and its model card.
 
-An evaluation is kept under its name and fingerprint. The result holds the one that was asked for last, so that one made
-earlier is taken up again without running anything. Imports without torch.
+An evaluation is stored under its name and fingerprint. The result holds the one that was asked for last; one made
+earlier can take its place again without running anything. Imports without torch.
 """
 
 import os

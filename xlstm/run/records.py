@@ -114,10 +114,10 @@ class Launch(Record):
     run_id: str
     attempt: int
     token: str
-    """Of the lease this attempt writes under."""
+    """The token of the lease under which this attempt writes."""
     executor: str
     execution: Execution
-    """With threads per rank and device filled in; what the sweep left open is taken over from earlier attempts."""
+    """How it is carried out, device and threads filled in; what the sweep left open is as in earlier attempts."""
     host: str
     rendezvous: str
     """host:port at which the nodes of the run meet."""
@@ -125,7 +125,7 @@ class Launch(Record):
     fork: Fork | None = None
     """Where to start when the run has no checkpoint of its own."""
     checkpoint_at: tuple[int, ...] = ()
-    """Steps whose checkpoints are kept because other runs fork from them."""
+    """Steps whose checkpoints are never pruned, because other runs fork from them."""
 
 
 class Validation(Record):
@@ -165,7 +165,7 @@ class Result(Record):
     wall_seconds: float
     device_hours: float
     tokens_per_second: float | None = None
-    """Of all ranks in training: the median over the rows of metrics, without start, validation and checkpoints."""
+    """Throughput of all ranks in training, the median over rows of metrics: start, validation and saving left out."""
     device_name: str | None = None
     """What the driver calls the GPU; null on CPU."""
     attempts: int

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from xlstm.accounting import size_label
 from xlstm.models.configs import ModelConfig
-from xlstm.models.naming import family_label, size_label
+from xlstm.models.naming import family_label
 from xlstm.quantities import compact
 
 SCHEMA_VERSION = 1
@@ -41,9 +42,10 @@ HASHED_AT_THEIR_DEFAULTS = {
     "MambaConfig": "state_dim family",
     "RWKV4Config": "family",
     "LSTMConfig": "variant family",
+    "Evaluation": "name sequences",
 }
-"""The fields with defaults that the first version of the payload had. The table is closed: a field that is added later
-is left out of the payload while it has its default, so that a run without it is the run it was before."""
+"""The fields with defaults that the first version of what is hashed had. The table is closed: a field that is added
+later is left out while it has its default, so that a run or an evaluation without it is the one it was before."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -57,9 +59,12 @@ class Ring(BaseModel):
 class Data(Ring):
     """The training data as declared; where the files lie is `Execution.data_paths`."""
 
-    corpus: str = Field(description="`python-stdlib`, `text`, `jsonl`, or another name in xlstm.data.")
+    corpus: str = Field(
+        description="A named corpus such as `python-stdlib`, or a kind of local files such as `text` or `jsonl`; a"
+        " sweep may also say where they lie: `text:PATH`."
+    )
     revision: str = Field(description="Revision of a named corpus, or sha256:… of the content of local files.")
-    tokenizer: str = Field("bytes", description="`bytes`, or another name in xlstm.data.tokenizers.")
+    tokenizer: str = Field("bytes", description="`bytes`, `words`, `gpt2`, or another tokenizer (docs/training.md).")
     context_length: PositiveInt = Field(description="Tokens per training sequence.")
     documents: Literal["continue", "reset"] = Field(
         "continue", description="Whether state and attention run on from one document into the next, or start anew."
@@ -71,22 +76,32 @@ class Optimizer(Ring):
 
     name: Literal["adamw"] = "adamw"
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    epsilon: float = Field(1e-5, gt=0, description="The xLSTM paper's value.")
-    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean of gradients per step.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients per step.")
+    epsilon: float = Field(
+        1e-5, gt=0, description="Added to the root of AdamW's squared gradients; the default is the xLSTM paper's."
+    )
+    weight_decay: float = Field(
+        0.1, ge=0, description="Share of a weight that one step at a learning rate of 1 would take away."
+    )
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm; null for none.")
 
 
 class Schedule(Ring):
     """Learning rate against optimizer step. Lengths are steps of the global batch."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0, description="Linear from 0 to the peak.")
-    decay_steps: int | None = Field(
-        None, ge=1, description="cosine: step that reaches the floor (default: the run's last); wsd: steps of decay."
+    kind: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="How the learning rate goes after the warm-up; `wsd` stays at the peak, then decays."
     )
-    final_ratio: float = Field(0.1, ge=0, le=1, description="Floor as a fraction of the peak.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the learning rate rises linearly from 0 to the peak."
+    )
+    decay_steps: int | None = Field(
+        None, gt=0, description="cosine: step that reaches the floor (default: the run's last); wsd: steps of decay."
+    )
+    final_ratio: float = Field(
+        0.1, ge=0, le=1, description="Learning rate at the end of the schedule, as a fraction of the peak."
+    )
 
     @model_validator(mode="after")
     def _wsd_states_its_decay(self) -> Self:
@@ -95,18 +110,23 @@ class Schedule(Ring):
         return self
 
 
+TaskName = Literal["language-modeling"]
+
+
 class Physics(Ring):
     """Ring 1: everything that may change the trained weights. Only this is hashed."""
 
-    task: Literal["language-modeling"] = "language-modeling"
+    task: TaskName = Field("language-modeling", description="What the run learns.")
     model: Annotated[ModelConfig, Field(discriminator="family")]
     data: Data
     tokens: PositiveInt = Field(description="Token budget; trained are whole steps of `batch_tokens`, rounded down.")
     batch_tokens: PositiveInt = Field(description="Global batch in tokens: sequences times context length.")
     optimizer: Optimizer
     schedule: Schedule = Schedule()
-    precision: Literal["float32", "bf16-mixed"] = "float32"
-    seed: int = Field(0, ge=0)
+    precision: Literal["float32", "bf16-mixed"] = Field(
+        "float32", description="What is computed in; weights and optimizer states are float32 with either."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the order of the data.")
     z_loss: float | None = Field(
         None,
         gt=0,
@@ -162,18 +182,26 @@ class Physics(Ring):
 class Execution(Ring):
     """Ring 2: how the run is carried out. Recorded per attempt, never part of the identity."""
 
-    nodes: PositiveInt = 1
+    nodes: PositiveInt = Field(1, description="Machines that the run takes.")
     devices: PositiveInt = Field(1, description="Ranks per node: GPUs, or processes on CPU.")
-    device: Literal["cpu", "cuda", "auto"] = "auto"
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "auto", description="What the ranks compute on; auto: on GPUs where there are any."
+    )
     runs_per_device: PositiveInt = Field(1, description="Runs of one rank that share a GPU, a part of its memory each.")
     micro_batch_sequences: PositiveInt | None = Field(
         None, description="Sequences per rank and pass; null: all of the rank's on CPU, as many as fit on GPU."
     )
-    sharding: Literal["fsdp", "hsdp", "none"] = "fsdp"
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    compile: bool = False
-    kernels: Literal["auto", "reference", "torch", "numba", "triton"] = "auto"
-    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads per rank; null: cores over ranks.")
+    sharding: Literal["fsdp", "hsdp", "none"] = Field(
+        "fsdp", description="Weights and optimizer states: spread over all ranks, over each node's, or on every rank."
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="Which blocks compute their activations again in the backward pass, to save memory."
+    )
+    compile: bool = Field(False, description="Whether the blocks are compiled by torch.compile.")
+    kernels: Literal["auto", "reference", "torch", "numba", "triton"] = Field(
+        "auto", description="Implementation of the operators; auto: the fastest that the device can run."
+    )
+    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads per rank; null: one.")
     log_every: PositiveInt = Field(10, description="Steps between rows of metrics.")
     validate_every: PositiveInt | None = Field(None, description="Steps between validations; null: at the end only.")
     checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
@@ -182,7 +210,8 @@ class Execution(Ring):
     data_paths: tuple[str, ...] = Field((), description="Files or folders of a corpus that lies in local files.")
     tokenizer_path: str | None = Field(None, description="The tokenizer.json of a tokenizer that lives in a file.")
     slurm: dict[str, str | int | bool | dict[str, str]] = Field(
-        default_factory=dict, description="What the run asks of Slurm: partition, account, time and more."
+        default_factory=dict,
+        description="What the run asks of Slurm: partition, account, time and more (docs/slurm.md).",
     )
 
     @property
@@ -210,10 +239,10 @@ class Execution(Ring):
 class Presentation(Ring):
     """Ring 3: names and notes for people."""
 
-    name: str = ""
+    name: str = Field("", description="The run's name for people.")
     size: str = Field("", description="Size as the sweep wrote it, such as 125M.")
-    tags: dict[str, str] = {}
-    notes: str = ""
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the run in MLflow.")
+    notes: str = Field("", description="What the run is for, in words.")
 
 
 class Evaluation(Ring):
@@ -225,7 +254,7 @@ class Evaluation(Ring):
     @property
     def fingerprint(self) -> str:
         """Eight hex digits that name this evaluation: equal fingerprints, comparable losses."""
-        return _digest(self.model_dump(mode="json"))
+        return _digest(_without_later_defaults(self, self.model_dump(mode="json")))
 
 
 class RunSpec(Ring):
@@ -307,13 +336,13 @@ def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, An
 
 
 def _without_later_defaults(part: Any, content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a part of the physics without the fields that `HASHED_AT_THEIR_DEFAULTS` leaves out.
+    """The content of a part of what is hashed without the fields that `HASHED_AT_THEIR_DEFAULTS` leaves out.
 
     A field that can have one value only tells a class from others, as `family` does, and always stays.
     """
     hashed = {name for kind in type(part).__mro__ for name in HASHED_AT_THEIR_DEFAULTS.get(kind.__name__, "").split()}
     fields = _fields(part)
-    kept = {}
+    hashed_content = {}
     for name, value in content.items():
         stated = getattr(part, name)
         annotation, default = fields[name]
@@ -321,8 +350,8 @@ def _without_later_defaults(part: Any, content: dict[str, Any]) -> dict[str, Any
         if stated == default and name not in hashed and not names_its_class:
             continue
         nested = isinstance(stated, BaseModel) or dataclasses.is_dataclass(stated)
-        kept[name] = _without_later_defaults(stated, value) if nested else value
-    return kept
+        hashed_content[name] = _without_later_defaults(stated, value) if nested else value
+    return hashed_content
 
 
 def _fields(part: Any) -> dict[str, tuple[Any, Any]]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlstm.models.naming import family_label, size_label
+from xlstm.accounting import size_label
+from xlstm.models.naming import family_label
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
 from xlstm.run.locks import locked

@@ -96,7 +96,7 @@ def complete_checkpoints(run: RunDirectory) -> list[Checkpoint]:
 
 
 def latest_valid(run: RunDirectory, world: World, report: Callable[[str], None]) -> Checkpoint | None:
-    """The latest undamaged checkpoint, the same on all ranks; damaged ones are reported. None where there is none."""
+    """The latest valid checkpoint, the same on all ranks, or None. What is wrong with later ones is reported."""
     # What the first rank sees counts: another machine's view of a shared disk may lag.
     for step in world.gather(run.checkpoint_steps())[0]:
         checkpoint = Checkpoint(run, step)
@@ -131,7 +131,7 @@ class Checkpointer:
         self.group = dist.new_group(backend="gloo")
         self.pending: Future[None] | None = None
         self.staged: dict[str, torch.Tensor] = {}
-        """Copies in the memory of the host, used again by the next save: fresh memory costs more than the copying."""
+        """Copies in host memory, written over by the next save: to allocate them anew costs more than to copy."""
 
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""
@@ -206,7 +206,7 @@ class Checkpointer:
 
 
 def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-    """A copy of a tensor, or of this rank's shard of it, in the memory of the copy before where there is one."""
+    """A copy of a tensor, or of this rank's shard of it; written over the copy before, where there is one."""
     if before is None:
         return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
     _local(before).copy_(_local(tensor.detach()))

@@ -1,7 +1,7 @@
 """Bytes per device of a training step, by kind: a closed form, without building anything.
 
 AdamW in float32 over sharded parameters; a block's parameters are gathered for its pass, those of embedding and head
-for the whole of it; every micro-batch keeps what its blocks need for their backward pass. What the allocator loses to
+for the whole of it; every micro-batch saves what its blocks need for their backward pass. What the allocator loses to
 fragmentation, and what the device's own libraries take, is not in it.
 """
 
@@ -23,15 +23,15 @@ class Memory:
     """Bytes on one device at the peak of a step."""
 
     parameters: int
-    """This device's share, float32."""
+    """Bytes of this device's share of the parameters, in float32."""
     gradients: int
-    """This device's share, float32, of the blocks that have theirs at the peak."""
+    """Bytes of this device's share, in float32, for the blocks that have gradients at the peak."""
     optimizer: int
-    """This device's share of two moments, float32."""
+    """Bytes of this device's share of AdamW's two moments, in float32."""
     gathered: int
-    """Whole parameters and gradients in the dtype of the computation, and in float32 those that ranks are summing."""
+    """Bytes of whole parameters and gradients in the dtype of the computation, and of float32 sums over the ranks."""
     activations: int
-    """Kept for the backward pass, with the working memory of the loss."""
+    """Bytes saved for the backward pass, with the working memory of the loss."""
 
     @property
     def total(self) -> int:
@@ -42,8 +42,8 @@ class Memory:
 def memory(spec: RunSpec) -> Memory:
     """Bytes per device of one run: its model, precision and context, under its sharding and checkpointing.
 
-    The peak is one of three moments: the loss, when all activations are kept; the last block's backward pass, the first
-    to be taken; and the end, when all gradients are there and those of embedding and head are summed over the ranks.
+    The peak is one of three moments: the loss, when all activations are there; the backward pass of the last block,
+    which comes first; and the end, when all gradients are there and those of embedding and head are summed over ranks.
     """
     physics, execution = spec.physics, spec.execution
     config = physics.model
@@ -62,7 +62,7 @@ def memory(spec: RunSpec) -> Memory:
     micro = execution.micro_batch_sequences or physics.batch_sequences // ranks
     tokens = micro * physics.data.context_length
     accumulates = physics.batch_sequences > ranks * micro
-    kept, largest = _activations(saved(config, sequence), execution.activation_checkpointing, itemsize)
+    per_token, largest = _activations(saved(config, sequence), execution.activation_checkpointing, itemsize)
     loss = LOGITS_COPIES * 4 * min(LOGITS_AT_ONCE, tokens * config.vocab_size)
 
     wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
@@ -70,12 +70,12 @@ def memory(spec: RunSpec) -> Memory:
     before = 4 * share if accumulates else 0
     block = max(blocks)
     moments = [
-        (before, gathered * root + itemsize * logits, int(tokens * kept) + loss),
+        (before, gathered * root + itemsize * logits, int(tokens * per_token) + loss),
         (
             before,
             # The block's parameters and gradients, the parameters of the next, and the sum over the ranks.
             gathered * (root + 3 * block) + reduced * block + itemsize * logits,
-            int(tokens * (kept + largest)),
+            int(tokens * (per_token + largest)),
         ),
         (4 * share, (gathered + reduced) * root, 0),
     ]
@@ -84,9 +84,9 @@ def memory(spec: RunSpec) -> Memory:
 
 
 def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> tuple[float, float]:
-    """Bytes per token kept until the backward pass, and what the largest recomputed block adds while it runs.
+    """Bytes per token saved until the backward pass, and what the largest recomputed block adds while it runs.
 
-    A block that is recomputed keeps its input alone.
+    A block that is recomputed saves its input alone.
     """
     recomputed = [block for index, block in enumerate(blocks) if checkpointing == "full" or index % 2 == 0]
     if checkpointing == "none":

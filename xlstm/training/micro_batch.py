@@ -59,7 +59,7 @@ class Probe:
     def choose(self, per_rank: int, before: int | None = None) -> int:
         """Sequences of each pass: the largest divisor of `per_rank` that leaves SPARE of the memory.
 
-        `before`, the choice of an earlier attempt, is kept where it fits at all, so that sums are rounded as they were.
+        `before`, the choice of an earlier attempt, is taken again where it fits at all, so that sums are rounded alike.
         """
 
         def fits(size: int, share: float) -> bool:

@@ -68,6 +68,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> f
     What torch.nn.utils.clip_grad_norm_ does, bit for bit, less its checks of every gradient and products by one.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # torch._foreach_* have no public name; torch.nn.utils.clip_grad_norm_ calls the same two.
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()

@@ -82,6 +82,7 @@ def _placement(parameter: nn.Parameter, shards: int) -> "Shard | None":
 
 
 def _checkpoint_activations(model: nn.Module, mode: str) -> None:
+    # Torch has the wrapper of a whole module under a private path alone.
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     blocks = model.blocks
@@ -107,7 +108,10 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Name of a parameter without what wrapping put into it: the same however the model is spread."""
+    """Name of a parameter without what wrapping put into it: the same however the model is spread.
+
+    The parts left out are private names of torch, of `checkpoint_wrapper` and of `torch.compile`.
+    """
     return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
@@ -160,6 +164,7 @@ def _local_shard(parameter: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def _fake_world(ranks: int) -> Iterator[None]:
     """A process group of so many ranks, of which this process is the first and the others are not there."""
+    # A private path of torch: importing it registers the backend "fake", whose collectives move nothing.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)

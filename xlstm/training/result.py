@@ -5,10 +5,10 @@ import time
 
 import torch
 
-from xlstm.accounting import parameters, training_flops
+from xlstm.accounting import parameters, size_label, training_flops
 from xlstm.data.batches import Windows
 from xlstm.data.shards import PreparedData
-from xlstm.models.naming import family_label, size_label
+from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Launch, Metric, Result, Validation
 from xlstm.run.spec import RunSpec

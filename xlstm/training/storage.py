@@ -2,6 +2,8 @@
 
 Torch's own index is a pickle, and reading one runs what it says. Here the index is JSON with the same content, and a
 file of tensors is read with `weights_only`. Each rank notes size and SHA-256 of what it wrote.
+
+`_StorageInfo` (file, offset and length of a tensor) has no public name in torch: FileSystemReader reads by them.
 """
 
 import hashlib

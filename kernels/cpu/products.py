@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu_functions import FAST, f32
+from kernels.cpu.functions import FAST, f32
 
 ROWS = 4
 """Rows of a tile."""

@@ -5,25 +5,13 @@ Imported only where Numba is installed, by the modules that hold kernels.
 
 # mypy: disable-error-code="no-untyped-def, misc"
 
-import ctypes
-import functools
-import hashlib
-import inspect
-import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
-from numba import cfunc, config, njit, types
-from numba.core.caching import UserWideCacheLocator
-from numba.core.registry import cpu_target
+from numba import njit, types
 from numba.extending import intrinsic
-from numba.misc.appdirs import AppDirs
 
-from kernels.cpu import SLOTS
-from kernels.cpu_runtime import OPENMP, SYMBOLS
+from kernels.cpu.table import Doubles, Flags, Integers, Rows
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Sums may be reordered; no operation is left out on the ground that numbers are finite."""
@@ -35,70 +23,23 @@ _thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 _threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
-# Rows that a loop reads and writes may overlap for all the compiler knows: it may check that they do not, for as many
-# pairs as a loop of ours has.
-llvmlite.binding.set_option("kernels", "--runtime-memory-check-threshold=128")
-
-
-for _name in SYMBOLS:  # what kernels call, made known to the compiler
-    llvmlite.binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)
-
-
-@functools.cache
-def _stamp() -> str:
-    """What a kernel is compiled from and for: all files of this package, and the kind of processor.
-
-    Kernels take functions and numbers from other files than their own, and machines of several kinds may share a home.
-    """
-    package = Path(__file__).parent
-    digest = hashlib.sha256(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)} {file.stat().st_size}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-class ByContent(UserWideCacheLocator):  # type: ignore[misc]
-    """A kernel is found again by the contents of its sources, wherever they lie, and by the kind of processor."""
-
-    def __init__(self, py_func: Any, py_file: str) -> None:
-        self._lineno = py_func.__code__.co_firstlineno
-        folder = config.CACHE_DIR or AppDirs(appname="numba", appauthor=False).user_cache_dir
-        self._cache_path = str(Path(folder) / f"{Path(py_file).parent.name}-{_stamp()[:16]}")
-
-    def get_source_stamp(self) -> str:
-        return _stamp()
-
-
-_compiling = threading.Lock()
-
-
-def compiled(body: Callable[..., None]) -> int:
-    """The address of a kernel, from the cache where it can be, and kept there where the folder can be written."""
-    with _compiling:  # Numba is told of `ByContent` for the whole process
-        before, config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES, f"{__name__}.{ByContent.__name__}"
-        try:
-            keep = ByContent.from_function(body, inspect.getfile(body)) is not None
-            try:
-                return _address(body, keep)
-            except OSError:  # the folder is there, but full
-                return _address(body, keep=False)
-        finally:
-            config.CACHE_LOCATOR_CLASSES = before
-
-
-def _address(body: Callable[..., None], keep: bool) -> int:
-    options: dict[str, Any] = {"cache": keep, "error_model": "numpy", "fastmath": FAST}
-    return int(cfunc(types.void(types.CPointer(types.int64)), **options)(body).address)
+NUMBERS = {Rows: types.float32, Doubles: types.float64, Integers: types.int32, Flags: types.uint8}
+"""What kernels see the numbers of a tensor as."""
 
 
 @intrinsic
-def _pointer(typing: Any, address: Any, kind: Any) -> Any:
-    """An address as a pointer to numbers of a kind."""
+def _pointer(typing: Any, view: Any, offset: Any) -> Any:
+    """Where the number lies that `offset` others lie before."""
+    kind = NUMBERS[view.instance_class]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+        address = builder.extract_value(arguments[0], 0)
+        size = context.get_constant(types.int64, kind.bitwidth // 8)
+        return builder.inttoptr(
+            builder.add(address, builder.mul(arguments[1], size)), context.get_value_type(signature.return_type)
+        )
 
-    return types.CPointer(kind.dtype)(types.int64, kind), generate
+    return types.CPointer(kind)(view, types.int64), generate
 
 
 def inlined(function: Any) -> Any:
@@ -119,57 +60,28 @@ def thread():
 
 
 @inlined
-def count(table, k):
-    """Argument k, an integer."""
-    return table[1 + SLOTS * k]
+def stride(view, axis):
+    """How many numbers lie between two neighbours along an axis of a tensor."""
+    return view[1 + axis]
 
 
 @inlined
-def number(table, k):
-    """Argument k, a float, in float32."""
-    return f32(np.int64(table[1 + SLOTS * k]).view(np.float64))
+def given(view):
+    """Whether a tensor is there."""
+    return view.address != 0
 
 
 @inlined
-def stride(table, k, axis):
-    """How many numbers lie between two neighbours along an axis of tensor k."""
-    return table[2 + SLOTS * k + axis]
+def row(view, i=0, j=0, l=0, n=0):
+    """Where row (i, j, l, n) of a tensor begins."""
+    return _pointer(view, i * view.first + j * view.second + l * view.third + n * view.fourth)
 
 
 @inlined
-def given(table, k):
-    """Whether argument k is there."""
-    return table[1 + SLOTS * k] != 0
-
-
-@inlined
-def _offset(table, k, i, j, l, n):
-    at = 1 + SLOTS * k
-    return i * table[at + 1] + j * table[at + 2] + l * table[at + 3] + n * table[at + 4]
-
-
-@inlined
-def row(table, k, i=0, j=0, l=0, n=0):
-    """Where row (i, j, l, n) of tensor k begins: float32."""
-    return _pointer(table[1 + SLOTS * k] + 4 * _offset(table, k, i, j, l, n), f32)
-
-
-@inlined
-def double_row(table, k, i=0, j=0, l=0, n=0):
-    """As `row`, of float64."""
-    return _pointer(table[1 + SLOTS * k] + 8 * _offset(table, k, i, j, l, n), np.float64)
-
-
-@inlined
-def integers(table, k, i=0, j=0, l=0, n=0):
-    """As `row`, of int32."""
-    return _pointer(table[1 + SLOTS * k] + 4 * _offset(table, k, i, j, l, n), np.int32)
-
-
-@inlined
-def flags(table, k, i=0, j=0, l=0, n=0):
-    """As `row`, of booleans."""
-    return _pointer(table[1 + SLOTS * k] + _offset(table, k, i, j, l, n), np.uint8)
+def nth(views, n):
+    """Tensor n of a list."""
+    at = 5 * n
+    return Rows(views[at], views[at + 1], views[at + 2], views[at + 3], views[at + 4])
 
 
 # exp(x) = 2^n exp(r) with |r| <= log(2) / 2: the polynomial of Cephes' expf (Moshier), 2 units in the last place.

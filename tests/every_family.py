@@ -1,0 +1,25 @@
+"""A small model of every family and of every variant that is a model of its own, for tests that hold for all."""
+
+from typing import Any
+
+from xlstm.models.configs import ModelConfig
+from xlstm.models.sizes import config_for
+
+DIMENSIONS: dict[str, dict[str, Any]] = {
+    "xlstm[1:1]": {"num_heads": 2},
+    "xlstm-large": {"num_heads": 2},
+    "llama": {"num_heads": 2},
+    "gpt": {"num_heads": 2, "context_length": 64},
+    "mamba": {},
+    "rwkv4": {},
+    "lstm": {},
+    "lstm[residual]": {},
+    "lstm[vanilla]": {},
+}
+"""What a family's configuration asks for beside width and depth."""
+
+
+def small(family: str, *, vocab_size: int, embedding_dim: int, num_blocks: int = 2) -> ModelConfig:
+    """The configuration of a small model of a family, such as `xlstm[1:1]` or `llama`."""
+    dimensions = {"embedding_dim": embedding_dim, "num_blocks": num_blocks} | DIMENSIONS[family]
+    return config_for(family, dimensions, vocab_size)
