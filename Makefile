@@ -1,11 +1,12 @@
-# quickstart: fresh machine -> environment -> sweep -> law -> plot.   test: everything that runs without a GPU.
+# quickstart: fresh machine -> environment -> sweep -> law -> plot.
+# test: every claim that can be checked without a GPU, in minutes.   test-slow: what takes longer.   fuzz: many examples.
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: quickstart test lint parity clean
+.PHONY: quickstart test test-slow fuzz lint parity clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +27,17 @@ lint: $(VENV)/installed
 
 # Tests that start processes and servers run last, those of one folder one after the other.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m serial
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "serial and not slow"
+
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not serial and slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "serial and slow"
+
+# What it finds becomes a fixed example of its property, which `make test` then tries.
+FUZZ ?= 50
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 SCALING_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) --timeout 0 -m hypothesis
 
 # Models against other packages' implementations, which live in an environment of their own.
 $(PARITY)/installed: tests/parity/requirements.txt

@@ -23,7 +23,7 @@ class Allocation:
     """The split of a budget that gives the lowest loss, each number with its interval at 0.95 over the draws."""
 
     flops: float
-    """Of training and of serving `inference_tokens` together."""
+    """The cost of training and of serving `inference_tokens` together."""
     inference_tokens: float
     parameters: float
     parameters_interval: tuple[float, float]

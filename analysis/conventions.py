@@ -35,7 +35,7 @@ class Answer:
     flops: str
     exponent: float | None = None
     interval: tuple[float, float] | None = None
-    """At 0.95: of the regression over budgets for approaches 1 and 2, of the bootstrap for approach 3."""
+    """At 0.95, by the regression over budgets for approaches 1 and 2 and by the bootstrap for approach 3."""
     refusal: str = ""
 
 

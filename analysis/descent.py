@@ -87,7 +87,7 @@ def descend(
 def scaled_gradient(
     theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array
 ) -> Array:
-    """As `optimizer.Minima` has it, for each coordinate: (problems, k)."""
+    """The scaled gradient of `optimizer.Minima`, for each coordinate: (problems, k)."""
     residual, factor = residuals(theta, form, objective, log_inputs, measured)
     slope = form.jacobian(theta, log_inputs) * factor[:, None]
     weighted = weights * objective.weights(residual)

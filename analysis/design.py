@@ -30,7 +30,7 @@ class Proposal:
     tokens: float
     cost: float
     half_width: float
-    """Of the prediction's 0.95 interval, relative to the loss, after this run and those before it."""
+    """Half the width of the prediction's 0.95 interval, relative to the loss, after this run and those before it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Design:
     """N and D of the prediction."""
     budget: float
     half_width: float
-    """Of the prediction's 0.95 interval before any of the runs, relative to the loss."""
+    """Half the width of the prediction's 0.95 interval before any of the runs, relative to the loss."""
     proposals: tuple[Proposal, ...]
 
     @property

@@ -1,7 +1,7 @@
-"""The figures of a fit, by name: each is drawn from the kept fits, the rows and the training curves, nothing else.
+"""The figures of a fit, by name: each is drawn from the fits, the rows and the training curves, nothing else.
 
 `FIGURES[name](evidence)` gives a figure, or raises RefusalError where the runs cannot show it (no budget has a minimum,
-no curves were kept): an empty figure would say something that is not so.
+there are no curves): an empty figure would say something that is not so.
 """
 
 from collections.abc import Callable, Sequence

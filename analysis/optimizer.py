@@ -94,13 +94,13 @@ class Minima:
     """Where each problem ended."""
 
     free: Array
-    """(problems, k)"""
+    """(problems, k): the free coordinates."""
     value: Array
     """(problems,): the objective; infinite where it could not be evaluated at the start."""
     scaled_gradient: Array
     """(problems,): the largest slope of a coordinate not at a bound, by the root of objective times curvature."""
     at_bounds: NDArray[np.bool_]
-    """(problems, k)"""
+    """(problems, k): which coordinates lie on a bound."""
 
     @property
     def best(self) -> int:
@@ -121,7 +121,7 @@ def minimise(
 ) -> Minima:
     """Minimise from every row of `free` (problems, k) by itself, within the bounds; column `held` stays as it is.
 
-    A problem ends when the step it would take promises less than `tolerance`, relative to the objective, or when
+    A problem ends when the reduction predicted for its next step is below `tolerance`, relative to the objective, or when
     PATIENCE steps in a row have gained nothing.
     """
     lower, upper = LOWER[structure.free], UPPER[structure.free]
@@ -134,13 +134,13 @@ def minimise(
     active = np.arange(problems)
     for iteration in range(iterations):
         with np.errstate(all="ignore"):  # a step too far has an infinite objective and is not taken
-            after, slope, hessian_there = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
+            after, slope, second = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
         better = after < value[active]
         gain = np.where(better, value[active] - after, 0.0)
         stalled[active] = np.where(gain > 1e-15 * value[active], 0, stalled[active] + 1)
         taken = active[better]
         free[taken], value[taken] = proposed[better], after[better]
-        gradient[taken], hessian[taken] = slope[better], hessian_there[better]
+        gradient[taken], hessian[taken] = slope[better], second[better]
         if iteration:
             damping[active] = np.where(better, damping[active] * 0.3, damping[active] * 10).clip(1e-12, 1e8)
         else:
@@ -314,7 +314,8 @@ def _derivatives(
     a, b = a[:, 0], b[:, 0]
     gradient_u, gradient_v = (weighted_residual * u) @ of_x, (weighted_residual * v) @ of_y
     gradient = np.zeros((len(six), 6))
-    gradient[:, 0], gradient[:, 1], gradient[:, 2] = gradient_u[:, 0], gradient_v[:, 0], np.einsum("ij,ij->i", weighted_residual, z)
+    gradient[:, 0], gradient[:, 1] = gradient_u[:, 0], gradient_v[:, 0]
+    gradient[:, 2] = np.einsum("ij,ij->i", weighted_residual, z)
     gradient[:, 3], gradient[:, 4] = -a * gradient_u[:, 1], -b * gradient_v[:, 1]
     curvature_u, curvature_v = across * u, across * v
     uu, uv, vv = (curvature_u * u) @ of_x, (curvature_u * v) @ of_both, (curvature_v * v) @ of_y

@@ -116,7 +116,7 @@ def refuse_mixed(family: str, rows: pl.DataFrame) -> None:
 
 
 def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
-    """Of rows with one run_id, or with the same numbers and description, only the first usable one stays."""
+    """Exclude all but the first usable one of rows with one run_id, or with the same numbers and description."""
     indexed = frame.with_row_index("_row")
     usable = indexed.filter(pl.col("excluded").is_null())
     copies = [

@@ -1,6 +1,6 @@
 """One self-contained HTML page: the laws, how far to trust them, the figures and the runs. Works offline.
 
-Everything is drawn from kept fits. The chart answers to touch and mouse (`page/chart.js`); on paper and without
+Everything is drawn from saved fits. The chart answers to touch and mouse (`page/chart.js`); on paper and without
 scripts the figures of `analysis.figures` stand for themselves.
 """
 

@@ -100,9 +100,9 @@ def _corrected(experiment: Experiment) -> Array:
     residual = np.zeros(len(root))
     for group in range(experiment.clusters):
         of_group = np.flatnonzero(experiment.cluster == group)
-        kept, axes = np.linalg.eigh(np.eye(len(of_group)) - basis[of_group] @ basis[of_group].T)
+        unseen, axes = np.linalg.eigh(np.eye(len(of_group)) - basis[of_group] @ basis[of_group].T)
         own = axes.T @ (root * experiment.smooth_residuals)[of_group]
-        residual[of_group] = axes @ (own / np.maximum(kept, SMALLEST_SHARE))
+        residual[of_group] = axes @ (own / np.maximum(unseen, SMALLEST_SHARE))
     return residual / root
 
 

@@ -18,7 +18,7 @@ class Selection:
 
 
 def best_of(axis: str, rows: Sequence[Mapping[str, Any]], losses: Mapping[str, float]) -> Selection:
-    """Of runs that differ in `axis` alone, keep the one with the lowest validation loss.
+    """Keep the run with the lowest validation loss among those that differ in `axis` alone.
 
     `rows` are those of a plan; a run without a loss is no candidate and is left to whatever excludes it. A best value
     at the edge of the axis is reported.

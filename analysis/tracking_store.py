@@ -34,7 +34,7 @@ class TrackedRun:
     tags: dict[str, str] = field(default_factory=dict)
 
     def value(self, column: str) -> Any:
-        """Of `params.NAME`, `metrics.NAME` or `tags.NAME`; None where the run has none of that name."""
+        """The value at `params.NAME`, `metrics.NAME` or `tags.NAME`; None where the run has none of that name."""
         kind, _, name = column.partition(".")
         return getattr(self, kind).get(name)
 

@@ -29,7 +29,6 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     from orchestrator.errors import InputError
     from orchestrator.finding import writable_workspace
     from orchestrator.submission import failed
-    from orchestrator.submission import submit as carry_out
     from xlstm.run.spec import RunSpec
 
     with one_line_errors():
@@ -42,14 +41,11 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
             raise InputError(f"{spec}: {where}: {first['msg']}") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{spec}: {error}") from None
-    from orchestrator.controller import PlannedRun
-    from orchestrator.executors.local import LocalExecutor
-    from orchestrator.plan import plan_run
+    from orchestrator.workbench.submit import train as carry_out
 
     console = make_console()
-    row = plan_run(run_spec, workspace).document()
     with one_line_errors(), interruption(console, f"scaling train {spec}"):
-        statuses = carry_out(workspace, "train", [row], [PlannedRun(run_spec)], LocalExecutor(), console)
+        statuses = carry_out(run_spec, workspace, console)
     console.print(f"{workspace.run(run_spec.run_id).path}", highlight=False, soft_wrap=True)
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     SetOption,
     SweepArgument,
@@ -89,13 +88,14 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from orchestrator.kept import load_document
     from orchestrator.shipping import publish, ship
     from orchestrator.workbench.live_fit import live_fit
+    from orchestrator.workbench.slurm import reconcile
     from xlstm.run import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")
     for name in workspace.submitted():
-        slurm.reconcile(workspace, name)
+        reconcile(workspace, name)
         run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
         shipped, complaint = ship(workspace, name, run_ids)
         complaint = complaint or publish(workspace, name, partial(live_fit, workspace, name))

@@ -29,7 +29,7 @@ def assert_close(run: RunDirectory, reference: RunDirectory) -> None:
         assert math.isclose(loss, expected, rel_tol=RELATIVE), (step, loss, expected)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_number_of_ranks_changes_nothing_but_rounding(undisturbed: Undisturbed, ranks: int) -> None:
     assert_close(undisturbed(ranks), undisturbed(1))
 
@@ -68,6 +68,7 @@ def test_recurrent_families_learn_the_same_on_two_ranks(workspace: Workspace, mo
     assert_close(runs[2], runs[1])
 
 
+@pytest.mark.slow
 def test_hybrid_sharding_over_two_nodes_of_two_changes_nothing_but_rounding(
     workspace: Workspace, undisturbed: Undisturbed
 ) -> None:
@@ -77,6 +78,7 @@ def test_hybrid_sharding_over_two_nodes_of_two_changes_nothing_but_rounding(
     assert_close(run, undisturbed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "ranks"),
     [
@@ -100,6 +102,7 @@ def test_parameters_with_fewer_rows_than_ranks_are_trained_and_saved_whole(
     assert_close(single, run)
 
 
+@pytest.mark.slow
 def test_what_two_ranks_saved_one_and_four_continue(workspace: Workspace, undisturbed: Undisturbed) -> None:
     run = make_run(workspace)
     start(run, 2).wait_for_checkpoint().kill()

@@ -13,7 +13,7 @@ from launching import REPOSITORY, free_port, make_run, wait_until
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.processes import tagged
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.slow]
 
 
 def start_nodes(

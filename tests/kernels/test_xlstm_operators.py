@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -65,7 +66,7 @@ def some_resets(batch: int, time: int, share: float) -> torch.Tensor:
     return torch.rand(batch, time, generator=torch.Generator().manual_seed(2)) < share
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@examples(15)
 @given(
     batch=st.integers(1, 3),
     heads=st.integers(1, 3),

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ def test_one_to_one_of_two_blocks_ends_with_the_slstm_block() -> None:
     assert place_slstm(2, 1, 1) == (1,)  # the authors' parity model
 
 
+@examples()
 @given(depth=st.integers(2, 80), num_mlstm=st.integers(0, 9), num_slstm=st.integers(0, 9))
 def test_any_ratio_places_its_share_of_blocks_at_any_depth(depth: int, num_mlstm: int, num_slstm: int) -> None:
     if num_mlstm + num_slstm == 0 or (num_mlstm, num_slstm, depth) in {(7, 1, 24), (7, 1, 48), (7, 1, 64)}:

@@ -5,15 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from ray_processes import members, nothing_is_left, raylet_of, submits, trainers_past, wait_for
 
-from orchestrator.controller import Controller, PlannedRun
+from orchestrator.controller import Controller
 from orchestrator.errors import InputError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.plan import make_plan
@@ -21,6 +21,7 @@ from orchestrator.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.executor import PlannedRun
 from xlstm.run.processes import tagged
 from xlstm.run.records import Metric, State
 from xlstm.run.spec import RunSpec
@@ -64,66 +65,6 @@ def planned(scaling: Any, write_sweep: WriteSweep) -> Callable[..., tuple[Worksp
 
 def losses(run: RunDirectory) -> list[tuple[int, float]]:
     return [(row["step"], row[Metric.LOSS]) for row in run.metrics() if Metric.LOSS in row]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def trainers_past(run: RunDirectory, step: int) -> list[int]:
-    """The launchers and workers of a run's attempt, as soon as it has passed a step."""
-    wait_for(lambda: any(row["step"] >= step for row in run.metrics()))
-    lease = run.status().lease
-    assert lease is not None
-    found = [pid for pid in tagged(lease.token) if "xlstm.training" in psutil.Process(pid).cmdline()]
-    assert len(found) == 4  # a launcher and a worker on each of two nodes
-    return found
-
-
-def submits(process: psutil.Process, workspace: Workspace) -> bool:
-    """Whether a process is the controller of this workspace's sweep."""
-    try:
-        return {"submit", str(workspace.sweeps / "tiny" / "sweep.yaml")} <= set(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return False
-
-
-def members(cluster: Any) -> set[int]:
-    """The processes of this cluster that carry runs; a child of one that is about to be a supervisor is none."""
-    raylets = {one.process.pid for node in cluster.worker_nodes for one in node.all_processes["raylet"]}
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if process.ppid() in raylets and "ray::Member" in " ".join(process.cmdline()):
-                found.add(process.pid)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
-
-
-def nothing_is_left(cluster: Any) -> bool:
-    """Whether the cluster holds no actor of ours, no process of one, and no resources for one."""
-    import ray
-    from ray.util.placement_group import placement_group_table
-
-    from orchestrator.executors.ray import connect
-
-    connect(cluster.address)
-    groups = {group["state"] for group in placement_group_table().values()}
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    return not actors and not members(cluster) and groups <= {"REMOVED"}
-
-
-def raylet_of(cluster: Any, pid: int) -> Any:
-    """The node of the cluster whose raylet is an ancestor of a process."""
-    ancestors = {parent.pid for parent in psutil.Process(pid).parents()}
-    for node in cluster.worker_nodes:
-        if any(one.process.pid in ancestors for one in node.all_processes["raylet"]):
-            return node
-    raise AssertionError(f"process {pid} belongs to no raylet")
 
 
 def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_the_one_trained_here(
@@ -262,7 +203,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 ) -> None:
     import ray
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     path = write_sweep(trivial.runs(10))
     workspace = Workspace(scaling.workspace)
@@ -290,7 +231,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    from orchestrator.executors.ray import PACKAGES
+    from orchestrator.executors.ray_runtime import PACKAGES
 
     code = tmp_path / "code"
     for package in PACKAGES:

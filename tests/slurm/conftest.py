@@ -5,17 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, missing_programs
 
-from slurm.testing import Cluster, missing_programs
 from xlstm.run.directory import Workspace
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def _started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def installed() -> None:
+    """Skips what needs a real Slurm where there is none."""
     if missing := missing_programs():
-        pytest.skip(f"no Slurm on this machine ({', '.join(missing)}); slurm/testing/install-debian.sh installs it")
+        names = ", ".join(missing)
+        pytest.skip(f"no Slurm on this machine ({names}); tests/slurm/cluster/install-debian.sh installs it")
+
+
+@pytest.fixture(scope="session")
+def _started(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
         yield running
 

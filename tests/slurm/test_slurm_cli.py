@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import Cluster
 from tiny_runs import wait_until
 
-from slurm.testing import Cluster
 from xlstm.run.directory import Workspace
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]

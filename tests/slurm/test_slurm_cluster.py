@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, ClusterError
 from tiny_runs import wait_until
 
 from slurm import check
-from slurm.testing import Cluster, ClusterError, missing_programs
 from xlstm.run.directory import Workspace
 
 pytestmark = pytest.mark.serial
@@ -29,9 +29,8 @@ def processes_naming(text: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("installed")
 def test_a_cluster_starts_and_stops_again_and_again_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    if missing := missing_programs():
-        pytest.skip(f"no Slurm on this machine ({', '.join(missing)}); slurm/testing/install-debian.sh installs it")
     for turn in range(3):
         folder = tmp_path / f"cluster-{turn}"
         with Cluster(folder) as cluster:
@@ -44,9 +43,8 @@ def test_a_cluster_starts_and_stops_again_and_again_and_leaves_nothing_behind(tm
         assert not processes_naming(str(folder))
 
 
+@pytest.mark.usefixtures("installed")
 def test_a_cluster_without_accounting_has_no_sacct_and_still_runs_jobs(tmp_path: Path) -> None:
-    if missing := missing_programs():
-        pytest.skip(f"no Slurm on this machine ({', '.join(missing)}); slurm/testing/install-debian.sh installs it")
     with Cluster(tmp_path / "cluster", accounting=False) as cluster:
         assert cluster.command("srun", "echo", "ready").strip() == "ready"
         with pytest.raises(subprocess.CalledProcessError):
@@ -56,8 +54,8 @@ def test_a_cluster_without_accounting_has_no_sacct_and_still_runs_jobs(tmp_path:
 def test_a_missing_program_is_named_with_the_script_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.testing.cluster.PROGRAMS", ("no-such-slurmctld",))
-    with pytest.raises(ClusterError, match=r"no-such-slurmctld not found; slurm/testing/install-debian\.sh"):
+    monkeypatch.setattr("cluster.daemons.PROGRAMS", ("no-such-slurmctld",))
+    with pytest.raises(ClusterError, match=r"no-such-slurmctld not found; tests/slurm/cluster/install-debian\.sh"):
         Cluster(tmp_path)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import Cluster
 from tiny_runs import job, last_step, losses, make_run, processes_of, story, wait_for, wait_until
 
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor
-from slurm.testing import Cluster
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import Handle, JobState
 from xlstm.run.processes import tagged

@@ -1,11 +1,11 @@
 """Runs on a real Slurm of two nodes end as they do here, whatever happens to their jobs."""
 
 import pytest
+from cluster import Cluster
 from tiny_runs import job, losses, make_run, wait_for
 
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor
-from slurm.testing import Cluster
 from xlstm.run.directory import Workspace
 from xlstm.run.records import State
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cluster import Cluster
 from tiny_runs import job, losses, make_run, story, wait_for, wait_until
 
 from slurm import commands
@@ -13,7 +14,6 @@ from slurm.batches import batches_of
 from slurm.commands import NoAccountingError, SlurmError
 from slurm.executor import SlurmExecutor
 from slurm.site import Site, SiteError
-from slurm.testing import Cluster
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import JobState
 from xlstm.run.records import Fork, State

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from sweeps.language import schema, validate
 from sweeps.located import SweepError, parse
 from sweeps.sweep import SHIPPED, Sweep
 
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 seeds = st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True)
 budgets = st.lists(st.integers(1, 400), min_size=1, max_size=3, unique=True)

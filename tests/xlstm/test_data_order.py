@@ -2,20 +2,21 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xlstm.data.order import Order, permuted
 
 
-@settings(deadline=None)
+@examples()
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 def test_every_epoch_reads_every_sequence_once(size: int, seed: int, epoch: int) -> None:
     order = permuted(np.arange(epoch * size, (epoch + 1) * size), size, seed)
     assert sorted(order.tolist()) == list(range(size))
 
 
-@settings(deadline=None)
+@examples()
 @given(size=st.integers(1, 10**12), seed=st.integers(0, 2**40), first=st.integers(0, 10**13), cut=st.integers(0, 64))
 def test_the_order_is_a_function_of_the_index_alone(size: int, seed: int, first: int, cut: int) -> None:
     indices = np.arange(first, first + 64)
@@ -45,7 +46,7 @@ def test_the_order_is_as_good_as_random() -> None:
     assert abs(ranks) < 5 / np.sqrt(size)
 
 
-@settings(deadline=None)
+@examples()
 @given(
     size=st.integers(1, 50_000), takes=st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 40_000)), max_size=4)
 )

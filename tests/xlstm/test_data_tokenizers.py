@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from xlstm.run.directory import Workspace
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@examples()
 @given(texts)
 def test_bytes_read_back_and_never_hold_the_end_of_document(text: str) -> None:
     tokenizer = ByteTokenizer()
@@ -35,6 +37,7 @@ def test_bytes_read_back_and_never_hold_the_end_of_document(text: str) -> None:
     assert tokenizer.end_of_document not in tokens
 
 
+@examples()
 @given(texts)
 def test_characters_read_back(text: str) -> None:
     tokenizer = CharacterTokenizer.learn([text + "x"])
@@ -62,6 +65,7 @@ def test_every_line_has_one_end_and_the_last_is_the_documents() -> None:
     assert tokenizer.decode(tokens) == "a b\n\nc"
 
 
+@examples()
 @given(st.lists(texts, min_size=1, max_size=3))
 def test_a_learnt_bpe_reads_back_any_text(parts: list[str]) -> None:
     tokenizer = JsonTokenizer.learn_bpe(300, ["the cat sat on the mat " * 20])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ def test_wsd_is_flat_and_falls_in_a_line_to_its_floor() -> None:
     assert rates[80:] == pytest.approx([0.5 * (1 - k / 20) for k in range(1, 21)], abs=1e-12)
 
 
+@examples()
 @given(
     st.integers(1, 60),
     st.integers(1, 60),

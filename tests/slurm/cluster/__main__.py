@@ -1,4 +1,4 @@
-"""`python -m slurm.testing [-- COMMAND …]`: run a command, or a shell, beside a Slurm of its own."""
+"""`python -m cluster [-- COMMAND …]`: run a command, or a shell, beside a Slurm of its own."""
 
 import argparse
 import os
@@ -8,11 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from slurm.testing.cluster import Cluster, ClusterError
+from cluster.daemons import Cluster, ClusterError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m slurm.testing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("command", nargs="*", help="what to run; a shell if left out")
     options = parser.parse_args()

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from slurm.testing.configuration import Layout
+from cluster.configuration import Layout
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "slurmstepd", "sbatch")
 DAEMON_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/x86_64-linux-gnu/slurm-wlm", "/usr/sbin/slurm")
@@ -51,7 +51,7 @@ class Cluster:
 
     def __init__(self, folder: Path, *, nodes: int = 2, cpus_per_node: int = 8, accounting: bool = True) -> None:
         if missing := missing_programs():
-            raise ClusterError(f"{', '.join(missing)} not found; slurm/testing/install-debian.sh installs them")
+            raise ClusterError(f"{', '.join(missing)} not found; tests/slurm/cluster/install-debian.sh installs them")
         self.folder = folder.absolute()
         self.accounting = accounting
         self._node_count = nodes

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install what slurm.testing needs on Debian or Ubuntu. The services themselves are not started: tests bring their own.
+# Install what the test cluster needs on Debian or Ubuntu. The services themselves are not started: tests bring their own.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq

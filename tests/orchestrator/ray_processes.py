@@ -1,0 +1,70 @@
+"""Processes of a Ray cluster on this machine: those that carry runs, those that submit, and whether any is left."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.processes import tagged
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def trainers_past(run: RunDirectory, step: int) -> list[int]:
+    """The launchers and workers of a run's attempt, as soon as it has passed a step."""
+    wait_for(lambda: any(row["step"] >= step for row in run.metrics()))
+    lease = run.status().lease
+    assert lease is not None
+    found = [pid for pid in tagged(lease.token) if "xlstm.training" in psutil.Process(pid).cmdline()]
+    assert len(found) == 4  # a launcher and a worker on each of two nodes
+    return found
+
+
+def submits(process: psutil.Process, workspace: Workspace) -> bool:
+    """Whether a process is the controller of this workspace's sweep."""
+    try:
+        return {"submit", str(workspace.sweeps / "tiny" / "sweep.yaml")} <= set(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def members(cluster: Any) -> set[int]:
+    """The processes of this cluster that carry runs; a child of one that is about to be a supervisor is none."""
+    raylets = {one.process.pid for node in cluster.worker_nodes for one in node.all_processes["raylet"]}
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.ppid() in raylets and "ray::Member" in " ".join(process.cmdline()):
+                found.add(process.pid)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def nothing_is_left(cluster: Any) -> bool:
+    """Whether the cluster holds no actor of ours, no process of one, and no resources for one."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    from orchestrator.executors.ray_runtime import connect
+
+    connect(cluster.address)
+    groups = {group["state"] for group in placement_group_table().values()}
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return not actors and not members(cluster) and groups <= {"REMOVED"}
+
+
+def raylet_of(cluster: Any, pid: int) -> Any:
+    """The node of the cluster whose raylet is an ancestor of a process."""
+    ancestors = {parent.pid for parent in psutil.Process(pid).parents()}
+    for node in cluster.worker_nodes:
+        if any(one.process.pid in ancestors for one in node.all_processes["raylet"]):
+            return node
+    raise AssertionError(f"process {pid} belongs to no raylet")

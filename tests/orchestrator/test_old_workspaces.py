@@ -1,0 +1,99 @@
+"""A workspace that an earlier revision left, moved to another place: what it holds is read, shipped and continued.
+
+`old_workspace/make.py` made it, and wrote down what that revision said of it.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OLD = Path(__file__).parent / "old_workspace"
+
+
+@pytest.fixture(scope="module")
+def said() -> Any:
+    """What the earlier revision said."""
+    return json.loads((OLD / "said.json").read_text())
+
+
+@pytest.fixture
+def moved(tmp_path: Path, scaling: Any) -> Path:
+    """The folder with the sweep files and the workspace, which is that of the command line."""
+    folder = scaling.workspace.parent
+    with tarfile.open(OLD / "workspace.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def shown(folder: Path, sweep: str) -> dict[str, Any]:
+    """Parameters and metrics, step by step, of a sweep's runs in MLflow, by run."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'workspace' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(sweep)
+    assert experiment is not None
+    found = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        metrics = {
+            name: sorted([point.step, point.value] for point in client.get_metric_history(run.info.run_id, name))
+            for name in run.data.metrics
+        }
+        found[run.data.tags.get("run_id", "")] = {"params": run.data.params, "metrics": metrics}
+    return found
+
+
+@pytest.mark.usefixtures("moved")
+@pytest.mark.parametrize("sweep", ["old", "troubled", "interrupted"])
+def test_how_its_sweeps_stand_is_told_as_before(scaling: Any, said: Any, sweep: str) -> None:
+    assert scaling("status", sweep, "--json").json == said["status"][sweep]
+
+
+@pytest.mark.usefixtures("moved")
+def test_its_fit_predicts_and_is_found_again(scaling: Any, said: Any) -> None:
+    assert scaling("predict", "old", "--parameters", "10K", "--tokens", "10K").code == 0
+    (ours,), (theirs,) = scaling("fit", "old", "--json").json, said["fit"]
+    # On another processor sums are rounded otherwise.
+    assert ours["parameters"] == pytest.approx(theirs["parameters"], rel=1e-4)
+    assert ours["objective_value"] == pytest.approx(theirs["objective_value"], rel=1e-4)
+    assert ours.keys() == theirs.keys()
+    for key in ("law", "objective", "method", "conventions", "rows", "rules", "resampling", "warnings"):
+        assert ours[key] == theirs[key]
+
+
+def test_mlflow_shows_the_same_parameters_and_metrics(moved: Path, scaling: Any, said: Any) -> None:
+    assert scaling("sync").code == 0
+    for sweep, runs in said["mlflow"].items():
+        assert shown(moved, sweep) == runs
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("sweep", ["interrupted", "extended"])
+def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scaling: Any, said: Any, sweep: str) -> None:
+    submitted = scaling.run("submit", str(moved / f"{sweep}.yaml"))
+    assert submitted.code == 0, submitted
+    ours, theirs = scaling("status", sweep, "--json").json, said[sweep]["status"]
+    for run, expected in zip(ours["runs"], theirs["runs"], strict=True):
+        assert run | {"validation": None} == expected | {"validation": None}
+        assert run["validation"] == pytest.approx(expected["validation"], rel=1e-3)
+    for measure in ("spent", "wasted", "saved"):
+        assert ours["ledger"][measure]["tokens"] == theirs["ledger"][measure]["tokens"]
+    for run_id, expected in said[sweep]["mlflow"].items():
+        found = shown(moved, sweep)[run_id]
+        assert found["params"] == expected["params"]
+        assert found["metrics"].keys() == expected["metrics"].keys()
+        for name in ("train/loss", "validation/loss", "train/learning_rate"):
+            points, others = found["metrics"].get(name, []), expected["metrics"].get(name, [])
+            assert [step for step, _ in points] == [step for step, _ in others]
+            assert [value for _, value in points] == pytest.approx([value for _, value in others], rel=1e-3)
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_what_failed_is_tried_again(moved: Path, scaling: Any) -> None:
+    again = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]")
+    assert again.code == 0, again
+    (run,) = scaling("status", "troubled", "--json").json["runs"]
+    assert (run["state"], run["attempts"]) == ("COMPLETED", 4)  # three failed
