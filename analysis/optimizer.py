@@ -121,8 +121,8 @@ def minimise(
 ) -> Minima:
     """Minimise from every row of `free` (problems, k) by itself, within the bounds; column `held` stays as it is.
 
-    A problem ends when the reduction predicted for its next step is below `tolerance`, relative to the objective, or when
-    PATIENCE steps in a row have gained nothing.
+    A problem ends when the reduction predicted for its next step is below `tolerance`, relative to the objective, or
+    when PATIENCE steps in a row have gained nothing.
     """
     lower, upper = LOWER[structure.free], UPPER[structure.free]
     free = np.clip(free, lower, upper)

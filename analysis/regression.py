@@ -99,7 +99,7 @@ class Candidate:
 def compare(
     frame: pl.DataFrame, forms: Sequence[Form], objective: Objective = HUBER, *, held_out: float = 0.2
 ) -> list[Candidate]:
-    """The forms on the same rows, best rollout first; `held_out` is the share of runs, dearest first, that test the rest."""
+    """The forms on the same rows, best rollout first; `held_out` is the share of runs, dearest first, for test."""
     rows = usable(frame)
     cheap_first = rows.sort("flops")
     fitted_to = rows.height - max(1, round(held_out * rows.height))
