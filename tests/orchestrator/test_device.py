@@ -11,7 +11,7 @@ import ray
 
 from orchestrator import supervisor
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.executors.ray import _need
+from orchestrator.executors.ray_groups import Need
 from orchestrator.plan import make_plan
 from slurm.chains import links
 from slurm.executor import SlurmExecutor
@@ -72,7 +72,7 @@ def test_on_this_machine_it_sees_no_gpu_and_the_others_keep_theirs(
 
 def test_on_ray_it_asks_for_cores(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 16.0, "CPU": 64.0})
-    need = _need(Job(RunDirectory(Path("a")), spec, "a"))
+    need = Need.of(Job(RunDirectory(Path("a")), spec, "a"))
     assert need.bundle == {"CPU": 6.0}
 
 
