@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.controller import Event, Happening
+from orchestrator.submission import Display
 from xlstm.quantities import compact, duration
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Result, State
@@ -30,20 +31,6 @@ STYLES = {
     State.COMPLETED: "green",
     State.CANCELLED: "yellow",
 }
-
-
-class Display(Protocol):
-    """What a submission tells of itself. A context: nothing is drawn outside it."""
-
-    def __enter__(self) -> "Display": ...
-    def __exit__(self, *error: Any) -> None: ...
-    def happened(self, event: Event) -> None:
-        """Something happened to a run."""
-        ...
-
-    def refresh(self) -> None:
-        """Called about twice a second."""
-        ...
 
 
 def make_display(console: Console, sweep: str, rows: Sequence[Mapping[str, Any]]) -> Display:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.kept import load_document
+from orchestrator.finding import load_document
 from orchestrator.ledger import Ledger, account, total
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Metric, Result, State

@@ -85,7 +85,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from functools import partial
 
     from orchestrator.errors import InputError
-    from orchestrator.kept import load_document
+    from orchestrator.finding import load_document
     from orchestrator.shipping import publish, ship
     from orchestrator.workbench.live_fit import live_fit
     from orchestrator.workbench.slurm import reconcile

@@ -176,7 +176,7 @@ def cancel(
 @app.command()
 def retry(sweep: NameArgument) -> None:
     """Run again what failed, diverged or was cancelled of a submitted sweep, where it ran, and nothing else."""
-    from orchestrator.kept import load_document
+    from orchestrator.finding import load_document
     from orchestrator.workbench.submit import to_retry
 
     with one_line_errors():

@@ -1,8 +1,7 @@
 """Ends runs, whoever carries them out. Imports little: whoever cancels is in a hurry."""
 
 from orchestrator import cancelling
-from orchestrator.finding import find_run
-from orchestrator.kept import load_document
+from orchestrator.finding import find_run, load_document
 from orchestrator.workbench import slurm
 from xlstm.run.directory import RunDirectory, Workspace
 
