@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator import submission
+from orchestrator.display.progress import make_display
+from orchestrator.display.tables import plan_summary
 from orchestrator.errors import InputError
-from orchestrator.plan import Plan, plan_run
-from orchestrator.progress import make_display
-from orchestrator.tables import plan_summary
+from orchestrator.execution import submission
+from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.workbench import slurm
 from orchestrator.workbench.live_fit import live_fit
 from xlstm.quantities import nearest
@@ -110,7 +110,7 @@ def _local(workspace: Workspace, sweep: str) -> Executor:
 
 
 def _detach_here(plan: Plan) -> str:
-    from orchestrator.detaching import detach_submission
+    from orchestrator.execution.detached import detach_submission
 
     process, log = detach_submission(plan.workspace, plan.name), plan.directory.submission_log
     return f"process {process} carries out {plan.name}; its log is {log}"
@@ -125,7 +125,7 @@ def _ray(workspace: Workspace, sweep: str) -> Executor:
 
 
 def _detach_into_cluster(plan: Plan) -> str:
-    from orchestrator.keeper import keep
+    from orchestrator.executors.ray_keeper import keep
 
     log = plan.directory.submission_log
     if keep(plan.workspace, plan.name, os.environ.get("RAY_ADDRESS")):

@@ -12,7 +12,7 @@ import ray
 from orchestrator.executors import local
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.executors.ray_groups import Need
-from orchestrator.plan import make_plan
+from orchestrator.planning.plan import make_plan
 from slurm.chains import links
 from slurm.executor import SlurmExecutor
 from slurm.site import Site

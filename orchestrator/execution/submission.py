@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
-from orchestrator.controller import Controller, Event, Happening
 from orchestrator.errors import InputError
-from orchestrator.exclusion import sole_controller
-from orchestrator.shipping import LiveFit, Shipper
+from orchestrator.execution.controller import Controller, Event, Happening
+from orchestrator.execution.lock import sole_controller
+from orchestrator.execution.shipping import LiveFit, Shipper
 from xlstm.data import prepare
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Executor, PlannedRun

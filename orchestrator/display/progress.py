@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.controller import Event, Happening
-from orchestrator.submission import Display
+from orchestrator.execution.controller import Event, Happening
+from orchestrator.execution.submission import Display
 from xlstm.quantities import compact, duration
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Result, State
