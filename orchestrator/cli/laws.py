@@ -64,7 +64,7 @@ def fit(
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
     with one_line_errors():
-        from orchestrator.tables import fit_table
+        from orchestrator.display.tables import fit_table
         from orchestrator.workbench import laws
 
         wishes = laws.Wishes(keep or (), _ranges(within), allow_mixed, form, objective, delta)
@@ -112,7 +112,7 @@ def design(
 ) -> None:
     """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
     with one_line_errors():
-        from orchestrator.tables import design_table
+        from orchestrator.display.tables import design_table
         from orchestrator.workbench import laws
 
         target = (float(_quantity("--parameters", parameters)), float(_quantity("--tokens", tokens)))
@@ -130,7 +130,7 @@ def design(
 
 def _print_conventions(found: list[dict[str, Any]], as_json: bool) -> None:
     """One line per family, convention and approach, so that how much each choice moves the answer is seen."""
-    from orchestrator.tables import conventions_table
+    from orchestrator.display.tables import conventions_table
 
     if as_json:
         print_json(found)

@@ -19,12 +19,12 @@ def check(
     """Say what a Slurm site offers and what it lacks, before a first job."""
     from dataclasses import asdict
 
-    from slurm.check import examine, show
+    from orchestrator.workbench import slurm
 
-    findings = examine(workspace_here(), nodes)
+    findings = slurm.check(workspace_here(), nodes)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        show(findings)
+        slurm.show(findings)
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(A_RUN_FAILED)

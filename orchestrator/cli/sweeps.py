@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from orchestrator.plan import Plan
-    from orchestrator.status import SweepStanding
+    from orchestrator.planning.plan import Plan
+    from orchestrator.standing.status import SweepStanding
 
 app = typer.Typer()
 
@@ -46,8 +46,8 @@ def plan(
     """
     from dataclasses import asdict
 
-    from orchestrator.checking import check as build_layouts
-    from orchestrator.tables import plan_summary, plan_table
+    from orchestrator.display.tables import plan_summary, plan_table
+    from orchestrator.planning.layouts import check as build_layouts
 
     made = plan_sweep(sweep, override)
     document = made.document(price)
@@ -77,7 +77,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
-    from orchestrator.finding import writable_workspace
+    from orchestrator.standing.lookup import writable_workspace
     from orchestrator.workbench.submit import detach as submit_detached
     from orchestrator.workbench.submit import find_engine
 
@@ -97,7 +97,7 @@ def submit(
 @app.command()
 def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> None:
     """Show how submitted sweeps stand."""
-    from orchestrator.status import look
+    from orchestrator.standing.status import look
     from orchestrator.workbench.slurm import catch_up
 
     workspace = workspace_here()
@@ -129,8 +129,8 @@ def watch(
     from rich.console import Console, Group
     from rich.live import Live
 
-    from orchestrator.status import look
-    from orchestrator.tables import runs_table
+    from orchestrator.display.tables import runs_table
+    from orchestrator.standing.status import look
     from orchestrator.workbench.slurm import ASK_SECONDS, reconcile
     from xlstm.run.records import State
 
@@ -176,7 +176,7 @@ def cancel(
 @app.command()
 def retry(sweep: NameArgument) -> None:
     """Run again what failed, diverged or was cancelled of a submitted sweep, where it ran, and nothing else."""
-    from orchestrator.kept import load_document
+    from orchestrator.standing.lookup import load_document
     from orchestrator.workbench.submit import to_retry
 
     with one_line_errors():
@@ -206,7 +206,7 @@ def _headline(standing: "SweepStanding") -> "Text":
 
 def _show(standing: "SweepStanding", console: "Console") -> None:
     """The runs of a sweep and its ledger."""
-    from orchestrator.tables import ledger_line, runs_table
+    from orchestrator.display.tables import ledger_line, runs_table
 
     console.print(_headline(standing))
     console.print(runs_table(standing.runs), soft_wrap=True)
@@ -215,8 +215,8 @@ def _show(standing: "SweepStanding", console: "Console") -> None:
 
 def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None) -> None:
     """Have a plan, or the part of it that is `only` to be run, carried out, and show how the sweep stands then."""
-    from orchestrator.status import look
-    from orchestrator.submission import failed
+    from orchestrator.execution.submission import failed
+    from orchestrator.standing.status import look
     from orchestrator.workbench.submit import submit as carry_out
 
     console = make_console()

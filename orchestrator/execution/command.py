@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xlstm.run.executor import Job
 
-SUPERVISOR = "orchestrator.supervisor"
+SUPERVISOR = "orchestrator.execution.supervisor"
 
 
 def arguments(job: "Job", executor: str) -> list[str]:

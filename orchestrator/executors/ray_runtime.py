@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import provenance
 from orchestrator.errors import InputError
+from orchestrator.execution import provenance
 from xlstm.run.directory import Workspace
 
 CHECK_SECONDS = 60.0

@@ -6,11 +6,11 @@ sweep, `InputError` for the rest.
 
 from pathlib import Path
 
-from orchestrator.checking import Check, check
-from orchestrator.finding import writable_workspace
-from orchestrator.plan import Plan as PlannedSweep
-from orchestrator.plan import make_plan
-from orchestrator.status import SweepStanding, look
+from orchestrator.planning.layouts import Check, check
+from orchestrator.planning.plan import Plan as PlannedSweep
+from orchestrator.planning.plan import make_plan
+from orchestrator.standing.lookup import writable_workspace
+from orchestrator.standing.status import SweepStanding, look
 from orchestrator.workbench.submit import submit
 from sweeps.sweep import Sweep as SweepInFile
 from xlstm.run.directory import Workspace

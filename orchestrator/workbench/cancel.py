@@ -1,8 +1,7 @@
 """Ends runs, whoever carries them out. Imports little: whoever cancels is in a hurry."""
 
-from orchestrator import cancelling
-from orchestrator.finding import find_run
-from orchestrator.kept import load_document
+from orchestrator.execution import cancellation
+from orchestrator.standing.lookup import find_run, load_document
 from orchestrator.workbench import slurm
 from xlstm.run.directory import RunDirectory, Workspace
 
@@ -17,4 +16,4 @@ def cancel(workspace: Workspace, sweep: str, run: str) -> list[RunDirectory]:
     else:
         runs = [find_run(workspace, run)]
     cancelled = slurm.cancel(workspace, runs)
-    return cancelled + cancelling.cancel([one for one in runs if one not in cancelled])
+    return cancelled + cancellation.cancel([one for one in runs if one not in cancelled])

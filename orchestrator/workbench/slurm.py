@@ -11,7 +11,8 @@ from xlstm.run.executor import Executor, Job
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.plan import Plan
+    from orchestrator.planning.plan import Plan
+    from slurm.check import Finding
 
 NAME = "slurm"
 """By which the engine is asked for."""
@@ -29,8 +30,8 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
 
     InputError where the data cannot be prepared, or Slurm or the site refuses.
     """
-    from orchestrator.controller import admit
-    from orchestrator.submission import prepare_data
+    from orchestrator.execution.controller import admit
+    from orchestrator.execution.submission import prepare_data
     from slurm.commands import SlurmError
 
     jobs = []
@@ -78,8 +79,22 @@ def cancel(workspace: Workspace, runs: Sequence[RunDirectory]) -> list[RunDirect
 def catch_up(workspace: Workspace, sweep: str) -> None:
     """Bring the run directories, and MLflow, up to date with what happened on the cluster while nobody looked."""
     if run_ids := reconcile(workspace, sweep):
-        from orchestrator.shipping import ship
+        from orchestrator.execution.shipping import ship
         from xlstm.run import tracking
 
         if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
             ship(workspace, sweep, run_ids)
+
+
+def check(workspace: Workspace, nodes: int) -> "list[Finding]":
+    """What a site offers and what it lacks; with `nodes`, one small job is run on so many."""
+    from slurm.check import examine
+
+    return examine(workspace, nodes)
+
+
+def show(findings: "Sequence[Finding]") -> None:
+    """Print what was found, for people."""
+    from slurm.check import show
+
+    show(findings)

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from orchestrator import submission
+from orchestrator.display.progress import make_display
+from orchestrator.display.tables import plan_summary
 from orchestrator.errors import InputError
-from orchestrator.plan import Plan, plan_run
-from orchestrator.tables import plan_summary
+from orchestrator.execution import submission
+from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.workbench import slurm
 from orchestrator.workbench.live_fit import live_fit
 from xlstm.quantities import nearest
@@ -67,9 +68,9 @@ def detach(plan: Plan, on: str) -> str | None:
 
 def train(spec: RunSpec, workspace: Workspace, console: "Console") -> Mapping[str, Status]:
     """Carry out one run here and now; returns how it ended, by its id."""
-    row = plan_run(spec, workspace).document()
+    display = make_display(console, "train", [plan_run(spec, workspace).document()])
     executor = ENGINES["local"].make(workspace, "train")
-    return submission.submit(workspace, "train", [row], [PlannedRun(spec)], executor, console)
+    return submission.submit(workspace, "train", [PlannedRun(spec)], executor, console, display)
 
 
 def to_retry(plan: Plan) -> tuple[Plan, str] | None:
@@ -97,9 +98,9 @@ def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console
         # Of a controller that died after its last run, jobs may be left that have nothing to do.
         executor.cancel(executor.adopt([workspace.run(run.run_id) for run in part.runs]))
         return {}
-    rows: list[Mapping[str, Any]] = part.document()["runs"]
+    display = make_display(console, name, part.document()["runs"])
     fit = partial(live_fit, workspace, name)
-    return submission.submit(workspace, name, rows, part.launches, executor, console, fit)
+    return submission.submit(workspace, name, part.launches, executor, console, display, fit)
 
 
 def _local(workspace: Workspace, sweep: str) -> Executor:
@@ -109,7 +110,7 @@ def _local(workspace: Workspace, sweep: str) -> Executor:
 
 
 def _detach_here(plan: Plan) -> str:
-    from orchestrator.detaching import detach_submission
+    from orchestrator.execution.detached import detach_submission
 
     process, log = detach_submission(plan.workspace, plan.name), plan.directory.submission_log
     return f"process {process} carries out {plan.name}; its log is {log}"
@@ -124,7 +125,7 @@ def _ray(workspace: Workspace, sweep: str) -> Executor:
 
 
 def _detach_into_cluster(plan: Plan) -> str:
-    from orchestrator.keeper import keep
+    from orchestrator.executors.ray_keeper import keep
 
     log = plan.directory.submission_log
     if keep(plan.workspace, plan.name, os.environ.get("RAY_ADDRESS")):

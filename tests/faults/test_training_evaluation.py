@@ -9,7 +9,7 @@ import pytest
 import torch
 from launching import CONTEXT, losses, make_run, start
 
-from orchestrator.controller import Controller
+from orchestrator.execution.controller import Controller
 from orchestrator.executors.local import LocalExecutor
 from xlstm.data import open_prepared
 from xlstm.generation import TrainedRun

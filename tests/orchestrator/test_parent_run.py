@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestrator import Plan, Sweep, shipping
+from orchestrator import Plan, Sweep
+from orchestrator.execution import shipping
 from orchestrator.workbench.live_fit import live_fit
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Validation

@@ -13,11 +13,11 @@ import psutil
 import pytest
 from ray_processes import members, nothing_is_left, raylet_of, submits, trainers_past, wait_for
 
-from orchestrator.controller import Controller
 from orchestrator.errors import InputError
+from orchestrator.execution.controller import Controller
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.plan import make_plan
-from orchestrator.status import look
+from orchestrator.planning.plan import make_plan
+from orchestrator.standing.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller import Controller
+from orchestrator.execution.controller import Controller
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.plan import make_plan
+from orchestrator.planning.plan import make_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import ENDING_SECONDS, Executor, Handle, Job, JobState, PlannedRun

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from orchestrator.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
-from orchestrator.estimate import Estimate, Speeds
-from orchestrator.expectations import expected_points
-from orchestrator.sharing import Share, share
+from orchestrator.planning.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
+from orchestrator.planning.estimate import Estimate, Speeds
+from orchestrator.planning.expectations import expected_points
+from orchestrator.planning.sharing import Share, share
 from sweeps.expand import SweepRun
 from sweeps.sweep import Sweep
 from xlstm import accounting

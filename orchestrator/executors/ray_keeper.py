@@ -14,9 +14,9 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.detaching import submission
+from orchestrator.execution.detached import submission
 from orchestrator.executors.ray_runtime import NAMESPACE, connect, workspace_key
-from orchestrator.status import look
+from orchestrator.standing.status import look
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
 from xlstm.run.processes import die_with_parent
 

@@ -1,9 +1,9 @@
 """One attempt of one run on one node: lease, torchrun, heartbeat, verdict.
 
-`python -m orchestrator.supervisor RUN_DIRECTORY --token TOKEN …` is what every executor starts, once per node. The
-first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. torchrun dies with
-its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from an exit
-code: a clean preemption and a crash look the same to torchrun. Imports without torch.
+`python -m orchestrator.execution.supervisor RUN_DIRECTORY --token TOKEN …` is what every executor starts, once per
+node. The first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. torchrun
+dies with its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from
+an exit code: a clean preemption and a crash look the same to torchrun. Imports without torch.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from orchestrator import provenance
+from orchestrator.execution import provenance
 from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
 from xlstm.run.executor import GRACE_SECONDS

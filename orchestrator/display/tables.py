@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from orchestrator.columns import Cell, Columns
-from orchestrator.ledger import Ledger
-from orchestrator.progress import STYLES
-from orchestrator.status import RunStanding
+from orchestrator.display.columns import Cell, Columns
+from orchestrator.display.progress import STYLES
+from orchestrator.standing.ledger import Ledger
+from orchestrator.standing.status import RunStanding
 from xlstm.quantities import compact, duration
 from xlstm.run.records import State
 
