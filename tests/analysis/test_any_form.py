@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from analysis import fitting
-from analysis.forms import FORMS, Form
+from analysis.fitting import families
+from analysis.laws.forms import FORMS, Form
 from orchestrator.cli import app
 
 Scaling = Callable[..., Any]
@@ -46,7 +46,7 @@ def runs(form: Form) -> pl.DataFrame:
 def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scaling:
     """`scaling …` with few bootstrap draws; what it prints as JSON where `--json` is asked for, else the lines."""
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setattr(fitting, "fit", partial(fitting.fit, num_draws=12, num_starts=64))
+    monkeypatch.setattr(families, "fit", partial(families.fit, num_draws=12, num_starts=64))
 
     def run(*arguments: str, code: int = 0) -> Any:
         result = CliRunner().invoke(app, arguments)

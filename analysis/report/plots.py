@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.fit import Fit
-from analysis.laws import Array
-from analysis.references import PublishedLaw, Table
+from analysis.data.references import PublishedLaw, Table
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import Array
 from xlstm.quantities import compact
 
 FORMATS = ("png", "pdf", "svg")

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws import SMALLEST, Array
-from analysis.objectives import Objective
+from analysis.laws.additive import SMALLEST, Array
+from analysis.laws.objectives import Objective
+from analysis.laws.structure import Structure
 
-COORDINATES = ("A", "B", "E", "alpha", "beta", "gamma")
 LOWER = np.array([SMALLEST, SMALLEST, SMALLEST, 1e-3, 1e-3, 0.05])
 UPPER = np.array([np.inf, np.inf, np.inf, 3.0, 3.0, 5.0])
 """Bounds of the coordinates: wide, there to be reported when hit."""
@@ -27,41 +27,6 @@ BLOCK = 16_384
 """Points times problems evaluated at once: what stays in a core's second-level cache."""
 PATIENCE = 12
 """Steps in a row that may gain nothing before a problem is left."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """How free coordinates enter the six of T: `matrix` (6, k) times free (k,) plus `constant` (6,)."""
-
-    matrix: Array
-    constant: Array
-
-    @classmethod
-    def of(cls, *free: str, tied: tuple[str, str] | None = None, **fixed: float) -> "Structure":
-        """The free coordinates by name; `tied` = (follower, leader) makes one equal to another; the others fixed."""
-        matrix, constant = np.zeros((6, len(free))), np.zeros(6)
-        for column, name in enumerate(free):
-            matrix[COORDINATES.index(name), column] = 1.0
-        if tied is not None:
-            matrix[COORDINATES.index(tied[0])] = matrix[COORDINATES.index(tied[1])]
-        for name, value in ({"gamma": 1.0} | fixed).items():
-            if name not in free:
-                constant[COORDINATES.index(name)] = value
-        return cls(matrix, constant)
-
-    @property
-    def free(self) -> list[int]:
-        """Which of the six coordinates the columns of `matrix` are."""
-        return [int(np.argmax(column)) for column in self.matrix.T]
-
-    @property
-    def coupled(self) -> bool:
-        """Whether gamma is fitted; it is 1 otherwise."""
-        return bool(self.matrix[5].any())
-
-    def expand(self, free: Array) -> Array:
-        """(problems, k) to (problems, 6)."""
-        return np.asarray(free @ self.matrix.T + self.constant)
 
 
 @dataclass(frozen=True)

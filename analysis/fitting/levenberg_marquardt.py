@@ -1,11 +1,11 @@
-"""Fits of forms that are no special case of `analysis.optimizer`: Levenberg-Marquardt, derivatives by complex step."""
+"""Fits of forms that `analysis.fitting.newton` does not fit: Levenberg-Marquardt, derivatives by complex step."""
 
 import numpy as np
 from scipy import optimize
 
-from analysis.forms import Form
-from analysis.laws import Array
-from analysis.objectives import Objective
+from analysis.laws.additive import Array
+from analysis.laws.forms import Form
+from analysis.laws.objectives import Objective
 
 ITERATIONS = 200
 
@@ -87,7 +87,7 @@ def descend(
 def scaled_gradient(
     theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array
 ) -> Array:
-    """The scaled gradient of `optimizer.Minima`, for each coordinate: (problems, k)."""
+    """The scaled gradient of `newton.Minima`, for each coordinate: (problems, k)."""
     residual, factor = residuals(theta, form, objective, log_inputs, measured)
     slope = form.jacobian(theta, log_inputs) * factor[:, None]
     weighted = weights * objective.weights(residual)

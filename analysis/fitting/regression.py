@@ -1,6 +1,6 @@
 """Fit any form under any objective: many starts at once, the best taken to machine precision, with what certifies it.
 
-`fit_form` fits one form to rows; `fitting.fit` does so for each family. `compare` puts forms side by side by
+`fit_form` fits one form to rows; `families.fit` does so for each family. `compare` puts forms side by side by
 information criterion and by rollout (fit the cheap runs, predict the dear ones): the error of a fit says little about
 the error of its prediction.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis import descent, resampling
 from analysis.findings import FitWarning, RefusalError
-from analysis.fit import Certificate, Fit, usable
-from analysis.forms import Form, law_of
-from analysis.laws import Array
-from analysis.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
-from analysis.problem import Problem
-from analysis.resampling import Scheme
+from analysis.fitting import bootstrap, levenberg_marquardt
+from analysis.fitting.bootstrap import Scheme
+from analysis.fitting.fit import Certificate, Fit, usable
+from analysis.fitting.problem import Problem
+from analysis.laws.additive import Array
+from analysis.laws.forms import Form, law_of
+from analysis.laws.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
 
 __all__ = ["HUBER", "LEAST_SQUARES", "LEAST_SQUARES_OF_LOG", "Objective"]
 
@@ -46,7 +46,7 @@ def fit_form(
     a form without `structure` takes.
 
     A column `weight` (positive, such as one over the variance between seeds) weighs the rows, a column `cluster` says
-    whose errors are in common; without them each row weighs 1 and stands alone. `scheme` as `resampling.resample` has
+    whose errors are in common; without them each row weighs 1 and stands alone. `scheme` as `bootstrap.resample` has
     it. Raises RefusalError for missing columns, too few rows, an input with one value only, or a constant loss.
     """
     rows = usable(frame)
@@ -57,7 +57,7 @@ def fit_form(
     theta = problem.theta(best[None])[0]
     if num_draws:
         labels = rows["cluster"].to_list() if "cluster" in rows.columns else [None] * rows.height
-        cluster = resampling.clusters_of(labels)
+        cluster = bootstrap.clusters_of(labels)
         drawn, description = problem.bootstrap(best, cluster, scheme, num_draws, seed + 1)
         draws, converged = problem.theta(drawn.free), float(np.mean(drawn.scaled_gradient < 100 * CONVERGED))
         clusters = int(cluster.max()) + 1
@@ -133,7 +133,7 @@ def evaluate(frame: pl.DataFrame, form: Form, theta: Array, objective: Objective
     problem = Problem.of(rows, form, objective)
     given = np.asarray(theta, float)[None]
     data = (problem.log_inputs, problem.measured, problem.weights)
-    return float(descent.totals(given, form, objective, *data)[0])
+    return float(levenberg_marquardt.totals(given, form, objective, *data)[0])
 
 
 def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[FitWarning, ...]:

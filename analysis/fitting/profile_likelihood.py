@@ -10,15 +10,15 @@ import numpy as np
 import polars as pl
 from scipy import optimize, stats
 
-from analysis import optimizer
 from analysis.findings import RefusalError
-from analysis.fit import LEVEL, usable
-from analysis.forms import Form
-from analysis.laws import Array
-from analysis.objectives import HUBER, Objective
-from analysis.optimizer import LOWER, UPPER
-from analysis.problem import Problem, Structured
-from analysis.regression import STARTS
+from analysis.fitting import newton
+from analysis.fitting.fit import LEVEL, usable
+from analysis.fitting.newton import LOWER, UPPER
+from analysis.fitting.problem import Problem, Structured
+from analysis.fitting.regression import STARTS
+from analysis.laws.additive import Array
+from analysis.laws.forms import Form
+from analysis.laws.objectives import HUBER, Objective
 
 PROFILED = ("E", "alpha", "beta", "gamma")
 """Coordinates that mean the same whichever units N and D are counted in."""
@@ -113,7 +113,7 @@ class _Valley:
         begin = np.stack([near, self.best])
         begin[:, self.column] = value
         problem, objective = self.problem, self.problem.objective
-        there = optimizer.minimise(begin, problem.points, problem.structure, objective, held=self.column)
+        there = newton.minimise(begin, problem.points, problem.structure, objective, held=self.column)
         lost = np.log(float(there.value[there.best]) / self.least)
         return float(2 * len(self.problem.measured) * objective.power * lost), there.free[there.best]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.forms import ADDITIVE
-from analysis.laws import Array, log_loss
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import Array, log_loss
+from analysis.laws.forms import ADDITIVE
 
 MOST_RUNS = 32
 Cost = Callable[[Array, Array], Array]

@@ -14,12 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis import allocation, isoflop, plots
+from analysis.data.references import PublishedLaw, Table
+from analysis.data.runs import CURVES
+from analysis.decisions import allocation, isoflop
 from analysis.findings import RefusalError
-from analysis.fit import TAILS, Fit
-from analysis.laws import Array
-from analysis.references import PublishedLaw, Table
-from analysis.runs import CURVES
+from analysis.fitting.fit import TAILS, Fit
+from analysis.laws.additive import Array
+from analysis.report import plots
 from xlstm.quantities import compact
 
 CLOUD = 400

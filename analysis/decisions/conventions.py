@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis import allocation, fitting, isoflop
+from analysis.decisions import allocation, isoflop
 from analysis.findings import RefusalError
+from analysis.fitting import families
 
 PARAMETERS = {
     "total": "parameters",
@@ -51,8 +52,8 @@ def count(frame: pl.DataFrame, parameters: str, flops: str) -> pl.DataFrame:
 def compare(frame: pl.DataFrame, curves: pl.DataFrame) -> list[Answer]:
     """Every approach under every convention that the rows know, family by family.
 
-    `frame` is from `analysis.runs`, `curves` from `analysis.runs.load_curves`; where there are none, approach 1 is
-    refused. RefusalError where no row is usable.
+    `frame` is from `analysis.data.runs`, `curves` from its `load_curves`; where there are none, approach 1 is refused.
+    RefusalError where no row is usable.
     """
     usable = frame.filter(pl.col("excluded").is_null())
     if usable.is_empty():
@@ -95,6 +96,6 @@ def _answer(approach: str, rows: pl.DataFrame, curves: pl.DataFrame) -> tuple[fl
 
 def _parametric(rows: pl.DataFrame) -> tuple[float, tuple[float, float]]:
     """Slope of log N* between the smallest and the largest budget trained, under the runs' own cost of a token."""
-    (fitted,) = fitting.fit(rows, num_draws=DRAWS)
+    (fitted,) = families.fit(rows, num_draws=DRAWS)
     low, high = float(np.min(rows["flops"].to_numpy())), float(np.max(rows["flops"].to_numpy()))
     return allocation.exponent_between(fitted, low, high)

@@ -1,7 +1,7 @@
 """One self-contained HTML page: the laws, how far to trust them, the figures and the runs. Works offline.
 
-Everything is drawn from saved fits. The chart answers to touch and mouse (`page/chart.js`); on paper and without
-scripts the figures of `analysis.figures` stand for themselves.
+Everything is drawn from saved fits. The chart answers to touch and mouse (`assets/chart.js`); on paper and without
+scripts the figures of `analysis.report.figures` stand for themselves.
 """
 
 import html
@@ -15,12 +15,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from analysis import plots
-from analysis.figures import FIGURES, Evidence
 from analysis.findings import RefusalError
-from analysis.fit import LEVEL, Fit
-from analysis.forms import ADDITIVE, law_of
-from analysis.laws import Array
+from analysis.fitting.fit import LEVEL, Fit
+from analysis.laws.additive import Array
+from analysis.laws.forms import ADDITIVE, law_of
+from analysis.report import plots
+from analysis.report.figures import FIGURES, Evidence
 from xlstm.quantities import compact
 
 DRAWS_ON_PAGE = 300
@@ -50,7 +50,7 @@ CAPTIONS = {
 def write(path: Path, title: str, evidence: Evidence) -> Path:
     """Write the page; returns its path."""
     fits = evidence.fits
-    page = resources.files("analysis") / "page"
+    page = resources.files("analysis.report") / "assets"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from analysis.laws import Array
-from analysis.objectives import Objective
+from analysis.laws.additive import Array
+from analysis.laws.objectives import Objective
 
 Scheme = Literal["cases", "wild", "parametric"]
 CASES_FROM = 40

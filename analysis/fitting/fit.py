@@ -14,9 +14,9 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from analysis.findings import FitWarning, RefusalError
-from analysis.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
-from analysis.laws import SMALLEST, AdditiveLaw, Array, log_terms
-from analysis.objectives import Objective
+from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
+from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
+from analysis.laws.objectives import Objective
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from analysis.findings import RefusalError
-from analysis.fit import Fit, usable
-from analysis.forms import Complex, Form
-from analysis.laws import Array
-from analysis.objectives import HUBER, Objective
-from analysis.regression import fit_form
-from analysis.resampling import Scheme
+from analysis.fitting.bootstrap import Scheme
+from analysis.fitting.fit import Fit, usable
+from analysis.fitting.regression import fit_form
+from analysis.laws.additive import Array
+from analysis.laws.forms import Complex, Form
+from analysis.laws.objectives import HUBER, Objective
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis import quality, tracking_store
+from analysis.data import quality, tracking_store
 from analysis.findings import RefusalError
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Metric, Result

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.findings import RefusalError
-from analysis.fit import TAILS, Fit, percentile, six_n
-from analysis.forms import Law
-from analysis.laws import Array
+from analysis.fitting.fit import TAILS, Fit, percentile, six_n
+from analysis.laws.additive import Array
+from analysis.laws.forms import Law
 
 GRID = 4001
 TrainingCost = Callable[[Array], Array]

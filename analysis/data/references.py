@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from analysis.findings import RefusalError
-from analysis.laws import AdditiveLaw
+from analysis.laws.additive import AdditiveLaw
 
 _XLSTM = "Beck et al. 2024, arXiv 2405.04517v2"
 _SLIMPAJAMA = "SlimPajama, GPT-2 tokens, context 2048"

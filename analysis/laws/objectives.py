@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.findings import RefusalError
-from analysis.laws import Array
+from analysis.laws.additive import Array
 from xlstm.quantities import nearest
 
 

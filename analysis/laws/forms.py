@@ -2,7 +2,7 @@
 
 A form predicts log loss from theta and the logarithms of its inputs, in operations that hold for complex numbers too:
 its derivatives are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form is one function. Forms
-that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure` and are fitted by `analysis.optimizer`.
+that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure`; `analysis.fitting.newton` fits them.
 """
 
 import math
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.findings import RefusalError
-from analysis.laws import SMALLEST, AdditiveLaw, Array, log_terms
-from analysis.optimizer import Structure
+from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
+from analysis.laws.structure import Structure
 from xlstm.quantities import nearest
 
 Complex = NDArray[np.complex128]

@@ -1,7 +1,7 @@
 """A form on rows as a problem to be solved, by whichever engine fits it.
 
-Forms with a `structure` are fitted by `analysis.optimizer` in coordinates about the data's centre, all others by
-`analysis.descent` in the form's own.
+Forms with a `structure` are fitted by `analysis.fitting.newton` in coordinates about the data's centre, all others by
+`analysis.fitting.levenberg_marquardt` in the form's own.
 """
 
 from abc import ABC, abstractmethod
@@ -11,13 +11,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis import descent, optimizer, resampling
-from analysis.fit import log_inputs
-from analysis.forms import Form
-from analysis.laws import Array
-from analysis.objectives import Objective
-from analysis.optimizer import Minima, Points, Structure
-from analysis.resampling import Scheme
+from analysis.fitting import bootstrap, levenberg_marquardt, newton
+from analysis.fitting.bootstrap import Scheme
+from analysis.fitting.fit import log_inputs
+from analysis.fitting.newton import Minima, Points
+from analysis.laws.additive import Array
+from analysis.laws.forms import Form
+from analysis.laws.objectives import Objective
+from analysis.laws.structure import COORDINATES, Structure
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Problem(ABC):
         """Fits of resamples, and what kind they are."""
         smooth = replace(self, objective=replace(self.objective, delta=None))
         fitted = smooth.refit(best, self.measured[None], self.weights[None]).free[0]
-        experiment = resampling.Experiment(
+        experiment = bootstrap.Experiment(
             self.measured,
             self.measured + self.residuals(best),
             self.weights,
@@ -78,7 +79,7 @@ class Problem(ABC):
             -smooth.residuals(fitted),
             smooth.slopes(fitted),
         )
-        drawn = resampling.resample(experiment, self.objective, scheme, count, seed)
+        drawn = bootstrap.resample(experiment, self.objective, scheme, count, seed)
         return self.refit(best, drawn.measured, drawn.weights), drawn.description
 
     def condition_number(self, free: Array) -> float:
@@ -100,24 +101,24 @@ class Structured(Problem):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(optimizer.COORDINATES[index] for index in self.structure.free)
+        return tuple(COORDINATES[index] for index in self.structure.free)
 
     def theta(self, free: Array) -> Array:
         return self.form.from_centered(self.structure.expand(free), self.log_inputs.mean(axis=1))
 
     def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
-        drawn = optimizer.starts(self.points, self.structure, self.objective, count, seed)
-        return optimizer.descend_in_stages(drawn, self.points, self.structure, self.objective)
+        drawn = newton.starts(self.points, self.structure, self.objective, count, seed)
+        return newton.descend_in_stages(drawn, self.points, self.structure, self.objective)
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin, points = np.tile(free, (len(measured), 1)), replace(self.points, measured=measured, weights=weights)
-        return optimizer.minimise(begin, points, self.structure, self.objective)
+        return newton.minimise(begin, points, self.structure, self.objective)
 
     def slopes(self, free: Array) -> Array:
-        return optimizer.slopes(free, self.points, self.structure, self.objective)
+        return newton.slopes(free, self.points, self.structure, self.objective)
 
     def residuals(self, free: Array) -> Array:
-        return np.asarray(optimizer.residuals(free[None], self.points, self.structure, self.objective)[0])
+        return np.asarray(newton.residuals(free[None], self.points, self.structure, self.objective)[0])
 
     @property
     def points(self) -> Points:
@@ -139,30 +140,30 @@ class General(Problem):
     def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
         if begin is None:
             log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
-            begin = descent.starts(self.form, self.log_inputs, log_loss, count, seed)
+            begin = levenberg_marquardt.starts(self.form, self.log_inputs, log_loss, count, seed)
         data = (self.form, self.objective, self.log_inputs, self.measured, self.weights)
-        ends = descent.descend(begin, *data)
-        best = int(np.nanargmin(descent.totals(ends, *data)))
-        ends[best] = descent.polish(ends[best], *data)
+        ends = levenberg_marquardt.descend(begin, *data)
+        best = int(np.nanargmin(levenberg_marquardt.totals(ends, *data)))
+        ends[best] = levenberg_marquardt.polish(ends[best], *data)
         return self._minima(ends, self.measured, self.weights)
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin = np.tile(free, (len(measured), 1))
-        ends = descent.descend(begin, self.form, self.objective, self.log_inputs, measured, weights)
+        ends = levenberg_marquardt.descend(begin, self.form, self.objective, self.log_inputs, measured, weights)
         return self._minima(ends, measured, weights)
 
     def slopes(self, free: Array) -> Array:
-        _, factor = descent.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
+        _, factor = levenberg_marquardt.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
         return np.asarray((self.form.jacobian(free[None], self.log_inputs) * factor[:, None])[0].T)
 
     def residuals(self, free: Array) -> Array:
-        found, _ = descent.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
+        found, _ = levenberg_marquardt.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
         return np.asarray(found[0])
 
     def _minima(self, ends: Array, measured: Array, weights: Array) -> Minima:
         data = (self.form, self.objective, self.log_inputs)
-        value = descent.totals(ends, *data, measured, weights)
-        gradient = descent.scaled_gradient(ends, *data, measured, weights)
+        value = levenberg_marquardt.totals(ends, *data, measured, weights)
+        gradient = levenberg_marquardt.scaled_gradient(ends, *data, measured, weights)
         margin = 1e-9 * (np.array(self.form.upper) - np.array(self.form.lower))
         hit = (ends - self.form.lower <= margin) | (self.form.upper - ends <= margin)
         return Minima(ends, np.where(np.isfinite(value), value, np.inf), np.where(hit, 0.0, gradient).max(axis=1), hit)

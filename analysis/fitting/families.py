@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis import quality, regression
+from analysis.data import quality
 from analysis.findings import FitWarning, RefusalError
-from analysis.fit import METHOD, Fit, percentile, usable
-from analysis.forms import ADDITIVE, Form
-from analysis.objectives import HUBER, Objective
+from analysis.fitting import regression
+from analysis.fitting.fit import METHOD, Fit, percentile, usable
+from analysis.laws.forms import ADDITIVE, Form
+from analysis.laws.objectives import HUBER, Objective
 
 STARTS = 1000
 DRAWS = 1000
@@ -58,9 +59,9 @@ def fit(
     seed: int = 0,
     allow_mixed: bool = False,
 ) -> list[Fit]:
-    """Fit a form, by default the additive law, to each family of a frame from `analysis.runs`.
+    """Fit a form, by default the additive law, to each family of a frame from `analysis.data.runs`.
 
-    `num_starts` left out are STARTS, and `regression.STARTS` for a form that `analysis.optimizer` does not fit.
+    `num_starts` left out are STARTS, and `regression.STARTS` for a form that `analysis.fitting.newton` does not fit.
     Raises RefusalError where the rows cannot give an answer: too few, one size only, constant loss, or different
     evaluations, tokenizers or schedules in one family, unless `allow_mixed`.
     """

@@ -12,8 +12,8 @@ import polars as pl
 from scipy import interpolate, stats
 
 from analysis.findings import RefusalError
-from analysis.fit import TAILS
-from analysis.laws import Array
+from analysis.fitting.fit import TAILS
+from analysis.laws.additive import Array
 
 SAME_BUDGET = 0.05
 """Runs whose FLOPs follow each other within this relative gap belong to one budget. Rounding to significant figures

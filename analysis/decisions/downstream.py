@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 
 from analysis.findings import FitWarning
-from analysis.fit import TAILS, Fit, usable
-from analysis.forms import Complex, Form
-from analysis.laws import Array
-from analysis.objectives import LEAST_SQUARES
-from analysis.regression import fit_form
+from analysis.fitting.fit import TAILS, Fit, usable
+from analysis.fitting.regression import fit_form
+from analysis.laws.additive import Array
+from analysis.laws.forms import Complex, Form
+from analysis.laws.objectives import LEAST_SQUARES
 
 LOSS = "validation_loss"
 """Column of the losses that errors are predicted from."""
