@@ -96,4 +96,5 @@ def test_what_failed_is_tried_again(moved: Path, scaling: Any) -> None:
     again = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]")
     assert again.code == 0, again
     (run,) = scaling("status", "troubled", "--json").json["runs"]
-    assert (run["state"], run["attempts"]) == ("COMPLETED", 4)  # three failed
+    assert run["state"] == "COMPLETED"
+    assert run["attempts"] > 3  # so many had failed
