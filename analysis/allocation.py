@@ -9,30 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.findings import RefusalError
-from analysis.fitting import Fit
-from analysis.laws import AdditiveLaw, Array
+from analysis.fit import TAILS, Fit, percentile, six_n
+from analysis.forms import Law
+from analysis.laws import Array
 
 GRID = 4001
 TrainingCost = Callable[[Array], Array]
 """Training FLOPs per token of models of N parameters."""
-
-
-def six_n(parameters: Array) -> Array:
-    """6N FLOPs per token (Kaplan et al. 2020)."""
-    return np.asarray(6 * np.asarray(parameters, float))
-
-
-def cost_of_runs(fitted: Fit) -> TrainingCost:
-    """FLOPs per token as the fit's own runs counted them, relative to 6N: interpolated in log N, held beyond the ends.
-
-    Runs hold exact FLOPs where they were planned here, so that attention, heads and cells are counted, not only 6N.
-    """
-    used = fitted.used.sort("parameters")
-    n = used["parameters"].to_numpy()
-    excess = np.log(used["flops"].to_numpy() / used["tokens"].to_numpy() / (6 * n))
-    sizes, index = np.unique(n, return_inverse=True)
-    mean = np.bincount(index, excess) / np.bincount(index)
-    return lambda parameters: six_n(parameters) * np.exp(np.interp(np.log(parameters), np.log(sizes), mean))
 
 
 @dataclass(frozen=True)
@@ -76,7 +59,10 @@ def allocate(
     for training at any size.
     """
     if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
-        raise ValueError(f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite")
+        raise RefusalError(
+            "no-budget", f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite"
+        )
+    _ = fitted.law.parameters_exponent  # refuses a form that does not say how to split
     # From models that would see 1e6 tokens per parameter to ones that see a thousandth of one.
     sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
     cost = training_cost(sizes)
@@ -86,9 +72,9 @@ def allocate(
         raise RefusalError(
             "budget-too-small", f"serving {inference_tokens:.3g} tokens alone costs more than {flops:.3g}"
         )
-    best = [_best(law, sizes, tokens) for law in (fitted.law, *_draws(fitted))]
+    best = [_best(law, sizes, tokens) for law in (fitted.law, *fitted.drawn_laws)]
     answers = np.array(best)
-    intervals = np.quantile(answers[1:], [0.025, 0.975], axis=0)
+    intervals = np.quantile(answers[1:], TAILS, axis=0)
     n, d, loss = (((float(low), float(high))) for low, high in intervals.T)
     largest = float(fitted.used["flops"].max())  # type: ignore[arg-type]
     size, budget, lowest = (float(value) for value in answers[0])
@@ -97,7 +83,7 @@ def allocate(
 
 def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -> Allocation:
     """`allocate`, with a token's cost as the fit's own runs counted it."""
-    return allocate(fitted, flops, inference_tokens=inference_tokens, training_cost=cost_of_runs(fitted))
+    return allocate(fitted, flops, inference_tokens=inference_tokens, training_cost=fitted.flops_per_token)
 
 
 def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
@@ -107,16 +93,15 @@ def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple
     """
     if not 0 < low < high:
         raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
-    cost = cost_of_runs(fitted)
-    laws = [fitted.law, *_draws(fitted)]
+    cost = fitted.flops_per_token
+    laws = [fitted.law, *fitted.drawn_laws]
     ends = []
     for flops in (low, high):
         sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
         tokens = flops / cost(sizes)
         ends.append(np.log([_best(law, sizes, tokens)[0] for law in laws]))
     slopes = (ends[1] - ends[0]) / np.log(high / low)
-    below, above = np.quantile(slopes[1:], [0.025, 0.975])
-    return float(slopes[0]), (float(below), float(above))
+    return float(slopes[0]), percentile(slopes[1:])
 
 
 @dataclass(frozen=True)
@@ -148,20 +133,16 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     Draws are paired by position: the families' runs are independent, so that any pairing gives the same distribution.
     """
     if not (np.isfinite(flops) and flops > 0):
-        raise ValueError(f"flops {flops}: a budget is positive and finite")
+        raise RefusalError("no-budget", f"flops {flops}: a budget is positive and finite")
     value = _multiplier(baseline.law, challenger.law, flops)
-    drawn = np.array([_multiplier(a, b, flops) for a, b in zip(_draws(baseline), _draws(challenger), strict=False)])
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return ComputeMultiplier(
-        baseline.family, challenger.family, flops, value, (float(low), float(high)), float(np.mean(drawn == 0))
+    drawn = np.array(
+        [_multiplier(a, b, flops) for a, b in zip(baseline.drawn_laws, challenger.drawn_laws, strict=False)]
     )
+    unreachable = float(np.mean(drawn == 0))
+    return ComputeMultiplier(baseline.family, challenger.family, flops, value, percentile(drawn), unreachable)
 
 
-def _draws(fitted: Fit) -> list[AdditiveLaw]:
-    return [AdditiveLaw.from_vector(draw) for draw in fitted.draws]
-
-
-def _best(law: AdditiveLaw, sizes: Array, tokens: Array) -> tuple[float, float, float]:
+def _best(law: Law, sizes: Array, tokens: Array) -> tuple[float, float, float]:
     """The lowest point on the grid, refined by a parabola through its neighbours in log N."""
     loss = law.predict(sizes, tokens)
     index = int(np.argmin(loss))
@@ -177,11 +158,10 @@ def _best(law: AdditiveLaw, sizes: Array, tokens: Array) -> tuple[float, float, 
     return n, d, float(law.predict(n, d))
 
 
-def _multiplier(baseline: AdditiveLaw, challenger: AdditiveLaw, flops: float) -> float:
+def _multiplier(baseline: Law, challenger: Law, flops: float) -> float:
     """C over the compute at which the challenger's frontier has the baseline's loss. The frontier above E is K C^-k."""
     reducible = float(baseline.predict(*baseline.compute_optimal(flops))) - challenger.E
     if reducible <= 0:
         return 0.0
     at_one = float(challenger.predict(*challenger.compute_optimal(1.0))) - challenger.E
-    exponent = challenger.alpha * challenger.beta / (challenger.alpha + challenger.beta)
-    return float(np.exp(np.log(flops) - (np.log(at_one) - np.log(reducible)) / exponent))
+    return float(np.exp(np.log(flops) - (np.log(at_one) - np.log(reducible)) / challenger.frontier_exponent))

@@ -1,6 +1,6 @@
 """The next runs worth their cost: which runs within a budget most reduce the uncertainty of a stated prediction.
 
-The bootstrap draws stand for what is known of the law: their covariance Sigma (of log A, log B, log E, alpha, beta) is
+The bootstrap draws stand for what is known of the law: their covariance Sigma (of the form's coordinates) is
 the prior of a linear model. A run at (N, D) measures log loss with the residuals' variance s^2 along its slope g, and
 the prediction's variance is h' Sigma h with h its own slope (delta method; c-optimal design, Elfving 1952; Atkinson,
 Donev and Tobias 2007, chapter 10). Runs are taken one at a time, the largest reduction per cost first, each given those
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.allocation import cost_of_runs
 from analysis.findings import RefusalError
-from analysis.fitting import Fit
-from analysis.laws import AdditiveLaw, Array, log_loss
+from analysis.fit import Fit
+from analysis.forms import ADDITIVE
+from analysis.laws import Array, log_loss
 
 MOST_RUNS = 32
 Cost = Callable[[Array, Array], Array]
@@ -52,8 +52,7 @@ class Design:
 
 def flops_of_runs(fitted: Fit) -> Cost:
     """FLOPs as the fit's own runs counted them (exact where a plan made them), interpolated in N."""
-    per_token = cost_of_runs(fitted)
-    return lambda parameters, tokens: np.asarray(per_token(parameters) * tokens)
+    return lambda parameters, tokens: np.asarray(fitted.flops_per_token(parameters) * tokens)
 
 
 def hours_of_plan(fitted: Fit, planned: Sequence[tuple[float, float, float]]) -> Cost:
@@ -85,7 +84,9 @@ def design(
     where no run is within the budget, or the draws do not vary.
     """
     if not (np.isfinite(budget) and budget > 0 and min(target) > 0):
-        raise ValueError(f"budget {budget:g} and target N = {target[0]:g}, D = {target[1]:g}: all are positive")
+        raise RefusalError(
+            "no-budget", f"budget {budget:g} and target N = {target[0]:g}, D = {target[1]:g}: all are positive"
+        )
     points = np.array(_grid(fitted, sizes))
     costs = (cost or flops_of_runs(fitted))(points[:, 0], points[:, 1])
     if not (costs <= budget).any():
@@ -94,8 +95,7 @@ def design(
             f"{fitted.family}: the cheapest run costs {costs.min():.3g}, the budget is {budget:.3g}",
         )
     covariance = np.cov(fitted.draws.T)
-    theta = fitted.law.to_vector()
-    slopes, toward = _slopes(theta, points), _slopes(theta, np.array([target]))[0]
+    slopes, toward = _slopes(fitted, points), _slopes(fitted, np.array([target]))[0]
     noise = _noise_variance(fitted)
     before = _half_width(toward, covariance)
     if before == 0:
@@ -103,7 +103,7 @@ def design(
     left = budget
     proposals: list[Proposal] = []
     while len(proposals) < MOST_RUNS:
-        seen = slopes @ covariance  # (candidates, 5)
+        seen = slopes @ covariance  # (candidates, k)
         gain = (seen @ toward) ** 2 / (np.einsum("ij,ij->i", seen, slopes) + noise)
         gain[costs > left] = 0
         best = int(np.argmax(gain / costs))
@@ -149,20 +149,21 @@ def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float
     return [(float(n), float(d)) for n in every for d in budgets]
 
 
-def _slopes(theta: Array, points: Array) -> Array:
-    """Derivatives of log loss by (log A, log B, log E, alpha, beta) at points (N, D): (points, 5)."""
+def _slopes(fitted: Fit, points: Array) -> Array:
+    """Derivatives of log loss by the form's coordinates at points (N, D): (points, k)."""
+    if fitted.form is not ADDITIVE:
+        at = fitted.log_inputs(points[:, 0], points[:, 1])
+        return np.asarray(fitted.form.jacobian(fitted.theta[None], at)[0].T)
     log_n, log_d = np.log(points[:, 0]), np.log(points[:, 1])
-    _, shares = log_loss(theta[None], log_n, log_d)
+    _, shares = log_loss(fitted.theta[None], log_n, log_d)
     a, b, e = shares[0]
     return np.stack([a, b, e, -a * log_n, -b * log_d], axis=1)
 
 
 def _noise_variance(fitted: Fit) -> float:
     """Variance of log loss about the law, robustly (median absolute deviation), for the degrees of freedom it used."""
-    used = fitted.used
-    predicted = fitted.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
-    residual = np.log(used["loss"].to_numpy() / predicted)
-    free = max(len(residual) - len(AdditiveLaw.NAMES), 1)
+    residual = fitted.residuals
+    free = max(len(residual) - len(fitted.form.coordinates), 1)
     robust = 1.4826 * float(np.median(np.abs(residual)))
     return max(robust**2 * len(residual) / free, 1e-14)
 

@@ -3,16 +3,17 @@
 A law gives the loss, this link gives the error at that loss; the intervals of both go into what is predicted.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from analysis.findings import Warning
+from analysis.findings import FitWarning
+from analysis.fit import TAILS, Fit, usable
 from analysis.forms import Complex, Form
 from analysis.laws import Array
 from analysis.objectives import LEAST_SQUARES
-from analysis.regression import LEVEL, FormFit, fit_form
+from analysis.regression import fit_form
 
 LOSS = "validation_loss"
 """Column of the losses that errors are predicted from."""
@@ -42,14 +43,14 @@ LINK = Form(
 class Link:
     """Error of a benchmark as a function of loss."""
 
-    fit: FormFit
-    warnings: tuple[Warning, ...]
+    fit: Fit
+    warnings: tuple[FitWarning, ...]
 
     def predict(self, loss: Array) -> Array:
         """Error at each loss."""
-        return self.fit.predict(pl.DataFrame({LOSS: loss}))
+        return self.fit.predict_rows(pl.DataFrame({LOSS: loss}))
 
-    def predict_from(self, law: FormFit, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
+    def predict_from(self, law: Fit, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
         """Error at the rows of a frame that has the law's inputs, and its bounds at level 0.95, (rows,) each.
 
         Each draw of the law meets a draw of the link, so that both uncertainties are in the bounds. ValueError where
@@ -58,15 +59,10 @@ class Link:
         count = min(len(law.draws), len(self.fit.draws))
         if not count:
             raise ValueError("both fits need bootstrap draws: fit them with num_draws")
-        laws, links = law.draws[:count], self.fit.draws[:count]
-        drawn = np.stack(
-            [
-                replace(self, fit=replace(self.fit, theta=link)).predict(replace(law, theta=theta).predict(frame))
-                for theta, link in zip(laws, links, strict=True)
-            ]
-        )
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        return self.predict(law.predict(frame)), low, high
+        losses, links = law.drawn_rows(frame)[:count], self.fit.draws[:count]
+        drawn = [LINK.loss(link[None], np.log(loss)[None])[0] for loss, link in zip(losses, links, strict=True)]
+        low, high = np.quantile(drawn, TAILS, axis=0)
+        return self.predict(law.predict_rows(frame)), low, high
 
 
 def fit_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int = 0) -> Link:
@@ -75,7 +71,7 @@ def fit_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int =
     Warns with `saturated` where every run's error is within a tenth of epsilon, that without any skill.
     Raises RefusalError as `fit_form` does.
     """
-    rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
+    rows = usable(frame)
     renamed = rows.select(pl.col("loss").alias(LOSS), pl.col(error).alias("loss"))
     loss, wrong = renamed[LOSS].to_numpy(), renamed["loss"].to_numpy()
     random = np.random.default_rng(seed)
@@ -87,5 +83,5 @@ def fit_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int =
     warnings = found.warnings
     if wrong.min() > SATURATED * found.parameters["epsilon"]:
         told = f"the best error, {wrong.min():.3g}, is near that without any skill, {found.parameters['epsilon']:.3g}"
-        warnings = (*warnings, Warning("saturated", told))
+        warnings = (*warnings, FitWarning("saturated", told))
     return Link(found, warnings)

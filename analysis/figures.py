@@ -16,8 +16,8 @@ from scipy import stats
 
 from analysis import allocation, isoflop, plots
 from analysis.findings import RefusalError
-from analysis.fitting import Fit
-from analysis.laws import AdditiveLaw, Array
+from analysis.fit import TAILS, Fit
+from analysis.laws import Array
 from analysis.references import PublishedLaw, Table
 from analysis.runs import CURVES
 from xlstm.quantities import compact
@@ -98,9 +98,9 @@ def frontier(evidence: Evidence) -> Figure:
         color, dash = plots.color_of(index), plots.dash_of(index)
         trained = fitted.used["flops"].to_numpy()
         c = np.geomspace(trained.min(), trained.max() * 10, 60)
-        draws = np.stack([_optimum(draw, c) for draw in fitted.draws])  # (draws, 2, compute)
+        draws = np.stack([np.stack(law.compute_optimal(c)) for law in fitted.drawn_laws])  # (draws, 2, compute)
         center = np.stack(fitted.law.compute_optimal(c))
-        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        low, high = np.quantile(draws, TAILS, axis=0)
         for axis, row, column in zip(axes, (0, 1), ("parameters", "tokens"), strict=True):
             axis.fill_between(c, low[row], high[row], color=color, alpha=0.18, linewidth=0)
             axis.plot(c, center[row], dash, color=color, linewidth=1.5, label=fitted.family)
@@ -155,8 +155,7 @@ def residuals(evidence: Evidence) -> Figure:
     figure, axes = _panels(2, width=4.2)
     for index, fitted in enumerate(evidence.fits):
         color, marker, used = plots.color_of(index), plots.marker_of(index), fitted.used
-        predicted = fitted.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
-        percent = 100 * np.log(used["loss"].to_numpy() / predicted)
+        percent = 100 * fitted.residuals
         axes[0].plot(used["flops"], percent, marker, color=color, markersize=4, alpha=0.75, label=fitted.family)
         ordered = np.sort(percent)
         expected = stats.norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
@@ -178,11 +177,12 @@ def exponents(evidence: Evidence) -> Figure:
     axis = axes[0]
     for index, fitted in enumerate(evidence.fits):
         color, marker = plots.color_of(index), plots.marker_of(index, "P")
-        cloud = fitted.draws[:, 3:5]
+        cloud = _exponent_draws(fitted)
         axis.plot(*cloud[:CLOUD].T, ".", color=color, markersize=2.5, alpha=0.35)
         _region(axis, cloud, color, plots.dash_of(index))
-        axis.plot(fitted.law.alpha, fitted.law.beta, marker, color=color, markersize=8, label=fitted.family)
-    shown = np.concatenate([np.quantile(fitted.draws[:, 3:5], [0.01, 0.99], axis=0) for fitted in evidence.fits])
+        found = fitted.parameters
+        axis.plot(found["alpha"], found["beta"], marker, color=color, markersize=8, label=fitted.family)
+    shown = np.concatenate([np.quantile(_exponent_draws(fitted), [0.01, 0.99], axis=0) for fitted in evidence.fits])
     published = [[one.law.alpha, one.law.beta] for one in _laws(evidence.references)]
     shown = np.concatenate([shown, np.reshape(published, (-1, 2))])
     margin = 0.2 * np.ptp(shown, axis=0) + 1e-3
@@ -262,12 +262,16 @@ def _frontiers(fits: Sequence[Fit]) -> list[tuple[Fit, isoflop.Frontier]]:
     return found
 
 
+def _exponent_draws(fitted: Fit) -> Array:
+    """(draws, 2): alpha and beta. RefusalError where the form has not both."""
+    names = fitted.form.coordinates
+    if not {"alpha", "beta"} <= set(names):
+        raise RefusalError("no-exponents", f"{fitted.form.name}, {fitted.form.formula}, has not both alpha and beta")
+    return fitted.draws[:, [names.index("alpha"), names.index("beta")]]
+
+
 def _laws(references: Sequence[Table | PublishedLaw]) -> list[PublishedLaw]:
     return [reference for reference in references if isinstance(reference, PublishedLaw)]
-
-
-def _optimum(draw: Array, flops: Array) -> Array:
-    return np.stack(AdditiveLaw.from_vector(draw).compute_optimal(flops))
 
 
 def _region(axis: Axes, cloud: Array, color: str, dash: str) -> None:

@@ -12,7 +12,7 @@ class RefusalError(ValueError):
 
 
 @dataclass(frozen=True)
-class Warning:
+class FitWarning:
     """Something that limits what a fit may be used for."""
 
     code: str

@@ -12,6 +12,7 @@ import polars as pl
 from scipy import interpolate, stats
 
 from analysis.findings import RefusalError
+from analysis.fit import TAILS
 from analysis.laws import Array
 
 SAME_BUDGET = 0.05
@@ -25,7 +26,7 @@ DENSITY = 25
 
 
 @dataclass(frozen=True)
-class Profile:
+class IsoFlopProfile:
     """One budget: its sampled sizes and losses, and the minimum found, or why there is none."""
 
     flops: float
@@ -46,7 +47,7 @@ class Frontier:
     interval: tuple[float, float]
     """Student's t interval at 0.95 of the regression's slope: the scatter among budgets, not the choice of method."""
     coefficient: float
-    profiles: tuple[Profile, ...]
+    profiles: tuple[IsoFlopProfile, ...]
 
     def parameters(self, flops: float) -> float:
         """N* at a budget of `flops`."""
@@ -162,17 +163,17 @@ def _best_per_size(rows: pl.DataFrame) -> pl.DataFrame:
     return best.drop("size_group").sort("parameters")
 
 
-def _profile(rows: pl.DataFrame, method: str) -> Profile:
+def _profile(rows: pl.DataFrame, method: str) -> IsoFlopProfile:
     n, loss = rows["parameters"].to_numpy(), rows["loss"].to_numpy()
     flops = float(np.exp(np.mean(np.log(rows["flops"].to_numpy()))))
     needed = LEAST_POINTS[method]
     if len(n) < needed:
-        return Profile(flops, n, loss, None, None, f"{len(n)} sizes; {method} needs {needed}")
+        return IsoFlopProfile(flops, n, loss, None, None, f"{len(n)} sizes; {method} needs {needed}")
     log_n, lowest = METHODS[method](np.log(n), loss)
     margin = 1e-9
     if not np.log(n[0]) + margin < log_n < np.log(n[-1]) - margin:
-        return Profile(flops, n, loss, None, None, "no minimum inside the sampled sizes")
-    return Profile(flops, n, loss, float(np.exp(log_n)), lowest, None)
+        return IsoFlopProfile(flops, n, loss, None, None, "no minimum inside the sampled sizes")
+    return IsoFlopProfile(flops, n, loss, float(np.exp(log_n)), lowest, None)
 
 
 def _polynomial(log_n: Array, loss: Array, degree: int) -> tuple[float, float]:
@@ -185,8 +186,8 @@ def _polynomial(log_n: Array, loss: Array, degree: int) -> tuple[float, float]:
     return best, float(curve(best))
 
 
-def _line(method: str, log_c: Array, log_n: Array, profiles: tuple[Profile, ...]) -> Frontier:
+def _line(method: str, log_c: Array, log_n: Array, profiles: tuple[IsoFlopProfile, ...]) -> Frontier:
     found = stats.linregress(log_c, log_n)
-    half = float(stats.t.ppf(0.975, max(len(log_c) - 2, 1)) * found.stderr)
+    half = float(stats.t.ppf(TAILS[1], max(len(log_c) - 2, 1)) * found.stderr)
     slope = float(found.slope)
     return Frontier(method, slope, (slope - half, slope + half), float(np.exp(found.intercept)), profiles)

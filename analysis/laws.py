@@ -1,7 +1,9 @@
 """Forms of scaling laws: how loss depends on parameters N and training tokens D."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,9 +32,19 @@ class AdditiveLaw:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     @property
+    def values(self) -> dict[str, float]:
+        """The parameters by name."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+    @property
     def parameters_exponent(self) -> float:
         """a of N* ~ C^a: the compute-optimal split under C = 6ND."""
         return self.beta / (self.alpha + self.beta)
+
+    @property
+    def frontier_exponent(self) -> float:
+        """k of the reducible loss at the compute-optimal split, which goes as C^-k."""
+        return self.alpha * self.beta / (self.alpha + self.beta)
 
     def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
         """(N*, D*) that minimise the loss at C = 6ND (Hoffmann et al. 2022, equation 4)."""
@@ -53,20 +65,19 @@ class AdditiveLaw:
         return np.array([*logs, self.alpha, self.beta])
 
 
+def log_terms(coordinates: Iterable[Any], log_n: Any, log_d: Any) -> tuple[Any, Any, Any]:
+    """Logarithms of A/N^alpha, B/D^beta and E, from (log A, log B, log E, alpha, beta); real or complex, broadcast."""
+    log_a, log_b, log_e, alpha, beta = coordinates
+    return log_a - alpha * log_n, log_b - beta * log_d, log_e
+
+
 def log_loss(theta: Array, log_n: Array, log_d: Array) -> tuple[Array, Array]:
     """Logarithm of the additive law at each point, and the shares of its three terms.
 
     `theta` (starts, 5), `log_n` and `log_d` (points,). Returns (starts, points) and (starts, 3, points); the shares are
     the derivatives by log A, log B and log E.
     """
-    terms = np.stack(
-        [
-            theta[:, 0:1] - theta[:, 3:4] * log_n,
-            theta[:, 1:2] - theta[:, 4:5] * log_d,
-            np.broadcast_to(theta[:, 2:3], (len(theta), len(log_n))),
-        ],
-        axis=1,
-    )
+    terms = np.stack(np.broadcast_arrays(*log_terms(theta.T[:, :, None], log_n, log_d)), axis=1)
     top = terms.max(axis=1)
     shares = np.exp(terms - top[:, None])
     total = shares.sum(axis=1)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.fitting import Fit
+from analysis.fit import Fit
 from analysis.laws import Array
 from analysis.references import PublishedLaw, Table
 from xlstm.quantities import compact
@@ -171,20 +171,27 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
     for index, fitted in enumerate(fits):
         color, used = color_of(index), fitted.used
         flops = np.geomspace(used["flops"].min() / 1.5, used["flops"].max() * 1.5, 60)
-        n, d = fitted.law.compute_optimal(flops)
-        # A frontier through models and budgets unlike any that was trained would be an invention.
-        near = is_near(n, used["parameters"]) & is_near(d, used["tokens"])
-        flops, n, d = flops[near], n[near], d[near]
-        center, low, high = fitted.predict(n, d)
-        low_a, high_a = fitted.compute_optimal_interval()
+        label = f"{fitted.family}: not determined"
+        center = low = high = flops[:0]
+        if fitted.form.inputs == ("flops",):
+            center, low, high = fitted.predict_flops(flops)
+            label = fitted.family
+        elif fitted.can_split:
+            n, d = fitted.law.compute_optimal(flops)
+            # A frontier through models and budgets unlike any that was trained would be an invention.
+            near = is_near(n, used["parameters"]) & is_near(d, used["tokens"])
+            flops = flops[near]
+            center, low, high = fitted.predict(n[near], d[near])
+            if near.any():
+                low_a, high_a = fitted.compute_optimal_interval()
+                label = f"{fitted.family}: N* ~ C^{fitted.law.parameters_exponent:.2f} [{low_a:.2f}, {high_a:.2f}]"
+        flops = flops[: len(center)]
         axis.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
-        label = f"{fitted.family}: N* ~ C^{fitted.law.parameters_exponent:.2f} [{low_a:.2f}, {high_a:.2f}]"
-        label = label if near.any() else f"{fitted.family}: not determined"
         axis.plot(flops, center, dash_of(index), color=color, linewidth=1.6, label=label)
         axis.plot(used["flops"], used["loss"], marker_of(index), color=color, markersize=4.5, alpha=0.7)
     axis.set_xscale("log")
     axis.set_xlabel("training compute C (FLOPs)")
-    axis.set_title("compute-optimal frontier")
+    axis.set_title("compute-optimal frontier" if fits[0].can_split else "loss against compute")
 
 
 def _draw_reference(axis: Axes, reference: Table | PublishedLaw, fits: Sequence[Fit], marker: str) -> None:

@@ -12,11 +12,13 @@ from scipy import optimize, stats
 
 from analysis import optimizer
 from analysis.findings import RefusalError
+from analysis.fit import LEVEL, usable
 from analysis.forms import Form
 from analysis.laws import Array
 from analysis.objectives import HUBER, Objective
 from analysis.optimizer import LOWER, UPPER
-from analysis.regression import LEVEL, STARTS, Problem
+from analysis.problem import Problem, Structured
+from analysis.regression import STARTS
 
 PROFILED = ("E", "alpha", "beta", "gamma")
 """Coordinates that mean the same whichever units N and D are counted in."""
@@ -25,7 +27,7 @@ STEPS = 40
 
 
 @dataclass(frozen=True)
-class Profile:
+class LikelihoodProfile:
     """The best objective at each value of one parameter, as a likelihood ratio, and the values that pass."""
 
     parameter: str
@@ -51,7 +53,7 @@ def profile(
     level: float = LEVEL,
     num_starts: int = STARTS,
     seed: int = 0,
-) -> Profile:
+) -> LikelihoodProfile:
     """Profile `parameter` (E, alpha, beta or gamma) of `form` over the rows that are not excluded.
 
     The likelihood is the objective's own with its scale profiled out, exp(-rho(r)/s): the ratio is 2 n p log(S(v) / S)
@@ -59,11 +61,10 @@ def profile(
     n log(1 + t² / (n - k)), which tends to chi-squared's 3.84. Raises RefusalError for a form without `structure`, a
     parameter it does not have, runs that share trunks (their errors are not independent), and data without noise.
     """
-    rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
-    structure = form.structure
+    rows = usable(frame)
     problem = Problem.of(rows, form, objective)
-    if structure is None or parameter not in PROFILED or parameter not in problem.names:
-        can = [] if structure is None else [name for name in problem.names if name in PROFILED]
+    can = [name for name in problem.names if name in PROFILED] if isinstance(problem, Structured) else []
+    if not isinstance(problem, Structured) or parameter not in can:
         told = f"of {form.name} can be profiled: {', '.join(can) or 'nothing'}"
         raise RefusalError("not-profiled", f"{parameter!r} cannot be profiled; {told}")
     if "cluster" in rows.columns and rows["cluster"].drop_nulls().is_duplicated().any():
@@ -81,13 +82,13 @@ def profile(
     freedom = rows.height - size
     quantile = float(stats.t.ppf((1 + level) / 2, freedom))
     threshold = float(rows.height * np.log1p(quantile**2 / freedom))
-    coordinate = structure.free[column]
+    coordinate = problem.structure.free[column]
     top = float(np.exp(problem.measured.max()) if objective.logarithmic else problem.measured.max())
     ends_at = float(LOWER[coordinate]), float(UPPER[coordinate] if np.isfinite(UPPER[coordinate]) else top)
     valley = _Valley(problem, column, best, least)
     below, ratio_below, low = valley.side(ends_at[0], threshold)
     above, ratio_above, high = valley.side(ends_at[1], threshold)
-    return Profile(
+    return LikelihoodProfile(
         parameter,
         np.array([*below[::-1], *above[1:]]),
         np.array([*ratio_below[::-1], *ratio_above[1:]]),
@@ -102,7 +103,7 @@ def profile(
 class _Valley:
     """The optimum over all other coordinates as one of them, `column`, is moved."""
 
-    problem: Problem
+    problem: Structured
     column: int
     best: Array
     least: float
@@ -111,9 +112,8 @@ class _Valley:
         """The ratio at one value, and where the others end: from `near`, or from the optimum."""
         begin = np.stack([near, self.best])
         begin[:, self.column] = value
-        structure, objective = self.problem.form.structure, self.problem.objective
-        assert structure is not None
-        there = optimizer.minimise(begin, self.problem.points, structure, objective, held=self.column)
+        problem, objective = self.problem, self.problem.objective
+        there = optimizer.minimise(begin, problem.points, problem.structure, objective, held=self.column)
         lost = np.log(float(there.value[there.best]) / self.least)
         return float(2 * len(self.problem.measured) * objective.power * lost), there.free[there.best]
 

@@ -18,9 +18,9 @@ import numpy as np
 from analysis import plots
 from analysis.figures import FIGURES, Evidence
 from analysis.findings import RefusalError
-from analysis.fitting import Fit
+from analysis.fit import LEVEL, Fit
+from analysis.forms import ADDITIVE, law_of
 from analysis.laws import Array
-from analysis.regression import LEVEL
 from xlstm.quantities import compact
 
 DRAWS_ON_PAGE = 300
@@ -29,6 +29,10 @@ SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}
 """`stroke-dasharray` of each of the figures' line styles."""
 LINES = 6
 """Sizes or budgets of a family that the chart draws a line for."""
+
+EXPONENT = "a in N* ~ Cᵃ"
+LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "kappa": "κ", "epsilon": "ε"}
+"""How the table of laws writes parameters."""
 
 CAPTIONS = {
     "law": "Loss against training tokens, a line for each size with its band, and against compute.",
@@ -52,7 +56,7 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{html.escape(title)}</title><style>{(page / 'style.css').read_text()}</style>",
         f"<h1>{html.escape(title)}</h1>",
-        f"<p class=soft>L(N, D) = E + A / N<sup>α</sup> + B / D<sup>β</sup>, {html.escape(fits[0].objective)}. "
+        f"<p class=soft>L(N, D) = {_formula(fits[0])}, {html.escape(fits[0].objective.name)}. "
         f"N: total parameters; D: training tokens; C: exact FLOPs, else 6ND. Intervals at {LEVEL:.0%}.</p>",
         "<div class=bar><label>loss against <select id=axis><option value=flops>compute</option>"
         "<option value=tokens>tokens</option><option value=parameters>parameters</option></select></label>"
@@ -81,6 +85,12 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
     return path
 
 
+def _formula(fitted: Fit) -> str:
+    if fitted.form is ADDITIVE:
+        return "E + A / N<sup>α</sup> + B / D<sup>β</sup>"
+    return html.escape(fitted.form.formula)
+
+
 def _data(fits: Sequence[Fit]) -> dict[str, Any]:
     """What the chart draws: per family its runs, lines with bands along each axis, and draws for the calculator."""
     return {"families": [_family(fitted, index) for index, fitted in enumerate(fits)]}
@@ -89,7 +99,7 @@ def _data(fits: Sequence[Fit]) -> dict[str, Any]:
 def _family(fitted: Fit, index: int) -> dict[str, Any]:
     used = fitted.used
     n, d, c = (used[name].to_numpy() for name in ("parameters", "tokens", "flops"))
-    residual = 100 * np.log(used["loss"].to_numpy() / fitted.law.predict(n, d))
+    residual = 100 * fitted.residuals
     points = [
         {"run": row["run_id"] or "", **{name: row[name] for name in ("parameters", "tokens", "flops", "loss")}}
         | {"residual": float(percent)}
@@ -103,12 +113,15 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         x = np.geomspace(n.min() / 1.3, n.max() * 1.3, 40)
         lines["parameters"].append(_line(fitted, x, x, np.full(40, budget), f"D = {compact(round(budget))}"))
     x = np.geomspace(c.min() / 1.3, c.max() * 1.3, 40)
-    best_n, best_d = fitted.law.compute_optimal(x)
-    near = plots.is_near(best_n, used["parameters"]) & plots.is_near(best_d, used["tokens"])
-    if near.any():
-        lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
-    draws = np.round(fitted.draws[:DRAWS_ON_PAGE], 7).tolist()
-    law = fitted.law.to_vector().tolist()
+    draws, law = [], None
+    if fitted.can_split:
+        best_n, best_d = fitted.law.compute_optimal(x)
+        near = plots.is_near(best_n, used["parameters"]) & plots.is_near(best_d, used["tokens"])
+        if near.any():
+            lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
+        some = fitted.draws[:DRAWS_ON_PAGE]
+        drawn = some if fitted.form is ADDITIVE else [law_of(fitted.form, draw).to_vector() for draw in some]
+        draws, law = np.round(drawn, 7).tolist(), fitted.law.to_vector().tolist()
     look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
     return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law}
 
@@ -145,11 +158,12 @@ def _laws(fits: Sequence[Fit]) -> str:
     """A row per parameter and a column per family, so that it can be read on a phone."""
     columns = []
     for fitted in fits:
-        intervals = fitted.intervals() | {"a": fitted.compute_optimal_interval()}
-        values = fitted.parameters | {"a": fitted.law.parameters_exponent}
+        intervals, values = fitted.intervals(), fitted.parameters
+        if fitted.can_split:
+            intervals[EXPONENT], values[EXPONENT] = fitted.compute_optimal_interval(), fitted.law.parameters_exponent
         columns.append([f"{values[name]:.4g} [{low:.3g}, {high:.3g}]" for name, (low, high) in intervals.items()])
-    names = ["E", "A", "B", "α", "β", "a in N* ~ Cᵃ"]
-    rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+    names = [*fits[0].parameters, *([EXPONENT] if fits[0].can_split else [])]
+    rows = [[LETTERS.get(name, name), *cells] for name, *cells in zip(names, *columns, strict=True)]
     return _table(["", *(fitted.family for fitted in fits)], rows)
 
 

@@ -8,6 +8,7 @@ those it left out.
 """
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 
 import polars as pl
@@ -38,6 +39,8 @@ SCHEMA = {
     "excluded": pl.String,
 }
 NUMBERS = ("parameters", "tokens", "flops", "loss")
+EXTRA = {"unique_tokens": pl.Float64}
+"""Columns that a table may have beside those of `SCHEMA`, for the forms that need them."""
 CURVES = {"run_id": pl.String, "tokens": pl.Float64, "loss": pl.Float64}
 MLFLOW_COLUMNS = {
     "run_id": "tags.run_id",
@@ -61,6 +64,21 @@ MLFLOW_COLUMNS = {
 """Where tracking puts each column. Experiments of others are read by naming theirs, such as `params.n_params`."""
 
 
+class Kind(StrEnum):
+    """What a source's name stands for."""
+
+    SWEEP = "sweep"
+    TABLE = "table"
+    EXPERIMENT = "experiment"
+
+    @classmethod
+    def of(cls, source: str) -> "Kind":
+        """`mlflow:EXPERIMENT`, a CSV or Parquet file, else the name of a sweep."""
+        if source.startswith("mlflow:"):
+            return cls.EXPERIMENT
+        return cls.TABLE if Path(source).suffix.lower() in (".csv", ".parquet") else cls.SWEEP
+
+
 def load(
     source: str,
     *,
@@ -74,12 +92,12 @@ def load(
     `{"parameters": "params.n"}`; with two of parameters, tokens and flops given, the third follows from C = 6ND.
     `rules` decide which rows are excluded. RefusalError says what is missing.
     """
-    path = Path(source)
-    if source.startswith("mlflow:"):
+    kind = Kind.of(source)
+    if kind is Kind.EXPERIMENT:
         uri = (workspace or Workspace.default()).tracking_uri
         frame = from_mlflow(source.removeprefix("mlflow:"), uri, columns or {})
-    elif path.suffix.lower() in (".csv", ".parquet"):
-        frame = from_table(path, columns or {})
+    elif kind is Kind.TABLE:
+        frame = from_table(Path(source), columns or {})
     else:
         frame = from_workspace(workspace or Workspace.default(), source)
     return quality.judge(frame, rules)
@@ -92,7 +110,7 @@ def load_curves(source: str, frame: pl.DataFrame, *, workspace: Workspace | None
     """
     workspace = workspace or Workspace.default()
     usable = frame.filter(pl.col("excluded").is_null())
-    if source.startswith("mlflow:"):
+    if Kind.of(source) is Kind.EXPERIMENT:
         return curves_from_mlflow(source.removeprefix("mlflow:"), workspace.tracking_uri).join(
             usable.select("run_id"), on="run_id", how="semi"
         )
@@ -140,7 +158,8 @@ def from_table(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
     if not path.exists():
         raise RefusalError("no-such-file", f"{path}: no such file")
     table = pl.read_parquet(path) if path.suffix.lower() == ".parquet" else pl.read_csv(path)
-    unknown = sorted(set(columns) - set(SCHEMA))
+    known = SCHEMA | EXTRA
+    unknown = sorted(set(columns) - set(known))
     if unknown:
         raise RefusalError("unknown-column", f"{unknown[0]!r} is none of ours; known are: {', '.join(SCHEMA)}")
     for ours, theirs in columns.items():
@@ -148,7 +167,7 @@ def from_table(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
             raise RefusalError(
                 "missing-column", f"{path}: no column {theirs!r} for {ours}; there are: {', '.join(table.columns)}"
             )
-    named = {ours: columns.get(ours, ours) for ours in SCHEMA if columns.get(ours, ours) in table.columns}
+    named = {ours: columns.get(ours, ours) for ours in known if columns.get(ours, ours) in table.columns}
     frame = table.select(pl.col(theirs).alias(ours) for ours, theirs in named.items())
     if "loss" not in frame.columns:
         raise RefusalError("missing-column", f"{path}: no column for loss; name it with --columns loss=…")
@@ -249,7 +268,8 @@ def _completed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     frame = frame.with_columns(*rows)
     absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
     frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
-    return frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+    kinds = SCHEMA | {name: kind for name, kind in EXTRA.items() if name in frame.columns}
+    return frame.select(pl.col(name).cast(kind) for name, kind in kinds.items())
 
 
 def _number(text: object) -> float | None:

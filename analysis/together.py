@@ -12,10 +12,11 @@ import numpy as np
 import polars as pl
 
 from analysis.findings import RefusalError
+from analysis.fit import Fit, usable
 from analysis.forms import Complex, Form
 from analysis.laws import Array
 from analysis.objectives import HUBER, Objective
-from analysis.regression import FormFit, fit_form
+from analysis.regression import fit_form
 from analysis.resampling import Scheme
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ NUMBER = "family_number"
 class Together:
     """One fit over families. Coordinates of one family alone are written `alpha[llama]`, shared ones `alpha`."""
 
-    fit: FormFit
+    fit: Fit
     families: tuple[str, ...]
     shared: tuple[str, ...]
 
@@ -42,7 +43,7 @@ class Together:
 
     def predict(self, frame: pl.DataFrame) -> Array:
         """Loss at the rows of a frame with `family` and the form's inputs."""
-        return self.fit.predict(_numbered(frame, self.families))
+        return self.fit.predict_rows(_numbered(frame, self.families))
 
     def _of(self, family: str, values: dict[str, T]) -> dict[str, T]:
         if family not in self.families:
@@ -67,7 +68,7 @@ def fit_together(
     Raises RefusalError as `fit_form` does, for each family by itself too, and for a single family; ValueError for a
     name in `shared` that the form does not have.
     """
-    rows = frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
+    rows = usable(frame)
     if "family" not in rows.columns or rows["family"].n_unique() < 2:
         raise RefusalError("one-value", "fitting families together needs a column `family` with at least two of them")
     families = tuple(rows["family"].unique(maintain_order=True).to_list())

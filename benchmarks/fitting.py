@@ -25,6 +25,7 @@ import polars as pl
 from scipy import optimize
 
 from analysis import fitting, regression, runs
+from analysis.fit import Fit
 from analysis.forms import FORMS
 from analysis.laws import Array, log_loss
 from benchmarks.machine import describe
@@ -36,6 +37,8 @@ GRID = tuple(
 )
 """log A, log B, log E, alpha, beta."""
 DRAWS = 4000
+DELTA = 1e-3
+"""Huber's threshold on log loss (Hoffmann et al. 2022, appendix D.3)."""
 PEER = """
 import sys, time
 import numpy as np
@@ -115,7 +118,7 @@ def _value(theta: Array, n: Array, d: Array, loss: Array, weights: Array) -> tup
     log_n, log_d = np.log(n), np.log(d)
     predicted, shares = log_loss(theta[None], log_n, log_d)
     residual = predicted[0] - np.log(loss)
-    clipped = np.clip(residual, -fitting.DELTA, fitting.DELTA)
+    clipped = np.clip(residual, -DELTA, DELTA)
     slope = np.concatenate([shares[0], -shares[0, :1] * log_n, -shares[0, 1:2] * log_d])
     return float((weights * clipped * (residual - clipped / 2)).sum()), slope @ (weights * clipped)
 
@@ -126,7 +129,7 @@ def _from_start(start: tuple[float, ...], n: Array, d: Array, loss: Array) -> tu
     return float(end.fun), end.x
 
 
-def _resamples(optimum: fitting.Fit, n: Array, d: Array, loss: Array, count: int, seed: int) -> list[float]:
+def _resamples(optimum: Fit, n: Array, d: Array, loss: Array, count: int, seed: int) -> list[float]:
     random = np.random.default_rng(seed)
     ends = []
     for _ in range(count):

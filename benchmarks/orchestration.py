@@ -26,8 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan import Plan, RunPlan, make_plan
-from orchestrator.status import look
+from orchestrator.planning.plan import Plan, RunPlan, make_plan
+from orchestrator.standing.status import look
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Launch, Result, State, Validation, Verdict, write_json
@@ -189,7 +189,7 @@ class EnoughError(Exception):
 
 def ours(folder: Path, submitted: int, count: int) -> float:
     """Seconds per run of our controller on the cluster, over the first `count` of those submitted."""
-    from orchestrator.controller import Controller, Event, Happening
+    from orchestrator.execution.controller import Controller, Event, Happening
     from orchestrator.executors.ray import RayExecutor
 
     made = trivial_runs(folder, submitted)

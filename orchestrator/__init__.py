@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.cli.python import Plan, Sweep
+    from orchestrator.workbench.api import Plan, Sweep
 
 __all__ = ["Plan", "Sweep"]
 
@@ -11,7 +11,7 @@ __all__ = ["Plan", "Sweep"]
 def __getattr__(name: str) -> Any:
     # Read when first asked for: the command line and the supervisors import this package and start at once.
     if name in __all__:
-        from orchestrator.cli import python
+        from orchestrator.workbench import api
 
-        return getattr(python, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -115,6 +115,11 @@ class SlurmExecutor:
                     promised[link.part.run_id, link.part.until] = number
         return {job.run.run_id: self._handle(job, numbers) for job in jobs}
 
+    def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
+        """Jobs of these runs that wait or run, whoever handed them over."""
+        wanted = {run.run_id for run in runs}
+        return [handle for run_id, handle in self.alive().items() if run_id in wanted]
+
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job, with one squeue; as the run directories have it where the controller is away."""
         try:

@@ -5,8 +5,8 @@ one per node, become supervisors. Then the run directory is read, and decides:
 
 - done: the job ends well, and what waits for it may start;
 - preempted, or stopped ahead of the time limit: the job asks Slurm to requeue it, and goes on where it stopped;
-- failed: another attempt in this allocation, a few times; the same traceback twice ends it;
-- diverged, or preempted again and again without a new checkpoint: the job ends badly.
+- failed: another attempt in this allocation;
+- diverged, or set aside (`xlstm.run.retry`): the job ends badly.
 
 Whoever ends the job itself (scancel, `scontrol requeue`, a partition that preempts, a dead node) has Slurm decide
 whether it comes back, so then nothing is asked for. Only a job at its time limit is requeued from here.
@@ -20,23 +20,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from orchestrator.execution.command import arguments, free_port
 from slurm import commands
 from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
 from slurm.shipping import shipped
 from xlstm.run.directory import LEASE_EXPIRY_SECONDS, RunDirectory
-from xlstm.run.executor import ENDING_SECONDS
-from xlstm.run.records import Launch, State, Status, Verdict
+from xlstm.run.executor import ENDING_SECONDS, Job
+from xlstm.run.records import State, Status
+from xlstm.run.retry import judge_from_outside, set_aside, submission_of
 
-MAXIMUM_FAILURES = 3
-"""Failed attempts of one submission after which a run is set aside."""
-MAXIMUM_STANDSTILLS = 5
-"""Attempts in a row without a new checkpoint after which a run is set aside: it would be requeued for ever."""
+REMEDY = "give a job more `time`, checkpoint more often (`checkpoint_every`), or signal earlier (`signal_seconds`)"
+"""What can be done about attempts that end before they leave a checkpoint."""
 REQUEUE_SECONDS = 300.0
 """How long a controller that does not answer is asked again to requeue the job."""
 
@@ -52,7 +51,7 @@ class SlurmJob:
     restart: int
     _terminated: bool = False
     _cancelled: bool = False
-    _lost: list[str] = field(default_factory=list)
+    _never_began: list[str] = field(default_factory=list)
 
     def __call__(self) -> int:
         """Carry out the run or its part. Returns the job's exit code: 0 where its checkpoint, or the run, is there."""
@@ -80,15 +79,12 @@ class SlurmJob:
         """One attempt on all nodes."""
         nodes, cpus = self.contents.nodes, self.contents.cpus_per_task
         endpoint = f"{first_node()}:{free_port()}"
-        run = [str(self.run.path), "--token", token, "--executor", "slurm", "--rendezvous", endpoint]
-        if self.part.fork is not None:
-            run += ["--fork-run", self.part.fork.run_id, "--fork-step", str(self.part.fork.step)]
-        if self.part.checkpoint_at:
-            run += ["--checkpoint-at", *map(str, self.part.checkpoint_at)]
+        job = Job(self.run, self.run.spec(), token, self.part.fork, self.part.checkpoint_at)
+        told = [endpoint, *arguments(job, "slurm")]
         layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
         ending = ["--kill-on-bad-exit=0", f"--wait={ENDING_SECONDS:.0f}", "--unbuffered"]
         python = [*self.contents.container, self.contents.python or sys.executable]
-        command = ["srun", *layout, *ending, *self.contents.srun, *python, "-m", "slurm.task", *run]
+        command = ["srun", *layout, *ending, *self.contents.srun, *python, "-m", "slurm.task", *told]
         self._say(f"attempt {token}, meeting at {endpoint}")
         self._wait(subprocess.Popen(command, stdin=subprocess.DEVNULL))
 
@@ -111,8 +107,7 @@ class SlurmJob:
             if self.run.status().state is State.PREEMPTED:
                 self.run.set_state(State.QUEUED, f"saved step {self.part.until}; the next job of its chain goes on")
             return True
-        result = self.run.result()
-        return result is not None and result.validation.evaluation == self.run.spec().evaluation.fingerprint
+        return self.run.is_complete(self.run.spec())
 
     def _after(self, token: str) -> int | None:
         """Decide, from the run directory, what the end of an attempt means. None: try again here."""
@@ -121,7 +116,7 @@ class SlurmJob:
         if launch is None or launch.token != token:
             if status.lease is not None and self.run.is_held():
                 return self._wait_for_the_lease(status)
-            self._lost.append(f"the supervisor ended before it began; see the log of job {self.number}")
+            self._never_began.append(f"the supervisor ended before it began; see the log of job {self.number}")
             return None
         if status.state is State.PREEMPTED:
             return self._give_up(why) if (why := self._hopeless()) else self._requeue()
@@ -130,44 +125,13 @@ class SlurmJob:
             return 1
         if status.state is not State.FAILED:
             # Whoever was to write the verdict is gone: killed between two lines.
-            self._lost.append("the supervisor ended without a verdict")
-            self.run.set_state(State.FAILED, self._lost[-1])
+            judge_from_outside(self.run, State.FAILED, "the supervisor ended without a verdict")
         self._say(f"failed: {self.run.status().reason}")
         return None
 
     def _hopeless(self) -> str | None:
-        """Why no further attempt is made, or None."""
-        verdicts = [verdict for _, verdict in self._attempts() if verdict and verdict.state is State.FAILED]
-        causes = [verdict.traceback for verdict in verdicts if verdict.traceback]
-        failures = len(verdicts) + len(self._lost)
-        if failures == 0:
-            return self._standstill()
-        last = verdicts[-1].reason if verdicts else self._lost[-1]
-        if len(set(causes)) < len(causes):
-            return f"set aside after the same error twice: {last}"
-        if failures >= MAXIMUM_FAILURES:
-            return f"set aside after {failures} failed attempts: {last}"
-        return self._standstill()
-
-    def _standstill(self) -> str | None:
-        recent = list(self._attempts())[-MAXIMUM_STANDSTILLS:]
-        if len(recent) < MAXIMUM_STANDSTILLS:
-            return None
-        saved = [self.run.checkpoint_mark(step).stat().st_mtime for step in self.run.checkpoint_steps()]
-        if any(moment >= recent[0][0].started for moment in saved):
-            return None
-        return (
-            f"set aside after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; give a job more "
-            "`time`, checkpoint more often (`checkpoint_every`), or signal earlier (`signal_seconds`)"
-        )
-
-    def _attempts(self) -> Iterator[tuple[Launch, Verdict | None]]:
-        """The attempts of this submission of the run, oldest first: those of all jobs of its chain."""
-        submission = self.part.token.rpartition(".")[0]
-        for number in range(1, self.run.status().attempt + 1):
-            launch = self.run.launch(number)
-            if launch is not None and launch.token.startswith(submission + "."):
-                yield launch, self.run.verdict(number)
+        """Why no further attempt is made, or None; what is counted are the attempts of all jobs of the chain."""
+        return set_aside(self.run, submission_of(self.part.token), self._never_began, REMEDY)
 
     def _wait_for_the_lease(self, status: Status) -> int | None:
         """Another launcher seems to live. A dead node's lease expires; one that is renewed is left to its holder."""
@@ -243,14 +207,6 @@ def first_node() -> str:
     except socket.gaierror:
         return commands.node_address(name)
     return name
-
-
-def free_port() -> int:
-    """A port nobody listens on. Taken anew for every attempt; the lease's token keeps out whoever met here before."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> int:

@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from orchestrator.execution.command import free_port
 from slurm import commands
-from slurm.job import first_node, free_port
+from slurm.job import first_node
 
 START_SECONDS = 180.0
 

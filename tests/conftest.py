@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.supervisor import count_gpus
+from xlstm.accounting.cards import count_gpus
 
 if not count_gpus():
     # Before anything imports triton: without a GPU its kernels run in the interpreter.

@@ -114,8 +114,9 @@ function answer() {
   const answers = document.getElementById("answers");
   answers.textContent = "";
   if (!(n > 0 && d > 0)) { answers.textContent = "write sizes such as 125M, 15B or 3e9"; return; }
-  const loss = ([a, b, e, alpha, beta]) => Math.exp(e) + Math.exp(a - alpha * Math.log(n)) + Math.exp(b - beta * Math.log(d));
+  const loss = ([a, b, e, alpha, beta, gamma = 1]) => Math.exp(e) + (Math.exp(a - alpha * Math.log(n)) + Math.exp(b - beta * Math.log(d))) ** gamma;
   for (const family of DATA.families) {
+    if (!family.law) { answers.append(`${family.name}: ask scaling predict. `); continue; }
     const drawn = family.draws.map(loss).sort((one, other) => one - other);
     const at = (share) => drawn[Math.round(share * (drawn.length - 1))];
     const said = `${family.name}: loss ${loss(family.law).toFixed(4)} [${at(0.025).toFixed(4)}, ${at(0.975).toFixed(4)}]`;

@@ -1,4 +1,4 @@
-"""`scaling`: the command line. The one package that knows every room; each is imported when its verb is called."""
+"""`scaling`: the command line. A verb parses, has the workbench do it, and prints; rooms are imported then."""
 
 import typer
 

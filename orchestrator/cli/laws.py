@@ -1,22 +1,13 @@
-"""Verbs about laws: fit, plot, report, predict, allocate, design. Alone in the orchestrator it knows the analysis."""
+"""Verbs about laws: fit, plot, report, predict, allocate, design. What they do is in `orchestrator.workbench.laws`."""
 
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json, sweep_name, workspace_here
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from analysis.design import Cost
-    from analysis.figures import Evidence
-    from analysis.fitting import Fit
-    from analysis.quality import Rules
-    from xlstm.run.directory import Workspace
+from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
@@ -44,6 +35,12 @@ ReferenceOption = Annotated[
     list[str] | None,
     typer.Option("--reference", metavar="NAME", help="Draw published numbers, too: xlstm-table-3, chinchilla, …"),
 ]
+FormOption = Annotated[
+    str, typer.Option(metavar="FORM", help="The law's form: additive, coupled, kaplan, overtraining, power-C, …")
+]
+ObjectiveOption = Annotated[
+    str, typer.Option(metavar="NAME", help="huber on log loss, least-squares on loss, or least-squares-of-log.")
+]
 
 app = typer.Typer()
 
@@ -52,6 +49,11 @@ app = typer.Typer()
 def fit(
     source: SourceArgument,
     columns: ColumnsOption = None,
+    form: FormOption = "additive",
+    objective: ObjectiveOption = "huber",
+    delta: Annotated[
+        float | None, typer.Option(help="Residual beyond which Huber's loss grows linearly; left out, 1e-3.")
+    ] = None,
     keep: KeepOption = None,
     within: RangeOption = None,
     allow_mixed: MixedOption = False,
@@ -61,15 +63,15 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
-    from orchestrator.tables import fit_table
-
-    if conventions:
-        _print_conventions(source, columns, keep, within, as_json)
-        return
     with one_line_errors():
-        rules = _rules(keep, within)
-        fits, notes = _fit(source, columns, rules, allow_mixed)
-    documents = [fitted.to_json() | {"rules": rules.to_json() | {"mixed": allow_mixed}} for fitted in fits]
+        from orchestrator.display.tables import fit_table
+        from orchestrator.workbench import laws
+
+        wishes = laws.Wishes(keep or (), _ranges(within), allow_mixed, form, objective, delta)
+        if conventions:
+            _print_conventions(laws.conventions(source, _columns(columns), wishes), as_json)
+            return
+        documents, notes, folder = laws.fit(source, _columns(columns), wishes)
     if as_json:
         print_json(documents)
         return
@@ -89,7 +91,7 @@ def fit(
             console.print(warning["message"], highlight=False, style="yellow")
     for note in notes:
         console.print(note, highlight=False, style="yellow")
-    console.print(f"kept in {_fits_folder(source)}", highlight=False, soft_wrap=True)
+    console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -109,31 +111,13 @@ def design(
     as_json: JsonOption = False,
 ) -> None:
     """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
-    from dataclasses import asdict
-
-    from orchestrator.errors import InputError
-    from orchestrator.tables import design_table
-
     with one_line_errors():
-        if unit not in ("flops", "device-hours"):
-            raise InputError(f"--unit {unit}: write flops or device-hours")
+        from orchestrator.display.tables import design_table
+        from orchestrator.workbench import laws
+
         target = (float(_quantity("--parameters", parameters)), float(_quantity("--tokens", tokens)))
         among = [float(_quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
-        fits, _ = _fit(source, columns)
-        from analysis import design as designs
-
-        try:
-            costs = [_planned_hours(source, one) if unit == "device-hours" else None for one in fits]
-            found = [
-                designs.design(one, target, budget, sizes=among, cost=cost)
-                for one, cost in zip(fits, costs, strict=True)
-            ]
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if fragment is not None:
-        pairs = zip(found, fits, strict=True)
-        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
-    documents = [asdict(one) | {"unit": unit} for one in found]
+        documents = laws.design(source, _columns(columns), target, budget, unit=unit, sizes=among, fragment=fragment)
     if as_json:
         print_json(documents)
         return
@@ -144,54 +128,19 @@ def design(
         console.print(f"written to {fragment}", highlight=False, soft_wrap=True)
 
 
-def _planned_hours(source: str, fitted: "Fit") -> "Cost":
-    from analysis.design import hours_of_plan
-    from orchestrator.errors import InputError
-    from orchestrator.kept import load_document
-
-    name = sweep_name(source)
-    if name not in workspace_here().submitted():
-        raise InputError(f"--unit device-hours: {source} is no submitted sweep, only its plan knows device hours")
-    runs = load_document(workspace_here(), name)["runs"]
-    return hours_of_plan(
-        fitted,
-        [
-            (run["parameters"]["total"], run["flops"]["exact"], run["device_hours"])
-            for run in runs
-            if run["model"] == fitted.family and run["device_hours"] > 0
-        ],
-    )
-
-
-def _print_conventions(
-    source: str, columns: str | None, keep: list[str] | None, within: list[str] | None, as_json: bool
-) -> None:
+def _print_conventions(found: list[dict[str, Any]], as_json: bool) -> None:
     """One line per family, convention and approach, so that how much each choice moves the answer is seen."""
-    from dataclasses import asdict
+    from orchestrator.display.tables import conventions_table
 
-    from orchestrator.tables import conventions_table
-
-    with one_line_errors():
-        from analysis import conventions, runs
-        from analysis.findings import RefusalError
-        from orchestrator.errors import InputError
-
-        try:
-            frame, _ = _load(source, columns, _rules(keep, within))
-            curves = runs.load_curves(sweep_name(source), frame, workspace=workspace_here())
-            found = conventions.compare(frame, curves)
-        except RefusalError as error:
-            raise InputError(str(error)) from None
-    documents = [asdict(one) for one in found]
     if as_json:
-        print_json(documents)
+        print_json(found)
         return
     console = make_console()
-    console.print(conventions_table(documents))
+    console.print(conventions_table(found))
     console.print(
         "a of N* ~ C^a, intervals at 95%; what an approach cannot answer is left blank and said below", style="dim"
     )
-    reasons = {(one.family, one.approach): one.refusal for one in reversed(found) if one.refusal}
+    reasons = {(one["family"], one["approach"]): one["refusal"] for one in reversed(found) if one["refusal"]}
     for (family, approach), reason in reversed(reasons.items()):
         console.print(f"{family}, {approach}: {reason}", highlight=False, style="dim")
 
@@ -200,18 +149,10 @@ def _print_conventions(
 def plot(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
     """Draw the fitted laws, as PNG, PDF and SVG, and one page with everything."""
     with one_line_errors():
-        evidence = _evidence(source, columns, reference)
-        from analysis import figures, plots
-        from analysis.findings import RefusalError
+        from orchestrator.workbench import laws
 
-        paths, refusals = [], []
-        with plots.style():
-            for name, draw in figures.FIGURES.items():
-                try:
-                    paths += plots.save(draw(evidence), _fits_folder(source) / name)
-                except RefusalError as refusal:
-                    refusals.append(f"{name}: not drawn: {refusal}")
-        paths.append(_report(source, evidence))
+        paths, refusals, complaint = laws.plot(source, _columns(columns), reference or ())
+    _complain(complaint)
     for line in (*paths, *refusals):
         print(line)
 
@@ -220,7 +161,11 @@ def plot(source: SourceArgument, columns: ColumnsOption = None, reference: Refer
 def write_report(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
     """Write one self-contained page, figures, laws, certificates and runs, and log it on the sweep's run in MLflow."""
     with one_line_errors():
-        print(_report(source, _evidence(source, columns, reference)))
+        from orchestrator.workbench import laws
+
+        path, complaint = laws.report(source, _columns(columns), reference or ())
+    _complain(complaint)
+    print(path)
 
 
 @app.command()
@@ -228,19 +173,19 @@ def predict(
     source: SourceArgument,
     parameters: Annotated[str, typer.Option(help="Model size N, such as 125M.")],
     tokens: Annotated[str, typer.Option(help="Training tokens D, such as 15B.")],
+    unique_tokens: Annotated[
+        str | None, typer.Option(help="How many of them differ, for the form data-constrained; left out, all do.")
+    ] = None,
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the loss of a model of N parameters trained on D tokens."""
     with one_line_errors():
+        from orchestrator.workbench import laws
+
         size, budget = _quantity("--parameters", parameters), _quantity("--tokens", tokens)
-        fits, _ = _fit(source, columns)
-    rows: list[dict[str, Any]] = []
-    for fitted in fits:
-        center, low, high = (float(value) for value in fitted.predict(size, budget))
-        rows.append(
-            {"family": fitted.family, "parameters": size, "tokens": budget, "loss": center, "interval": [low, high]}
-        )
+        unique = None if unique_tokens is None else _quantity("--unique-tokens", unique_tokens)
+        rows = laws.predict(source, _columns(columns), size, budget, unique)
     if as_json:
         print_json(rows)
         return
@@ -258,69 +203,30 @@ def allocate(
     as_json: JsonOption = False,
 ) -> None:
     """Split a budget of compute between model size and training tokens, so that the loss is lowest."""
-    from dataclasses import asdict
-
-    from orchestrator.errors import InputError
-
     with one_line_errors():
-        fits, _ = _fit(source, columns)
-        from analysis import allocation
+        from orchestrator.workbench import laws
 
-        try:
-            splits = [allocation.allocate_runs(fitted, flops, inference_tokens=inference_tokens) for fitted in fits]
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
-    named = [(fitted.family, split) for fitted, split in zip(fits, splits, strict=True)]
+        splits, multipliers = laws.allocate(source, _columns(columns), flops, inference_tokens)
     if as_json:
         print_json(
             {
-                "allocations": [{"family": family, **asdict(split)} for family, split in named],
+                "allocations": [{"family": family, **asdict(split)} for family, split in splits],
                 "compute_multipliers": [asdict(multiplier) for multiplier in multipliers],
             }
         )
         return
-    for family, split in named:
+    for family, split in splits:
         print(f"{family}: {split.sentence}")
     for multiplier in multipliers:
         print(multiplier.sentence)
 
 
-def _evidence(source: str, columns: str | None, references: list[str] | None) -> "Evidence":
-    import polars as pl
-
-    from analysis import runs
-    from analysis.figures import Evidence
-    from analysis.findings import RefusalError
-    from analysis.references import find
-    from orchestrator.errors import InputError
-
-    try:
-        found = [find(name) for name in references or []]
-    except RefusalError as error:
-        raise InputError(str(error)) from None
-    fits, _ = _fit(source, columns)
-    used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in fits])
-    return Evidence(fits, runs.load_curves(sweep_name(source), used, workspace=workspace_here()), found)
+def _complain(complaint: str | None) -> None:
+    if complaint:
+        print(f"not logged in MLflow: {complaint}", file=sys.stderr)
 
 
-def _report(source: str, evidence: "Evidence") -> Path:
-    """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
-    from analysis import report
-    from xlstm.run.tracking import log_artifact
-
-    path = report.write(_fits_folder(source) / "report.html", sweep_name(source), evidence)
-    if sweep_name(source) in workspace_here().submitted():
-        workspace = workspace_here()
-        wrong = log_artifact(sweep_name(source), workspace.tracking_uri, path, workspace.artifacts)
-        if wrong:
-            print(f"not logged in MLflow: {wrong}", file=sys.stderr)
-    return path
-
-
-def _rules(keep: list[str] | None, within: list[str] | None) -> "Rules":
-    from analysis.findings import RefusalError
-    from analysis.quality import Rules
+def _ranges(within: list[str] | None) -> dict[str, tuple[float, float]]:
     from orchestrator.errors import InputError
 
     ranges = {}
@@ -333,70 +239,7 @@ def _rules(keep: list[str] | None, within: list[str] | None) -> "Rules":
             equals = ""
         if not (equals and colon):
             raise InputError(f"--range {text}: write COLUMN=LOW:HIGH, such as tokens=1e9:1e12 or loss=:4")
-    try:
-        return Rules(frozenset(keep or ()), ranges)
-    except RefusalError as error:
-        raise InputError(str(error)) from None
-
-
-def _load(source: str, columns: str | None, rules: "Rules | None" = None) -> "tuple[pl.DataFrame, list[str]]":
-    from analysis import runs
-
-    frame = runs.load(sweep_name(source), columns=_columns(columns), workspace=workspace_here(), rules=rules)
-    return take_best(workspace_here(), sweep_name(source), frame)
-
-
-def _fit(
-    source: str, columns: str | None, rules: "Rules | None" = None, allow_mixed: bool = False
-) -> "tuple[list[Fit], list[str]]":
-    """The fits of a source and notes about its rows. A kept fit serves while rows and method are the same.
-
-    Without `rules`, those of the last `scaling fit` hold: what is predicted and drawn is what was fitted.
-    """
-    from analysis import fitting
-    from analysis.findings import RefusalError
-    from analysis.quality import Rules
-    from orchestrator.errors import InputError
-    from xlstm.run.records import write_json
-
-    kept_rules = _fits_folder(source) / "rules.json"
-    asked = None if rules is None else rules.to_json() | {"mixed": allow_mixed}
-    before = json.loads(kept_rules.read_text()) if kept_rules.exists() else Rules().to_json() | {"mixed": False}
-    if asked is None:
-        rules, allow_mixed = Rules.from_json(before), before["mixed"]
-    try:
-        frame, notes = _load(source, columns, rules)
-        same_rules = asked is None or asked == before
-        if same_rules and (kept := fitting.kept(_fits_folder(source), frame, allow_mixed=allow_mixed)):
-            return kept, notes
-        fits = fitting.fit(frame, allow_mixed=allow_mixed)
-    except RefusalError as error:
-        raise InputError(str(error)) from None
-    if asked is not None:
-        kept_rules.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept_rules, asked)
-    for fitted in fits:
-        fitted.save(_fits_folder(source) / "".join(c if c.isalnum() else "-" for c in fitted.family).strip("-"))
-    return fits, notes
-
-
-def take_best(workspace: "Workspace", name: str, frame: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
-    """Of a searched axis (`best_of` of the sweep) keep the best run per point; returns what lies at an edge, too."""
-    import polars as pl
-
-    from orchestrator.kept import load_document
-    from orchestrator.selection import best_of
-
-    if name not in workspace.submitted():
-        return frame, []
-    document = load_document(workspace, name)
-    if not document["best_of"]:
-        return frame, []
-    usable = frame.filter(pl.col("excluded").is_null())
-    losses = dict(zip(usable["run_id"], usable["loss"], strict=True))
-    selection = best_of(document["best_of"], document["runs"], losses)
-    reasons = pl.col("run_id").replace_strict(selection.excluded, default=None, return_dtype=pl.String)
-    return frame.with_columns(excluded=pl.coalesce("excluded", reasons)), selection.edges
+    return ranges
 
 
 def _columns(text: str | None) -> dict[str, str]:
@@ -420,13 +263,3 @@ def _quantity(option: str, text: str) -> int:
     except (ValidationError, ValueError):
         raise InputError(f"{option} {text}: write a whole number above zero, such as 125M, 15B or 3e9") from None
     return value
-
-
-def _fits_folder(source: str) -> Path:
-    """Where fits and figures of a source are kept: with the sweep, or among the workspace's fits."""
-    workspace = workspace_here()
-    name = sweep_name(source)
-    if source.startswith("mlflow:") or Path(source).suffix.lower() in (".csv", ".parquet"):
-        stem = name.removeprefix("mlflow:") if source.startswith("mlflow:") else Path(source).stem
-        return workspace.fits / "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
-    return workspace.sweep(name).fit

@@ -27,9 +27,8 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     from pydantic import ValidationError
 
     from orchestrator.errors import InputError
-    from orchestrator.finding import writable_workspace
-    from orchestrator.submission import failed
-    from orchestrator.submission import submit as carry_out
+    from orchestrator.execution.submission import failed
+    from orchestrator.standing.lookup import writable_workspace
     from xlstm.run.spec import RunSpec
 
     with one_line_errors():
@@ -42,14 +41,11 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
             raise InputError(f"{spec}: {where}: {first['msg']}") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{spec}: {error}") from None
-    from orchestrator.controller import PlannedRun
-    from orchestrator.executors.local import LocalExecutor
-    from orchestrator.plan import plan_run
+    from orchestrator.workbench.submit import train as carry_out
 
     console = make_console()
-    row = plan_run(run_spec, workspace).document()
     with one_line_errors(), interruption(console, f"scaling train {spec}"):
-        statuses = carry_out(workspace, "train", [row], [PlannedRun(run_spec)], LocalExecutor(), console)
+        statuses = carry_out(run_spec, workspace, console)
     console.print(f"{workspace.run(run_spec.run_id).path}", highlight=False, soft_wrap=True)
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
@@ -65,7 +61,7 @@ def generate(
 ) -> None:
     """Print text from a trained run."""
     from orchestrator.errors import InputError
-    from orchestrator.finding import find_run
+    from orchestrator.standing.lookup import find_run
 
     with one_line_errors():
         directory = find_run(workspace_here(), run)
@@ -88,8 +84,8 @@ def logs(
     run: RunArgument, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False
 ) -> None:
     """Print the logs of a run's latest attempt."""
-    from orchestrator.finding import find_run
-    from orchestrator.logs import print_logs
+    from orchestrator.display.logs import print_logs
+    from orchestrator.standing.lookup import find_run
 
     with one_line_errors():
         print_logs(find_run(workspace_here(), run), sys.stdout, follow=follow)
@@ -98,7 +94,7 @@ def logs(
 @app.command()
 def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> None:
     """Show in which settings two runs differ: first the physics, then how they were carried out."""
-    from orchestrator.finding import find_run
+    from orchestrator.standing.lookup import find_run
     from xlstm.run.spec import differences
 
     workspace = workspace_here()

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     SetOption,
     SweepArgument,
@@ -28,8 +27,8 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Serve the MLflow UI on the workspace."""
-    from orchestrator.finding import writable_workspace
-    from orchestrator.ui import serve
+    from orchestrator.display.ui import serve
+    from orchestrator.standing.lookup import writable_workspace
 
     with one_line_errors():
         workspace = writable_workspace()
@@ -53,8 +52,8 @@ def data_prepare(
 ) -> None:
     """Make the token shards that a sweep trains on. Who makes them changes nothing in them."""
     from orchestrator.errors import InputError
-    from orchestrator.finding import writable_workspace
-    from orchestrator.submission import prepare_data
+    from orchestrator.execution.submission import prepare_data
+    from orchestrator.standing.lookup import writable_workspace
 
     with one_line_errors():
         if on not in ("local", "ray"):
@@ -71,9 +70,9 @@ def data_inspect(
     override: SetOption = None,
 ) -> None:
     """Show the size of a sweep's data, and sequences as the model sees them."""
-    from orchestrator.finding import writable_workspace
-    from orchestrator.samples import print_samples
-    from orchestrator.submission import prepare_data
+    from orchestrator.display.samples import print_samples
+    from orchestrator.execution.submission import prepare_data
+    from orchestrator.standing.lookup import writable_workspace
 
     with one_line_errors():
         workspace = writable_workspace()
@@ -85,17 +84,18 @@ def data_inspect(
 def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from functools import partial
 
-    from orchestrator.cli.live_fit import live_fit
     from orchestrator.errors import InputError
-    from orchestrator.kept import load_document
-    from orchestrator.shipping import publish, ship
+    from orchestrator.execution.shipping import publish, ship
+    from orchestrator.standing.lookup import load_document
+    from orchestrator.workbench.live_fit import live_fit
+    from orchestrator.workbench.slurm import reconcile
     from xlstm.run import tracking
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")
     for name in workspace.submitted():
-        slurm.reconcile(workspace, name)
+        reconcile(workspace, name)
         run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
         shipped, complaint = ship(workspace, name, run_ids)
         complaint = complaint or publish(workspace, name, partial(live_fit, workspace, name))

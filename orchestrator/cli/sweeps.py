@@ -1,11 +1,9 @@
 """Verbs about sweeps: plan, submit, status, and the language itself."""
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import slurm
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     BAD_INPUT,
@@ -27,10 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from orchestrator.plan import Plan
-    from orchestrator.status import SweepStanding
-    from xlstm.run.directory import Workspace
-    from xlstm.run.executor import Executor
+    from orchestrator.planning.plan import Plan
+    from orchestrator.standing.status import SweepStanding
 
 app = typer.Typer()
 
@@ -50,8 +46,8 @@ def plan(
     """
     from dataclasses import asdict
 
-    from orchestrator.checking import check as build_layouts
-    from orchestrator.tables import plan_summary, plan_table
+    from orchestrator.display.tables import plan_summary, plan_table
+    from orchestrator.planning.layouts import check as build_layouts
 
     made = plan_sweep(sweep, override)
     document = made.document(price)
@@ -81,33 +77,34 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
-    from orchestrator.finding import writable_workspace
+    from orchestrator.standing.lookup import writable_workspace
+    from orchestrator.workbench.submit import detach as submit_detached
+    from orchestrator.workbench.submit import find_engine
 
     with one_line_errors():
-        workspace = writable_workspace()
-        executor = None if on == "slurm" else find_executor(on, workspace)
+        writable_workspace()
+        find_engine(on)
     made = plan_sweep(sweep, override)
-    if executor is None:
-        with one_line_errors():
-            slurm.hand_over(made, make_console())
-    elif detach:
-        made.save()
-        print(_detach(made, on))
-        print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
+    with one_line_errors():
+        by = submit_detached(made, on) if detach else None
+    if by is None:
+        _carry_out(made, on, sweep)
     else:
-        _carry_out(made, executor, sweep)
+        print(by)
+        print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
 
 
 @app.command()
 def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> None:
     """Show how submitted sweeps stand."""
-    from orchestrator.status import look
+    from orchestrator.standing.status import look
+    from orchestrator.workbench.slurm import catch_up
 
     workspace = workspace_here()
     with one_line_errors():
         names = [sweep_name(sweep)] if sweep else workspace.submitted()
         for name in names:
-            slurm.catch_up(workspace, name)
+            catch_up(workspace, name)
         standings = [look(workspace, name) for name in names]
     if as_json:
         documents = [standing.document() for standing in standings]
@@ -132,8 +129,9 @@ def watch(
     from rich.console import Console, Group
     from rich.live import Live
 
-    from orchestrator.status import look
-    from orchestrator.tables import runs_table
+    from orchestrator.display.tables import runs_table
+    from orchestrator.standing.status import look
+    from orchestrator.workbench.slurm import ASK_SECONDS, reconcile
     from xlstm.run.records import State
 
     workspace, name = workspace_here(), sweep_name(sweep)
@@ -142,8 +140,8 @@ def watch(
         ask_slurm = 0.0
         while True:
             if time.monotonic() > ask_slurm:
-                slurm.reconcile(workspace, name)
-                ask_slurm = time.monotonic() + slurm.ASK_SECONDS
+                reconcile(workspace, name)
+                ask_slurm = time.monotonic() + ASK_SECONDS
             standing = look(workspace, name)
             if all(state.ended for state in standing.counts):
                 break
@@ -163,19 +161,10 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
-    from orchestrator.cancelling import cancel as cancel_runs
-    from orchestrator.finding import find_run
-    from orchestrator.kept import load_document
+    from orchestrator.workbench.cancel import cancel as cancel_runs
 
-    workspace = workspace_here()
     with one_line_errors():
-        name = sweep_name(target)
-        if name in workspace.submitted():
-            runs = [workspace.run(row["run_id"]) for row in load_document(workspace, name)["runs"]]
-        else:
-            runs = [find_run(workspace, target)]
-        cancelled = slurm.cancel(workspace, runs)
-        cancelled += cancel_runs([run for run in runs if run not in cancelled])
+        cancelled = cancel_runs(workspace_here(), sweep_name(target), target)
     if as_json:
         print_json({"cancelled": [run.run_id for run in cancelled]})
     elif cancelled:
@@ -187,28 +176,17 @@ def cancel(
 @app.command()
 def retry(sweep: NameArgument) -> None:
     """Run again what failed, diverged or was cancelled of a submitted sweep, where it ran, and nothing else."""
-    from dataclasses import replace
-
-    from orchestrator.kept import load_document
-    from xlstm.run.records import State
+    from orchestrator.standing.lookup import load_document
+    from orchestrator.workbench.submit import to_retry
 
     with one_line_errors():
         load_document(workspace_here(), sweep_name(sweep))
     made = plan_sweep(sweep, None)
-    again = tuple(run for run in made.runs if run.state.ended and run.state is not State.COMPLETED)
-    if not again:
+    if (again := to_retry(made)) is None:
         print("nothing to retry: no run failed, diverged or was cancelled")
         return
-    only = replace(made, runs=again)
-    if slurm.has(made.workspace, made.name):
-        with one_line_errors():
-            slurm.hand_over(made, make_console(), only)
-    else:
-        launches = (made.workspace.run(run.run_id).latest_launch() for run in again)
-        engines = [launch.executor for launch in launches if launch is not None]
-        with one_line_errors():
-            executor = find_executor(engines[-1] if engines else "local", made.workspace)
-        _carry_out(made, executor, sweep, only=only)
+    only, on = again
+    _carry_out(made, on, sweep, only=only)
 
 
 @app.command()
@@ -228,71 +206,24 @@ def _headline(standing: "SweepStanding") -> "Text":
 
 def _show(standing: "SweepStanding", console: "Console") -> None:
     """The runs of a sweep and its ledger."""
-    from orchestrator.tables import ledger_line, runs_table
+    from orchestrator.display.tables import ledger_line, runs_table
 
     console.print(_headline(standing))
     console.print(runs_table(standing.runs), soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
-def _carry_out(made: "Plan", executor: "Executor", source: str, only: "Plan | None" = None) -> None:
-    """Run what is missing of a plan, or of the part of it that is `only` to be run, and show how the sweep stands."""
-    from functools import partial
-
-    from orchestrator.cli.live_fit import live_fit
-    from orchestrator.status import look
-    from orchestrator.submission import failed
-    from orchestrator.submission import submit as carry_out
-    from orchestrator.tables import plan_summary
+def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None) -> None:
+    """Have a plan, or the part of it that is `only` to be run, carried out, and show how the sweep stands then."""
+    from orchestrator.execution.submission import failed
+    from orchestrator.standing.status import look
+    from orchestrator.workbench.submit import submit as carry_out
 
     console = make_console()
-    document = made.document()
-    console.print(f"{made.name}: {plan_summary(document)}", highlight=False)
-    for misfit in made.misfits:
-        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
-    made.save()
-    part = only or made
-    statuses = {}
-    if not part.missing:
-        # Of a controller that died after its last run, jobs may be left that have nothing to do.
-        executor.cancel(executor.adopt([made.workspace.run(run.run_id) for run in part.runs]))
-    else:
-        with one_line_errors(), interruption(console, f"scaling submit {source} --on {executor.name}"):
-            fit = partial(live_fit, made.workspace, made.name)
-            rows = part.document()["runs"]
-            statuses = carry_out(made.workspace, made.name, rows, part.launches, executor, console, fit)
+    with one_line_errors(), interruption(console, f"scaling submit {source} --on {on}"):
+        statuses = carry_out(made, on, console, only)
+    if statuses is None:
+        return
     _show(look(made.workspace, made.name), console)
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
-
-
-def _detach(made: "Plan", on: str) -> str:
-    """Have a kept sweep carried out in the background; says by whom."""
-    from orchestrator.detaching import detach_submission
-
-    log = made.directory.submission_log
-    if on == "local":
-        return f"process {detach_submission(made.workspace, made.name)} carries out {made.name}; its log is {log}"
-    from orchestrator.keeper import keep
-
-    if keep(made.workspace, made.name, os.environ.get("RAY_ADDRESS")):
-        return f"the cluster carries out {made.name}; its log is {log}"
-    return f"the cluster carries out {made.name} already, and will look again when it has done so; its log is {log}"
-
-
-def find_executor(on: str, workspace: "Workspace") -> "Executor":
-    """The executor of a name, `local` or `ray`. InputError for another name, and where Ray is not installed."""
-    from orchestrator.errors import InputError
-    from xlstm.quantities import nearest
-
-    if on == "local":
-        from orchestrator.executors.local import LocalExecutor
-
-        return LocalExecutor()
-    if on == "ray":
-        try:
-            from orchestrator.executors.ray import RayExecutor
-        except ImportError:
-            raise InputError("--on ray needs Ray: pip install 'scaling-orchestrator[ray]'") from None
-        return RayExecutor(workspace, os.environ.get("RAY_ADDRESS"))
-    raise InputError(f"--on {on}: no such executor; {nearest(on, ('local', 'ray', 'slurm'))}")

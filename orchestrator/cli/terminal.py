@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from orchestrator.plan import Plan
+    from orchestrator.planning.plan import Plan
     from xlstm.run.directory import Workspace
 
 BAD_INPUT = 2
@@ -34,7 +34,7 @@ SetOption = Annotated[
 
 
 def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
-    from orchestrator.plan import make_plan
+    from orchestrator.planning.plan import make_plan
     from sweeps.sweep import SHIPPED, Sweep
 
     with one_line_errors():

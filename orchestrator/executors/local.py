@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from orchestrator import supervisor
+from orchestrator.execution.command import arguments, command
+from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
 from xlstm.run.processes import die_with_parent, kill_tagged
@@ -62,7 +63,7 @@ class LocalExecutor:
     """Runs jobs on this machine's GPUs; on its cores where it has none, and those that ask for the CPU."""
 
     name: str = "local"
-    gpus: int = field(default_factory=supervisor.count_gpus)
+    gpus: int = field(default_factory=count_gpus)
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     _queue: list[_Waiting] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -163,11 +164,6 @@ class LocalExecutor:
         self._queue = ahead
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        arguments = ["--parent", str(os.getpid())]
-        if job.fork is not None:
-            arguments += ["--fork-run", job.fork.run_id, "--fork-step", str(job.fork.step)]
-        if job.checkpoint_at:
-            arguments += ["--checkpoint-at", *map(str, job.checkpoint_at)]
         environment = dict(os.environ)
         if self.gpus:
             given = slots if self._need(job).kind == "gpu" else ()
@@ -175,7 +171,7 @@ class LocalExecutor:
         parent = os.getpid()
         with open(job.run.supervisor_log, "ab") as log:
             return subprocess.Popen(
-                supervisor.command(job.run, job.token, self.name, arguments=arguments),
+                command(arguments(job, self.name), parent=parent),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""One node's part of a gang on Ray: an actor that starts supervisors as subprocesses, and waits for them.
+"""One node's part of a worker group on Ray: an actor that starts supervisors as subprocesses, and waits for them.
 
 Everything it started dies with it. It answers while a supervisor runs, also to a controller that did not ask for it.
 It imports next to nothing, as the first run waits for that.
@@ -9,9 +9,7 @@ import contextlib
 import math
 import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,12 +18,12 @@ from typing import Any
 import ray
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
+from orchestrator.execution.command import command, free_port
 from xlstm.run.directory import RunDirectory
 from xlstm.run.processes import die_with_parent, kill_tagged
 
-SUPERVISOR = "orchestrator.supervisor"
 JOIN_SECONDS = 300.0
-"""How long the other nodes of a gang wait for the first one's address."""
+"""How long the other nodes of a group wait for the first one's address."""
 WATCH_SECONDS = 2.0
 """How often an actor that carries nothing looks whether the controller that asked for it lives."""
 LINGER_SECONDS = 15.0
@@ -33,7 +31,7 @@ LINGER_SECONDS = 15.0
 
 
 class Member:
-    """Holds one node's part of a gang's resources, for one run after another.
+    """Holds one node's part of a worker group's resources, for one run after another.
 
     It leaves when it carries nothing and the controller that asked for it is gone. `asker` holds an object which that
     controller owns: with its process, the object is lost. In a list, so that nobody waits for it.
@@ -41,7 +39,7 @@ class Member:
 
     def __init__(self, asker: list[Any]) -> None:
         self._me = ray.get_runtime_context().current_actor
-        self._group = get_current_placement_group()
+        self._placement = get_current_placement_group()
         self._asker = asker[0]
         self._job: tuple[str, str] | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -54,17 +52,15 @@ class Member:
         return str(ray.get_runtime_context().get_node_id())
 
     async def carry(self, run: str, token: str, rank: int, nodes: int, arguments: list[str]) -> int:
-        """Be rank `rank` of the `nodes` supervisors of one attempt of the run at the path `run`; as `end`."""
+        """Be rank `rank` of the `nodes` supervisors, told `arguments`, of one attempt of the run at `run`; as `end`."""
         self._idle_since = None
         self._job, self._supervisor = (run, token), None
         directory = RunDirectory(Path(run))
         parent = os.getpid()
-        arguments = [*arguments, "--node-rank", str(rank), "--parent", str(parent)]
-        if nodes > 1:
-            arguments += ["--rendezvous", await asyncio.to_thread(_meet, directory.meeting_file(token), rank)]
+        meeting = await asyncio.to_thread(_meet, directory.meeting_file(token), rank) if nodes > 1 else ""
         with open(directory.supervisor_log, "ab") as log:
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-m", SUPERVISOR, run, "--token", token, "--executor", "ray", *arguments],
+                command(arguments, node_rank=rank, rendezvous=meeting, parent=parent),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -80,7 +76,7 @@ class Member:
     async def end(self) -> int:
         """The supervisor's exit code, when it has ended."""
         while (supervisor := self._supervisor) is None:
-            await asyncio.sleep(0.1)  # it waits for the first node of the gang
+            await asyncio.sleep(0.1)  # it waits for the first node of the group
         code = await asyncio.to_thread(supervisor.wait)
         if supervisor is self._supervisor:
             self._idle_since = time.monotonic()
@@ -92,15 +88,15 @@ class Member:
             self._supervisor.send_signal(signal.SIGTERM)
 
     async def abandon(self, token: str) -> None:
-        """End the trainers at once: one of the gang is lost, and the others can only wait for it."""
+        """End the trainers at once: one of the group is lost, and the others can only wait for it."""
         await self.stop(token)
         # The supervisor, told that it ends on purpose, gives the lease back when its trainers are gone.
         kill_tagged(token)
 
     async def leave(self, token: str) -> None:
-        """If the job with that token was the last, end, and the gang with it."""
+        """If the job with that token was the last, end, and the group with it."""
         if self._carries(token):
-            self._end_gang()
+            self._end_group()
 
     def _carries(self, token: str) -> bool:
         return self._job is not None and self._job[1] == token
@@ -122,25 +118,25 @@ class Member:
         return True
 
     def _leave(self) -> None:
-        """End; the gang too, unless the others have still something to do."""
+        """End; the group too, unless the others have still something to do."""
         if self._job is not None:
             path, token = self._job
             lease = RunDirectory(Path(path)).status().lease
             if lease is not None and lease.token == token:
                 ray.kill(self._me)
                 return
-        self._end_gang()
+        self._end_group()
 
-    def _end_gang(self) -> None:
-        if self._group is not None:
-            remove_placement_group(self._group)
+    def _end_group(self) -> None:
+        if self._placement is not None:
+            remove_placement_group(self._placement)
         ray.kill(self._me)
 
 
 def _meet(meeting: Path, rank: int) -> str:
-    """host:port where the gang meets."""
+    """host:port where the group meets."""
     if rank == 0:
-        address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+        address = f"{ray.util.get_node_ip_address()}:{free_port()}"
         aside = meeting.with_name(f".{meeting.name}")
         aside.write_text(address)
         aside.replace(meeting)
@@ -151,9 +147,3 @@ def _meet(meeting: Path, rank: int) -> str:
             return meeting.read_text()
         time.sleep(0.1)
     raise TimeoutError(f"the first node did not say within {JOIN_SECONDS:.0f} s where to meet")
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("", 0))
-        return int(listening.getsockname()[1])

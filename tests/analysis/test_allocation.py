@@ -9,13 +9,14 @@ from scipy import optimize
 
 from analysis import allocation, fitting, runs
 from analysis.findings import RefusalError
+from analysis.fit import Fit
 from analysis.laws import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> fitting.Fit:
+def fitted() -> Fit:
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
     noise = np.exp(np.random.default_rng(0).normal(0, 0.002, n.size))
     frame = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": LAW.predict(n, d) * noise})
@@ -26,7 +27,7 @@ def fitted() -> fitting.Fit:
     return found
 
 
-def test_without_inference_the_split_is_the_closed_form(fitted: fitting.Fit) -> None:
+def test_without_inference_the_split_is_the_closed_form(fitted: Fit) -> None:
     found = allocation.allocate(fitted, 1e22)
     n, d = fitted.law.compute_optimal(1e22)
     assert found.parameters == pytest.approx(float(n), rel=1e-4)
@@ -35,7 +36,7 @@ def test_without_inference_the_split_is_the_closed_form(fitted: fitting.Fit) -> 
     assert found.loss_interval[0] < found.loss < found.loss_interval[1]
 
 
-def test_tokens_to_serve_ask_for_a_smaller_model(fitted: fitting.Fit) -> None:
+def test_tokens_to_serve_ask_for_a_smaller_model(fitted: Fit) -> None:
     served = 1e12
     found = allocation.allocate(fitted, 1e22, inference_tokens=served)
     assert found.parameters < allocation.allocate(fitted, 1e22).parameters
@@ -50,7 +51,7 @@ def test_tokens_to_serve_ask_for_a_smaller_model(fitted: fitting.Fit) -> None:
     assert found.loss == pytest.approx(float(other.fun), rel=1e-7)
 
 
-def test_a_dearer_token_buys_fewer_tokens(fitted: fitting.Fit) -> None:
+def test_a_dearer_token_buys_fewer_tokens(fitted: Fit) -> None:
     attention = allocation.allocate(fitted, 1e22, training_cost=lambda n: 6 * n + 1e4 * np.sqrt(n))
     plain = allocation.allocate(fitted, 1e22)
     assert attention.loss > plain.loss
@@ -58,19 +59,19 @@ def test_a_dearer_token_buys_fewer_tokens(fitted: fitting.Fit) -> None:
     assert spent == pytest.approx(1e22, rel=1e-4)
 
 
-def test_the_cost_per_token_is_the_runs_own(fitted: fitting.Fit) -> None:
+def test_the_cost_per_token_is_the_runs_own(fitted: Fit) -> None:
     dearer = replace(fitted, rows=fitted.rows.with_columns(flops=pl.col("flops") * 1.25))
     sizes = np.array([1e6, 3e8, 1e12])
-    np.testing.assert_allclose(allocation.cost_of_runs(dearer)(sizes), 7.5 * sizes, rtol=1e-12)
+    np.testing.assert_allclose(dearer.flops_per_token(sizes), 7.5 * sizes, rtol=1e-12)
 
 
-def test_a_budget_that_serving_alone_exceeds_is_refused(fitted: fitting.Fit) -> None:
+def test_a_budget_that_serving_alone_exceeds_is_refused(fitted: Fit) -> None:
     with pytest.raises(RefusalError) as refusal:
         allocation.allocate(fitted, 1e10, inference_tokens=1e18)
     assert refusal.value.code == "budget-too-small"
 
 
-def test_a_law_that_needs_a_third_of_the_compute_has_a_multiplier_of_three(fitted: fitting.Fit) -> None:
+def test_a_law_that_needs_a_third_of_the_compute_has_a_multiplier_of_three(fitted: Fit) -> None:
     # Replacing N by s N and D by s D in the law moves its frontier along C by s squared.
     scale = np.sqrt(3.0)
     cheaper = replace(fitted.law, A=fitted.law.A * scale**-fitted.law.alpha, B=fitted.law.B * scale**-fitted.law.beta)
@@ -84,7 +85,7 @@ def test_a_law_that_needs_a_third_of_the_compute_has_a_multiplier_of_three(fitte
     assert found.unreachable == 0
 
 
-def test_a_loss_below_the_challengers_floor_is_never_reached(fitted: fitting.Fit) -> None:
+def test_a_loss_below_the_challengers_floor_is_never_reached(fitted: Fit) -> None:
     worse = replace(fitted.law, E=10.0)
     found = allocation.compute_multiplier(fitted, replace(fitted, law=worse), 1e21)
     assert found.value == 0

@@ -9,6 +9,7 @@ import pytest
 
 from analysis import fitting, regression, runs
 from analysis.findings import RefusalError
+from analysis.fit import Fit
 from analysis.forms import FORMS
 from analysis.laws import AdditiveLaw
 
@@ -16,7 +17,7 @@ COLUMNS = {"parameters": "Model Size", "flops": "Training FLOP"}
 
 
 @pytest.fixture(scope="module")
-def chinchilla(reference_data: Callable[[str], Path]) -> fitting.Fit:
+def chinchilla(reference_data: Callable[[str], Path]) -> Fit:
     table = reference_data("scaling/chinchilla/svg_extracted_data.csv")
     frame = runs.load(str(table), columns=COLUMNS)
     fifth_highest = frame["loss"].sort()[-5]
@@ -26,7 +27,7 @@ def chinchilla(reference_data: Callable[[str], Path]) -> fitting.Fit:
     return fitted
 
 
-def test_the_optimum_of_the_published_objective_is_found(chinchilla: fitting.Fit) -> None:
+def test_the_optimum_of_the_published_objective_is_found(chinchilla: Fit) -> None:
     # The published parameters lie 0.036 % above this value, Hoffmann's rounded ones at four times it.
     assert chinchilla.used.height == 240
     assert chinchilla.objective_value <= 0.00101827402
@@ -36,7 +37,7 @@ def test_the_optimum_of_the_published_objective_is_found(chinchilla: fitting.Fit
     assert chinchilla.certificate.agreeing_starts > 0.8
 
 
-def test_bootstrap_standard_errors_are_those_of_the_replication(chinchilla: fitting.Fit) -> None:
+def test_bootstrap_standard_errors_are_those_of_the_replication(chinchilla: Fit) -> None:
     # Besiroglu et al. 2024, 4,000 resamples: 0.01540, 0.02060, 0.02566, of which 2.15 % had not converged.
     fitted = regression.fit_form(chinchilla.used, FORMS["additive"], num_starts=24, num_draws=4000)
     log_e, alpha, beta = fitted.draws[:, 2], fitted.draws[:, 3], fitted.draws[:, 4]
@@ -79,7 +80,7 @@ def test_what_is_saved_is_what_was_fitted(tmp_path: Path) -> None:
     law = AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37)
     (fitted,) = fitting.fit(noise_free(law), num_draws=10)
     fitted.save(tmp_path / "fit")
-    again = fitting.Fit.load(tmp_path / "fit")
+    again = Fit.load(tmp_path / "fit")
     assert again.to_json() == fitted.to_json()
     np.testing.assert_array_equal(again.draws, fitted.draws)
 
@@ -91,12 +92,12 @@ def test_a_kept_fit_serves_only_its_own_rows_method_and_permission(
     frame = frame.with_columns(evaluation=pl.col("run_id"))
     (fitted,) = fitting.fit(frame, num_draws=10, allow_mixed=True)
     fitted.save(tmp_path / "x")
-    assert len(fitting.kept(tmp_path, frame, allow_mixed=True)) == 1
+    assert len(fitting.saved(tmp_path, frame, allow_mixed=True)) == 1
     with pytest.raises(RefusalError):
-        fitting.kept(tmp_path, frame)
-    assert not fitting.kept(tmp_path, frame.with_columns(loss=pl.col("loss") * 1.001), allow_mixed=True)
+        fitting.saved(tmp_path, frame)
+    assert not fitting.saved(tmp_path, frame.with_columns(loss=pl.col("loss") * 1.001), allow_mixed=True)
     monkeypatch.setattr(fitting, "METHOD", fitting.METHOD + 1)
-    assert not fitting.kept(tmp_path, frame, allow_mixed=True)
+    assert not fitting.saved(tmp_path, frame, allow_mixed=True)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,6 @@ def test_a_law_without_floor_is_kept_with_a_floor_of_zero_and_serves_all_the_sam
     (fitted,) = fitting.fit(noise_free(law), num_draws=20)
     assert fitted.parameters["E"] == pytest.approx(0.0, abs=1e-9)
     fitted.save(tmp_path)
-    loaded = fitting.Fit.load(tmp_path)
+    loaded = Fit.load(tmp_path)
     assert np.isfinite(loaded.law.to_vector()).all()
     np.testing.assert_allclose(loaded.predict(1e6, 1e7)[0], law.predict(1e6, 1e7), rtol=1e-6)

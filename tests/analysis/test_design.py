@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from analysis import design, fitting, quality, runs
 from analysis.findings import RefusalError
+from analysis.fit import Fit
 from analysis.laws import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
@@ -34,12 +35,12 @@ def small() -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def fitted(small: pl.DataFrame) -> fitting.Fit:
+def fitted(small: pl.DataFrame) -> Fit:
     (found,) = fitting.fit(small, num_draws=150, num_starts=30)
     return found
 
 
-def test_proposed_runs_stay_within_the_budget_and_each_narrows_the_prediction(fitted: fitting.Fit) -> None:
+def test_proposed_runs_stay_within_the_budget_and_each_narrows_the_prediction(fitted: Fit) -> None:
     found = design.design(fitted, TARGET, 3e22)
     assert found.proposals
     assert found.cost <= 3e22
@@ -47,14 +48,12 @@ def test_proposed_runs_stay_within_the_budget_and_each_narrows_the_prediction(fi
     assert all(after < before for before, after in itertools.pairwise(widths))
 
 
-def test_the_interval_after_the_proposed_runs_is_about_the_promised_one(
-    small: pl.DataFrame, fitted: fitting.Fit
-) -> None:
+def test_the_interval_after_the_proposed_runs_is_about_the_promised_one(small: pl.DataFrame, fitted: Fit) -> None:
     found = design.design(fitted, TARGET, 3e22)
     n, d = np.array([[one.parameters, one.tokens] for one in found.proposals]).T
     (after,) = fitting.fit(pl.concat([small, frame(n, d, 9)]), num_draws=150, num_starts=30)
 
-    def half_width(one: fitting.Fit) -> float:
+    def half_width(one: Fit) -> float:
         center, low, high = one.predict(*TARGET)
         return float((high - low) / 2 / center)
 
@@ -64,7 +63,7 @@ def test_the_interval_after_the_proposed_runs_is_about_the_promised_one(
     assert half_width(after) < half_width(fitted)
 
 
-def test_the_greedy_first_run_is_the_best_of_all_by_exhaustion(fitted: fitting.Fit) -> None:
+def test_the_greedy_first_run_is_the_best_of_all_by_exhaustion(fitted: Fit) -> None:
     """One run at equal costs: no other single run narrows the prediction more."""
     flat = design.design(fitted, TARGET, 1.0, cost=lambda n, d: np.ones_like(n))
     (proposal,) = flat.proposals
@@ -76,12 +75,12 @@ def test_the_greedy_first_run_is_the_best_of_all_by_exhaustion(fitted: fitting.F
             assert all(one.half_width >= proposal.half_width - 1e-12 for one in other.proposals)
 
 
-def test_hours_follow_the_plan_not_its_shared_phases(fitted: fitting.Fit) -> None:
+def test_hours_follow_the_plan_not_its_shared_phases(fitted: Fit) -> None:
     cost = design.hours_of_plan(fitted, [(1e8, 6e17, 6.0), (1e8, 6e17, 1.0), (1e9, 6e18, 30.0)])
     np.testing.assert_allclose(cost(np.array([1e8, 1e9]), np.array([1e9, 1e9])), [6.0, 30.0], rtol=1e-9)
 
 
-def test_a_budget_below_every_run_is_refused(fitted: fitting.Fit) -> None:
+def test_a_budget_below_every_run_is_refused(fitted: Fit) -> None:
     with pytest.raises(RefusalError) as refusal:
         design.design(fitted, TARGET, 1.0)
     assert refusal.value.code == "budget-too-small"

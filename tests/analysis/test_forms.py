@@ -39,7 +39,7 @@ def test_every_form_predicts_what_it_was_fitted_to(name: str) -> None:
     frame = noise_free(FORMS[name])
     fitted = regression.fit_form(frame, FORMS[name], regression.LEAST_SQUARES_OF_LOG, num_starts=60)
     # Predictions, not parameters: the coupled and the broken form have parameters the data hardly tell apart.
-    np.testing.assert_allclose(fitted.predict(frame), frame["loss"].to_numpy(), rtol=1e-6)
+    np.testing.assert_allclose(fitted.predict_rows(frame), frame["loss"].to_numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -105,7 +105,7 @@ def test_overtrained_losses_are_predicted_as_published(reference_data: Callable[
     fitted = regression.fit_form(train, FORMS["overtraining"], regression.LEAST_SQUARES)
     for model, multiplier, error in (("open_lm_1b", 32, 0.7103), ("open_lm_7b", 1, 0.7320)):
         row = table.filter((pl.col("model") == model) & (pl.col("chinchilla_multiplier") == multiplier))
-        relative = 100 * abs(float(fitted.predict(row)[0]) / row["loss"][0] - 1)
+        relative = 100 * abs(float(fitted.predict_rows(row)[0]) / row["loss"][0] - 1)
         assert relative == pytest.approx(error, abs=5e-5), model
 
 
@@ -118,7 +118,7 @@ def test_an_asymmetric_objective_puts_the_law_lower() -> None:
         regression.fit_form(frame, FORMS["additive"], it, num_starts=40)
         for it in (regression.LEAST_SQUARES_OF_LOG, asymmetric)
     ]
-    middle, low = (np.log(fitted.predict(frame) / frame["loss"].to_numpy()).mean() for fitted in fits)
+    middle, low = (np.log(fitted.predict_rows(frame) / frame["loss"].to_numpy()).mean() for fitted in fits)
     assert abs(middle) < 1e-3
     assert low < -0.003
 

@@ -31,7 +31,7 @@ def test_most_residuals_lie_beyond_delta_and_the_choice_of_delta_is_shown_to_mov
 ) -> None:
     """16 % of the residuals are within 0.001: the published fit is nearly one of least absolute deviations."""
     fitted = regression.fit_form(chinchilla, FORMS["additive"], num_starts=24)
-    residual = np.abs(np.log(fitted.predict(chinchilla) / chinchilla["loss"].to_numpy()))
+    residual = np.abs(np.log(fitted.predict_rows(chinchilla) / chinchilla["loss"].to_numpy()))
     assert np.mean(residual < 1e-3) == pytest.approx(0.16, abs=0.005)
     assert np.median(residual) == pytest.approx(0.0032, abs=5e-5)
     table = regression.sweep_delta(chinchilla, FORMS["additive"], [1e-4, 1e-3, 1.0])
@@ -51,7 +51,7 @@ def test_the_coupled_form_is_told_by_its_predictions_since_its_parameters_are_ha
 ) -> None:
     fits = [regression.fit_form(chinchilla, FORMS["coupled"], num_starts=48, seed=seed) for seed in (0, 1)]
     assert fits[0].objective_value == pytest.approx(fits[1].objective_value, rel=1e-6)
-    np.testing.assert_allclose(fits[0].predict(chinchilla), fits[1].predict(chinchilla), rtol=1e-4)
+    np.testing.assert_allclose(fits[0].predict_rows(chinchilla), fits[1].predict_rows(chinchilla), rtol=1e-4)
     widths = {}
     for form in ("additive", "coupled"):
         low, high = profile(chinchilla, FORMS[form], "alpha").interval

@@ -9,6 +9,7 @@ import pytest
 
 from analysis import fitting, quality, runs
 from analysis.findings import RefusalError
+from analysis.fit import Fit
 from analysis.laws import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
@@ -24,7 +25,7 @@ def table(**replaced: object) -> pl.DataFrame:
     return frame.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in runs.SCHEMA.items())
 
 
-def fit(frame: pl.DataFrame, *, allow_mixed: bool = False) -> fitting.Fit:
+def fit(frame: pl.DataFrame, *, allow_mixed: bool = False) -> Fit:
     (found,) = fitting.fit(quality.judge(frame), num_draws=20, num_starts=20, allow_mixed=allow_mixed)
     return found
 

@@ -6,7 +6,7 @@ import pytest
 
 from analysis import downstream, regression
 from analysis.findings import RefusalError
-from analysis.forms import FORMS
+from analysis.forms import FORMS, law_of
 from analysis.objectives import LEAST_SQUARES_OF_LOG
 from analysis.together import fit_together
 
@@ -71,7 +71,7 @@ def test_error_follows_from_loss_and_both_uncertainties_are_in_its_bounds() -> N
     target = pl.DataFrame({"parameters": [7e9], "tokens": [1.4e11]})
     middle, low, high = link.predict_from(law, target)
     alone = np.quantile(
-        [_with(link, theta).predict(law.predict(target))[0] for theta in link.fit.draws], [0.025, 0.975]
+        [_with(link, theta).predict(law.predict_rows(target))[0] for theta in link.fit.draws], [0.025, 0.975]
     )
     assert low[0] < middle[0] < high[0]
     assert high[0] - low[0] > alone[1] - alone[0]
@@ -82,7 +82,7 @@ def test_error_follows_from_loss_and_both_uncertainties_are_in_its_bounds() -> N
 def _with(link: downstream.Link, theta: np.ndarray) -> downstream.Link:
     from dataclasses import replace
 
-    return replace(link, fit=replace(link.fit, theta=theta))
+    return replace(link, fit=replace(link.fit, law=law_of(downstream.LINK, theta)))
 
 
 def test_a_task_without_any_skill_yet_is_said_to_be_saturated() -> None:

@@ -79,7 +79,7 @@ def processes_of(workspace: Path) -> dict[str, list[psutil.Process]]:
             continue
         if directory in line:
             modules = [line[index + 1] for index, word in enumerate(line[:-1]) if word == "-m"]
-            if "orchestrator.supervisor" in modules:
+            if "orchestrator.execution.supervisor" in modules:
                 found["supervisor"].append(process)
             elif "torch.distributed.run" in modules:
                 found["torchrun"].append(process)

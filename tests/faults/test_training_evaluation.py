@@ -9,11 +9,12 @@ import pytest
 import torch
 from launching import CONTEXT, losses, make_run, start
 
-from orchestrator.controller import Controller, PlannedRun
+from orchestrator.execution.controller import Controller
 from orchestrator.executors.local import LocalExecutor
 from xlstm.data import open_prepared
 from xlstm.generation import TrainedRun
 from xlstm.run.directory import Lease, RunDirectory, Workspace
+from xlstm.run.executor import PlannedRun
 from xlstm.run.records import State
 from xlstm.run.spec import Evaluation, RunSpec
 from xlstm.run.tracking import sync

@@ -21,7 +21,7 @@ def start_nodes(
 ) -> tuple[str, list[subprocess.Popen[bytes]]]:
     """One supervisor per node of two, both on this machine, meeting at `endpoint`."""
     token = uuid.uuid4().hex
-    command = [sys.executable, "-m", "orchestrator.supervisor", str(run.path), "--token", token]
+    command = [sys.executable, "-m", "orchestrator.execution.supervisor", str(run.path), "--token", token]
     command += ["--rendezvous", endpoint, "--node-rank"]
     variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
     with open(run.path / "supervisor.log", "ab") as log:

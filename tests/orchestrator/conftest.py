@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.plan import RunPlan
+from orchestrator.planning.plan import RunPlan
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Launch, Parameters, Result, State, Validation, Verdict, write_json
 from xlstm.run.spec import RunSpec

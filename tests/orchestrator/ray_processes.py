@@ -53,7 +53,7 @@ def nothing_is_left(cluster: Any) -> bool:
     import ray
     from ray.util.placement_group import placement_group_table
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     connect(cluster.address)
     groups = {group["state"] for group in placement_group_table().values()}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator import supervisor
+from orchestrator.executors import local
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.executors.ray import _need
-from orchestrator.plan import make_plan
+from orchestrator.executors.ray_groups import Need
+from orchestrator.planning.plan import make_plan
 from slurm.chains import links
 from slurm.executor import SlurmExecutor
 from slurm.site import Site
@@ -48,10 +48,10 @@ def test_it_is_planned_without_a_card_beside_runs_that_are_planned_with_one(tmp_
 def test_on_this_machine_it_sees_no_gpu_and_the_others_keep_theirs(
     tmp_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shown(run: RunDirectory, *_: Any, **__: Any) -> list[str]:
-        return ["sh", "-c", f'echo "<$CUDA_VISIBLE_DEVICES>" > {run.path}/shown']
+    def shown(told: list[str], **_: Any) -> list[str]:
+        return ["sh", "-c", f'echo "<$CUDA_VISIBLE_DEVICES>" > {told[0]}/shown']
 
-    monkeypatch.setattr(supervisor, "command", shown)
+    monkeypatch.setattr(local, "command", shown)
     executor = LocalExecutor(cores=8)
     asked = {
         "a": spec,
@@ -72,7 +72,7 @@ def test_on_this_machine_it_sees_no_gpu_and_the_others_keep_theirs(
 
 def test_on_ray_it_asks_for_cores(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 16.0, "CPU": 64.0})
-    need = _need(Job(RunDirectory(Path("a")), spec, "a"))
+    need = Need.of(Job(RunDirectory(Path("a")), spec, "a"))
     assert need.bundle == {"CPU": 6.0}
 
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from orchestrator import tables
+from orchestrator.display import tables
 
 
 def test_an_irreducible_loss_on_its_bound_is_printed_as_a_bound_not_as_a_measured_number() -> None:

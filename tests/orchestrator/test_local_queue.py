@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.execution.supervisor import resolve
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.supervisor import resolve
 from sweeps.sweep import Sweep
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import Handle, Job, JobState

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller import Controller, Event, Happening
+from orchestrator.execution.controller import Controller, Event, Happening
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.plan import make_plan
-from orchestrator.status import look
+from orchestrator.planning.plan import make_plan
+from orchestrator.standing.status import look
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.records import State

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestrator import Plan, Sweep, shipping
-from orchestrator.cli.live_fit import live_fit
+from orchestrator import Plan, Sweep
+from orchestrator.execution import shipping
+from orchestrator.workbench.live_fit import live_fit
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Validation
 from xlstm.run.tracking import parent_run

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checking import check
-from orchestrator.plan import Plan, make_plan
+from orchestrator.planning.layouts import check
+from orchestrator.planning.plan import Plan, make_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller import Event, Happening
+from orchestrator.display.logs import print_logs
+from orchestrator.display.progress import make_display
 from orchestrator.errors import InputError
-from orchestrator.logs import print_logs
-from orchestrator.plan import Plan, make_plan
-from orchestrator.progress import make_display
+from orchestrator.execution.controller import Event, Happening
+from orchestrator.planning.plan import Plan, make_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Metric, State

@@ -13,14 +13,15 @@ import psutil
 import pytest
 from ray_processes import members, nothing_is_left, raylet_of, submits, trainers_past, wait_for
 
-from orchestrator.controller import Controller, PlannedRun
 from orchestrator.errors import InputError
+from orchestrator.execution.controller import Controller
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.plan import make_plan
-from orchestrator.status import look
+from orchestrator.planning.plan import make_plan
+from orchestrator.standing.status import look
 from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.executor import PlannedRun
 from xlstm.run.processes import tagged
 from xlstm.run.records import Metric, State
 from xlstm.run.spec import RunSpec
@@ -202,7 +203,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 ) -> None:
     import ray
 
-    from orchestrator.executors.ray import connect
+    from orchestrator.executors.ray_runtime import connect
 
     path = write_sweep(trivial.runs(10))
     workspace = Workspace(scaling.workspace)
@@ -230,7 +231,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
 def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    from orchestrator.executors.ray import PACKAGES
+    from orchestrator.executors.ray_runtime import PACKAGES
 
     code = tmp_path / "code"
     for package in PACKAGES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.plan import make_plan
+from orchestrator.planning.plan import make_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Fork

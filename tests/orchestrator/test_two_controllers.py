@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller import Controller, Event, Happening
+from orchestrator.execution.controller import Controller, Event, Happening
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.plan import Plan, make_plan
+from orchestrator.planning.plan import Plan, make_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.records import State, Status

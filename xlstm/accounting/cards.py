@@ -1,7 +1,12 @@
-"""Cards a run may be planned for: memory and peak speed, from the vendors' data sheets. Imports without torch."""
+"""Cards a run may be planned for: memory and peak speed, from the vendors' data sheets; and how many are here.
 
+Imports without torch.
+"""
+
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 CardName: TypeAlias = Literal[
@@ -69,3 +74,11 @@ _WORDS: Final = (
 def recognize(device_name: str) -> Card | None:
     """The card that a driver calls `NVIDIA H100 80GB HBM3` and the like, or None where it is not known."""
     return next((CARDS[name] for word, name in _WORDS if word in device_name), None)
+
+
+def count_gpus() -> int:
+    """NVIDIA devices this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len([entry for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit()])

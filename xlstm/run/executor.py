@@ -29,6 +29,19 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True)
+class PlannedRun:
+    """A run as a plan hands it to whoever carries it out: where it forks from, and where others fork from it."""
+
+    spec: RunSpec
+    fork: Fork | None = None
+    checkpoint_at: tuple[int, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        return self.spec.run_id
+
+
+@dataclass(frozen=True)
 class Job:
     """One attempt to carry out: a run, the token its lease will carry, and what the plan shares between runs."""
 

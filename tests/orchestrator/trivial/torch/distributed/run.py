@@ -17,6 +17,8 @@ from pathlib import Path
 
 STEPS = 4
 FAULT_AFTER = 2
+MANY = 7
+"""Attempts that are evicted of a run that gets on meanwhile."""
 
 _, run_directory, _, attempt, _, token = sys.argv[sys.argv.index("xlstm.training") :]
 run = Path(run_directory)
@@ -50,6 +52,13 @@ with open(run / "metrics.jsonl", "a") as metrics, open(folder / "executed.log", 
     if int(attempt) > 1:
         metrics.write(json.dumps({"event": "resume", "attempt": int(attempt), "step": step}) + "\n")
     while step < STEPS:
+        if fault == "evict" or (fault == "evict with a checkpoint" and int(attempt) <= MANY):
+            if fault != "evict":
+                mark = run / "checkpoints" / f"step-{int(attempt):08}" / "COMPLETE"
+                mark.parent.mkdir(parents=True)
+                mark.touch()
+            leave_verdict("PREEMPTED", step, reason="stopped by SIGTERM")
+            sys.exit(1)
         if fault == "poison" and step == FAULT_AFTER:
             leave_verdict("FAILED", step, reason="ValueError: poison", traceback="ValueError: poison")
             sys.exit(1)

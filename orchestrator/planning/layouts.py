@@ -7,8 +7,8 @@ imported when the first layout is built.
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from orchestrator.capacity import layout_key
-from orchestrator.plan import Plan, RunPlan
+from orchestrator.planning.capacity import layout_key
+from orchestrator.planning.plan import Plan, RunPlan
 from xlstm.run.spec import RunSpec
 from xlstm.training.memory import memory
 

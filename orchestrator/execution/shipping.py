@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from orchestrator.status import look
+from orchestrator.standing.status import look
 from xlstm.run import tracking
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State

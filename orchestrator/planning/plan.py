@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from orchestrator.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
-from orchestrator.controller import PlannedRun, answers
-from orchestrator.estimate import Estimate, Speeds
-from orchestrator.expectations import expected_points
-from orchestrator.sharing import Share, share
+from orchestrator.planning.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
+from orchestrator.planning.estimate import Estimate, Speeds
+from orchestrator.planning.expectations import expected_points
+from orchestrator.planning.sharing import Share, share
 from sweeps.expand import SweepRun
 from sweeps.sweep import Sweep
 from xlstm import accounting
 from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
+from xlstm.run.executor import PlannedRun
 from xlstm.run.records import Fork, Parameters, State, write_json
 from xlstm.run.spec import RunSpec
 
@@ -199,7 +199,9 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     runs = sweep.runs
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.result() for run_id, directory in directories.items()}
-    complete = {run.spec.run_id: answers(results[run.spec.run_id], run.spec) for run in runs}
+    complete = {
+        run.spec.run_id: (result := results[run.spec.run_id]) is not None and result.answers(run.spec) for run in runs
+    }
     shares = share([run.spec for run in runs], complete, workspace)
     speeds = Speeds.measure((directories[run_id], result) for run_id, result in results.items() if result)
     planned = [
@@ -213,7 +215,7 @@ def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
     """Plan one run on its own."""
     run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": accounting.size_label(spec.physics.model)})
     directory = workspace.run(spec.run_id)
-    return _plan_run(run, directory, answers(directory.result(), spec), Share(), Speeds())
+    return _plan_run(run, directory, directory.is_complete(spec), Share(), Speeds())
 
 
 def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Share, speeds: Speeds) -> RunPlan:

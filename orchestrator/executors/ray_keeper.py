@@ -2,7 +2,7 @@
 
 The actor keeps one process alive, `scaling submit SWEEP --on ray` on the sweep as it was kept, until the sweep has
 ended. Ray restarts the actor when it dies, on another node if need be; the actor restarts the process. Each new
-controller adopts the gangs of the one before, which have gone on meanwhile.
+controller adopts the worker groups of the one before, which have gone on meanwhile.
 """
 
 import os
@@ -14,9 +14,9 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.detaching import submission
-from orchestrator.executors.ray import NAMESPACE, connect, workspace_key
-from orchestrator.status import look
+from orchestrator.execution.detached import submission
+from orchestrator.executors.ray_runtime import NAMESPACE, connect, workspace_key
+from orchestrator.standing.status import look
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
 from xlstm.run.processes import die_with_parent
 

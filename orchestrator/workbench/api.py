@@ -4,20 +4,14 @@
 sweep, `InputError` for the rest.
 """
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from orchestrator.checking import Check, check
-from orchestrator.cli import slurm
-from orchestrator.cli.live_fit import live_fit
-from orchestrator.cli.sweeps import find_executor
-from orchestrator.finding import writable_workspace
-from orchestrator.plan import Plan as PlannedSweep
-from orchestrator.plan import make_plan
-from orchestrator.status import SweepStanding, look
-from orchestrator.submission import submit
+from orchestrator.planning.layouts import Check, check
+from orchestrator.planning.plan import Plan as PlannedSweep
+from orchestrator.planning.plan import make_plan
+from orchestrator.standing.lookup import writable_workspace
+from orchestrator.standing.status import SweepStanding, look
+from orchestrator.workbench.submit import submit
 from sweeps.sweep import Sweep as SweepInFile
 from xlstm.run.directory import Workspace
 
@@ -50,14 +44,6 @@ class Plan(PlannedSweep):
         """
         from rich.console import Console
 
-        workspace, console = writable_workspace(self.workspace), Console(markup=False, quiet=quiet)
-        if on == "slurm":
-            slurm.hand_over(self, console)
-        else:
-            executor = find_executor(on, workspace)
-            self.save()
-            if self.missing:
-                rows: list[Mapping[str, Any]] = self.document()["runs"]
-                fit = partial(live_fit, workspace, self.name)
-                submit(workspace, self.name, rows, self.launches, executor, console, fit)
-        return look(workspace, self.name)
+        writable_workspace(self.workspace)
+        submit(self, on, Console(markup=False, quiet=quiet))
+        return look(self.workspace, self.name)

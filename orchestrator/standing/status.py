@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.kept import load_document
-from orchestrator.ledger import Ledger, account, total
+from orchestrator.standing.ledger import Ledger, account, total
+from orchestrator.standing.lookup import load_document
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Metric, Result, State
 

@@ -7,8 +7,7 @@ the sweep states. Where none is stated, GPU runs are planned for `DEFAULT_CARD`,
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
-from orchestrator.supervisor import count_gpus
-from xlstm.accounting.cards import CARDS, Card
+from xlstm.accounting.cards import CARDS, Card, count_gpus
 from xlstm.run.spec import RunSpec
 from xlstm.training.memory import memory
 from xlstm.training.micro_batch import USABLE, micro_batch

@@ -1,9 +1,9 @@
 """One attempt of one run on one node: lease, torchrun, heartbeat, verdict.
 
-`python -m orchestrator.supervisor RUN_DIRECTORY --token TOKEN …` is what every executor starts, once per node. The
-first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. torchrun dies with
-its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from an exit
-code: a clean preemption and a crash look the same to torchrun. Imports without torch.
+`python -m orchestrator.execution.supervisor RUN_DIRECTORY --token TOKEN …` is what every executor starts, once per
+node. The first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. torchrun
+dies with its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from
+an exit code: a clean preemption and a crash look the same to torchrun. Imports without torch.
 """
 
 import argparse
@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
-from orchestrator import provenance
+from orchestrator.execution import provenance
+from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
 from xlstm.run.executor import GRACE_SECONDS
 from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
@@ -169,6 +168,8 @@ class Supervisor:
 
     def _ask_trainers_to_stop(self) -> None:
         """Again and again, as one that has just started does not listen yet; SIGKILL when the grace is over."""
+        import psutil  # takes long to import, and most attempts are never asked
+
         assert self._torchrun is not None
         now = time.monotonic()
         self._asked = self._asked or now
@@ -212,23 +213,6 @@ def resolve(execution: Execution, earlier: Launch | None, executor: str) -> Exec
     if execution.device == "cpu" or executor == "slurm":
         execution = execution.model_copy(update={"runs_per_device": 1})
     return execution
-
-
-def count_gpus() -> int:
-    """NVIDIA devices this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len([entry for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit()])
-
-
-def command(run: RunDirectory, token: str, executor: str, *, arguments: list[str] | None = None) -> list[str]:
-    """The command line that starts a supervisor; `arguments` add what several nodes or a fork need."""
-    return [
-        *(sys.executable, "-m", "orchestrator.supervisor", str(run.path)),
-        *("--token", token, "--executor", executor),
-        *(arguments or []),
-    ]
 
 
 def main() -> None:

@@ -7,34 +7,47 @@ death lies in the run directories.
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
-from orchestrator.controller import Controller, Event, Happening, PlannedRun
 from orchestrator.errors import InputError
-from orchestrator.exclusion import sole_controller
-from orchestrator.progress import make_display
-from orchestrator.shipping import LiveFit, Shipper
+from orchestrator.execution.controller import Controller, Event, Happening
+from orchestrator.execution.lock import sole_controller
+from orchestrator.execution.shipping import LiveFit, Shipper
 from xlstm.data import prepare
 from xlstm.run.directory import Workspace
-from xlstm.run.executor import Executor
+from xlstm.run.executor import Executor, PlannedRun
 from xlstm.run.records import Status
 from xlstm.run.spec import RunSpec
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
+class Display(Protocol):
+    """What a submission tells of itself. A context: nothing is drawn outside it."""
+
+    def __enter__(self) -> "Display": ...
+    def __exit__(self, *error: Any) -> None: ...
+    def happened(self, event: Event) -> None:
+        """Something happened to a run."""
+        ...
+
+    def refresh(self) -> None:
+        """Called about twice a second."""
+        ...
+
+
 def submit(
     workspace: Workspace,
     name: str,
-    rows: Sequence[Mapping[str, Any]],
     runs: Sequence[PlannedRun],
     executor: Executor,
     console: Console,
+    display: Display,
     live_fit: LiveFit | None = None,
 ) -> dict[str, Status]:
-    """Carry out `runs` of the sweep `name`, whose plan has `rows`; returns the status of every run.
+    """Carry out `runs` of the sweep `name`, told on `display`; returns the status of every run.
 
     `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow.
 
@@ -42,32 +55,19 @@ def submit(
     submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     with _ending_as_interrupt(), sole_controller(workspace, name, executor.name, console):
-        return _carry_out(workspace, name, rows, runs, executor, console, live_fit)
+        prepare_data(workspace, [run.spec for run in runs], console)
+        with Shipper(workspace, name, live_fit) as shipper, display:
 
+            def watch(event: Event) -> None:
+                shipper.touch(event.run, live=event.what is Happening.STARTED)
+                display.happened(event)
 
-def _carry_out(
-    workspace: Workspace,
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
-    runs: Sequence[PlannedRun],
-    executor: Executor,
-    console: Console,
-    live_fit: LiveFit | None,
-) -> dict[str, Status]:
-    prepare_data(workspace, [run.spec for run in runs], console)
-    display = make_display(console, name, rows)
-    with Shipper(workspace, name, live_fit) as shipper, display:
-
-        def watch(event: Event) -> None:
-            shipper.touch(event.run, live=event.what is Happening.STARTED)
-            display.happened(event)
-
-        statuses = Controller(workspace, executor, runs, watch=watch, tick=display.refresh)()
-    if shipper.complaint:
-        console.print(
-            f"MLflow could not be written ({shipper.complaint}); `scaling sync` makes up for it", style="yellow"
-        )
-    return statuses
+            statuses = Controller(workspace, executor, runs, watch=watch, tick=display.refresh)()
+        if shipper.complaint:
+            console.print(
+                f"MLflow could not be written ({shipper.complaint}); `scaling sync` makes up for it", style="yellow"
+            )
+        return statuses
 
 
 def prepare_data(

@@ -1,9 +1,11 @@
-"""Finds what people name: a workspace to write to, a run by a part of its id."""
+"""Finds what people name: a workspace to write to, the plan of a submitted sweep, a run by a part of its id."""
 
 import os
 import tempfile
+from typing import Any
 
 from orchestrator.errors import InputError
+from sweeps.located import Problem, SweepError
 from xlstm.quantities import nearest
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
 
@@ -22,6 +24,16 @@ def writable_workspace(workspace: Workspace | None = None) -> Workspace:
             f"set {WORKSPACE_VARIABLE} to a folder of yours"
         ) from None
     return workspace
+
+
+def load_document(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The saved plan of a submitted sweep. SweepError naming the nearest one for a name that was never submitted."""
+    try:
+        return workspace.sweep(name).plan()
+    except FileNotFoundError:
+        names = workspace.submitted()
+        hint = nearest(name, names) if names else "none was submitted here yet: scaling submit SWEEP.yaml --on local"
+        raise SweepError([Problem(str(workspace.sweeps), 0, f"no sweep `{name}`; {hint}")]) from None
 
 
 def find_run(workspace: Workspace, name: str) -> RunDirectory:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from orchestrator.capacity import kind_of_device
+from orchestrator.planning.capacity import kind_of_device
 from xlstm.accounting.cards import Card, recognize
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from orchestrator.status import look
+from orchestrator.standing.status import look
 from xlstm.run.directory import Workspace
 from xlstm.run.locks import take
 

@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from orchestrator.columns import Cell, Columns
-from orchestrator.ledger import Ledger
-from orchestrator.progress import STYLES
-from orchestrator.status import RunStanding
+from orchestrator.display.columns import Cell, Columns
+from orchestrator.display.progress import STYLES
+from orchestrator.standing.ledger import Ledger
+from orchestrator.standing.status import RunStanding
 from xlstm.quantities import compact, duration
 from xlstm.run.records import State
 
@@ -117,7 +117,8 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
     for name in names:
         table.add_row(name, *(_parameter(fit, name) for fit in documents))
     optimal = [fit["compute_optimal"] for fit in documents]
-    table.add_row("a in N* ~ C^a", *(_estimate(one["parameters_exponent"], one["interval"]) for one in optimal))
+    if all(optimal):
+        table.add_row("a in N* ~ C^a", *(_estimate(one["parameters_exponent"], one["interval"]) for one in optimal))
     certificates = [fit["certificate"] for fit in documents]
     table.add_row("converged", *("yes" if one["converged"] else "no" for one in certificates))
     table.add_row("starts that agree", *(f"{one['agreeing_starts']:.0%}" for one in certificates))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.controller import Event, Happening
+from orchestrator.execution.controller import Event, Happening
+from orchestrator.execution.submission import Display
 from xlstm.quantities import compact, duration
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Result, State
@@ -30,20 +31,6 @@ STYLES = {
     State.COMPLETED: "green",
     State.CANCELLED: "yellow",
 }
-
-
-class Display(Protocol):
-    """What a submission tells of itself. A context: nothing is drawn outside it."""
-
-    def __enter__(self) -> "Display": ...
-    def __exit__(self, *error: Any) -> None: ...
-    def happened(self, event: Event) -> None:
-        """Something happened to a run."""
-        ...
-
-    def refresh(self) -> None:
-        """Called about twice a second."""
-        ...
 
 
 def make_display(console: Console, sweep: str, rows: Sequence[Mapping[str, Any]]) -> Display:

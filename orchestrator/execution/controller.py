@@ -2,8 +2,8 @@
 
 The controller keeps nothing that the run directories and the engine do not hold: killed at any moment, the next one
 reads them, adopts the jobs that live on, and goes on. Completed runs are not touched. A run that another launcher holds
-is left to it and watched: what the other completes is complete, what it lets go of is taken on. Failures are retried a
-few times (the same traceback twice ends it); preemptions and lost machines are free; divergence is final.
+is left to it and watched: what the other completes is complete, what it lets go of is taken on. Divergence is final;
+whatever else ends without a result is tried again as long as `xlstm.run.retry` finds that worth while.
 """
 
 import time
@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xlstm.run.directory import RunDirectory, Workspace
-from xlstm.run.executor import Executor, Handle, Job, JobState
+from xlstm.run.executor import Executor, Handle, Job, JobState, PlannedRun
 from xlstm.run.outcome import adopt
-from xlstm.run.records import Fork, Result, State, Status
+from xlstm.run.records import Fork, State, Status
+from xlstm.run.retry import current_submission, judge_from_outside, set_aside, submission_of
 from xlstm.run.spec import RunSpec
 
-MAXIMUM_FAILURES = 3
-"""Failed attempts of one run, within one submission, after which it is set aside."""
 POLL_SECONDS = 0.5
-"""States without a result in which a submission leaves a run that ended under it."""
 
 
 class Happening(StrEnum):
@@ -45,30 +43,20 @@ class Event:
     status: Status
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run as the controller takes it: its specification, where it forks from, and who forks from it."""
-
-    spec: RunSpec
-    fork: Fork | None = None
-    checkpoint_at: tuple[int, ...] = ()
-
-    @property
-    def run_id(self) -> str:
-        return self.spec.run_id
-
-
 @dataclass
 class _Progress:
     planned: PlannedRun
     run: RunDirectory
+    submission: str = ""
+    """What the tokens of its jobs begin with."""
     handle: Handle | None = None
     started: bool = False
     attempts_before: int = 0
     """Attempts of the run when its job was submitted: a later one of another token is another launcher's."""
     held: bool = False
     """Whether another launcher was seen to hold the run, and is waited for."""
-    failures: list[str] = field(default_factory=list)
+    never_began: list[str] = field(default_factory=list)
+    """Why jobs ended before their supervisor took the run: its directory tells nothing of them."""
     finished: bool = False
 
 
@@ -84,7 +72,6 @@ class Controller:
     runs: Sequence[PlannedRun]
     watch: Callable[[Event], None] = lambda event: None
     tick: Callable[[], None] = lambda: None
-    maximum_failures: int = MAXIMUM_FAILURES
 
     def __post_init__(self) -> None:
         self._progress = {
@@ -117,11 +104,8 @@ class Controller:
         return {run_id: progress.run.status() for run_id, progress in self._progress.items()}
 
     def _admit(self, progress: _Progress) -> None:
-        progress.run.create(progress.planned.spec)
-        progress.run.withdraw_cancel()
-        if not progress.run.is_held():
-            adopt(progress.run, progress.planned.spec)
-        if progress.run.is_complete(progress.planned.spec):
+        progress.submission = current_submission(progress.run)
+        if admit(progress.run, progress.planned.spec):
             self._finish_complete(progress, Happening.ALREADY_COMPLETE)
 
     def _adopt(self) -> None:
@@ -133,6 +117,7 @@ class Controller:
                 superfluous.append(handle)
             else:
                 progress.handle, progress.attempts_before = handle, progress.run.status().attempt
+                progress.submission = submission_of(handle.token)
                 self._tell(progress, Happening.ADOPTED)
         self.executor.cancel(superfluous)
 
@@ -149,7 +134,7 @@ class Controller:
             Job(
                 run=progress.run,
                 spec=progress.planned.spec,
-                token=uuid.uuid4().hex,
+                token=f"{progress.submission}.{uuid.uuid4().hex}",
                 fork=self._fork(progress.planned),
                 checkpoint_at=progress.planned.checkpoint_at,
             )
@@ -213,46 +198,48 @@ class Controller:
         """Decide, from the run directory, what the end of a job means."""
         assert progress.handle is not None
         status = progress.run.status()
-        launch = progress.run.launch(status.attempt)
-        ours = {status.lease.token if status.lease else None, launch.token if launch else None}
+        launch, token = progress.run.launch(status.attempt), progress.handle.token
+        began = launch is not None and launch.token == token
+        ours = began or (status.lease is not None and status.lease.token == token)
         if progress.run.is_complete(progress.planned.spec):
             self._finish_complete(progress, Happening.ENDED)
-        elif progress.handle.token not in ours and (status.attempt > progress.attempts_before or status.lease):
+            return
+        if not ours and (status.attempt > progress.attempts_before or status.lease):
             # Another launcher was first: its attempt is not ours to judge.
             progress.handle, progress.held = None, True
             self._tell(progress, Happening.HELD)
-        elif status.state is State.COMPLETED or status.state.final:
+            return
+        if status.state is State.COMPLETED or status.state.final:
             self._finish(progress, Happening.ENDED)
-        elif machine_lost:
+            return
+        if machine_lost:
             # Ranks that were left alone may have called it a failure. It was the machine's, not the run's.
-            progress.run.set_state(State.PREEMPTED, "a machine was lost")
-            self._again(progress)
-        elif status.state is State.PREEMPTED:
-            self._again(progress)
-        else:
-            if progress.handle.token not in ours:
-                log = progress.run.supervisor_log
-                progress.run.set_state(State.FAILED, f"the supervisor ended before it began; see {log}")
-            elif status.state is not State.FAILED:
-                # Whoever was to write the verdict is gone: killed between two lines.
-                progress.run.set_state(State.FAILED, "the supervisor ended without a verdict")
-            self._judge_failure(progress, progress.run.status())
+            self._settle(progress, began, State.PREEMPTED, "a machine was lost")
+        elif not ours and status.state is not State.PREEMPTED:
+            reason = f"the supervisor ended before it began; see {progress.run.supervisor_log}"
+            self._settle(progress, began, State.FAILED, reason)
+        elif status.state not in (State.FAILED, State.PREEMPTED):
+            # Whoever was to write the verdict is gone: killed between two lines.
+            self._settle(progress, began, State.FAILED, "the supervisor ended without a verdict")
+        self._again(progress)
 
-    def _judge_failure(self, progress: _Progress, status: Status) -> None:
-        verdict = progress.run.verdict(status.attempt)
-        cause = verdict.traceback if verdict and verdict.traceback else ""
-        repeated = bool(cause) and cause in progress.failures
-        progress.failures.append(cause)
-        if repeated or len(progress.failures) >= self.maximum_failures:
-            why = "the same error twice" if repeated else f"{len(progress.failures)} failed attempts"
-            progress.run.set_state(State.FAILED, f"set aside after {why}: {status.reason}")
-            self._finish(progress, Happening.ENDED)
-        else:
-            self._again(progress)
+    def _settle(self, progress: _Progress, began: bool, state: State, reason: str) -> None:
+        """Leave in the run's directory how a job ended whose own verdict is missing or wrong."""
+        if began:
+            judge_from_outside(progress.run, state, reason)
+            return
+        progress.run.set_state(state, reason)
+        if state is State.FAILED:
+            progress.never_began.append(reason)
 
     def _again(self, progress: _Progress) -> None:
-        self._tell(progress, Happening.RETRIED)
-        progress.handle = None
+        """Try the run once more, unless that is not worth while any longer."""
+        if why := set_aside(progress.run, progress.submission, progress.never_began):
+            progress.run.set_state(State.FAILED, why)
+            self._finish(progress, Happening.ENDED)
+        else:
+            self._tell(progress, Happening.RETRIED)
+            progress.handle = None
 
     def _finish_complete(self, progress: _Progress, what: Happening) -> None:
         if progress.run.status().state is not State.COMPLETED and not progress.run.is_held():
@@ -271,6 +258,13 @@ class Controller:
         return (progress.handle for progress in self._progress.values() if progress.handle is not None)
 
 
-def answers(result: Result | None, spec: RunSpec) -> bool:
-    """Whether a result is there and measured as the specification asks."""
-    return result is not None and result.answers(spec)
+def admit(run: RunDirectory, spec: RunSpec) -> bool:
+    """Make a run ready to be carried out: its directory is there, and what it was asked earlier is taken back.
+
+    Returns whether there is nothing to carry out: an evaluation that was made earlier is taken up again.
+    """
+    run.create(spec)
+    run.withdraw_cancel()
+    if not run.is_held():
+        adopt(run, spec)
+    return run.is_complete(spec)

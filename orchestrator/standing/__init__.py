@@ -1,0 +1,1 @@
+"""How submitted sweeps and their runs stand, read from their directories."""

@@ -1,0 +1,1 @@
+"""The application: what every verb does, with every room at hand."""

@@ -1,0 +1,19 @@
+"""Ends runs, whoever carries them out. Imports little: whoever cancels is in a hurry."""
+
+from orchestrator.execution import cancellation
+from orchestrator.standing.lookup import find_run, load_document
+from orchestrator.workbench import slurm
+from xlstm.run.directory import RunDirectory, Workspace
+
+
+def cancel(workspace: Workspace, sweep: str, run: str) -> list[RunDirectory]:
+    """End the runs of `sweep` if it was submitted, else `run`; returns those that were open.
+
+    InputError where there is no such run, or where some are still held when the patience is over.
+    """
+    if sweep in workspace.submitted():
+        runs = [workspace.run(row["run_id"]) for row in load_document(workspace, sweep)["runs"]]
+    else:
+        runs = [find_run(workspace, run)]
+    cancelled = slurm.cancel(workspace, runs)
+    return cancelled + cancellation.cancel([one for one in runs if one not in cancelled])

@@ -1,0 +1,185 @@
+"""What the verbs about laws do: fit, conventions, design, plot, report, predict, allocate.
+
+Each takes a source as it was typed (a sweep's name or file, a table, `mlflow:EXPERIMENT`) and raises InputError where
+it is not there or its rows cannot answer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from analysis import allocation, forms, objectives
+from analysis import conventions as counting
+from analysis import design as designs
+from analysis.findings import RefusalError
+from analysis.fit import Fit
+from analysis.quality import Rules
+from analysis.references import find as find_reference
+from analysis.source import Question, Source
+from orchestrator.errors import InputError
+from sweeps.sweep import Sweep
+from xlstm.run.directory import Workspace
+from xlstm.run.tracking import log_artifact
+
+if TYPE_CHECKING:
+    from analysis.figures import Evidence
+
+
+@contextmanager
+def _refusals_in_a_line() -> Iterator[None]:
+    """What the rows cannot answer is an error that a person can put right."""
+    try:
+        yield
+    except RefusalError as refusal:
+        raise InputError(str(refusal)) from None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """A question as it is typed: rules to keep, ranges of columns, the names of a form and of an objective."""
+
+    keep: Sequence[str] = ()
+    ranges: Mapping[str, tuple[float, float]] | None = None
+    mixed: bool = False
+    form: str = forms.ADDITIVE.name
+    objective: str = "huber"
+    delta: float | None = None
+
+    def question(self) -> Question:
+        """RefusalError naming the nearest valid word."""
+        rules = Rules(frozenset(self.keep), self.ranges or {})
+        return Question(rules, self.mixed, forms.find(self.form), objectives.find(self.objective, self.delta))
+
+
+def open_source(typed: str, columns: Mapping[str, str], question: Question | None = None) -> Source:
+    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name."""
+    name = Sweep.load(typed).name if Path(typed).suffix in (".yaml", ".yml", ".json") else typed
+    return Source(name, Workspace.default(), columns, question)
+
+
+@_refusals_in_a_line()
+def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
+    """The fits as documents, notes about their rows, and the folder where they are saved."""
+    source = open_source(typed, columns, wishes.question())
+    documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in source.fits]
+    return documents, source.notes, source.folder
+
+
+@_refusals_in_a_line()
+def conventions(typed: str, columns: Mapping[str, str], wishes: Wishes) -> list[dict[str, Any]]:
+    """Chinchilla's three approaches under each way of counting: a document per family, convention and approach."""
+    source = open_source(typed, columns, wishes.question())
+    return [asdict(one) for one in counting.compare(source.frame, source.curves(source.frame))]
+
+
+@_refusals_in_a_line()
+def design(
+    typed: str,
+    columns: Mapping[str, str],
+    target: tuple[float, float],
+    budget: float,
+    *,
+    unit: str = "flops",
+    sizes: Sequence[float] | None = None,
+    fragment: Path | None = None,
+) -> list[dict[str, Any]]:
+    """The next runs worth their cost, a document per family; written as points of a sweep file to `fragment`, too.
+
+    InputError for a unit other than flops and device-hours, or for device-hours of what is no submitted sweep.
+    """
+    if unit not in ("flops", "device-hours"):
+        raise InputError(f"--unit {unit}: write flops or device-hours")
+    source = open_source(typed, columns)
+    costs = [_planned_hours(typed, source, one) if unit == "device-hours" else None for one in source.fits]
+    found = [
+        designs.design(one, target, budget, sizes=sizes, cost=cost)
+        for one, cost in zip(source.fits, costs, strict=True)
+    ]
+    if fragment is not None:
+        pairs = zip(found, source.fits, strict=True)
+        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
+    return [asdict(one) | {"unit": unit} for one in found]
+
+
+@_refusals_in_a_line()
+def plot(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[list[Path], list[str], str | None]:
+    """The figures and the page that were written, why others were not drawn, and why MLflow did not get the page."""
+    from analysis import figures, plots
+
+    source = open_source(typed, columns)
+    evidence = _evidence(source, references)
+    paths, refusals = [], []
+    with plots.style():
+        for name, draw in figures.FIGURES.items():
+            try:
+                paths += plots.save(draw(evidence), source.folder / name)
+            except RefusalError as refusal:
+                refusals.append(f"{name}: not drawn: {refusal}")
+    page, complaint = _write_page(source, evidence)
+    return [*paths, page], refusals, complaint
+
+
+@_refusals_in_a_line()
+def report(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[Path, str | None]:
+    """The page that was written, and why MLflow did not get it."""
+    source = open_source(typed, columns)
+    return _write_page(source, _evidence(source, references))
+
+
+@_refusals_in_a_line()
+def predict(
+    typed: str, columns: Mapping[str, str], parameters: int, tokens: int, unique_tokens: int | None = None
+) -> list[dict[str, Any]]:
+    """The loss of a model of N parameters trained on D tokens, a document per family."""
+    rows = []
+    for fitted in open_source(typed, columns).fits:
+        loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
+        at = {"parameters": parameters, "tokens": tokens}
+        rows.append({"family": fitted.family, **at, "loss": loss, "interval": interval})
+    return rows
+
+
+@_refusals_in_a_line()
+def allocate(
+    typed: str, columns: Mapping[str, str], flops: float, inference_tokens: float
+) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier]]:
+    """The best split of a budget for each family, and how much compute the first one needs for the others' loss."""
+    fits = open_source(typed, columns).fits
+    splits = [(one.family, allocation.allocate_runs(one, flops, inference_tokens=inference_tokens)) for one in fits]
+    return splits, [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+
+
+def _planned_hours(typed: str, source: Source, fitted: Fit) -> designs.Cost:
+    """What runs cost in device hours, as the source's plan has them."""
+    if source.plan is None:
+        raise InputError(f"--unit device-hours: {typed} is no submitted sweep, only its plan knows device hours")
+    return designs.hours_of_plan(
+        fitted,
+        [
+            (run["parameters"]["total"], run["flops"]["exact"], run["device_hours"])
+            for run in source.plan["runs"]
+            if run["model"] == fitted.family and run["device_hours"] > 0
+        ],
+    )
+
+
+def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
+    from analysis.figures import Evidence
+
+    found = [find_reference(name) for name in references]
+    used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in source.fits])
+    return Evidence(source.fits, source.curves(used), found)
+
+
+def _write_page(source: Source, evidence: "Evidence") -> tuple[Path, str | None]:
+    """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
+    from analysis import report as pages
+
+    path = pages.write(source.folder / "report.html", source.name, evidence)
+    if source.plan is None:
+        return path, None
+    return path, log_artifact(source.name, source.workspace.tracking_uri, path, source.workspace.artifacts)

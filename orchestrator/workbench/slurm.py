@@ -1,0 +1,100 @@
+"""What the verbs about sweeps do where one was handed to Slurm. Its room is imported for those sweeps alone."""
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import InputError
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import Executor, Job
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.planning.plan import Plan
+    from slurm.check import Finding
+
+NAME = "slurm"
+"""By which the engine is asked for."""
+ASK_SECONDS = 30.0
+"""Between two questions to Slurm while somebody watches: between them the run directories tell enough."""
+
+
+def has(workspace: Workspace, sweep: str) -> bool:
+    """Whether runs of a sweep were ever handed to Slurm."""
+    return workspace.sweep(sweep).slurm.exists()
+
+
+def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console") -> None:
+    """Give what is missing of a part of a plan to Slurm and return: the rest is its and the jobs'.
+
+    InputError where the data cannot be prepared, or Slurm or the site refuses.
+    """
+    from orchestrator.execution.controller import admit
+    from orchestrator.execution.submission import prepare_data
+    from slurm.commands import SlurmError
+
+    jobs = []
+    for run in part.missing:
+        directory = plan.workspace.run(run.run_id)
+        if not admit(directory, run.spec):
+            jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
+    prepare_data(plan.workspace, [job.spec for job in jobs], console)
+    try:
+        handles = executor.submit(jobs)
+    except (SlurmError, ValueError) as error:
+        raise InputError(str(error)) from None
+    console.print(f"{len(handles)} runs are with Slurm; scaling status {plan.name} tells how they stand")
+
+
+def reconcile(workspace: Workspace, sweep: str) -> list[str]:
+    """Write into the run directories what Slurm alone knows. Returns the runs of the sweep that were handed to it."""
+    if not has(workspace, sweep):
+        return []
+    from slurm.executor import SlurmExecutor
+
+    executor = SlurmExecutor(workspace, sweep)
+    executor.reconcile()
+    return [handle.run.run_id for handle in executor.handles()]
+
+
+def cancel(workspace: Workspace, runs: Sequence[RunDirectory]) -> list[RunDirectory]:
+    """End those of the runs that have jobs with Slurm; returns them. InputError where Slurm does not answer."""
+    cancelled = []
+    for sweep in workspace.submitted():
+        if has(workspace, sweep):
+            from slurm.commands import SlurmError
+            from slurm.executor import SlurmExecutor
+
+            executor = SlurmExecutor(workspace, sweep)
+            try:
+                handles = executor.adopt(runs)
+                executor.cancel(handles)
+            except SlurmError as error:
+                raise InputError(str(error)) from None
+            cancelled += [handle.run for handle in handles]
+    return cancelled
+
+
+def catch_up(workspace: Workspace, sweep: str) -> None:
+    """Bring the run directories, and MLflow, up to date with what happened on the cluster while nobody looked."""
+    if run_ids := reconcile(workspace, sweep):
+        from orchestrator.execution.shipping import ship
+        from xlstm.run import tracking
+
+        if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
+            ship(workspace, sweep, run_ids)
+
+
+def check(workspace: Workspace, nodes: int) -> "list[Finding]":
+    """What a site offers and what it lacks; with `nodes`, one small job is run on so many."""
+    from slurm.check import examine
+
+    return examine(workspace, nodes)
+
+
+def show(findings: "Sequence[Finding]") -> None:
+    """Print what was found, for people."""
+    from slurm.check import show
+
+    show(findings)

@@ -1,0 +1,79 @@
+"""When a run is tried again: one policy for every engine, read from what the attempts left in the run's directory.
+
+Failures are few, and the same traceback twice ends it. Preemptions and lost machines are free while checkpoints
+advance; a run whose attempts leave no new one, several in a row, is set aside, as it would be tried for ever. What is
+counted are the attempts of one submission, whose tokens all begin with its own, and a dot: whoever goes on after the
+death of who submitted the run goes on counting, and submitting a run that has ended counts anew.
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+
+from xlstm.run.directory import RunDirectory
+from xlstm.run.records import Launch, State, Verdict, write_json
+
+MAXIMUM_FAILURES = 3
+"""Failed attempts of one submission after which a run is set aside."""
+MAXIMUM_STANDSTILLS = 5
+"""Attempts in a row without a new checkpoint after which a run is set aside."""
+
+
+def submission_of(token: str) -> str:
+    """The submission to which a job or an attempt belongs, by its token."""
+    return token.partition(".")[0]
+
+
+def current_submission(run: RunDirectory) -> str:
+    """The submission that carries the run, where it was submitted and has not ended; a new one otherwise."""
+    launch = run.latest_launch() if run.status().state.open else None
+    return submission_of(launch.token) if launch is not None else uuid.uuid4().hex
+
+
+def set_aside(
+    run: RunDirectory,
+    submission: str,
+    never_began: Sequence[str] = (),
+    remedy: str = "checkpoint more often (`checkpoint_every`)",
+) -> str | None:
+    """Why no further attempt of a submission is made, or None where another one is worth it.
+
+    `never_began` holds what became of supervisors that ended before they took the run, so that its directory tells
+    nothing of them: failures as well. `remedy` is what a person can do about attempts that leave no checkpoint.
+    """
+    attempts = list(_attempts(run, submission))
+    failures = [verdict for _, verdict in attempts if verdict is not None and verdict.state is State.FAILED]
+    causes = [verdict.traceback for verdict in failures if verdict.traceback]
+    reasons = [*never_began, *(verdict.reason for verdict in failures)]
+    if len(set(causes)) < len(causes):
+        return f"set aside after the same error twice: {reasons[-1]}"
+    if len(reasons) >= MAXIMUM_FAILURES:
+        return f"set aside after {len(reasons)} failed attempts: {reasons[-1]}"
+    recent = attempts[-MAXIMUM_STANDSTILLS:]
+    if len(recent) < MAXIMUM_STANDSTILLS:
+        return None
+    saved = (run.checkpoint_mark(step).stat().st_mtime for step in run.checkpoint_steps())
+    if any(moment >= recent[0][0].started for moment in saved):
+        return None
+    return f"set aside after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; {remedy}"
+
+
+def judge_from_outside(run: RunDirectory, state: State, reason: str) -> None:
+    """Give the latest attempt the verdict that nobody left, or that ranks which were left alone got wrong.
+
+    The state of the run follows. The time of a verdict that nobody left stays open: the attempt lasted until its last
+    row of metrics.
+    """
+    attempt = run.status().attempt
+    left = run.verdict(attempt)
+    if left is None or left.state is not state:
+        verdict = Verdict(state=state, reason=reason, time=left.time if left is not None else 0.0)
+        write_json(run.verdict_file(attempt), verdict.model_dump(mode="json"))
+    run.set_state(state, reason)
+
+
+def _attempts(run: RunDirectory, submission: str) -> Iterator[tuple[Launch, Verdict | None]]:
+    """The attempts of a submission, oldest first, with the verdicts of those that left one."""
+    for number in range(1, run.status().attempt + 1):
+        launch = run.launch(number)
+        if launch is not None and f"{launch.token}.".startswith(f"{submission}."):
+            yield launch, run.verdict(number)
