@@ -142,7 +142,7 @@ def result_of(spec: RunSpec, **given: Any) -> Result:
         steps=len(Trivial.once),
         parameters=Parameters(total=1, non_embedding=1, non_embedding_with_head=1),
         flops={"exact": 6.0, "6nd": 6.0},
-        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation.fingerprint),
+        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation_fingerprint),
         wall_seconds=0.1,
         device_hours=0.1 / 3600,
         attempts=1,
