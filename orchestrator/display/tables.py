@@ -56,8 +56,8 @@ def plan_summary(document: Mapping[str, Any]) -> str:
     settled = f"; {totals['settled']} diverged or were set aside: `scaling retry`" if totals["settled"] else ""
     missing = totals["runs"] - totals["complete"] - totals["settled"]
     if not missing:
-        complete = f"{totals['complete']} complete{settled}" if settled else "all complete"
-        return f"{totals['runs']} runs, {complete}: nothing to train"
+        complete = f"{totals['complete']} complete" if settled else "all complete"
+        return f"{totals['runs']} runs, {complete}: nothing to train{settled}"
     to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED and not run["settled"]]
     basis = sorted({run["device_hours_basis"] for run in to_train})
     cards = sorted({run["gpu"] for run in to_train if run["gpu"]})
