@@ -22,7 +22,7 @@ from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Ring
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
 
-CORPUS = ("corpus", "revision", "paths")
+CORPUS = ("corpus", "revision", "paths", "text_key", "id_type")
 """A corpus and what belongs to it: where another corpus is stated nearer, the whole is left behind."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}

@@ -155,13 +155,17 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
     if not isinstance(value, dict):
         return document
     rules = value.get("rules")
-    for holder, key in [(value, "data"), *((rule, "set") for rule in (rules if isinstance(rules, list) else []))]:
-        section = holder.get(key) if isinstance(holder, dict) else None
+    rules = rules if isinstance(rules, list) else []
+    places = dict(document.places)
+    for where in [("data",), *(("rules", index, "set") for index in range(len(rules)))]:
+        holder = value if where == ("data",) else rules[int(where[1])]
+        section = holder.get(where[-1]) if isinstance(holder, dict) else None
         if not isinstance(section, dict):
             continue
         corpus, paths = section.get("corpus"), section.get("paths")
         if isinstance(corpus, str) and ":" in corpus:
             section["corpus"], _, path = corpus.partition(":")
+            places.setdefault((*where, "paths"), document.place((*where, "corpus")))
             paths = [path, *(paths if isinstance(paths, list) else [])]
         if isinstance(paths, list):
             named = section.get("corpus") == "hf"  # perhaps a name on the Hub, and no path
@@ -171,4 +175,4 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
                 else path
                 for path in paths
             ]
-    return document
+    return Document(document.file, value, places)
