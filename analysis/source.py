@@ -13,12 +13,14 @@ from typing import Any
 
 import polars as pl
 
-from analysis import fitting, forms, runs, selection
-from analysis.fit import Fit
-from analysis.forms import ADDITIVE, Form
-from analysis.objectives import HUBER, Objective
-from analysis.quality import Rules
-from analysis.runs import Kind
+from analysis.data import runs, selection
+from analysis.data.quality import Rules
+from analysis.data.runs import Kind
+from analysis.fitting import families
+from analysis.fitting.fit import Fit
+from analysis.laws import forms
+from analysis.laws.forms import ADDITIVE, Form
+from analysis.laws.objectives import HUBER, Objective
 from xlstm.run.directory import Workspace
 from xlstm.run.records import write_json
 
@@ -102,10 +104,10 @@ class Source:
         """One fit per family: those saved while they answer the question, else new ones, which are saved."""
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
         if self.question.to_json() == self._asked_before:
-            found = fitting.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
+            found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
             if found:
                 return found
-        fits = fitting.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
+        fits = families.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._question_file, self.asked.to_json())

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from analysis import allocation, forms, objectives
-from analysis import conventions as counting
-from analysis import design as designs
+from analysis.data.quality import Rules
+from analysis.data.references import find as find_reference
+from analysis.decisions import allocation
+from analysis.decisions import conventions as counting
+from analysis.decisions import design as designs
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.quality import Rules
-from analysis.references import find as find_reference
+from analysis.fitting.fit import Fit
+from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
 from sweeps.sweep import Sweep
@@ -26,7 +27,7 @@ from xlstm.run.directory import Workspace
 from xlstm.run.tracking import log_artifact
 
 if TYPE_CHECKING:
-    from analysis.figures import Evidence
+    from analysis.report.figures import Evidence
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def design(
 @_refusals_in_a_line()
 def plot(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[list[Path], list[str], str | None]:
     """The figures and the page that were written, why others were not drawn, and why MLflow did not get the page."""
-    from analysis import figures, plots
+    from analysis.report import figures, plots
 
     source = open_source(typed, columns)
     evidence = _evidence(source, references)
@@ -168,7 +169,7 @@ def _planned_hours(typed: str, source: Source, fitted: Fit) -> designs.Cost:
 
 
 def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
-    from analysis.figures import Evidence
+    from analysis.report.figures import Evidence
 
     found = [find_reference(name) for name in references]
     used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in source.fits])
@@ -177,7 +178,7 @@ def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
 
 def _write_page(source: Source, evidence: "Evidence") -> tuple[Path, str | None]:
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
-    from analysis import report as pages
+    from analysis.report import page as pages
 
     path = pages.write(source.folder / "report.html", source.name, evidence)
     if source.plan is None:

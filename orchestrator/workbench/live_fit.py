@@ -17,14 +17,15 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     import matplotlib
 
     matplotlib.use("agg")  # drawn in the background, where no window system may be asked
-    from analysis import fitting, plots
     from analysis.findings import RefusalError
+    from analysis.fitting import families
+    from analysis.report import plots
     from analysis.source import Question, Source
 
     source = Source(sweep, workspace, asked=Question())
     frame = source.frame
     try:
-        fits = fitting.fit(frame)
+        fits = families.fit(frame)
     except RefusalError:
         return {}
     with plots.style():

@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import fitting, quality, runs
+from analysis.data import quality, runs
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.laws import AdditiveLaw
+from analysis.fitting import families
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 
@@ -26,7 +27,7 @@ def table(**replaced: object) -> pl.DataFrame:
 
 
 def fit(frame: pl.DataFrame, *, allow_mixed: bool = False) -> Fit:
-    (found,) = fitting.fit(quality.judge(frame), num_draws=20, num_starts=20, allow_mixed=allow_mixed)
+    (found,) = families.fit(quality.judge(frame), num_draws=20, num_starts=20, allow_mixed=allow_mixed)
     return found
 
 

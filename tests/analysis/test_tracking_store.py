@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis import runs, tracking_store
+from analysis.data import runs, tracking_store
 from analysis.findings import RefusalError
 
 EXPERIMENT = "o's runs"

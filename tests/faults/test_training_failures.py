@@ -71,7 +71,7 @@ def test_a_hanging_rank_is_named_by_the_watchdog(workspace: Workspace, manner: s
 def test_an_attempt_without_kernels_for_cpus_says_so_and_does_without(workspace: Workspace) -> None:
     def recorded(seed: int, wrapper: str | None) -> dict[str, str]:
         run = make_run(workspace, physics={"seed": seed})
-        start(run, wrapper=wrapper).completed()
+        start(run, wrapper=wrapper, forked=wrapper is None).completed()
         return json.loads((run.attempt(1) / "kernels.json").read_text())
 
     assert recorded(0, None) == {"asked": "auto", "for_cpus": "can run"}
