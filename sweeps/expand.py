@@ -16,6 +16,7 @@ from sweeps.language import BUDGETS, CORPUS, Axes, Resources, Settings, SweepFil
 from sweeps.located import Document, Path, Problem, SweepError
 from xlstm import accounting
 from xlstm.data import CorpusError, declare
+from xlstm.data.locations import located
 from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
@@ -252,6 +253,7 @@ class _Expansion:
                 return None
         paths = tuple(values.get("paths") or ())
         try:
+            paths = tuple(map(located, paths))
             return _declared(
                 values["corpus"],
                 values.get("tokenizer") or _default("tokenizer"),

@@ -259,7 +259,8 @@ def validate(document: Document) -> SweepFile:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a sweep file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SweepFile.model_json_schema(mode="validation")
+    written = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return written | SweepFile.model_json_schema(mode="validation") | {"patternProperties": {"^x-": {}}}
 
 
 def _problem(document: Document, detail: Any) -> Problem:

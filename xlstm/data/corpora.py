@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from xlstm.data import columnar, hub, layouts
+from xlstm.data.locations import located
 from xlstm.data.tokenizers import Vocabulary
 from xlstm.run.spec import IdType
 
@@ -190,7 +191,7 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
     if not paths:
         raise CorpusError("this corpus needs `paths`: files or folders to read")
     found: list[tuple[Path, str]] = []
-    for path in map(Path, paths):
+    for path in map(Path, _located(paths)):
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
             if not inside:
@@ -204,6 +205,13 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
         if path.stat().st_size == 0:
             raise CorpusError(f"{path}: the file is empty")
     return _assign_splits(found)
+
+
+def _located(paths: Sequence[str]) -> list[str]:
+    try:
+        return [located(path) for path in paths]
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
 
 
 def _assign_splits(found: Sequence[tuple[Path, str]]) -> list[CorpusFile]:
@@ -335,6 +343,7 @@ def _read_columns(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> I
 
 def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
     """The splits of a dataset, as if each were a file of that name."""
+    paths = _located(paths)
     if len(paths) != 1:
         raise CorpusError("corpus hf takes one dataset: hf:NAME on the Hub, hf:NAME:SUBSET, or hf:FOLDER")
     try:

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm.data.locations import located
+
 Tokens = NDArray[Any]
 """One-dimensional array of unsigned token ids."""
 
@@ -263,7 +265,7 @@ def end_of_text_beside(path: str) -> str | None:
     `NAME.tokenizer_config.json`. None where the usual ones suffice, or none is said. ValueError for a file that is no
     JSON.
     """
-    file, content = Path(path), _json(path, _read(path))
+    file, content = Path(located(path)), _json(path, _read(path))
     try:
         known = {token["content"] for token in content.get("added_tokens") or ()}
         known |= {item if isinstance(item, str) else item[0] for item in content["model"]["vocab"]}
@@ -355,6 +357,6 @@ def _json(path: str, content: str) -> dict[str, Any]:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(located(path)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer {path}: cannot be read: {error}") from None
