@@ -22,7 +22,7 @@ from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Ring
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
 
-CORPUS = ("corpus", "revision", "paths")
+CORPUS = ("corpus", "revision", "paths", "text_key", "id_type")
 """A corpus and what belongs to it: where another corpus is stated nearer, the whole is left behind."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -259,7 +259,8 @@ def validate(document: Document) -> SweepFile:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a sweep file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SweepFile.model_json_schema(mode="validation")
+    written = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return written | SweepFile.model_json_schema(mode="validation") | {"patternProperties": {"^x-": {}}}
 
 
 def _problem(document: Document, detail: Any) -> Problem:

@@ -187,12 +187,19 @@ class Result(Record):
         return self.validation.evaluation == spec.evaluation_fingerprint
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities."""
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities.
+
+    A `private` one is for its owner's eyes alone.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
+    with open(aside, "w", opener=_for_the_owner if private else None) as file:
         json.dump(content, file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

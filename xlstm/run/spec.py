@@ -49,6 +49,9 @@ later is left out while it has its default, so that a run or an evaluation witho
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
+IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
+"""What headerless token ids may be stored as, little-endian."""
+
 
 class Ring(BaseModel):
     """A part of a specification: immutable, strict about types, and closed to unknown keys."""
@@ -68,6 +71,17 @@ class Data(Ring):
     context_length: PositiveInt = Field(description="Tokens per training sequence.")
     documents: Literal["continue", "reset"] = Field(
         "continue", description="Whether state and attention run on from one document into the next, or start anew."
+    )
+    text_key: str = Field(
+        "text",
+        min_length=1,
+        description="The key or column that holds the text, such as `content`; `data.text` for one within another.",
+    )
+    end_of_text: str | None = Field(
+        None, min_length=1, description="The token of a tokenizer.json that ends a text, where it has an unusual name."
+    )
+    id_type: IdType | None = Field(
+        None, description="How headerless token ids are stored; null: the narrowest from 16 bits on."
     )
 
 

@@ -24,6 +24,7 @@ from xlstm.run.directory import RunDirectory
 from xlstm.run.locks import locked
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Record, Result, State, Status, write_json
+from xlstm.run.secrets import masked
 from xlstm.run.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
@@ -59,6 +60,7 @@ class _Cursor(Record):
     """How far one (tracking store, sweep) has followed a run."""
 
     tracking_uri: str
+    """Without its password; the name of the file tells stores apart."""
     experiment: str
     child: str
     offset: int = 0
@@ -88,7 +90,7 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
     try:
         _client(tracking_uri, artifacts).search_experiments(max_results=1)
     except Exception as error:
-        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
@@ -129,7 +131,7 @@ def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | No
     try:
         _client(tracking_uri, artifacts).log_artifact(parent_run(sweep, tracking_uri, artifacts), str(path))
     except Exception as error:
-        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
@@ -157,7 +159,8 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
             # MLflow shows it as the description of the run.
             card = model_card(spec, result, run.launch(result.attempts))
             client.set_tag(cursor.child, "mlflow.note.content", card)
-    write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
+    reached = {"offset": end, "last_step": last, "state": state, "tracking_uri": masked(tracking_uri)}
+    write_json(cursor_file, cursor.model_copy(update=reached).model_dump(), private=True)
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
 
 
@@ -178,7 +181,7 @@ def _adopt_or_create(
     child = client.create_run(experiment, run_name=run.run_id, tags=tags).info.run_id
     params = [Param(key, str(value)[:6000]) for key, value in _params(spec).items()]
     client.log_batch(child, params=params, tags=[RunTag("mlflow.note.content", spec.presentation.notes)])
-    return _Cursor(tracking_uri=tracking_uri, experiment=experiment, child=child)
+    return _Cursor(tracking_uri=masked(tracking_uri), experiment=experiment, child=child)
 
 
 def _params(spec: RunSpec) -> dict[str, Any]:
@@ -367,4 +370,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+    return masked((str(error).strip().splitlines() or ["no message"])[0])
