@@ -356,9 +356,9 @@ def test_two_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path, ending: s
     ).with_columns(run_id=pl.format("run-{}", pl.int_range(count)))
     path = tmp_path / f"rows.{ending}"
     {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[ending](path)
-    began = time.perf_counter()
+    began = time.process_time()
     assert runs.read(str(path), Reading()).frame["excluded"].null_count() == count
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20  # KiB
 
 
