@@ -2,9 +2,9 @@
 
 Columns: `run_id`, `family`, `size`, `seed`, `parameters` (N, total), `non_embedding` and `non_embedding_with_head` (N
 by other conventions, where known), `tokens` (D), `flops` (C), `loss` (nats per token on the validation split),
-`evaluation`, `tokenizer`, `schedule`, `cluster` (runs that share a trunk share it), `state` and `quality` (what is
-known of the run), and `excluded`: null, or why the row is not to be fitted. No row is dropped silently: a fit reports
-those it left out.
+`evaluation`, `tokenizer`, `schedule`, `data` (fingerprint of the prepared text), `context_length`, `precision`,
+`cluster` (runs that share a trunk share it), `state` and `quality` (what is known of the run), and `excluded`: null, or
+why the row is not to be fitted. No row is dropped silently: a fit reports those it left out.
 
 A row is one run, told from others by a key: our run id, MLflow's own id for runs that are not ours, and in a table the
 row itself. Names are no keys. Rows with the same numbers throughout are one run twice (`quality`), rows that differ in
@@ -26,7 +26,7 @@ from analysis.data.selection import SEARCHED
 from analysis.data.tracking_store import TrackedRun
 from analysis.findings import RefusalError
 from xlstm.quantities import nearest
-from xlstm.run.directory import Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Metric, Result
 from xlstm.run.spec import canonical
 
@@ -45,6 +45,9 @@ SCHEMA = {
     "evaluation": pl.String,
     "tokenizer": pl.String,
     "schedule": pl.String,
+    "data": pl.String,
+    "context_length": pl.Int64,
+    "precision": pl.String,
     "cluster": pl.String,
     "state": pl.String,
     "quality": pl.String,
@@ -72,6 +75,9 @@ MLFLOW_COLUMNS = {
     "evaluation": "params.evaluation",
     "tokenizer": "params.tokenizer",
     "schedule": "params.schedule",
+    "data": "params.data_fingerprint",
+    "context_length": "params.context_length",
+    "precision": "params.precision",
     "cluster": "tags.trunk_id",
     "state": "tags.state",
     "quality": "tags.quality",
@@ -212,7 +218,7 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
         run = workspace.run(planned["run_id"])
         result = run.result()
         if result is not None:
-            rows.append(_row(result))
+            rows.append(_row(run, result))
             continue
         status = run.status()
         rows.append(
@@ -244,8 +250,8 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     columns: dict[str, pl.Series] = {}
     reasons: list[str | None] = [None] * table.height
     for ours, values in cells.items():
-        if ours == "seed":
-            columns[ours] = _seeds(values)
+        if known[ours] == pl.Int64:
+            columns[ours] = _whole_numbers(ours, values)
         elif known[ours] == pl.String:
             columns[ours] = pl.Series(ours, [_words(cell) for cell in values], pl.String)
         else:
@@ -318,8 +324,8 @@ def from_mlflow(
     }
     frame = pl.DataFrame(
         {
-            ours: _seeds(texts[ours])
-            if ours == "seed"
+            ours: _whole_numbers(ours, texts[ours])
+            if (SCHEMA | EXTRA)[ours] == pl.Int64
             else pl.Series(ours, [_words(cell) for cell in texts[ours]], pl.String)
             if (SCHEMA | EXTRA)[ours] == pl.String
             else _numbers(ours, texts[ours], reading, reasons)
@@ -398,7 +404,11 @@ def _with_points(frame: pl.DataFrame, plan: Mapping[str, Any], axes: Sequence[st
     return frame.with_columns(pl.Series(selection.POINT, others, pl.String), *values)
 
 
-def _row(result: Result) -> dict[str, object]:
+def _row(run: RunDirectory, result: Result) -> dict[str, object]:
+    context_length, precision = result.context_length, result.precision
+    if context_length is None and run.spec_file.exists():  # a result of an earlier version
+        physics = run.spec().physics
+        context_length, precision = physics.data.context_length, physics.precision
     return {
         "run_id": result.run_id,
         "family": result.family,
@@ -414,6 +424,9 @@ def _row(result: Result) -> dict[str, object]:
         "evaluation": result.validation.evaluation,
         "tokenizer": result.tokenizer,
         "schedule": result.schedule,
+        "data": result.data_fingerprint,
+        "context_length": context_length,
+        "precision": precision,
         "cluster": result.trunk_id or result.run_id,
         "state": "COMPLETED",
         "quality": ", ".join(result.quality),
@@ -463,14 +476,14 @@ def _number_or_none(cell: object) -> float | None:
         return None
 
 
-def _seeds(cells: Sequence[object]) -> pl.Series:
-    """Seeds as whole numbers; where one is none, distinct texts are numbered: only which are equal matters."""
+def _whole_numbers(ours: str, cells: Sequence[object]) -> pl.Series:
+    """Seeds or context lengths; where one is none, distinct texts are numbered: only which are equal matters."""
     words = [_words(cell) for cell in cells]
     numbers = [_whole(word) for word in words]
     if any(word is not None and number is None for word, number in zip(words, numbers, strict=True)):
         order = {word: index for index, word in enumerate(dict.fromkeys(words))}
         numbers = [None if word is None else order[word] for word in words]
-    return pl.Series("seed", numbers, pl.Int64)
+    return pl.Series(ours, numbers, pl.Int64)
 
 
 def _whole(word: str | None) -> int | None:
