@@ -124,9 +124,15 @@ def test_the_server_is_told_its_store_where_nobody_reads_it(monkeypatch: pytest.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://alice:s3cretpw@db/x")
     monkeypatch.setattr(ui, "experiments", lambda _: {})
     started: list[Any] = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
-    ui.serve(Workspace(tmp_path), "127.0.0.1", 5000)
-    ((_, command, variables),) = started
+
+    def refused(command: list[str], env: dict[str, str]) -> Any:
+        started.append((command, env))
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(ui.subprocess, "Popen", refused)
+    with pytest.raises(OSError, match="no more"):
+        ui.serve(Workspace(tmp_path), "127.0.0.1", 5000)
+    ((command, variables),) = started
     assert "s3cretpw" not in " ".join(command)
     assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql://alice:s3cretpw@db/x"
 
