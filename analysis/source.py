@@ -103,7 +103,7 @@ class Source:
     def fits(self) -> list[Fit]:
         """One fit per family: those saved while they answer the question, else new ones, which are saved."""
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
-        if self.question.to_json() == self._asked_before:
+        if self.question == Question.from_json(self._asked_before):
             found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
             if found:
                 return found

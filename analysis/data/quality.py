@@ -18,6 +18,8 @@ RULES = {
     "not-decayed": "the learning rate had not decayed at the end of training",
     "repeated-data": "the run saw tokens more than once",
     "damaged-checkpoint": "the run went on after a damaged checkpoint",
+    "exploded": "the loss is far above that of a uniform guess",
+    "loss-rose": "the loss is above an earlier one of the same run",
     "duplicate": "another row is the same run, or has the same numbers throughout",
 }
 """Rules that `--keep` can switch off, and why each excludes. Numbers that cannot be a run's are always excluded."""
@@ -25,11 +27,16 @@ CODES = {
     "not-decayed": "learning-rate-not-decayed",
     "repeated-data": "repeated-data",
     "damaged-checkpoint": "damaged-checkpoint",
+    "exploded": "loss-above-uniform",
+    "loss-rose": "loss-rose",
 }
 """The code of a run's result that a rule looks for."""
 RANGED = ("parameters", "tokens", "flops", "loss")
 COMPARABLE = {
     "evaluation": "losses of different evaluations (data, context or tokens)",
+    "data": "runs on different texts",
+    "context_length": "losses at different context lengths",
+    "precision": "runs of different precision",
     "tokenizer": "losses per token of different tokenizers",
     "schedule": "learning-rate schedules",
 }
@@ -106,13 +113,28 @@ def judge(frame: pl.DataFrame, rules: Rules | None = None) -> pl.DataFrame:
 def refuse_mixed(family: str, rows: pl.DataFrame) -> None:
     """RefusalError where usable rows of one family do not compare; it says what is mixed, in which shares."""
     for name, what in COMPARABLE.items():
-        if rows[name].n_unique() > 1:
+        if name in rows.columns and rows[name].n_unique() > 1:
             shares = rows.group_by(name, maintain_order=True).len()
             listed = ", ".join(f"{value or 'not stated'} ({count} runs)" for value, count in shares.iter_rows())
             raise RefusalError(
                 "mixed-rows",
                 f"{family}: {what} do not mix in one fit: {name} is {listed}; leave rows out, or allow mixed rows",
             )
+
+
+def not_comparable(frame: pl.DataFrame) -> str | None:
+    """In what the usable rows of several families differ, so that the families' losses do not compare; None if not."""
+    usable = frame.filter(pl.col("excluded").is_null())
+    for name in ("evaluation", "data", "context_length", "tokenizer"):
+        if usable[name].n_unique() > 1:
+            listed = "; ".join(
+                f"{family}: {', '.join(str(value) for value in values)}"
+                for family, values in usable.group_by("family", maintain_order=True)
+                .agg(pl.col(name).unique())
+                .iter_rows()
+            )
+            return f"{COMPARABLE[name]}: {name} is {listed}"
+    return None
 
 
 def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:

@@ -2,9 +2,9 @@
 
 Columns: `run_id`, `family`, `size`, `seed`, `parameters` (N, total), `non_embedding` and `non_embedding_with_head` (N
 by other conventions, where known), `tokens` (D), `flops` (C), `loss` (nats per token on the validation split),
-`evaluation`, `tokenizer`, `schedule`, `cluster` (runs that share a trunk share it), `state` and `quality` (what is
-known of the run), and `excluded`: null, or why the row is not to be fitted. No row is dropped silently: a fit reports
-those it left out.
+`evaluation`, `tokenizer`, `schedule`, `data` (fingerprint of the prepared text), `context_length`, `precision`,
+`cluster` (runs that share a trunk share it), `state` and `quality` (what is known of the run), and `excluded`: null, or
+why the row is not to be fitted. No row is dropped silently: a fit reports those it left out.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import polars as pl
 
 from analysis.data import quality, tracking_store
 from analysis.findings import RefusalError
-from xlstm.run.directory import Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Metric, Result
 
 SCHEMA = {
@@ -33,6 +33,9 @@ SCHEMA = {
     "evaluation": pl.String,
     "tokenizer": pl.String,
     "schedule": pl.String,
+    "data": pl.String,
+    "context_length": pl.Int64,
+    "precision": pl.String,
     "cluster": pl.String,
     "state": pl.String,
     "quality": pl.String,
@@ -57,6 +60,9 @@ MLFLOW_COLUMNS = {
     "evaluation": "params.evaluation",
     "tokenizer": "params.tokenizer",
     "schedule": "params.schedule",
+    "data": "params.data_fingerprint",
+    "context_length": "params.context_length",
+    "precision": "params.precision",
     "cluster": "tags.trunk_id",
     "state": "tags.state",
     "quality": "tags.quality",
@@ -136,7 +142,7 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
         run = workspace.run(planned["run_id"])
         result = run.result()
         if result is not None:
-            rows.append(_row(result))
+            rows.append(_row(run, result))
             continue
         status = run.status()
         rows.append(
@@ -230,7 +236,11 @@ def curves_from_mlflow(experiment: str, tracking_uri: str) -> pl.DataFrame:
     return joined.select("run_id", tokens=pl.col("step") * pl.col("batch_tokens"), loss="value").drop_nulls()
 
 
-def _row(result: Result) -> dict[str, object]:
+def _row(run: RunDirectory, result: Result) -> dict[str, object]:
+    context_length, precision = result.context_length, result.precision
+    if context_length is None and run.spec_file.exists():  # a result of an earlier version
+        physics = run.spec().physics
+        context_length, precision = physics.data.context_length, physics.precision
     return {
         "run_id": result.run_id,
         "family": result.family,
@@ -246,6 +256,9 @@ def _row(result: Result) -> dict[str, object]:
         "evaluation": result.validation.evaluation,
         "tokenizer": result.tokenizer,
         "schedule": result.schedule,
+        "data": result.data_fingerprint,
+        "context_length": context_length,
+        "precision": precision,
         "cluster": result.trunk_id or result.run_id,
         "state": "COMPLETED",
         "quality": ", ".join(result.quality),

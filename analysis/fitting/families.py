@@ -42,7 +42,8 @@ def saved(
     fits = [Fit.load(path.parent) for path in documents]
     if any(one.form is not form or one.objective != objective for one in fits):
         return []
-    if not pl.concat([one.rows for one in fits]).sort("run_id").equals(frame.sort("run_id")):
+    stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
+    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
         return []
     for one in fits:
         _refuse(one.family, one.used, form, allow_mixed)
@@ -86,6 +87,9 @@ def fit(
     if refusals:
         names = "; ".join(str(refusal) for refusal in refusals)
         warning = FitWarning("family-not-fitted", names)
+        fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
+    if len(fits) > 1 and (differ := quality.not_comparable(frame)):
+        warning = FitWarning("families-not-comparable", f"the families' losses do not compare: {differ}")
         fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
     return fits
 

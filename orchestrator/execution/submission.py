@@ -16,7 +16,7 @@ from orchestrator.errors import InputError
 from orchestrator.execution.controller import Controller, Event, Happening
 from orchestrator.execution.lock import sole_controller
 from orchestrator.execution.shipping import LiveFit, Shipper
-from xlstm.data import prepare
+from xlstm.data import open_prepared, prepare
 from xlstm.data.preparation import data_folder
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Executor, PlannedRun
@@ -57,7 +57,9 @@ def submit(
     submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     with _ending_as_interrupt(), sole_controller(workspace, name, executor.name, console):
-        prepare_data(workspace, [run.spec for run in runs], console)
+        specs = [run.spec for run in runs]
+        prepare_data(workspace, specs, console)
+        refuse_drift(workspace, specs)
         with Shipper(workspace, name, live_fit) as shipper, display:
 
             def watch(event: Event) -> None:
@@ -91,6 +93,25 @@ def prepare_data(
         console.print(f"data: {data.corpus} by {data.tokenizer}: {splits}", highlight=False)
         for line in manifest.taken:
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def refuse_drift(workspace: Workspace, specs: Sequence[RunSpec]) -> None:
+    """InputError where runs that are complete were trained on another text than the one prepared under its name.
+
+    The revision of a named corpus is a version; what it holds may differ from machine to machine, and from day to day.
+    """
+    for spec in specs:
+        result = workspace.run(spec.run_id).result()
+        if result is None:
+            continue
+        data = spec.physics.data
+        fingerprint = open_prepared(data, workspace).manifest.fingerprint
+        if result.data_fingerprint != fingerprint:
+            raise InputError(
+                f"data {data.corpus} {data.revision}: {spec.run_id} was trained on text {result.data_fingerprint}, "
+                f"and prepared here is {fingerprint}, so that losses would not compare; bring the earlier text back, "
+                "or submit the sweep in another workspace"
+            )
 
 
 def failed(statuses: Mapping[str, Status]) -> list[str]:

@@ -21,6 +21,7 @@ from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.executor import PlannedRun
 from xlstm.run.records import Fork, Parameters, State, write_json
+from xlstm.run.retry import is_settled
 from xlstm.run.spec import RunSpec
 
 
@@ -39,6 +40,8 @@ class RunPlan:
     """Of what this run itself trains: without the steps it takes over from a trunk."""
     state: State
     share: Share
+    settled: bool = False
+    """Whether it diverged or was set aside, so that only who asks for it trains it again."""
 
     @property
     def spec(self) -> RunSpec:
@@ -127,6 +130,7 @@ class RunPlan:
             "mfu": self.estimate.mfu,
             "expected_points": expected_points(self.spec, self.start, self.card),
             "state": self.state.value,
+            "settled": self.settled,
             "forks_from": fork.model_dump() if fork else None,
             "point": dict(self.sweep_run.point),
         }
@@ -150,8 +154,13 @@ class Plan:
 
     @property
     def missing(self) -> list[RunPlan]:
-        """Runs that are not complete."""
-        return [run for run in self.runs if run.state is not State.COMPLETED]
+        """Runs that are to be carried out: those that are neither complete nor settled otherwise."""
+        return [run for run in self.runs if run.state is not State.COMPLETED and not run.settled]
+
+    @property
+    def settled(self) -> list[RunPlan]:
+        """Runs that diverged or were set aside."""
+        return [run for run in self.runs if run.settled]
 
     @property
     def misfits(self) -> list[str]:
@@ -160,8 +169,8 @@ class Plan:
 
     @cached_property
     def launches(self) -> list[PlannedRun]:
-        """Every run as the controller takes it, in order."""
-        return [PlannedRun(run.spec, run.share.fork, run.share.checkpoint_at) for run in self.runs]
+        """Every run that is not settled, as the controller takes it, in order."""
+        return [PlannedRun(run.spec, run.share.fork, run.share.checkpoint_at) for run in self.runs if not run.settled]
 
     @cached_property
     def totals(self) -> dict[str, Any]:
@@ -169,7 +178,8 @@ class Plan:
         missing = self.missing
         return {
             "runs": len(self.runs),
-            "complete": len(self.runs) - len(missing),
+            "complete": len(self.runs) - len(missing) - len(self.settled),
+            "settled": len(self.settled),
             "tokens": sum(run.own_tokens for run in missing),
             "independent_tokens": sum(run.spec.physics.steps * run.spec.physics.batch_tokens for run in missing),
             "flops": sum(run.own_flops for run in missing),
@@ -224,7 +234,8 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
     flops = accounting.training_flops(physics.model, physics.data.context_length, physics.steps * physics.batch_tokens)
     card = card_of(run.spec, run.gpu)
     own_flops = flops["exact"] * (1 - shared.start / physics.steps)
-    state = directory.status().state
+    status = directory.status()
+    state = status.state
     if complete:
         state = State.COMPLETED
     elif state is State.COMPLETED:
@@ -238,6 +249,7 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu),
         state=state,
         share=shared,
+        settled=not complete and is_settled(status),
     )
 
 

@@ -59,6 +59,13 @@ class Tokenizer(Protocol):
         """Text of token ids; what is not valid text becomes the replacement character."""
         ...
 
+    def token_bytes(self) -> NDArray[np.int64] | None:
+        """UTF-8 bytes of text that each token stands for: 0 at an end of document, -1 where the token does not tell.
+
+        None where no token does: how much text a word stands for depends on what lies between two.
+        """
+        ...
+
     def save(self) -> str | None:
         """What `load_tokenizer` makes it from again; None where the name says all."""
         ...
@@ -76,6 +83,9 @@ class ByteTokenizer:
     def decode(self, tokens: Tokens) -> str:
         content: bytes = tokens[tokens != self.end_of_document].astype(np.uint8).tobytes()
         return content.decode(errors="replace")
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.where(np.arange(self.vocabulary) == self.end_of_document, 0, 1)
 
     def save(self) -> str | None:
         return None
@@ -107,6 +117,9 @@ class CharacterTokenizer:
     def decode(self, tokens: Tokens) -> str:
         known = self.characters + "\ufffd"
         return "".join(known[token] for token in tokens.tolist() if token != self.end_of_document)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.array([*(len(character.encode()) for character in self.characters), -1, 0])
 
     def save(self) -> str:
         return json.dumps({"kind": "characters", "characters": self.characters})
@@ -153,6 +166,9 @@ class WordTokenizer:
             else:
                 lines[-1].append(self.words[token] if token < len(self.words) else "\ufffd")
         return "\n".join(" ".join(line) for line in lines)
+
+    def token_bytes(self) -> None:
+        return None
 
     def save(self) -> str:
         return json.dumps({"kind": "words", "words": self.words})
@@ -218,6 +234,18 @@ class JsonTokenizer:
         text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return text
 
+    def token_bytes(self) -> NDArray[np.int64] | None:
+        # A byte-level vocabulary (GPT-2) writes each byte of a token as one character; added tokens are plain text.
+        content = json.loads(self._content)
+        if (content.get("decoder") or {}).get("type") != "ByteLevel" or content.get("normalizer"):
+            return None
+        counts = np.full(self.vocabulary, -1)
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            counts[index] = len(token)
+        for added in content.get("added_tokens", ()):
+            counts[added["id"]] = 0 if added["id"] == self.end_of_document else len(added["content"].encode())
+        return counts
+
     def save(self) -> str:
         return self._content
 
@@ -236,6 +264,9 @@ class PlainIds:
 
     def decode(self, tokens: Tokens) -> str:
         return " ".join(str(token) for token in tokens.tolist() if token != self.end_of_document)
+
+    def token_bytes(self) -> None:
+        return None
 
     def save(self) -> str | None:
         return None

@@ -263,12 +263,20 @@ class Evaluation(Ring):
     """What is measured on the trained model."""
 
     name: str = Field("validation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the file it leaves.")
-    sequences: PositiveInt | None = Field(None, description="Validation sequences, from the first; null: all of them.")
+    sequences: PositiveInt | None = Field(None, description="Number of validation sequences; null: all of them.")
+    windows: Literal["even", "first"] = Field(
+        "even", description="Which sequences a shortened validation reads: evenly over the whole split, or the first."
+    )
 
-    @property
-    def fingerprint(self) -> str:
-        """Eight hex digits that name this evaluation: equal fingerprints, comparable losses."""
-        return _digest(_without_later_defaults(self, self.model_dump(mode="json")))
+    def fingerprint_on(self, data: Data) -> str:
+        """Eight hex digits that name this evaluation of runs on these data: equal fingerprints, comparable losses.
+
+        `first` is what was done before text, tokenizer and context were a part of the fingerprint, and keeps it so.
+        """
+        own = _without_later_defaults(self, self.model_dump(mode="json"))
+        if self.windows == "first":
+            return _digest({name: own[name] for name in ("name", "sequences")})
+        return _digest({"evaluation": own, "data": _without_later_defaults(data, data.model_dump(mode="json"))})
 
 
 class RunSpec(Ring):
@@ -297,6 +305,11 @@ class RunSpec(Ring):
         slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
         return f"{slug}-{_digest(self.canonical_payload())}"
 
+    @cached_property
+    def evaluation_fingerprint(self) -> str:
+        """What names the evaluation of this run: equal fingerprints, comparable losses."""
+        return self.evaluation.fingerprint_on(self.physics.data)
+
     def canonical_payload(self) -> dict[str, Any]:
         """What is hashed: ring 1 as plain values, without later fields at their defaults, and the schema version."""
         return {"schema": SCHEMA_VERSION, "physics": self.physics.model_dump(mode="json")}
@@ -312,6 +325,8 @@ class RunSpec(Ring):
         """Read `spec.json`. ValueError, with the differences, when its physics is not the one of its run_id."""
         content = json.loads(path.read_text())
         run_id = content.pop("run_id", None)
+        if run_id is not None:  # as saved; before there was a choice, the first windows were read
+            content.get("evaluation", {}).setdefault("windows", "first")
         hashed = content.pop("canonical", None)
         spec = cls.model_validate(content)
         if run_id not in (None, spec.run_id):

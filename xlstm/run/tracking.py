@@ -204,7 +204,7 @@ def _params(spec: RunSpec) -> dict[str, Any]:
         "weight_decay": physics.optimizer.weight_decay,
         "schedule": physics.schedule.kind,
         "precision": physics.precision,
-        "evaluation": spec.evaluation.fingerprint,
+        "evaluation": spec.evaluation_fingerprint,
         **{f"model.{key}": value for key, value in dimensions.items()},
     }
 
