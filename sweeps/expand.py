@@ -22,7 +22,18 @@ from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
 from xlstm.models.sizes import SIZES, config_for
 from xlstm.quantities import nearest
-from xlstm.run.spec import Data, Evaluation, Execution, IdType, Optimizer, Physics, Presentation, RunSpec, Schedule
+from xlstm.run.spec import (
+    Data,
+    Evaluation,
+    Execution,
+    IdType,
+    Optimizer,
+    Physics,
+    Presentation,
+    RunSpec,
+    Schedule,
+    same_training,
+)
 
 _ALTERNATIVES = (
     ("batch_sequences", "batch_tokens"),
@@ -217,7 +228,7 @@ class _Expansion:
                 self._complain_at_cause(detail, sources, point)
             return None
         scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
-        return SweepRun(spec, point.values(), **scheduling)
+        return SweepRun(same_training(spec), point.values(), **scheduling)
 
     def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}

@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.findings import RefusalError
+from analysis.data.selection import SEARCHED
+from analysis.findings import FitWarning, RefusalError
 
 RULES = {
     "unfinished": "the run has not completed",
@@ -41,6 +42,11 @@ COMPARABLE = {
     "schedule": "learning-rate schedules",
 }
 """Columns in which the runs of one fit must agree, and what a difference mixes."""
+NOISE, NOISE_OF_SEEDS = 0.01, 0.05
+"""How far losses at one (N, D) may lie apart, relatively, before something else than chance is at work.
+
+Runs that are repetitions by their seeds differ by a few per mille, the smallest ones by some per cent.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,12 @@ def judge(frame: pl.DataFrame, rules: Rules | None = None) -> pl.DataFrame:
         if rule not in rules.keep:
             found = pl.col("quality").str.extract(f"({code}[^,]*)")
             reasons.append(pl.when(found.is_not_null()).then(pl.format(f"{rule} ({{}})", found)))
-    for name in RANGED[:2] + RANGED[3:]:
+    for name in ("parameters", "tokens", "loss"):
         column = pl.col(name)
         bad = column.is_null() | ~column.is_finite() | (column <= 0) | (column >= math.sqrt(1.7e308))
         reasons.append(pl.when(bad).then(pl.lit(f"{name} is not a positive finite number")))
+    bad = ~pl.col("flops").is_finite() | (pl.col("flops") <= 0)
+    reasons.append(pl.when(bad).then(pl.lit("flops is not a positive finite number")))
     for name, (low, high) in rules.ranges.items():
         column = pl.col(name)
         outside = column.is_null() | ~column.is_between(low, high)
@@ -120,6 +128,49 @@ def refuse_mixed(family: str, rows: pl.DataFrame) -> None:
                 "mixed-rows",
                 f"{family}: {what} do not mix in one fit: {name} is {listed}; leave rows out, or allow mixed rows",
             )
+
+
+def count_reasons(rows: pl.DataFrame) -> str:
+    """How many rows there are and why some are left out, such as `12 rows: 7 unfinished (RUNNING), 5 …`.
+
+    Empty where none is. Of reasons that differ in what stands in brackets, the first is shown.
+    """
+    left_out = rows["excluded"].drop_nulls().to_list()
+    if not left_out:
+        return ""
+    kinds: dict[str, list[str]] = {}
+    for reason in left_out:
+        kinds.setdefault(reason.partition(" (")[0], []).append(reason)
+    most = sorted(kinds.values(), key=lambda reasons: -len(reasons))
+    listed = [f"{len(reasons)} left out because: {reasons[0]}" for reasons in most[:5]]
+    more = [f"{sum(map(len, most[5:]))} for other reasons"] if len(most) > 5 else []
+    return f"{rows.height} rows: {', '.join([*listed, *more])}"
+
+
+def several_losses(family: str, rows: pl.DataFrame) -> list[FitWarning]:
+    """A warning where usable rows of one (N, D) differ in loss by more than chance; the fit takes each as measured."""
+    points = [name for name in ("parameters", "tokens", "unique_tokens") if name in rows.columns]
+    with_seed = rows.filter(pl.col("seed").is_not_null()) if "seed" in rows.columns else rows.clear()
+    spread = pl.col("loss").max() / pl.col("loss").min() - 1
+    same = (rows.group_by([*points, "seed"]) if "seed" in rows.columns else rows.group_by(points)).agg(spread=spread)
+    seeds = with_seed.group_by(points).agg(spread=spread)
+    apart = pl.concat(
+        [
+            same.filter(pl.col("spread") > NOISE).select(*points, "spread"),
+            seeds.filter(pl.col("spread") > NOISE_OF_SEEDS).select(*points, "spread"),
+        ]
+    )
+    if not apart.height:
+        return []
+    count, of = apart.select(points).n_unique(), rows.select(points).n_unique()
+    return [
+        FitWarning(
+            "several-losses",
+            f"{family}: at {count} of {of} points (N, D) several rows differ in loss, by up to "
+            f"{100 * float(apart['spread'].max()):.2g} %: if an axis such as the learning rate was searched, "
+            "name it with --best-of",
+        )
+    ]
 
 
 def not_comparable(frame: pl.DataFrame) -> str | None:
@@ -141,9 +192,10 @@ def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
     """Exclude all but the first usable one of rows with one run_id, or with the same numbers and description."""
     indexed = frame.with_row_index("_row")
     usable = indexed.filter(pl.col("excluded").is_null())
+    searched = [name for name in frame.columns if name.startswith(SEARCHED)]
     copies = [
         usable.filter(pl.col("run_id").is_not_null() & ~pl.struct(keys).is_first_distinct()).select("_row")
-        for keys in (["run_id"], ["family", "seed", "evaluation", *RANGED])
+        for keys in (["run_id"], ["family", "seed", "evaluation", *RANGED, *searched])
     ]
     copied = pl.concat(copies)["_row"].unique().implode()
     reason = pl.when(pl.col("_row").is_in(copied)).then(pl.lit("duplicate"))

@@ -4,8 +4,9 @@ A plan is data: `Plan.document()` is what `scaling plan --json` prints and what 
 which status and analysis read which runs belong to the sweep. Imports without torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,7 @@ from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.executor import PlannedRun
 from xlstm.run.records import Fork, Parameters, State, write_json
 from xlstm.run.retry import is_settled
-from xlstm.run.spec import RunSpec
+from xlstm.run.spec import RunSpec, same_training
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Plan:
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
-    runs = sweep.runs
+    runs = as_known(sweep.runs, workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.result() for run_id, directory in directories.items()}
     complete = {
@@ -219,6 +220,34 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         for run in runs
     ]
     return Plan(sweep, workspace, tuple(_in_order(planned)))
+
+
+def as_known(runs: Sequence[SweepRun], workspace: Workspace) -> list[SweepRun]:
+    """The runs, each with the specification under whose id the same training lies in the workspace already.
+
+    Earlier versions gave another id to a run that stated a schedule's default: it is found, and not trained again.
+    """
+    missing = {run.spec.run_id.rpartition("-")[0] for run in runs if not workspace.run(run.spec.run_id).path.exists()}
+    if not missing or not workspace.runs.is_dir():
+        return list(runs)
+    known: dict[str, RunSpec] = {}
+    for entry in os.scandir(workspace.runs):
+        directory = workspace.run(entry.name)
+        if entry.name.rpartition("-")[0] not in missing or not directory.spec_file.is_file():
+            continue
+        text = directory.spec_file.read_text(errors="replace")
+        if '"decay_steps": null' in text and '"constant"' not in text:
+            continue  # nothing is stated that could be left out
+        try:
+            stated = directory.spec()
+        except ValueError:
+            continue  # damaged: whoever asks for this run is told
+        if (plain := same_training(stated)) is not stated:
+            known[plain.run_id] = stated
+    return [
+        replace(run, spec=run.spec.with_physics(known[run.spec.run_id].physics)) if run.spec.run_id in known else run
+        for run in runs
+    ]
 
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:

@@ -22,7 +22,29 @@ ASK_SECONDS = 30.0
 
 def has(workspace: Workspace, sweep: str) -> bool:
     """Whether runs of a sweep were ever handed to Slurm."""
-    return workspace.sweep(sweep).slurm.exists()
+    from slurm.batches import batches_of
+
+    return bool(batches_of(workspace, sweep))
+
+
+class PartlyHandedOverError(InputError):
+    """Slurm refused some jobs, after it had taken others of the same submission."""
+
+
+def make(workspace: Workspace, sweep: str) -> Executor:
+    """The executor for a sweep. InputError where Slurm does not answer, or another process carries the sweep out."""
+    from orchestrator.execution.lock import holder
+    from slurm.commands import SlurmError
+    from slurm.executor import SlurmExecutor
+
+    if who := holder(workspace, sweep):
+        raise InputError(f"{sweep} is carried out by {who}; end that first: scaling cancel {sweep}")
+    executor = SlurmExecutor(workspace, sweep)
+    try:
+        executor.ask()
+    except SlurmError as error:
+        raise InputError(str(error)) from None
+    return executor
 
 
 def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console") -> None:
@@ -43,6 +65,9 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
     try:
         handles = executor.submit(jobs)
     except (SlurmError, ValueError) as error:
+        taken = {handle.token for handle in executor.adopt([job.run for job in jobs])} & {job.token for job in jobs}
+        if taken:
+            raise PartlyHandedOverError(f"{error}; {len(taken)} of {len(jobs)} runs are with Slurm") from None
         raise InputError(str(error)) from None
     console.print(f"{len(handles)} runs are with Slurm; scaling status {plan.name} tells how they stand")
 

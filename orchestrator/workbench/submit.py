@@ -4,7 +4,8 @@ An engine is imported when it is asked for: planning for one needs none of what 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -49,8 +50,8 @@ def submit(plan: Plan, on: str, console: "Console", only: Plan | None = None) ->
     console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False)
     for misfit in plan.misfits:
         console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
-    plan.save()
-    return engine.carry_out(executor, plan, only or plan, console)
+    with _saved(plan):
+        return engine.carry_out(executor, plan, only or plan, console)
 
 
 def detach(plan: Plan, on: str) -> str | None:
@@ -82,6 +83,26 @@ def to_retry(plan: Plan) -> tuple[Plan, str] | None:
     ran = ["local", *(launch.executor for launch in launches if launch is not None)]
     on = slurm.NAME if slurm.has(plan.workspace, plan.name) else ran[-1]
     return replace(plan, runs=tuple(replace(run, settled=False) for run in again)), on
+
+
+@contextmanager
+def _saved(plan: Plan) -> Iterator[None]:
+    """Keep a plan; where it is refused before any of it was carried out, what was kept before is there again."""
+    files = (plan.directory.sweep_file, plan.directory.plan_file)
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.exists() else None for path in files]
+    plan.save()
+    try:
+        yield
+    except slurm.PartlyHandedOverError:
+        raise
+    except InputError:
+        for path, kept in zip(files, before, strict=True):
+            if kept is None:
+                path.unlink()
+            else:
+                path.write_bytes(kept[0])
+                os.utime(path, ns=(kept[1], kept[1]))
+        raise
 
 
 def find_engine(on: str) -> Engine:
@@ -134,15 +155,9 @@ def _detach_into_cluster(plan: Plan) -> str:
     return f"the cluster carries out {plan.name} already, and will look again when it has done so; its log is {log}"
 
 
-def _slurm(workspace: Workspace, sweep: str) -> Executor:
-    from slurm.executor import SlurmExecutor
-
-    return SlurmExecutor(workspace, sweep)
-
-
 ENGINES: Mapping[str, Engine] = {
     "local": Engine(_local, _under_control, _detach_here),
     "ray": Engine(_ray, _under_control, _detach_into_cluster),
-    slurm.NAME: Engine(_slurm, slurm.hand_over),
+    slurm.NAME: Engine(slurm.make, slurm.hand_over),
 }
 """By the name that `--on` takes."""

@@ -5,6 +5,7 @@
 
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ def test_mlflow_shows_the_same_parameters_and_metrics(moved: Path, scaling: Any,
     assert scaling("sync").code == 0
     for sweep, runs in said["mlflow"].items():
         assert shown(moved, sweep) == runs
+
+
+def test_mlflow_shows_every_run_once_where_an_earlier_revision_logged_it_elsewhere(moved: Path, scaling: Any) -> None:
+    import sqlite3
+
+    def shown_now() -> dict[tuple[str, str], int]:
+        with sqlite3.connect(moved / "workspace" / "mlflow.db") as store:
+            found = "SELECT experiment_id, value FROM runs JOIN tags USING (run_uuid) WHERE key = 'run_id' "
+            rows = store.execute(f"{found} AND lifecycle_stage = 'active'").fetchall()
+        return dict(Counter(rows))
+
+    assert scaling("sync").code == 0
+    once = shown_now()
+    assert set(once.values()) == {1}
+    assert scaling("sync").code == 0
+    assert shown_now() == once
 
 
 @pytest.mark.serial

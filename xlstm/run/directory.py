@@ -121,6 +121,11 @@ class SweepDirectory:
         """One folder for each array of jobs that was handed to Slurm."""
         return self.path / "slurm"
 
+    @property
+    def slurm_lock(self) -> Path:
+        """The file whose lock is held while jobs are handed to Slurm."""
+        return self.path / "slurm.lock"
+
     def plan(self) -> dict[str, Any]:
         """The plan. FileNotFoundError where the sweep was never submitted."""
         document: dict[str, Any] = json.loads(self.plan_file.read_bytes())

@@ -310,6 +310,12 @@ class RunSpec(Ring):
         """What names the evaluation of this run: equal fingerprints, comparable losses."""
         return self.evaluation.fingerprint_on(self.physics.data)
 
+    def with_physics(self, physics: Physics) -> "RunSpec":
+        """The same run but for its physics, and so another one."""
+        return RunSpec(
+            physics=physics, execution=self.execution, presentation=self.presentation, evaluation=self.evaluation
+        )
+
     def canonical_payload(self) -> dict[str, Any]:
         """What is hashed: ring 1 as plain values, without later fields at their defaults, and the schema version."""
         return {"schema": SCHEMA_VERSION, "physics": self.physics.model_dump(mode="json")}
@@ -334,6 +340,23 @@ class RunSpec(Ring):
             listed = "; ".join(f"{key}: {before} became {after}" for key, before, after in changed)
             raise ValueError(f"{path}: the physics of {run_id} was changed, which gives {spec.run_id}: {listed}")
         return spec
+
+
+def same_training(spec: RunSpec) -> RunSpec:
+    """The one of all specifications with the same training that states no more than it has to.
+
+    A decay of cosine that ends with the run, and the floor of a constant rate, say nothing; before runs were told apart
+    by this specification, they made another id of the same training.
+    """
+    physics, schedule = spec.physics, spec.physics.schedule
+    without: dict[str, Any] = {}
+    if schedule.kind == "cosine" and schedule.decay_steps == physics.steps:
+        without["decay_steps"] = None
+    if schedule.kind == "constant":
+        without = {"decay_steps": None, "final_ratio": Schedule.model_fields["final_ratio"].default}
+    if all(getattr(schedule, name) == value for name, value in without.items()):
+        return spec
+    return spec.with_physics(physics.model_copy(update={"schedule": schedule.model_copy(update=without)}))
 
 
 def shared_steps(left: Physics, right: Physics) -> int:
