@@ -45,6 +45,7 @@ def style(*, transparent: bool = False) -> Iterator[None]:
         "savefig.bbox": "tight",
         "savefig.dpi": 160,
         "axes.facecolor": "none",
+        "text.parse_math": False,  # a name with dollars is a name
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         "figure.facecolor": "none" if transparent else "white",
     }
