@@ -164,6 +164,14 @@ class Plan:
         return [run for run in self.runs if run.settled]
 
     @property
+    def dropped(self) -> list[str]:
+        """Runs of the plan that was last submitted under this name which are not in this one."""
+        if not self.directory.plan_file.is_file():
+            return []
+        kept = {run.run_id for run in self.runs}
+        return [run["run_id"] for run in self.directory.plan()["runs"] if run["run_id"] not in kept]
+
+    @property
     def misfits(self) -> list[str]:
         """Of the runs that are missing those that do not fit their card, each with what would help."""
         return [misfit for run in self.missing if (misfit := run.misfit)]

@@ -50,6 +50,9 @@ def submit(plan: Plan, on: str, console: "Console", only: Plan | None = None) ->
     console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False)
     for misfit in plan.misfits:
         console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
+    if dropped := plan.dropped:
+        told = f"{len(dropped)} runs of the plan submitted before are no longer in it: {', '.join(dropped)}"
+        console.print(told, highlight=False, style="yellow", soft_wrap=True)
     with _saved(plan):
         return engine.carry_out(executor, plan, only or plan, console)
 
