@@ -75,6 +75,9 @@ def submit(
     on: Annotated[str, typer.Option(help="Where: local, ray or slurm.")] = "local",
     override: SetOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let runs of the submitted sweep go that this one no longer has.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
     from orchestrator.standing.lookup import writable_workspace
@@ -86,9 +89,9 @@ def submit(
         find_engine(on)
     made = plan_sweep(sweep, override)
     with one_line_errors():
-        by = submit_detached(made, on) if detach else None
+        by = submit_detached(made, on, make_console(), replace=replace) if detach else None
     if by is None:
-        _carry_out(made, on, sweep)
+        _carry_out(made, on, sweep, replace=replace)
     else:
         print(by)
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
@@ -213,7 +216,7 @@ def _show(standing: "SweepStanding", console: "Console") -> None:
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
-def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None) -> None:
+def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None, *, replace: bool = False) -> None:
     """Have a plan, or the part of it that is `only` to be run, carried out, and show how the sweep stands then."""
     from orchestrator.execution.submission import failed
     from orchestrator.standing.status import look
@@ -221,7 +224,7 @@ def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None) -
 
     console = make_console()
     with one_line_errors(), interruption(console, f"scaling submit {source} --on {on}"):
-        statuses = carry_out(made, on, console, only)
+        statuses = carry_out(made, on, console, only, replace=replace)
     if statuses is None:
         return
     _show(look(made.workspace, made.name), console)

@@ -4,7 +4,9 @@ A plan is data: `Plan.document()` is what `scaling plan --json` prints and what 
 which status and analysis read which runs belong to the sweep. Imports without torch.
 """
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -186,12 +188,39 @@ class Plan:
                 part["cost"] = price * part["device_hours"]
         return {"sweep": self.name, "runs": runs, "totals": totals}
 
-    def save(self) -> None:
-        """Keep the sweep as submitted and its plan in the workspace."""
-        self.directory.path.mkdir(parents=True, exist_ok=True)
-        self.directory.sweep_file.write_text(self.sweep.dump())
-        document = self.document() | {"best_of": self.sweep.file.best_of}
-        write_json(self.directory.plan_file, document)
+    @property
+    def dropped(self) -> list[str]:
+        """Runs of the submitted sweep of this name that this plan no longer has."""
+        if not self.directory.plan_file.is_file():
+            return []
+        mine = {run.run_id for run in self.runs}
+        return [row["run_id"] for row in self.directory.plan()["runs"] if row["run_id"] not in mine]
+
+    def save(self) -> Callable[[], None]:
+        """Keep the sweep as submitted and its plan in the workspace; returns what takes that back.
+
+        A sweep of this name that said something else stays readable among the earlier versions.
+        """
+        directory, text = self.directory, self.sweep.dump()
+        files = (directory.sweep_file, directory.plan_file)
+        before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.exists() else None for path in files]
+        changed = before[0] is not None and before[0][0] != text.encode()
+        version = directory.keep_version() if changed else None
+        directory.path.mkdir(parents=True, exist_ok=True)
+        directory.sweep_file.write_text(text)
+        write_json(directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
+
+        def take_back() -> None:
+            for path, kept in zip(files, before, strict=True):
+                if kept is None:
+                    path.unlink()
+                else:
+                    path.write_bytes(kept[0])
+                    os.utime(path, ns=(kept[1], kept[1]))
+            if version is not None:
+                shutil.rmtree(version)
+
+        return take_back
 
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:

@@ -110,7 +110,7 @@ def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scali
 @pytest.mark.serial
 @pytest.mark.slow
 def test_what_failed_is_tried_again(moved: Path, scaling: Any) -> None:
-    again = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]")
+    again = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]", "--replace")
     assert again.code == 0, again
     (run,) = scaling("status", "troubled", "--json").json["runs"]
     assert run["state"] == "COMPLETED"
