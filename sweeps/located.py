@@ -1,7 +1,7 @@
 """YAML 1.2 as plain values that remember their lines.
 
-`1e-3` is a number, `no` a string, `010` ten; a repeated key is an error. Problems are collected, not raised one by one:
-a `Problem` has the file, the line, what is wrong and what would be right.
+`1e-3` is a number, `no` a string, `010` ten; a repeated key is an error; `<<` merges. Problems are collected, not
+raised one by one: a `Problem` has the file, the line, what is wrong and what would be right.
 """
 
 import io
@@ -17,6 +17,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 Path = tuple[str | int, ...]
 """Keys and indices that lead from the top of a document to a value."""
 
+_MERGE = "<<"
+"""The key that lays a mapping under another, as YAML 1.1 has it."""
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -148,17 +150,39 @@ class _Reader:
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        merged: list[Node] = []
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 self._complain(key_node, "a key must be a word")
                 continue
             key = str(key_node.value)
+            if key == _MERGE:
+                merged.append(value_node)
+                continue
             if key in result:
                 self._complain(key_node, f"`{key}` is given twice, first in line {self.places[(*path, key)][1]}")
                 continue
             self.places[(*path, key)] = (self.file, key_node.start_mark.line + 1)
             result[key] = self.read(value_node, (*path, key))
+        for value_node in merged:
+            self._merge(value_node, path, result)
         return result
+
+    def _merge(self, node: Node, path: Path, result: dict[str, Any]) -> None:
+        """Add the keys of other mappings that `result` lacks; of several, the first that has a key gives it."""
+        for source in node.value if isinstance(node, SequenceNode) else [node]:
+            if not isinstance(source, MappingNode):
+                self._complain(source, f"`{_MERGE}` takes a mapping, or a list of them")
+                continue
+            reader = _Reader(self.file)
+            reader._open = self._open
+            found = reader.read(source, path)
+            self.problems += reader.problems
+            for key, value in (found or {}).items():
+                if key not in result:
+                    result[key] = value
+                    within = (*path, key)
+                    self.places |= {at: where for at, where in reader.places.items() if at[: len(within)] == within}
 
     def _scalar(self, node: ScalarNode) -> Any:
         text, kind = str(node.value), str(node.tag).rpartition(":")[2]

@@ -4,16 +4,16 @@ Every answer is taken per bootstrap draw, so that its interval carries the uncer
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.decisions.frontier import Frontier, LogCost
 from analysis.findings import RefusalError
-from analysis.fitting.fit import TAILS, Fit, percentile, six_n
+from analysis.fitting.fit import Fit, percentile
 from analysis.laws.additive import Array
-from analysis.laws.forms import Law
+from analysis.laws.token_cost import six_n
 
-GRID = 4001
 TrainingCost = Callable[[Array], Array]
 """Training FLOPs per token of models of N parameters."""
 
@@ -33,6 +33,10 @@ class Allocation:
     loss_interval: tuple[float, float]
     extrapolation: float
     """Budget over the largest training compute among the fitted runs."""
+    parameters_extrapolation: float
+    """N over that of the largest model among the fitted runs."""
+    tokens_extrapolation: float
+    """D over the most tokens among the fitted runs."""
 
     @property
     def sentence(self) -> str:
@@ -42,7 +46,13 @@ class Allocation:
             self.tokens_interval,
             self.loss_interval,
         )
-        beyond = f"; {self.extrapolation:.3g} times the compute of the largest run" if self.extrapolation > 1 else ""
+        far = {
+            "the compute": self.extrapolation,
+            "the parameters": self.parameters_extrapolation,
+            "the tokens": self.tokens_extrapolation,
+        }
+        told = [f"{times:.3g} times {what}" for what, times in far.items() if times > 1]
+        beyond = f"; {', '.join(told)} of the largest run" if told else ""
         return (
             f"N = {self.parameters:.3g} [{low_n:.3g}, {high_n:.3g}], "
             f"D = {self.tokens:.3g} [{low_d:.3g}, {high_d:.3g}], loss {self.loss:.4f} [{low:.4f}, {high:.4f}]{beyond}"
@@ -58,32 +68,16 @@ def allocate(
     costs a third of it, the forward pass (Sardana et al. 2024, arXiv 2401.00448). RefusalError where nothing is left
     for training at any size.
     """
-    if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
-        raise RefusalError(
-            "no-budget", f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite"
-        )
-    _ = fitted.law.parameters_exponent  # refuses a form that does not say how to split
-    # From models that would see 1e6 tokens per parameter to ones that see a thousandth of one.
-    sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
-    cost = training_cost(sizes)
-    tokens = flops / cost - inference_tokens / 3
-    sizes, tokens, cost = sizes[tokens > 0], tokens[tokens > 0], cost[tokens > 0]
-    if not sizes.size:
-        raise RefusalError(
-            "budget-too-small", f"serving {inference_tokens:.3g} tokens alone costs more than {flops:.3g}"
-        )
-    best = [_best(law, sizes, tokens) for law in (fitted.law, *fitted.drawn_laws)]
-    answers = np.array(best)
-    intervals = np.quantile(answers[1:], TAILS, axis=0)
-    n, d, loss = (((float(low), float(high))) for low, high in intervals.T)
-    largest = float(fitted.used["flops"].max())  # type: ignore[arg-type]
-    size, budget, lowest = (float(value) for value in answers[0])
-    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, flops / largest)
+    everywhere = _frontier(fitted, lambda log_n: np.log(training_cost(np.exp(log_n))))
+    return _allocate(fitted, everywhere, flops, inference_tokens)
 
 
 def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -> Allocation:
-    """`allocate`, with a token's cost as the fit's own runs counted it."""
-    return allocate(fitted, flops, inference_tokens=inference_tokens, training_cost=fitted.flops_per_token)
+    """`allocate`, with a token's cost as the fit's own runs counted it: `Fit.token_cost`.
+
+    The intervals carry how far the sizes scatter about that cost, too.
+    """
+    return _allocate(fitted, _frontier_of_runs(fitted), flops, inference_tokens)
 
 
 def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
@@ -93,15 +87,38 @@ def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple
     """
     if not 0 < low < high:
         raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
-    cost = fitted.flops_per_token
-    laws = [fitted.law, *fitted.drawn_laws]
-    ends = []
-    for flops in (low, high):
-        sizes = np.geomspace(np.sqrt(flops / 6e6), np.sqrt(flops / 6e-3), GRID)
-        tokens = flops / cost(sizes)
-        ends.append(np.log([_best(law, sizes, tokens)[0] for law in laws]))
+    frontier = _frontier_of_runs(fitted)
+    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops)))[0] for flops in (low, high)]
     slopes = (ends[1] - ends[0]) / np.log(high / low)
     return float(slopes[0]), percentile(slopes[1:])
+
+
+def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: float) -> Allocation:
+    if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
+        raise RefusalError(
+            "no-budget", f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite"
+        )
+    answers = np.exp(frontier.best(np.full(len(frontier.theta), np.log(flops)), inference_tokens))
+    if np.isnan(answers).any():
+        raise RefusalError(
+            "budget-too-small", f"serving {inference_tokens:.3g} tokens alone costs more than {flops:.3g}"
+        )
+    n, d, loss = (percentile(drawn) for drawn in answers[:, 1:])
+    size, budget, lowest = (float(value) for value in answers[:, 0])
+    most = {name: float(np.max(fitted.used[name].to_numpy())) for name in ("parameters", "tokens", "flops")}
+    far = flops / most["flops"], size / most["parameters"], budget / most["tokens"]
+    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, *far)
+
+
+def _frontier(fitted: Fit, cost: LogCost) -> Frontier:
+    """Of the law and, after it, of each draw."""
+    return Frontier(fitted.form, np.concatenate([fitted.theta[None], fitted.draws]), cost)
+
+
+def _frontier_of_runs(fitted: Fit) -> Frontier:
+    cost = fitted.token_cost
+    coefficients = np.concatenate([cost.coefficients[None], cost.draws(len(fitted.draws))])
+    return _frontier(fitted, lambda log_n: cost.log_per_token(log_n, coefficients))
 
 
 @dataclass(frozen=True)
@@ -128,40 +145,17 @@ class ComputeMultiplier:
 
 
 def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeMultiplier:
-    """Compare two families at equal loss, both at their compute-optimal split under C = 6ND.
+    """Compare two families at equal loss, each at its compute-optimal split at the cost that its own runs counted.
 
     Draws are paired by position: the families' runs are independent, so that any pairing gives the same distribution.
     """
     if not (np.isfinite(flops) and flops > 0):
         raise RefusalError("no-budget", f"flops {flops}: a budget is positive and finite")
-    value = _multiplier(baseline.law, challenger.law, flops)
-    drawn = np.array(
-        [_multiplier(a, b, flops) for a, b in zip(baseline.drawn_laws, challenger.drawn_laws, strict=False)]
-    )
-    unreachable = float(np.mean(drawn == 0))
-    return ComputeMultiplier(baseline.family, challenger.family, flops, value, percentile(drawn), unreachable)
-
-
-def _best(law: Law, sizes: Array, tokens: Array) -> tuple[float, float, float]:
-    """The lowest point on the grid, refined by a parabola through its neighbours in log N."""
-    loss = law.predict(sizes, tokens)
-    index = int(np.argmin(loss))
-    if 0 < index < len(sizes) - 1:
-        left, middle, right = loss[index - 1 : index + 2]
-        shift = 0.5 * (left - right) / (left - 2 * middle + right) if left + right > 2 * middle else 0.0
-    else:
-        shift = 0.0
-    at = index + shift
-    positions = np.arange(len(sizes))
-    n = float(np.exp(np.interp(at, positions, np.log(sizes))))
-    d = float(np.exp(np.interp(at, positions, np.log(tokens))))
-    return n, d, float(law.predict(n, d))
-
-
-def _multiplier(baseline: Law, challenger: Law, flops: float) -> float:
-    """C over the compute at which the challenger's frontier has the baseline's loss. The frontier above E is K C^-k."""
-    reducible = float(baseline.predict(*baseline.compute_optimal(flops))) - challenger.E
-    if reducible <= 0:
-        return 0.0
-    at_one = float(challenger.predict(*challenger.compute_optimal(1.0))) - challenger.E
-    return float(np.exp(np.log(flops) - (np.log(at_one) - np.log(reducible)) / challenger.frontier_exponent))
+    count = min(len(baseline.draws), len(challenger.draws)) + 1
+    first, second = (_frontier_of_runs(replace(one, draws=one.draws[: count - 1])) for one in (baseline, challenger))
+    log_c = np.full(count, np.log(flops))
+    *_, log_loss = first.best(log_c)
+    multiples = np.exp(log_c - second.budget(log_loss, log_c))
+    unreachable = float(np.mean(multiples[1:] == 0))
+    interval = percentile(multiples[1:])
+    return ComputeMultiplier(baseline.family, challenger.family, flops, float(multiples[0]), interval, unreachable)

@@ -6,6 +6,7 @@ A fit is saved as a folder (`fit.json`, `draws.npy`, `rows.parquet`) from which 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from analysis.findings import FitWarning, RefusalError
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
 from analysis.laws.objectives import Objective
+from analysis.laws.token_cost import TokenCost
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
@@ -154,18 +156,17 @@ class Fit:
             predicted = self.predict_rows(used)
         return np.asarray(np.log(used["loss"].to_numpy() / predicted))
 
-    def flops_per_token(self, parameters: ArrayLike) -> Array:
-        """FLOPs per token of models of N parameters, as the fit's own runs counted them.
+    @cached_property
+    def token_cost(self) -> TokenCost:
+        """What a token costs at N parameters, as the fit's own runs counted it, smoothly in N.
 
-        Relative to 6N they are interpolated in log N and held beyond the ends. Runs hold exact FLOPs where they were
-        planned here, so that attention, heads and cells are counted, not only 6N.
+        Runs hold exact FLOPs where they were planned here, so that attention, heads and cells are counted, not only 6N.
         """
-        used = self.used.sort("parameters")
-        n = used["parameters"].to_numpy()
-        excess = np.log(used["flops"].to_numpy() / used["tokens"].to_numpy() / (6 * n))
-        sizes, index = np.unique(n, return_inverse=True)
-        mean = np.bincount(index, excess) / np.bincount(index)
-        return six_n(parameters) * np.exp(np.interp(np.log(parameters), np.log(sizes), mean))
+        return TokenCost.of(*(self.used[name].to_numpy() for name in ("parameters", "tokens", "flops")))
+
+    def flops_per_token(self, parameters: ArrayLike) -> Array:
+        """FLOPs per token of models of N parameters: `token_cost`."""
+        return self.token_cost.per_token(parameters)
 
     @property
     def information(self) -> float:
@@ -260,8 +261,3 @@ class Fit:
             for name, value in values.items()
         }
         return {name: zeroed[name] for name in sorted(zeroed, key=lambda name: name != "E")}
-
-
-def six_n(parameters: ArrayLike) -> Array:
-    """6N FLOPs per token (Kaplan et al. 2020)."""
-    return np.asarray(6 * np.asarray(parameters, float))

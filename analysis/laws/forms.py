@@ -8,6 +8,7 @@ that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure`
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.laws.structure import Structure
 from xlstm.quantities import nearest
 
-Complex = NDArray[np.complex128]
+Complex = NDArray[Any]
 COMPLEX_STEP = 1e-30
 INPUTS = ("parameters", "tokens", "flops", "unique_tokens")
 
@@ -34,13 +35,18 @@ class Form:
     """Names of theta's entries; those that begin with `log ` are logarithms of coefficients."""
     lower: tuple[float, ...]
     upper: tuple[float, ...]
-    evaluate: Callable[[Complex, Complex], Complex]
-    """From theta (problems, k, 1) and log inputs (inputs, points) to log loss (problems, points)."""
+    evaluate: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+    """From theta (problems, k, 1) and log inputs (inputs, points) to log loss (problems, points), real or complex."""
     source: str
     structure: Structure | None = None
     split: Callable[[Mapping[str, float]], "Split"] | None = None
     """How the loss of data seen once depends on N and D, from the parameters by name; None for a form that does not say
     how compute is best split between them."""
+
+    @property
+    def splits(self) -> bool:
+        """Whether the loss depends on both N and D, so that one may ask how compute is best split between them."""
+        return {"parameters", "tokens"} <= set(self.inputs)
 
     def from_centered(self, six: Array, center: Array) -> Array:
         """Theta (problems, k) from the optimizer's (problems, 6), `center` being the mean of each log input."""
@@ -101,8 +107,11 @@ class Form:
         return np.asarray(np.exp(self.log_loss(theta, points)).reshape(len(theta), *log_inputs.shape[1:]))
 
     def log_loss(self, theta: Array, log_inputs: Array) -> Array:
-        """Log loss at each point for each row of `theta` (problems, k): (problems, points)."""
-        return self.evaluate(theta[:, :, None].astype(complex), log_inputs.astype(complex)).real
+        """Log loss (problems, points) for each row of `theta` (problems, k).
+
+        `log_inputs` are (inputs, points), or (inputs, problems, points) where each row has its own.
+        """
+        return np.asarray(self.evaluate(theta[:, :, None], log_inputs))
 
     def jacobian(self, theta: Array, log_inputs: Array) -> Array:
         """Derivatives of log loss by theta: (problems, k, points)."""
@@ -311,6 +320,17 @@ def find(name: str) -> Form:
     return FORMS[name]
 
 
+def no_split(form: Form) -> RefusalError:
+    """The refusal of a form that does not say how compute is best split, or not in closed form."""
+    told = f"{form.name}, {form.formula}, "
+    if form.splits:
+        return RefusalError("no-split", f"{told}splits compute between N and D in no closed form")
+    able = ", ".join(other.name for other in FORMS.values() if other.splits)
+    return RefusalError(
+        "no-split", f"{told}does not say how to split compute between N and D; fit one that does: {able}"
+    )
+
+
 @dataclass(frozen=True)
 class FormLaw:
     """A form with its parameters: what `AdditiveLaw` is for the additive one."""
@@ -336,9 +356,7 @@ class FormLaw:
     def split(self) -> Split:
         """How the loss depends on N and D. RefusalError where the form does not say how compute is best split."""
         if self.form.split is None:
-            able = ", ".join(form.name for form in FORMS.values() if form.split is not None)
-            told = f"{self.form.name}, {self.form.formula}, does not say how to split compute between N and D"
-            raise RefusalError("no-split", f"{told}; fit one that does: {able}")
+            raise no_split(self.form)
         return self.form.split(self.values)
 
     @property

@@ -203,7 +203,7 @@ def multipliers(evidence: Evidence) -> Figure:
     baseline, *others = evidence.fits
     figure, axes = _panels(1, width=4.6)
     trained = baseline.used["flops"].to_numpy()
-    c = np.geomspace(trained.min(), trained.max(), 13)
+    c = np.geomspace(trained.min(), trained.max(), 7)
     for index, fitted in enumerate(others, start=1):
         color = plots.color_of(index)
         found = [allocation.compute_multiplier(baseline, fitted, float(flops)) for flops in c]

@@ -1,5 +1,6 @@
 """Verbs about laws: fit, plot, report, predict, allocate, design. What they do is in `orchestrator.workbench.laws`."""
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +11,14 @@ import typer
 from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
+    str, typer.Argument(metavar="SOURCE", help="A submitted sweep, a table (.csv, .parquet, …) or mlflow:EXPERIMENT.")
 ]
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(metavar="OURS=THEIRS,…", help='Columns of a file, such as parameters="Model Size",loss=loss.'),
+    typer.Option(
+        metavar="OURS=THEIRS,…",
+        help='Columns of a file, such as parameters="Model Size",loss=loss; left out, those of the last fit.',
+    ),
 ]
 
 
@@ -30,6 +34,13 @@ MixedOption = Annotated[
     bool,
     typer.Option("--allow-mixed", help="Fit runs of different evaluations, tokenizers or schedules together."),
 ]
+BestOfOption = Annotated[
+    list[str] | None,
+    typer.Option("--best-of", metavar="COLUMN", help="An axis that was searched, such as lr: its best value counts."),
+]
+DecimalCommaOption = Annotated[
+    bool, typer.Option("--decimal-comma", help="Numbers have decimal commas; the other verbs then take this over.")
+]
 
 ReferenceOption = Annotated[
     list[str] | None,
@@ -41,6 +52,11 @@ FormOption = Annotated[
 ObjectiveOption = Annotated[
     str, typer.Option(metavar="NAME", help="huber on log loss, least-squares on loss, or least-squares-of-log.")
 ]
+
+_LINES = 200
+"""Rows left out that are printed one by one."""
+_COLUMN = re.compile(r'([^=,]+)=\s*(?:"((?:[^"]|"")+)"\s*|([^,]*[^,\s][^,]*))(?:,|$)')
+"""One pair of `--columns`; a name of theirs that holds a comma stands in double quotes."""
 
 app = typer.Typer()
 
@@ -56,7 +72,9 @@ def fit(
     ] = None,
     keep: KeepOption = None,
     within: RangeOption = None,
+    best_of: BestOfOption = None,
     allow_mixed: MixedOption = False,
+    decimal_comma: DecimalCommaOption = False,
     conventions: Annotated[
         bool, typer.Option("--conventions", help="Chinchilla's three approaches under each way of counting N and C.")
     ] = False,
@@ -67,7 +85,8 @@ def fit(
         from orchestrator.display.tables import fit_table
         from orchestrator.workbench import laws
 
-        wishes = laws.Wishes(keep or (), _ranges(within), allow_mixed, form, objective, delta)
+        asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma)
+        wishes = laws.Wishes(*asked)
         if conventions:
             _print_conventions(laws.conventions(source, _columns(columns), wishes), as_json)
             return
@@ -85,8 +104,11 @@ def fit(
     console.print(fit_table(documents))
     console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
     for document in documents:
-        for row in document["rows"]["excluded"]:
+        left_out = document["rows"]["excluded"]
+        for row in left_out[:_LINES]:
             console.print(f"left out: {row['row']}: {row['reason']}", highlight=False, style="dim")
+        if len(left_out) > _LINES:
+            console.print(f"left out: {len(left_out) - _LINES} more, which --json lists", highlight=False, style="dim")
         for warning in document["warnings"]:
             console.print(warning["message"], highlight=False, style="yellow")
     for note in notes:
@@ -245,11 +267,16 @@ def _ranges(within: list[str] | None) -> dict[str, tuple[float, float]]:
 def _columns(text: str | None) -> dict[str, str]:
     from orchestrator.errors import InputError
 
-    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair]
-    for ours, equals, theirs in pairs:
-        if not (ours and equals and theirs):
+    columns: dict[str, str] = {}
+    rest = (text or "").strip(" ,")
+    while rest:
+        match = _COLUMN.match(rest)
+        if match is None:
             raise InputError(f'--columns {text}: write ours=theirs, such as parameters="Model Size",loss=loss')
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+        ours, quoted, theirs = match.groups()
+        columns[ours.strip()] = quoted.replace('""', '"') if quoted is not None else theirs.strip()
+        rest = rest[match.end() :].strip(" ,")
+    return columns
 
 
 def _quantity(option: str, text: str) -> int:

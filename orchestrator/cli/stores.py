@@ -93,6 +93,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from orchestrator.workbench.live_fit import live_fit
     from orchestrator.workbench.slurm import reconcile
     from xlstm.run import tracking
+    from xlstm.run.secrets import masked
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
@@ -105,7 +106,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
         if complaint:
             raise InputError(f"{name}: {complaint}")
         if say:
-            print(f"{name}: {len(shipped)} runs equal their directories in {workspace.tracking_uri}")
+            print(f"{name}: {len(shipped)} runs equal their directories in {masked(workspace.tracking_uri)}")
 
 
 def _require_free(host: str, port: int) -> None:

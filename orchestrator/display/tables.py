@@ -53,10 +53,12 @@ def _memory(run: Mapping[str, Any]) -> Cell:
 def plan_summary(document: Mapping[str, Any]) -> str:
     """The plan in a sentence: what is done, what is to do, what sharing saves."""
     totals = document["totals"]
-    missing = totals["runs"] - totals["complete"]
+    settled = f"; {totals['settled']} diverged or were set aside: `scaling retry`" if totals["settled"] else ""
+    missing = totals["runs"] - totals["complete"] - totals["settled"]
     if not missing:
-        return f"{totals['runs']} runs, all complete: nothing to train"
-    to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED]
+        complete = f"{totals['complete']} complete" if settled else "all complete"
+        return f"{totals['runs']} runs, {complete}: nothing to train{settled}"
+    to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED and not run["settled"]]
     basis = sorted({run["device_hours_basis"] for run in to_train})
     cards = sorted({run["gpu"] for run in to_train if run["gpu"]})
     text = (
@@ -70,7 +72,7 @@ def plan_summary(document: Mapping[str, Any]) -> str:
         text += f", cost {totals['cost']:,.2f}"
     if totals["independent_flops"] > totals["flops"]:
         text += f"; shared stable phases save {1 - totals['flops'] / totals['independent_flops']:.0%}"
-    return text
+    return text + settled
 
 
 def runs_table(runs: Sequence[RunStanding]) -> Group:

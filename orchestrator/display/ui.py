@@ -10,6 +10,7 @@ import webbrowser
 
 from orchestrator.errors import InputError
 from xlstm.run.directory import Workspace
+from xlstm.run.secrets import masked
 from xlstm.run.tracking import charts_link, experiments
 
 START_SECONDS = 300.0
@@ -22,16 +23,16 @@ def serve(workspace: Workspace, host: str, port: int, *, open_browser: bool = Fa
     InputError where the tracking store is a server already, or the server does not come up.
     """
     if workspace.tracking_uri.startswith(("http://", "https://")):
-        raise InputError(f"the tracking store is a server already: open {workspace.tracking_uri}")
+        raise InputError(f"the tracking store is a server already: open {masked(workspace.tracking_uri)}")
     address = f"http://{host}:{port}"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", workspace.tracking_uri),
         *("--artifacts-destination", str(workspace.artifacts)),
     ]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    store = {"MLFLOW_BACKEND_STORE_URI": workspace.tracking_uri}  # everybody reads the command lines of a machine
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that who ends this process ends the server
-    server = subprocess.Popen(command, env=quiet | os.environ)
+    server = subprocess.Popen(command, env=quiet | os.environ | store)
     try:
         _await(server, address)
         links = {name: address + charts_link(one) for name, one in experiments(workspace.tracking_uri).items()}

@@ -6,8 +6,8 @@ which status and analysis read which runs belong to the sweep. Imports without t
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,8 @@ from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.executor import PlannedRun
 from xlstm.run.records import Fork, Parameters, State, write_json
-from xlstm.run.spec import RunSpec
+from xlstm.run.retry import is_settled
+from xlstm.run.spec import RunSpec, same_training
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class RunPlan:
     """Of what this run itself trains: without the steps it takes over from a trunk."""
     state: State
     share: Share
+    settled: bool = False
+    """Whether it diverged or was set aside, so that only who asks for it trains it again."""
 
     @property
     def spec(self) -> RunSpec:
@@ -129,6 +132,7 @@ class RunPlan:
             "mfu": self.estimate.mfu,
             "expected_points": expected_points(self.spec, self.start, self.card),
             "state": self.state.value,
+            "settled": self.settled,
             "forks_from": fork.model_dump() if fork else None,
             "point": dict(self.sweep_run.point),
         }
@@ -152,8 +156,13 @@ class Plan:
 
     @property
     def missing(self) -> list[RunPlan]:
-        """Runs that are not complete."""
-        return [run for run in self.runs if run.state is not State.COMPLETED]
+        """Runs that are to be carried out: those that are neither complete nor settled otherwise."""
+        return [run for run in self.runs if run.state is not State.COMPLETED and not run.settled]
+
+    @property
+    def settled(self) -> list[RunPlan]:
+        """Runs that diverged or were set aside."""
+        return [run for run in self.runs if run.settled]
 
     @property
     def misfits(self) -> list[str]:
@@ -162,8 +171,8 @@ class Plan:
 
     @cached_property
     def launches(self) -> list[PlannedRun]:
-        """Every run as the controller takes it, in order."""
-        return [PlannedRun(run.spec, run.share.fork, run.share.checkpoint_at) for run in self.runs]
+        """Every run that is not settled, as the controller takes it, in order."""
+        return [PlannedRun(run.spec, run.share.fork, run.share.checkpoint_at) for run in self.runs if not run.settled]
 
     @cached_property
     def totals(self) -> dict[str, Any]:
@@ -171,7 +180,8 @@ class Plan:
         missing = self.missing
         return {
             "runs": len(self.runs),
-            "complete": len(self.runs) - len(missing),
+            "complete": len(self.runs) - len(missing) - len(self.settled),
+            "settled": len(self.settled),
             "tokens": sum(run.own_tokens for run in missing),
             "independent_tokens": sum(run.spec.physics.steps * run.spec.physics.batch_tokens for run in missing),
             "flops": sum(run.own_flops for run in missing),
@@ -225,7 +235,7 @@ class Plan:
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
-    runs = sweep.runs
+    runs = as_known(sweep.runs, workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.result() for run_id, directory in directories.items()}
     complete = {
@@ -238,6 +248,34 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         for run in runs
     ]
     return Plan(sweep, workspace, tuple(_in_order(planned)))
+
+
+def as_known(runs: Sequence[SweepRun], workspace: Workspace) -> list[SweepRun]:
+    """The runs, each with the specification under whose id the same training lies in the workspace already.
+
+    Earlier versions gave another id to a run that stated a schedule's default: it is found, and not trained again.
+    """
+    missing = {run.spec.run_id.rpartition("-")[0] for run in runs if not workspace.run(run.spec.run_id).path.exists()}
+    if not missing or not workspace.runs.is_dir():
+        return list(runs)
+    known: dict[str, RunSpec] = {}
+    for entry in os.scandir(workspace.runs):
+        directory = workspace.run(entry.name)
+        if entry.name.rpartition("-")[0] not in missing or not directory.spec_file.is_file():
+            continue
+        text = directory.spec_file.read_text(errors="replace")
+        if '"decay_steps": null' in text and '"constant"' not in text:
+            continue  # nothing is stated that could be left out
+        try:
+            stated = directory.spec()
+        except ValueError:
+            continue  # damaged: whoever asks for this run is told
+        if (plain := same_training(stated)) is not stated:
+            known[plain.run_id] = stated
+    return [
+        replace(run, spec=run.spec.with_physics(known[run.spec.run_id].physics)) if run.spec.run_id in known else run
+        for run in runs
+    ]
 
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
@@ -253,7 +291,8 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
     flops = accounting.training_flops(physics.model, physics.data.context_length, physics.steps * physics.batch_tokens)
     card = card_of(run.spec, run.gpu)
     own_flops = flops["exact"] * (1 - shared.start / physics.steps)
-    state = directory.status().state
+    status = directory.status()
+    state = status.state
     if complete:
         state = State.COMPLETED
     elif state is State.COMPLETED:
@@ -267,6 +306,7 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu),
         state=state,
         share=shared,
+        settled=not complete and is_settled(status),
     )
 
 

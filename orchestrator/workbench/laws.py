@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from analysis.data import tables
 from analysis.data.quality import Rules
 from analysis.data.references import find as find_reference
+from analysis.data.runs import Reading
 from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
@@ -49,23 +51,34 @@ class Wishes:
     form: str = forms.ADDITIVE.name
     objective: str = "huber"
     delta: float | None = None
+    best_of: Sequence[str] = ()
+    decimal_comma: bool = False
 
     def question(self) -> Question:
         """RefusalError naming the nearest valid word."""
         rules = Rules(frozenset(self.keep), self.ranges or {})
-        return Question(rules, self.mixed, forms.find(self.form), objectives.find(self.objective, self.delta))
+        objective = objectives.find(self.objective, self.delta)
+        return Question(rules, self.mixed, forms.find(self.form), objective, tuple(self.best_of))
 
 
-def open_source(typed: str, columns: Mapping[str, str], question: Question | None = None) -> Source:
-    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name."""
-    name = Sweep.load(typed).name if Path(typed).suffix in (".yaml", ".yml", ".json") else typed
-    return Source(name, Workspace.default(), columns, question)
+def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = None) -> Source:
+    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name.
+
+    Without wishes it is asked, and its columns are read where none are named, as for the last fit.
+    """
+    path = Path(typed)
+    is_sweep = path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and tables.holds_one_mapping(path))
+    name = Sweep.load(typed).name if is_sweep else typed
+    if wishes is not None:
+        reading = Reading(columns, wishes.decimal_comma)
+        return Source(name, Workspace.default(), reading, wishes.question())
+    return Source(name, Workspace.default(), Reading(columns) if columns else None)
 
 
 @_refusals_in_a_line()
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
-    source = open_source(typed, columns, wishes.question())
+    source = open_source(typed, columns, wishes)
     documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in source.fits]
     return documents, source.notes, source.folder
 
@@ -73,7 +86,7 @@ def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[di
 @_refusals_in_a_line()
 def conventions(typed: str, columns: Mapping[str, str], wishes: Wishes) -> list[dict[str, Any]]:
     """Chinchilla's three approaches under each way of counting: a document per family, convention and approach."""
-    source = open_source(typed, columns, wishes.question())
+    source = open_source(typed, columns, wishes)
     return [asdict(one) for one in counting.compare(source.frame, source.curves(source.frame))]
 
 

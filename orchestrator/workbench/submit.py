@@ -88,7 +88,7 @@ def to_retry(plan: Plan) -> tuple[Plan, str] | None:
     launches = [plan.workspace.run(run.run_id).latest_launch() for run in again]
     ran = ["local", *(launch.executor for launch in launches if launch is not None)]
     on = slurm.NAME if slurm.has(plan.workspace, plan.name) else ran[-1]
-    return replace(plan, runs=again), on
+    return replace(plan, runs=tuple(replace(run, settled=False) for run in again)), on
 
 
 def _announce(plan: Plan, console: "Console") -> None:
@@ -133,13 +133,14 @@ def find_engine(on: str) -> Engine:
 def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console") -> Mapping[str, Status]:
     """Carry out a part of a plan from this process."""
     workspace, name = plan.workspace, plan.name
+    settled = {run.run_id: workspace.run(run.run_id).status() for run in part.settled}
     if not part.missing:
         # Of a controller that died after its last run, jobs may be left that have nothing to do.
         executor.cancel(executor.adopt([workspace.run(run.run_id) for run in part.runs]))
-        return {}
+        return settled
     display = make_display(console, name, part.document()["runs"])
     fit = partial(live_fit, workspace, name)
-    return submission.submit(workspace, name, part.launches, executor, console, display, fit)
+    return settled | submission.submit(workspace, name, part.launches, executor, console, display, fit)
 
 
 def _local(workspace: Workspace, sweep: str) -> Executor:

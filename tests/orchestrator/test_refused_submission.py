@@ -105,10 +105,13 @@ def test_the_empty_folder_that_an_earlier_refusal_left_is_no_submission(scaling:
 
 
 def test_a_sweep_that_adds_runs_goes_on_and_one_that_drops_some_names_them(
-    scaling: Any, write_sweep: WriteSweep, finish: Callable[..., None]
+    scaling: Any, write_sweep: WriteSweep, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from orchestrator import Sweep
     from orchestrator.errors import InputError
+    from orchestrator.execution import submission
+
+    monkeypatch.setattr(submission, "submit", lambda *submitted: {})
 
     first = Sweep.load(write_sweep()).plan()
     for run in first.runs:

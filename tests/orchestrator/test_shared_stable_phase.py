@@ -93,7 +93,7 @@ def test_a_trunk_that_has_passed_a_fork_point_is_not_waited_for(plan: Callable[.
 def write_result(workspace: Workspace, run: Any) -> None:
     """The result of a completed run, as far as planning looks at it."""
     spec = run.spec
-    validation = {"loss": 2.0, "perplexity": 7.4, "tokens": 1, "evaluation": spec.evaluation.fingerprint}
+    validation = {"loss": 2.0, "perplexity": 7.4, "tokens": 1, "evaluation": spec.evaluation_fingerprint}
     result = {
         "run_id": run.run_id,
         "family": "llama",

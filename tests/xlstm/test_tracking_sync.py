@@ -240,7 +240,7 @@ def test_a_completed_run_carries_what_a_fit_needs(store: str, run: RunDirectory)
         "flops.exact": "1000000000.0",
         "tokenizer": "bytes",
         "schedule": "cosine",
-        "evaluation": run.spec().evaluation.fingerprint,
+        "evaluation": run.spec().evaluation_fingerprint,
     }
     assert wanted.items() <= child.data.params.items()
     assert child.data.tags["quality"] == "repeated-data"

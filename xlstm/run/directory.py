@@ -21,7 +21,7 @@ from xlstm.run.files import RunFiles
 from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
 from xlstm.run.records import Holder, Launch, Result, State, Status, Verdict, write_json
-from xlstm.run.spec import Evaluation, RunSpec
+from xlstm.run.spec import RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
@@ -208,15 +208,15 @@ class RunDirectory(RunFiles):
         except FileNotFoundError:
             return None
 
-    def change_evaluation(self, evaluation: Evaluation, attempt: int) -> None:
+    def change_evaluation(self, fingerprint: str, attempt: int) -> None:
         """Say which evaluation the rows from here on are measured by: those of another one before it no longer count.
 
         Nothing is written where it is the one that is in force.
         """
         events, result = self.events("evaluation"), self.result()
         before = events[-1]["fingerprint"] if events else result.validation.evaluation if result else None
-        if before != evaluation.fingerprint:
-            changed = {"event": "evaluation", "attempt": attempt, "fingerprint": evaluation.fingerprint}
+        if before != fingerprint:
+            changed = {"event": "evaluation", "attempt": attempt, "fingerprint": fingerprint}
             self.append_metrics(changed | {"before": before})
 
     def launch(self, attempt: int) -> Launch | None:

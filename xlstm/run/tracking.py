@@ -26,6 +26,7 @@ from xlstm.run.directory import RunDirectory
 from xlstm.run.locks import locked
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Record, Result, State, Status, write_json
+from xlstm.run.secrets import masked
 from xlstm.run.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
@@ -61,7 +62,7 @@ class _Cursor(Record):
     """How far one (tracking store, sweep) has followed a run."""
 
     tracking_uri: str
-    """Of a server or a shared database; `_OWN` for the store that lies in the run's workspace and moves with it."""
+    """Of a server or a shared database, without its password; `_OWN` for the store that lies in the workspace."""
     experiment: str
     child: str
     offset: int = 0
@@ -94,7 +95,7 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
     try:
         _client(tracking_uri, artifacts).search_experiments(max_results=1)
     except Exception as error:
-        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
@@ -148,7 +149,7 @@ def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | No
     try:
         _client(tracking_uri, artifacts).log_artifact(parent_run(sweep, tracking_uri, artifacts), str(path))
     except Exception as error:
-        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
@@ -179,10 +180,10 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     state = _describe_state(status, result)
     if rows or state != cursor.state or not cursor_file.exists():
         cursor = cursor.model_copy(update={"offset": end, "last_step": last})
-        write_json(cursor_file, cursor.model_dump())
+        write_json(cursor_file, cursor.model_dump(), private=True)
     if state != cursor.state:
         _write_state(client, cursor.child, run, status, spec, result)
-        write_json(cursor_file, cursor.model_copy(update={"state": state}).model_dump())
+        write_json(cursor_file, cursor.model_copy(update={"state": state}).model_dump(), private=True)
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
 
 
@@ -271,7 +272,7 @@ def _adopt_or_create(
     params = [Param(key, str(value)[:6000]) for key, value in _params(spec).items()]
     client.log_batch(child, params=params, tags=[RunTag("mlflow.note.content", spec.presentation.notes)])
     _log_dataset(client, child, spec)
-    return _Cursor(tracking_uri=_OWN if own else tracking_uri, experiment=experiment, child=child)
+    return _Cursor(tracking_uri=_OWN if own else masked(tracking_uri), experiment=experiment, child=child)
 
 
 def _began(run: RunDirectory) -> float | None:
@@ -324,7 +325,7 @@ def _params(spec: RunSpec) -> dict[str, Any]:
         "weight_decay": physics.optimizer.weight_decay,
         "schedule": physics.schedule.kind,
         "precision": physics.precision,
-        "evaluation": spec.evaluation.fingerprint,
+        "evaluation": spec.evaluation_fingerprint,
         **{f"model.{key}": value for key, value in dimensions.items()},
     }
 
@@ -572,4 +573,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+    return masked((str(error).strip().splitlines() or ["no message"])[0])
