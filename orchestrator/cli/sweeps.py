@@ -18,6 +18,7 @@ from orchestrator.cli.terminal import (
     plan_sweep,
     print_json,
     sweep_name,
+    width_of,
     workspace_here,
 )
 
@@ -35,7 +36,7 @@ app = typer.Typer()
 def plan(
     sweep: SweepArgument,
     override: SetOption = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour: the plan says what the GPUs cost.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,8 +59,8 @@ def plan(
         print_json(document)
     else:
         console = make_console()
-        console.print(plan_table(document), soft_wrap=True)
-        console.print(plan_summary(document), highlight=False)
+        console.print(plan_table(document, width_of(console)), soft_wrap=True)
+        console.print(plan_summary(document), highlight=False, soft_wrap=not console.is_terminal)
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
@@ -150,7 +151,7 @@ def watch(
                 break
             # What runs first: a long sweep is taller than the terminal.
             runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)
-            live.update(Group(_headline(standing), runs_table(runs)), refresh=console.is_terminal)
+            live.update(Group(_headline(standing), runs_table(runs, width_of(console))), refresh=console.is_terminal)
             time.sleep(every)
     if as_json:
         print_json(standing.document())
@@ -212,7 +213,7 @@ def _show(standing: "SweepStanding", console: "Console") -> None:
     from orchestrator.display.tables import ledger_line, runs_table
 
     console.print(_headline(standing))
-    console.print(runs_table(standing.runs), soft_wrap=True)
+    console.print(runs_table(standing.runs, width_of(console)), soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 

@@ -191,11 +191,13 @@ class Plan:
         }
 
     def document(self, price: float | None = None) -> dict[str, Any]:
-        """The plan as `scaling plan --json` prints it; with the price of a device-hour, what it costs too."""
+        """The plan as `scaling plan --json` prints it; with the price of a GPU-hour, what the GPUs cost too."""
         runs, totals = [run.document() for run in self.runs], dict(self.totals)
         if price is not None:
-            for part in (*runs, totals):
-                part["cost"] = price * part["device_hours"]
+            for run in runs:
+                run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
+            to_train = {run.run_id for run in self.missing}
+            totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
         return {"sweep": self.name, "runs": runs, "totals": totals}
 
     @property
