@@ -134,12 +134,20 @@ class Source:
             if found:
                 return found
         fits = families.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
+        try:
+            self._save(fits)
+        except OSError:
+            if self.asked is not None:
+                raise
+            # Who only reads, such as a prediction, needs no folder that can be written: it is fitted anew each time.
+        return fits
+
+    def _save(self, fits: list[Fit]) -> None:
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._question_file, self.asked.to_json() | _reading_to_json(self.read_as))
         for fitted, name in zip(fits, _folders([fitted.family for fitted in fits]), strict=True):
             fitted.save(self.folder / name)
-        return fits
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Every validation during training of the usable rows: columns run_id, tokens, loss."""
