@@ -16,10 +16,10 @@ import polars as pl
 from analysis.data import runs, selection
 from analysis.data.quality import Rules
 from analysis.data.runs import Kind
-from analysis.fitting import families
+from analysis.fitting import choice, doubts, families
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
-from analysis.laws.forms import ADDITIVE, Form
+from analysis.laws.forms import Form
 from analysis.laws.objectives import HUBER, Objective
 from xlstm.run.directory import Workspace
 from xlstm.run.records import write_json
@@ -32,13 +32,14 @@ class Question:
     rules: Rules = field(default_factory=Rules)
     mixed: bool = False
     """Whether runs of different evaluations, tokenizers or schedules are fitted together."""
-    form: Form = ADDITIVE
+    form: Form | None = None
+    """None is the form that the rows speak for."""
     objective: Objective = HUBER
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a form or an objective is named where it is not the default."""
         document = self.rules.to_json() | {"mixed": self.mixed}
-        if self.form is not ADDITIVE:
+        if self.form is not None:
             document["form"] = self.form.name
         if self.objective != HUBER:
             document["objective"] = self.objective.name
@@ -47,7 +48,7 @@ class Question:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Question":
         """From what `to_json` gave. RefusalError for a form that is no longer known."""
-        form = forms.find(stored.get("form", ADDITIVE.name))
+        form = forms.find(stored["form"]) if "form" in stored else None
         return cls(Rules.from_json(stored), stored["mixed"], form, Objective.of(stored.get("objective", HUBER.name)))
 
 
@@ -105,15 +106,22 @@ class Source:
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
         if self.question.to_json() == self._asked_before:
             found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
-            if found:
+            # One saved before forms were weighed answers what follows a fit, but not a new question of the form.
+            if found and (self.asked is None or form is not None or any(one.others for one in found)):
                 return found
-        fits = families.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
+        fits = self.fit()
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._question_file, self.asked.to_json())
         for fitted in fits:
             fitted.save(self.folder / "".join(c if c.isalnum() else "-" for c in fitted.family).strip("-"))
         return fits
+
+    def fit(self) -> list[Fit]:
+        """One new fit per family, as the question asks; nothing is saved."""
+        asked = self.question
+        found = choice.fit(self.frame, form=asked.form, objective=asked.objective, allow_mixed=asked.mixed)
+        return [doubts.at_edge(one, self._loaded[2]) for one in found]
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Every validation during training of the usable rows: columns run_id, tokens, loss."""
@@ -129,12 +137,12 @@ class Source:
         return stored or Question().to_json()
 
     @cached_property
-    def _loaded(self) -> tuple[pl.DataFrame, list[str]]:
+    def _loaded(self) -> tuple[pl.DataFrame, list[str], set[str]]:
         frame = runs.load(self.name, columns=self.columns, workspace=self.workspace, rules=self.question.rules)
         if self.plan is None or not self.plan["best_of"]:
-            return frame, []
+            return frame, [], set()
         usable = frame.filter(pl.col("excluded").is_null())
         losses = dict(zip(usable["run_id"], usable["loss"], strict=True))
         chosen = selection.best_of(self.plan["best_of"], self.plan["runs"], losses)
         reasons = pl.col("run_id").replace_strict(chosen.excluded, default=None, return_dtype=pl.String)
-        return frame.with_columns(excluded=pl.coalesce("excluded", reasons)), chosen.edges
+        return frame.with_columns(excluded=pl.coalesce("excluded", reasons)), chosen.edges, chosen.at_edge

@@ -39,8 +39,8 @@ SCHEMA = {
     "excluded": pl.String,
 }
 NUMBERS = ("parameters", "tokens", "flops", "loss")
-EXTRA = {"unique_tokens": pl.Float64}
-"""Columns that a table may have beside those of `SCHEMA`, for the forms that need them."""
+EXTRA = {"unique_tokens": pl.Float64, "weight": pl.Float64}
+"""Columns beside those of `SCHEMA` that forms and fits know; a table's other columns are kept as they are."""
 CURVES = {"run_id": pl.String, "tokens": pl.Float64, "loss": pl.Float64}
 MLFLOW_COLUMNS = {
     "run_id": "tags.run_id",
@@ -168,7 +168,8 @@ def from_table(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
                 "missing-column", f"{path}: no column {theirs!r} for {ours}; there are: {', '.join(table.columns)}"
             )
     named = {ours: columns.get(ours, ours) for ours in known if columns.get(ours, ours) in table.columns}
-    frame = table.select(pl.col(theirs).alias(ours) for ours, theirs in named.items())
+    others = [name for name in table.columns if name not in known and name not in named.values()]
+    frame = table.select(*(pl.col(theirs).alias(ours) for ours, theirs in named.items()), *others)
     if "loss" not in frame.columns:
         raise RefusalError("missing-column", f"{path}: no column for loss; name it with --columns loss=…")
     return _completed(frame, str(path))
@@ -269,7 +270,8 @@ def _completed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
     frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
     kinds = SCHEMA | {name: kind for name, kind in EXTRA.items() if name in frame.columns}
-    return frame.select(pl.col(name).cast(kind) for name, kind in kinds.items())
+    others = [name for name in frame.columns if name not in kinds]
+    return frame.select(*(pl.col(name).cast(kind) for name, kind in kinds.items()), *others)
 
 
 def _number(text: object) -> float | None:

@@ -15,6 +15,8 @@ class Selection:
     """Run id to reason."""
     edges: list[str] = field(default_factory=list)
     """Where the best value lies at the edge of those tried, so that a better one may lie beyond."""
+    at_edge: set[str] = field(default_factory=set)
+    """Run ids of those best ones."""
 
 
 def best_of(axis: str, rows: Sequence[Mapping[str, Any]], losses: Mapping[str, float]) -> Selection:
@@ -39,6 +41,7 @@ def best_of(axis: str, rows: Sequence[Mapping[str, Any]], losses: Mapping[str, f
         values = sorted(row["point"][axis] for row in group)
         if len(values) > 1 and best["point"][axis] in (values[0], values[-1]):
             where = "lowest" if best["point"][axis] == values[0] else "highest"
+            selection.at_edge.add(best["run_id"])
             selection.edges.append(
                 f"{best['run_id']}: the best {axis}, {best['point'][axis]:g}, is the {where} tried; "
                 "a better one may lie beyond"
