@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from analysis.findings import RefusalError
+from xlstm.run.secrets import masked
 
 DATABASES = ("sqlite", "postgresql", "mysql")
 """Schemes of the databases that are read directly; all else goes through the client."""
@@ -98,7 +99,9 @@ def _connection(tracking_uri: str) -> Iterator[Any]:
     import sqlalchemy
 
     if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
-        raise RefusalError("no-such-store", f"{tracking_uri}: there is no such database; has a sweep been submitted?")
+        raise RefusalError(
+            "no-such-store", f"{masked(tracking_uri)}: there is no such database; has a sweep been submitted?"
+        )
     engine = sqlalchemy.create_engine(tracking_uri)
     try:
         with engine.connect() as connection:
@@ -182,10 +185,12 @@ def _client(experiment: str, tracking_uri: str) -> tuple[Any, str]:
             raise _no_experiment(experiment, tracking_uri, [one.name for one in client.search_experiments()])
     except MlflowException as error:
         first = str(error).strip().splitlines()[0]
-        raise RefusalError("unreadable-store", f"{tracking_uri}: {first}") from None
+        raise RefusalError("unreadable-store", f"{masked(tracking_uri)}: {masked(first)}") from None
     return client, str(found.experiment_id)
 
 
 def _no_experiment(experiment: str, tracking_uri: str, known: list[str]) -> RefusalError:
     listed = ", ".join(sorted(known)) or "none"
-    return RefusalError("no-such-experiment", f"no experiment {experiment!r} at {tracking_uri}; there are: {listed}")
+    return RefusalError(
+        "no-such-experiment", f"no experiment {experiment!r} at {masked(tracking_uri)}; there are: {listed}"
+    )

@@ -42,10 +42,11 @@ def saved(
     fits = [Fit.load(path.parent) for path in documents]
     if any(one.objective != objective or (form is not None and one.form is not form) for one in fits):
         return []
-    if not pl.concat([one.rows for one in fits]).sort("run_id").equals(frame.sort("run_id")):
+    stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
+    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
         return []
     for one in fits:
-        _refuse(one.family, one.used, one.form, allow_mixed)
+        _refuse(one.family, one.rows, one.form, allow_mixed)
     return fits
 
 
@@ -74,12 +75,13 @@ def fit(
     for family in families:
         rows = frame.filter(pl.col("family") == family)
         try:
-            _refuse(family, usable(rows), form, allow_mixed)
+            _refuse(family, rows, form, allow_mixed)
         except RefusalError as refusal:
             refusals.append(refusal)
         else:
             found = regression.fit_form(rows, form, objective, num_starts=num_starts, num_draws=num_draws, seed=seed)
             told = [FitWarning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
+            told += quality.several_losses(family, found.used)
             fits.append(replace(found, family=family, warnings=(*told, *_weaknesses(family, found))))
     if refusals and (not fits or len(families) == 1):
         raise refusals[0]
@@ -87,24 +89,32 @@ def fit(
         names = "; ".join(str(refusal) for refusal in refusals)
         warning = FitWarning("family-not-fitted", names)
         fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
+    if len(fits) > 1 and (differ := quality.not_comparable(frame)):
+        warning = FitWarning("families-not-comparable", f"the families' losses do not compare: {differ}")
+        fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
     return fits
 
 
-def _refuse(family: str, rows: pl.DataFrame, form: Form, allow_mixed: bool) -> None:
-    count = rows.height
-    needed = len(form.coordinates)
+def _refuse(family: str, all_rows: pl.DataFrame, form: Form, allow_mixed: bool) -> None:
+    rows, needed = usable(all_rows), len(form.coordinates)
+    count, why = rows.height, quality.count_reasons(all_rows)
     if count <= needed:
         raise RefusalError(
             "too-few-points",
-            f"{family}: {count} usable runs cannot determine {needed} parameters; at least {needed + 1}",
+            f"{family}: {count} usable runs cannot determine {needed} parameters; at least {needed + 1}"
+            + (f" ({why})" if why else ""),
         )
     for name, what in (("parameters", "model size"), ("tokens", "token budget"), ("flops", "compute")):
         if name in form.inputs and rows[name].n_unique() < 2:
             raise RefusalError(
-                "one-value", f"{family}: all runs have the same {what}; the law needs at least two, better four"
+                "one-value",
+                f"{family}: all runs have the same {what}; the law needs at least two, better four"
+                + (f" ({why})" if why else ""),
             )
     if rows["loss"].n_unique() == 1:
-        raise RefusalError("constant-loss", f"{family}: every run has the same loss {rows['loss'][0]}")
+        raise RefusalError(
+            "constant-loss", f"{family}: every run has the same loss {rows['loss'][0]}" + (f" ({why})" if why else "")
+        )
     if not allow_mixed:
         quality.refuse_mixed(family, rows)
 

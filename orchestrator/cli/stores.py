@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.terminal import (
+    A_RUN_FAILED,
     SetOption,
     SweepArgument,
     make_console,
@@ -23,10 +24,11 @@ app.add_typer(data_app, name="data")
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the server.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the charts in a browser.")] = False,
 ) -> None:
-    """Serve the MLflow UI on the workspace."""
+    """Serve the MLflow UI on the workspace; its address is printed once it answers."""
     from orchestrator.display.ui import serve
     from orchestrator.standing.lookup import writable_workspace
 
@@ -34,7 +36,8 @@ def ui(
         workspace = writable_workspace()
         _require_free(host, port)
         _sync_all(workspace)
-        serve(workspace, host, port)
+        code = serve(workspace, host, port, open_browser=open_browser)
+    raise typer.Exit(A_RUN_FAILED if code else 0)
 
 
 @app.command()
@@ -90,6 +93,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
     from orchestrator.workbench.live_fit import live_fit
     from orchestrator.workbench.slurm import reconcile
     from xlstm.run import tracking
+    from xlstm.run.secrets import masked
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
@@ -102,7 +106,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> None:
         if complaint:
             raise InputError(f"{name}: {complaint}")
         if say:
-            print(f"{name}: {len(shipped)} runs equal their directories in {workspace.tracking_uri}")
+            print(f"{name}: {len(shipped)} runs equal their directories in {masked(workspace.tracking_uri)}")
 
 
 def _require_free(host: str, port: int) -> None:

@@ -26,7 +26,9 @@ FEWEST_RUNS = 6
 """Complete runs of one family from which on a law may be fitted to it: one more than it has parameters."""
 
 LiveFit: TypeAlias = Callable[[], Mapping[str, str | Path]]
-"""Fits the law to the runs so far; gives artifacts by name, none where the runs do not determine it yet."""
+"""Fits the law to the runs so far; gives artifacts by name, none where the runs do not determine it yet. The one named
+`DESCRIPTION` is no artifact, but what is shown of the sweep first, in Markdown."""
+DESCRIPTION = "description"
 
 
 class Shipper:
@@ -102,7 +104,19 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
         except Exception as error:  # a law that cannot be fitted must not keep the runs from being shipped
             return f"the law so far could not be fitted: {type(error).__name__}: {error}"
     ended = all(run.state.ended for run in standing.runs)
-    return tracking.publish(sweep, workspace.tracking_uri, workspace.artifacts, files, ended=ended)
+    counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
+    notes = json.loads(directory.sweep_file.read_text()).get("notes") or ""
+    told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
+    description = "\n\n".join(part for part in told if part)
+    return tracking.publish(
+        sweep,
+        workspace.tracking_uri,
+        workspace.artifacts,
+        files,
+        ended=ended,
+        description=description,
+        notes=notes,
+    )
 
 
 def ship(workspace: Workspace, sweep: str, run_ids: Iterable[str]) -> tuple[set[str], str | None]:

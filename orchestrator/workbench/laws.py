@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from analysis.data import tables
 from analysis.data.quality import Rules
 from analysis.data.references import find as find_reference
+from analysis.data.runs import Reading
 from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
@@ -54,24 +56,35 @@ class Wishes:
     """A form's name, or AUTO for the one that the rows speak for."""
     objective: str = "huber"
     delta: float | None = None
+    best_of: Sequence[str] = ()
+    decimal_comma: bool = False
 
     def question(self) -> Question:
         """RefusalError naming the nearest valid word."""
         rules = Rules(frozenset(self.keep), self.ranges or {})
+        objective = objectives.find(self.objective, self.delta)
         form = None if self.form == AUTO else forms.find(self.form)
-        return Question(rules, self.mixed, form, objectives.find(self.objective, self.delta))
+        return Question(rules, self.mixed, form, objective, tuple(self.best_of))
 
 
-def open_source(typed: str, columns: Mapping[str, str], question: Question | None = None) -> Source:
-    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name."""
-    name = Sweep.load(typed).name if Path(typed).suffix in (".yaml", ".yml", ".json") else typed
-    return Source(name, Workspace.default(), columns, question)
+def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = None) -> Source:
+    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name.
+
+    Without wishes it is asked, and its columns are read where none are named, as for the last fit.
+    """
+    path = Path(typed)
+    is_sweep = path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and tables.holds_one_mapping(path))
+    name = Sweep.load(typed).name if is_sweep else typed
+    if wishes is not None:
+        reading = Reading(columns, wishes.decimal_comma)
+        return Source(name, Workspace.default(), reading, wishes.question())
+    return Source(name, Workspace.default(), Reading(columns) if columns else None)
 
 
 @_refusals_in_a_line()
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
-    source = open_source(typed, columns, wishes.question())
+    source = open_source(typed, columns, wishes)
     return documents(source.fits, source.question), source.notes, source.folder
 
 
@@ -99,7 +112,7 @@ def of_chosen(document: Mapping[str, Any]) -> dict[str, Any]:
 @_refusals_in_a_line()
 def conventions(typed: str, columns: Mapping[str, str], wishes: Wishes) -> list[dict[str, Any]]:
     """Chinchilla's three approaches under each way of counting: a document per family, convention and approach."""
-    source = open_source(typed, columns, wishes.question())
+    source = open_source(typed, columns, wishes)
     return [asdict(one) for one in counting.compare(source.frame, source.curves(source.frame))]
 
 

@@ -35,7 +35,7 @@ def test_a_sweeps_file_is_parsed_once_by_every_verb(
         row = planned.document()
         loss = 1.5 + 30 / row["parameters"]["total"] ** 0.3 + 40 / row["tokens"] ** 0.3
         measured = {"loss": loss, "perplexity": math.exp(loss), "tokens": 1}
-        evaluation = planned.spec.evaluation.fingerprint
+        evaluation = planned.spec.evaluation_fingerprint
         finish(plan.workspace, planned, validation=Validation(**measured, evaluation=evaluation))
 
     # How much is drawn and resampled is not what is asked here.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from xlstm.run.spec import Evaluation
+from xlstm.run.spec import RunSpec
 
 _COMPLETE = "COMPLETE"
 
@@ -55,9 +55,9 @@ class RunFiles:
         """How far each tracking store has followed the run."""
         return self.path / "mlflow"
 
-    def evaluation_file(self, evaluation: Evaluation) -> Path:
-        """What an evaluation measured on the trained run."""
-        return self.path / "evaluations" / f"{evaluation.name}-{evaluation.fingerprint}.json"
+    def evaluation_file(self, spec: RunSpec) -> Path:
+        """What the evaluation of `spec` measured on the trained run."""
+        return self.path / "evaluations" / f"{spec.evaluation.name}-{spec.evaluation_fingerprint}.json"
 
     def meeting_file(self, token: str) -> Path:
         """In which the first of several nodes tells the others where the job with that token meets."""

@@ -138,6 +138,9 @@ class Validation(Record):
     evaluation: str
     by_source: dict[str, float] = {}
     """Loss by source of the corpus, where it states more than one."""
+    sequences: int | None = None
+    """Sequences that were read, of `of_sequences` in the whole split; null in records of earlier versions."""
+    of_sequences: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """The validation as a part of a row of metrics."""
@@ -175,18 +178,28 @@ class Result(Record):
     data_fingerprint: str
     tokenizer: str
     schedule: str
+    context_length: int | None = None
+    """Null, as the precision, in results of earlier versions: the specification beside it says."""
+    precision: str | None = None
 
     def answers(self, spec: RunSpec) -> bool:
         """Whether it was measured as the specification asks."""
-        return self.validation.evaluation == spec.evaluation.fingerprint
+        return self.validation.evaluation == spec.evaluation_fingerprint
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities."""
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities.
+
+    A `private` one is for its owner's eyes alone.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
+    with open(aside, "w", opener=_for_the_owner if private else None) as file:
         json.dump(content, file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
