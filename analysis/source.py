@@ -136,12 +136,20 @@ class Source:
             if found and (self.asked is None or form is not None or any(one.others for one in found)):
                 return found
         fits = self.fit()
+        try:
+            self._save(fits)
+        except OSError:
+            if self.asked is not None:
+                raise
+            # Who only reads, such as a prediction, needs no folder that can be written: it is fitted anew each time.
+        return fits
+
+    def _save(self, fits: list[Fit]) -> None:
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._question_file, self.asked.to_json() | _reading_to_json(self.read_as))
         for fitted, name in zip(fits, _folders([fitted.family for fitted in fits]), strict=True):
             fitted.save(self.folder / name)
-        return fits
 
     def fit(self) -> list[Fit]:
         """One new fit per family, as the question asks; nothing is saved."""

@@ -4,6 +4,7 @@ Each takes a source as it was typed (a sweep's name or file, a table, `mlflow:EX
 it is not there or its rows cannot answer.
 """
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
 from sweeps.sweep import Sweep
-from xlstm.run.directory import Workspace
+from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
 from xlstm.run.tracking import log_artifact
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ AUTO = "auto"
 
 @contextmanager
 def _refusals_in_a_line() -> Iterator[None]:
-    """What the rows cannot answer is an error that a person can put right."""
+    """What the rows cannot answer, or a folder cannot hold, is an error that a person can put right."""
     try:
         yield
     except RefusalError as refusal:
         raise InputError(str(refusal)) from None
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+            raise
+        what = f"{error.filename or 'the workspace'} cannot be written: {error.strerror}"
+        raise InputError(f"{what}; set {WORKSPACE_VARIABLE} to a folder of yours") from None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import environment
+from orchestrator.display.ui import _await
 from orchestrator.execution import provenance
 from xlstm.run import tracking
 from xlstm.run.directory import Workspace
@@ -65,11 +66,21 @@ def test_what_only_reads_answers_on_a_workspace_that_cannot_be_written(
 ) -> None:
     path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))
     assert scaling.run("submit", path).code == 0
+    table = Path(path).with_name("runs.csv")
+    sizes, budgets = (1e6, 4e6, 16e6, 64e6), (1e8, 4e8, 16e8)
+    rows = [f"{n},{d},{1.7 + 400 / n**0.34 + 400 / d**0.28}" for n in sizes for d in budgets]
+    table.write_text("parameters,tokens,loss\n" + "\n".join(rows) + "\n")
     verbs = ("status tiny", f"plan {path}", "logs llama", "diff llama llama", "status")
+    verbs += (f"predict {table} --parameters 64e6 --tokens 16e8",)
     commands = "; ".join(f"$SCALING {verb} > /dev/null" for verb in verbs)
     root = scaling.workspace
-    said = inside("--mount", f"mount --bind {root} {root}; mount -o remount,bind,ro {root}; {commands}")
+    only_read = f"mount --bind {root} {root}; mount -o remount,bind,ro {root}"
+    said = inside("--mount", f"{only_read}; {commands}")
     assert (said.returncode, said.stderr) == (0, ""), said.stdout
+    said = inside("--mount", f"{only_read}; $SCALING fit {table}")
+    assert said.returncode == 2
+    (line,) = said.stderr.splitlines()
+    assert "cannot be written: Read-only file system; set SCALING_WORKSPACE to a folder of yours" in line
 
 
 URI = "http://alice:s3cretpw@127.0.0.1:9"
@@ -152,3 +163,38 @@ def test_a_package_that_stands_in_front_of_ours_ends_the_first_verb(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", program, "status"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"the package `xlstm` that Python finds is that of {tmp_path}/xlstm/__init__.py")
+
+
+@pytest.mark.serial
+def test_a_submission_leaves_no_secret(
+    scaling: Any, write_sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    store = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'server.db'}"}
+    log = open(tmp_path / "server.log", "ab")  # noqa: SIM115
+    server = subprocess.Popen(
+        [*command, "--artifacts-destination", str(tmp_path / "artifacts")],
+        env=os.environ | store,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:s3cretpw@127.0.0.1:{port}")
+    monkeypatch.setenv("SOME_API_KEY", "k3y-of-some-service")
+    try:
+        _await(server, f"http://127.0.0.1:{port}")
+        said = [scaling.run("submit", write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))), scaling.run("sync")]
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+        log.close()
+    assert [one.code for one in said] == [0, 0], said
+    texts = {str(path): path.read_bytes() for path in scaling.workspace.rglob("*") if path.is_file()}
+    texts |= {"printed": "".join(one.out + one.err for one in said).encode()}
+    assert [name for name, text in texts.items() if b"s3cretpw" in text or b"k3y-of-some-service" in text] == []
+    (cursor,) = scaling.workspace.glob("runs/*/mlflow/*.json")
+    assert cursor.stat().st_mode & 0o777 == 0o600
+    assert b"alice:***@" in cursor.read_bytes()

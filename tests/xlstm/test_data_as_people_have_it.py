@@ -86,7 +86,10 @@ def test_a_type_that_a_header_contradicts_is_refused(tmp_path: Path) -> None:
 )
 @example("uint32", 300, None)
 def test_ids_of_any_width_are_read_as_written_or_refused(tmp_path_factory, stored: str, size: int, data: Any) -> None:  # type: ignore[no-untyped-def]
-    """Never as others: a file is read as it was written, or refused; with its type said it is read."""
+    """Never as others, where they are as wide as is assumed, or wider; with its type said every file is read.
+
+    Of narrower ones, two may look like one.
+    """
     largest = min(size, 255 if stored == "uint8" else 65_535 if stored == "uint16" else size)
     drawn = st.lists(st.integers(0, largest - 1), min_size=1, max_size=40)
     ids = [5, 0, 7, 9, 0, 1] if data is None else data.draw(drawn)
@@ -95,8 +98,9 @@ def test_ids_of_any_width_are_read_as_written_or_refused(tmp_path_factory, store
     try:
         found = read(path, size + 1, size)
     except LayoutError:
-        pass
-    else:
+        found = None
+    assumed = 2 if size + 1 <= 1 << 16 else 4
+    if found is not None and np.dtype(TYPES[stored]).itemsize >= assumed:
         # A handful of zeros, or too few ids to tell, look the same in any width.
         assert found == ids or not any(ids) or path.stat().st_size < 16 or max(ids) == 0
     assert read(path, size + 1, size, stored) == ids

@@ -163,8 +163,14 @@ def _megatron(
     starts = np.frombuffer(content, "<i8", bounds, _MEGATRON_HEADER_BYTES + 12 * sequences)
     dtype = np.dtype(_MEGATRON_TYPES[code])
     _require_stated(index, dtype, id_type)
+    if (np.diff(starts, prepend=0, append=sequences) < 0).any() or (
+        bounds and (starts[0], starts[-1]) != (0, sequences)
+    ):
+        raise LayoutError(f"{index}: its documents do not lie one after the other in its {sequences} sequences")
+    if (lengths < 0).any() or (offsets % dtype.itemsize).any():
+        raise LayoutError(f"{index}: a sequence has a negative length, or begins within an id of {dtype.name}")
     size = path.stat().st_size
-    if sequences and ((offsets < 0).any() or int((offsets + lengths * dtype.itemsize).max()) > size):
+    if sequences and ((offsets < 0).any() or int((offsets // dtype.itemsize + lengths).max()) > size // dtype.itemsize):
         raise LayoutError(f"{path}: {size} bytes are less than its index {index.name} refers to")
     tokens = _map(path, dtype.str, 0, size // dtype.itemsize)
     _require_known(path, tokens, vocabulary)

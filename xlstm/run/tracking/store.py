@@ -89,6 +89,7 @@ def client_of(tracking_uri: str, artifacts: Path | None = None) -> Any:
     # Read by mlflow at every request; what the user has set stands.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password, if it has one
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its announcements would tear the progress display
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
