@@ -5,6 +5,7 @@ Every problem of every point is collected, once, with the line of the key that c
 """
 
 import itertools
+import pathlib as files
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -48,6 +49,8 @@ _DEFAULT_WHERE_NULL = ("tokenizer", "documents", "text_key", "schedule", "precis
 
 _SCHEDULING = ("priority", "gpu", "mfu")
 
+_SHIPPED = files.Path(__file__).parent.resolve()
+"""Sweeps that come with the program, some of them without their text."""
 Choice = tuple[Any, Path]
 """A value, and the path of the key that gave it."""
 
@@ -280,7 +283,11 @@ class _Expansion:
             about = "paths" if paths else "corpus"
             if "tokenizer" in str(error) and not isinstance(error, CorpusError):
                 about = "tokenizer"
-            self.complain(settings.get(about, settings["corpus"])[1], str(error))
+            where = settings.get(about, settings["corpus"])[1]
+            file, _ = self.document.place(where)
+            shipped = paths and files.Path(file).resolve().is_relative_to(_SHIPPED)
+            hint = f"; the first lines of {file} say how to get the text" if shipped else ""
+            self.complain(where, f"{error}{hint}")
             return None
 
     def _config(self, point: _Point, vocabulary: int) -> ModelConfig | None:
@@ -335,6 +342,10 @@ class _Expansion:
     def _complain_at_cause(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
         """Note a problem of a specification at the key that most likely causes it."""
         message = str(detail["msg"]).removeprefix("Value error, ")
+        if message.startswith("a run of"):
+            values = point.values()
+            budget = next(f"{name}: {values[name]}" for name in BUDGETS if name in values)
+            message += f" ({values['model']}, size {values['size']}, {budget})"
         key = next((part for part in reversed(detail["loc"]) if isinstance(part, str)), None)
         if detail["type"] == "missing" and key in Settings.model_fields:
             self.complain(("train",), f"`train.{key}` is missing")

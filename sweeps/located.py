@@ -6,6 +6,7 @@ raised one by one: a `Problem` has the file, the line, what is wrong and what wo
 
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,29 @@ class Problem:
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
+_FEW = 3
+"""Other places of a problem that are named, and up to which each is said on a line of its own."""
+
+
 class SweepError(ValueError):
     """Everything wrong with a sweep, one line each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(set(problems))
-        super().__init__("\n".join(map(str, self.problems)))
+        said: dict[tuple[str, str], list[Problem]] = {}
+        for problem in self.problems:
+            said.setdefault((problem.file, re.sub(r"\.\d+\b", "", problem.message)), []).append(problem)
+        super().__init__("\n".join(map(_together, said.values())))
+
+
+def _together(alike: Sequence[Problem]) -> str:
+    """The same problem of several lines, said once and counted."""
+    first, *others = alike
+    if len(others) < _FEW:
+        return "\n".join(map(str, alike))
+    lines = ", ".join(str(problem.line) for problem in others[:_FEW])
+    more = f" and {len(others) - _FEW} more" if len(others) > _FEW else ""
+    return f"{first} ({len(alike)} times: also at lines {lines}{more})"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +54,8 @@ ObjectiveOption = Annotated[
     str, typer.Option(metavar="NAME", help="huber on log loss, least-squares on loss, or least-squares-of-log.")
 ]
 
+_FEW = 3
+"""Rows left out for one reason that have a line each."""
 _LINES = 200
 """Rows left out that are printed one by one."""
 _COLUMN = re.compile(r'([^=,]+)=\s*(?:"((?:[^"]|"")+)"\s*|([^,]*[^,\s][^,]*))(?:,|$)')
@@ -105,15 +108,29 @@ def fit(
     console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
     for document in documents:
         left_out = document["rows"]["excluded"]
-        for row in left_out[:_LINES]:
-            console.print(f"left out: {row['row']}: {row['reason']}", highlight=False, style="dim")
-        if len(left_out) > _LINES:
-            console.print(f"left out: {len(left_out) - _LINES} more, which --json lists", highlight=False, style="dim")
+        for line in _counted(left_out)[:_LINES]:
+            console.print(line, highlight=False, style="dim", soft_wrap=True)
+        if len(_counted(left_out)) > _LINES:
+            console.print("left out: more, which --json lists", highlight=False, style="dim")
         for warning in document["warnings"]:
             console.print(warning["message"], highlight=False, style="yellow")
-    for note in notes:
-        console.print(note, highlight=False, style="yellow")
+    for note, times in Counter(notes).items():
+        console.print(note if times == 1 else f"{note} ({times} times)", highlight=False, style="yellow")
     console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
+
+
+def _counted(left_out: list[dict[str, Any]]) -> list[str]:
+    """Why rows were left out: a line for each row, or, where many have one reason, a line for the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for row in left_out:
+        by_reason.setdefault(row["reason"], []).append(str(row["row"]))
+    lines = []
+    for reason, rows in by_reason.items():
+        if len(rows) <= _FEW:
+            lines += [f"left out: {row}: {reason}" for row in rows]
+        else:
+            lines.append(f"left out: {len(rows)} rows: {reason}: {', '.join(rows[:_FEW])}, … (--json lists all)")
+    return lines
 
 
 @app.command()

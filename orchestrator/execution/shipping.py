@@ -106,7 +106,7 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     ended = all(run.state.ended for run in standing.runs)
     counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
     notes = json.loads(directory.sweep_file.read_text()).get("notes") or ""
-    told = [f"**{sweep}**: {len(standing.runs)} runs, {counts}", notes, str(files.pop(DESCRIPTION, ""))]
+    told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
     description = "\n\n".join(part for part in told if part)
     return tracking.publish(
         sweep,

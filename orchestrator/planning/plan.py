@@ -5,7 +5,8 @@ which status and analysis read which runs belong to the sweep. Imports without t
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -164,14 +165,6 @@ class Plan:
         return [run for run in self.runs if run.settled]
 
     @property
-    def dropped(self) -> list[str]:
-        """Runs of the plan that was last submitted under this name which are not in this one."""
-        if not self.directory.plan_file.is_file():
-            return []
-        kept = {run.run_id for run in self.runs}
-        return [run["run_id"] for run in self.directory.plan()["runs"] if run["run_id"] not in kept]
-
-    @property
     def misfits(self) -> list[str]:
         """Of the runs that are missing those that do not fit their card, each with what would help."""
         return [misfit for run in self.missing if (misfit := run.misfit)]
@@ -198,19 +191,48 @@ class Plan:
         }
 
     def document(self, price: float | None = None) -> dict[str, Any]:
-        """The plan as `scaling plan --json` prints it; with the price of a device-hour, what it costs too."""
+        """The plan as `scaling plan --json` prints it; with the price of a GPU-hour, what the GPUs cost too."""
         runs, totals = [run.document() for run in self.runs], dict(self.totals)
         if price is not None:
-            for part in (*runs, totals):
-                part["cost"] = price * part["device_hours"]
+            for run in runs:
+                run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
+            to_train = {run.run_id for run in self.missing}
+            totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
         return {"sweep": self.name, "runs": runs, "totals": totals}
 
-    def save(self) -> None:
-        """Keep the sweep as submitted and its plan in the workspace."""
-        self.directory.path.mkdir(parents=True, exist_ok=True)
-        self.directory.sweep_file.write_text(self.sweep.dump())
-        document = self.document() | {"best_of": self.sweep.file.best_of}
-        write_json(self.directory.plan_file, document)
+    @property
+    def dropped(self) -> list[str]:
+        """Runs of the submitted sweep of this name that this plan no longer has."""
+        if not self.directory.plan_file.is_file():
+            return []
+        mine = {run.run_id for run in self.runs}
+        return [row["run_id"] for row in self.directory.plan()["runs"] if row["run_id"] not in mine]
+
+    def save(self) -> Callable[[], None]:
+        """Keep the sweep as submitted and its plan in the workspace; returns what takes that back.
+
+        A sweep of this name that said something else stays readable among the earlier versions.
+        """
+        directory, text = self.directory, self.sweep.dump()
+        files = (directory.sweep_file, directory.plan_file)
+        before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.exists() else None for path in files]
+        changed = before[0] is not None and before[0][0] != text.encode()
+        version = directory.keep_version() if changed else None
+        directory.path.mkdir(parents=True, exist_ok=True)
+        directory.sweep_file.write_text(text)
+        write_json(directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
+
+        def take_back() -> None:
+            for path, kept in zip(files, before, strict=True):
+                if kept is None:
+                    path.unlink()
+                else:
+                    path.write_bytes(kept[0])
+                    os.utime(path, ns=(kept[1], kept[1]))
+            if version is not None:
+                shutil.rmtree(version)
+
+        return take_back
 
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:

@@ -34,7 +34,7 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     with plots.style():
         (figure,) = plots.save(plots.law_figure(fits), source.folder / "law", ("png",))
     documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in fits]
-    told = f"![law](fit/law.png)\n\n{_table(documents)}"
+    told = f"{_table(documents)}\n\n![law](fit/law.png)"
     return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure, DESCRIPTION: told}
 
 

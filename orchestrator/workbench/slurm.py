@@ -111,6 +111,17 @@ def catch_up(workspace: Workspace, sweep: str) -> None:
             ship(workspace, sweep, run_ids)
 
 
+def refuse_unknown_settings(plan: "Plan") -> None:
+    """InputError naming what `resources.slurm` says that is no setting, before anything is handed over."""
+    from slurm.site import Site, SiteError
+
+    for choice in [run.spec.execution.slurm for run in plan.runs]:
+        try:
+            Site().for_run(choice)
+        except SiteError as error:
+            raise InputError(str(error)) from None
+
+
 def check(workspace: Workspace, nodes: int) -> "list[Finding]":
     """What a site offers and what it lacks; with `nodes`, one small job is run on so many."""
     from slurm.check import examine

@@ -39,33 +39,36 @@ class Engine:
     """Has a saved plan carried out in the background and says by whom; None where nobody has to stay anyway."""
 
 
-def submit(plan: Plan, on: str, console: "Console", only: Plan | None = None) -> Mapping[str, Status] | None:
+def submit(
+    plan: Plan, on: str, console: "Console", only: Plan | None = None, *, replace: bool = False
+) -> Mapping[str, Status] | None:
     """Have what is missing of a plan, or of the part `only`, carried out by the engine of a name.
+
+    With `replace`, runs of the submitted sweep of this name that are not in the plan no longer belong to it; without,
+    that is an InputError.
 
     Returns how every run ended; None where the engine has taken them over, and they go on by themselves. InputError
     where data or engine refuse; KeyboardInterrupt after every trainer left a checkpoint.
     """
     engine = find_engine(on)
+    _refuse_to_drop(plan, replace)
     executor = engine.make(plan.workspace, plan.name)
-    console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False)
-    for misfit in plan.misfits:
-        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
-    if dropped := plan.dropped:
-        told = f"{len(dropped)} runs of the plan submitted before are no longer in it: {', '.join(dropped)}"
-        console.print(told, highlight=False, style="yellow", soft_wrap=True)
+    _announce(plan, console)
     with _saved(plan):
         return engine.carry_out(executor, plan, only or plan, console)
 
 
-def detach(plan: Plan, on: str) -> str | None:
-    """Have a plan carried out in the background; says by whom. None where the engine needs nobody to stay.
+def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False) -> str | None:
+    """Print a plan and have it carried out in the background; says by whom.
 
-    InputError where the engine refuses.
+    None where the engine needs nobody to stay. InputError where the engine refuses.
     """
     engine = find_engine(on)
     if engine.detach is None:
         return None
+    _refuse_to_drop(plan, replace)
     engine.make(plan.workspace, plan.name)  # refuses now what it would refuse in the background
+    _announce(plan, console)
     plan.save()
     return engine.detach(plan)
 
@@ -88,24 +91,36 @@ def to_retry(plan: Plan) -> tuple[Plan, str] | None:
     return replace(plan, runs=tuple(replace(run, settled=False) for run in again)), on
 
 
+def _announce(plan: Plan, console: "Console") -> None:
+    """What the plan costs, and what of it does not fit."""
+    console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False, soft_wrap=True)
+    for misfit in plan.misfits:
+        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
+
+
 @contextmanager
 def _saved(plan: Plan) -> Iterator[None]:
     """Keep a plan; where it is refused before any of it was carried out, what was kept before is there again."""
-    files = (plan.directory.sweep_file, plan.directory.plan_file)
-    before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.exists() else None for path in files]
-    plan.save()
+    take_back = plan.save()
     try:
         yield
     except slurm.PartlyHandedOverError:
         raise
     except InputError:
-        for path, kept in zip(files, before, strict=True):
-            if kept is None:
-                path.unlink()
-            else:
-                path.write_bytes(kept[0])
-                os.utime(path, ns=(kept[1], kept[1]))
+        take_back()
         raise
+
+
+def _refuse_to_drop(plan: Plan, replace: bool) -> None:
+    """InputError naming the runs of the submitted sweep of this name that would no longer belong to it."""
+    if replace or not (dropped := plan.dropped):
+        return
+    named = ", ".join(dropped[:8]) + (f" and {len(dropped) - 8} more" if len(dropped) > 8 else "")
+    runs = "1 run" if len(dropped) == 1 else f"{len(dropped)} runs"
+    raise InputError(
+        f"{plan.name} was submitted with {runs} that it would lose: {named}; give the new sweep another `name`, "
+        "or replace the old one with --replace, which keeps their folders and the earlier version"
+    )
 
 
 def find_engine(on: str) -> Engine:

@@ -115,7 +115,7 @@ def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scali
 @pytest.mark.serial
 @pytest.mark.slow
 def test_what_failed_is_tried_again(moved: Path, scaling: Any) -> None:
-    left = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]")
+    left = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]", "--replace")
     assert "nothing to train; 1 diverged or were set aside: `scaling retry`" in left.out
     assert left.code == 1
     again = scaling.run("retry", "troubled")

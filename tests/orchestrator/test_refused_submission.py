@@ -69,9 +69,7 @@ def test_where_sbatch_refuses_the_sweep_stays_as_it_was_submitted(
     failed.set_state(State.FAILED, "a reason")
     before = contents(workspace.sweeps)
     site.answers(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1")
-    said = scaling(
-        "submit", write_sweep(("learning_rate: 1e-2", "learning_rate: 1e-2, weight_decay: 0.2")), "--on", "slurm"
-    )
+    said = scaling("submit", write_sweep(("tokens: [2560, 5120]", "tokens: [2560, 5120, 7680]")), "--on", "slurm")
     assert said.code == 2
     assert "invalid partition" in said.err
     assert contents(workspace.sweeps) == before
@@ -104,3 +102,43 @@ def test_the_empty_folder_that_an_earlier_refusal_left_is_no_submission(scaling:
     workspace = Workspace(scaling.workspace)
     workspace.sweep("tiny").slurm.mkdir(parents=True)
     assert not slurm.has(workspace, "tiny")
+
+
+def test_a_sweep_that_adds_runs_goes_on_and_one_that_drops_some_names_them(
+    scaling: Any, write_sweep: WriteSweep, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator import Sweep
+    from orchestrator.errors import InputError
+    from orchestrator.execution import submission
+
+    monkeypatch.setattr(submission, "submit", lambda *submitted: {})
+
+    first = Sweep.load(write_sweep()).plan()
+    for run in first.runs:
+        finish(first.workspace, run)
+    first.submit(quiet=True)
+    before = contents(first.directory.path)
+    kept, lost = first.runs
+    fewer = Sweep.load(write_sweep(("tokens: [2560, 5120]", f"tokens: [{kept.spec.physics.tokens}]"))).plan()
+    with pytest.raises(InputError, match=f"1 run that it would lose: {lost.run_id}; .* --replace"):
+        fewer.submit(quiet=True)
+    assert contents(first.directory.path) == before
+    fewer.submit(quiet=True, replace=True)
+    assert [row["run_id"] for row in first.directory.plan()["runs"]] == [kept.run_id]
+    (version,) = first.directory.history.iterdir()
+    assert contents(version) == {name: before[name] for name in ("sweep.yaml", "plan.json")}
+    assert [run.spec.run_id for run in Sweep.load(version / "sweep.yaml").runs] == [run.run_id for run in first.runs]
+
+    Sweep.load(write_sweep()).plan().submit(quiet=True)  # adds a run: goes on, and keeps what it replaces
+    assert len(list(first.directory.history.iterdir())) == 2
+    Sweep.load(write_sweep()).plan().submit(quiet=True)  # says the same: nothing to keep
+    assert len(list(first.directory.history.iterdir())) == 2
+
+
+def test_a_detached_submission_says_what_it_will_cost(scaling: Any, write_sweep: WriteSweep, monkeypatch: Any) -> None:
+    from orchestrator.execution import detached
+
+    monkeypatch.setattr(detached, "detach_submission", lambda workspace, sweep: 7)
+    said = scaling("submit", write_sweep(), "--detach")
+    assert said.code == 0, said
+    assert "tiny: 2 runs, 0 complete; to train: 2 runs, 7.68K tokens" in said.out

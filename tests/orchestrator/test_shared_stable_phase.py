@@ -133,7 +133,7 @@ def test_shared_runs_cost_less_and_equal_runs_trained_alone(
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "alone"))
     alone = {}
     for budget in ("2560", "10240"):
-        assert scaling.run("submit", path, "--set", f"grid.tokens=[{budget}]").code == 0
+        assert scaling.run("submit", path, "--set", f"grid.tokens=[{budget}]", "--replace").code == 0
         (run,) = scaling("status", "tiny", "--json").json["runs"]
         alone[run["run_id"]] = run["validation"]["loss"]
     together = {run["run_id"]: run["validation"]["loss"] for run in shared["runs"]}

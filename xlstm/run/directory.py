@@ -8,6 +8,7 @@ renamed) or, for the metrics, only appended to. Nothing here is unpickled. Impor
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -100,6 +101,24 @@ class SweepDirectory:
     def plan_file(self) -> Path:
         """The plan as `scaling plan --json` prints it; it is there once the sweep was submitted."""
         return self.path / _PLAN
+
+    @property
+    def history(self) -> Path:
+        """Earlier versions: a folder for each, with the sweep and the plan that another submission replaced."""
+        return self.path / "history"
+
+    def keep_version(self) -> Path | None:
+        """Copy the sweep and its plan among the earlier versions; returns where, None where nothing was submitted."""
+        files = [path for path in (self.sweep_file, self.plan_file) if path.is_file()]
+        if not files:
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(files[0].stat().st_mtime))
+        number = len(list(self.history.glob("*"))) + 1 if self.history.is_dir() else 1
+        version = self.history / f"{number:04d}-{stamp}"
+        version.mkdir(parents=True)
+        for path in files:
+            shutil.copy2(path, version)
+        return version
 
     @property
     def controller_lock(self) -> Path:

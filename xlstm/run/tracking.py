@@ -431,13 +431,14 @@ def _chart(metric: str, title: str, section: str, **axes: str) -> dict[str, Any]
 
 def _section(identity: str, name: str, columns: int, height: int) -> dict[str, Any]:
     shape = {"columns": columns, "cardHeight": height}
-    return {"uuid": identity, "name": name, "display": True, "isReordered": False, "isGenerated": True, **shape}
+    return {"uuid": identity, "name": name, "display": True, "isReordered": True, "isGenerated": True, **shape}
 
 
 _CHARTS = {
     "orderByKey": "metrics.`validation/perplexity`",  # runs sorted by a metric are not nested under their parent
     "orderByAsc": True,
     "runsHiddenMode": "SHOW_ALL",
+    "isAccordionReordered": True,  # sections stay in this order; those that the UI adds come after them
     "globalLineChartConfig": {"xAxisKey": "metric", "selectedXAxisMetricKey": "progress/tokens", "lineSmoothness": 0},
     "selectedColumns": [
         *(f"params.`{name}`" for name in ("family", "size", "tokens", "learning_rate", "seed")),
