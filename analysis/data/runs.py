@@ -29,6 +29,7 @@ from xlstm.quantities import nearest
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Metric, Result
 from xlstm.run.spec import canonical
+from xlstm.run.tracking import is_child
 
 SCHEMA = {
     "run_id": pl.String,
@@ -371,7 +372,7 @@ def _children(experiment: str, tracking_uri: str, workspace: Workspace | None) -
     if workspace is None or plan is None:
         return list(map(_Child, tracked, keys))
     place = {run["run_id"]: index for index, run in enumerate(plan["runs"])}
-    here = [run.tags.get("directory") == str(workspace.run(key).path) for run, key in zip(tracked, keys, strict=True)]
+    here = [is_child(run.tags, workspace.run(key), tracking_uri) for run, key in zip(tracked, keys, strict=True)]
     children = []
     for run, key, is_here in zip(tracked, keys, here, strict=True):
         reason = None

@@ -77,8 +77,8 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
         items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
         parts.append(f"<h2>Published numbers</h2><ul>{items}</ul>")
     parts.append("<h2>Runs</h2><div class=wide>" + _runs(fits) + "</div>")
-    # Inside a script, only an end tag could end it; JSON may write its slash escaped.
-    data = json.dumps(_data(fits), separators=(",", ":")).replace("</", "<\\/")
+    # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
+    data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
     parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text()}</script></html>")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts))

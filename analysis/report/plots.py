@@ -45,6 +45,7 @@ def style(*, transparent: bool = False) -> Iterator[None]:
         "savefig.bbox": "tight",
         "savefig.dpi": 160,
         "axes.facecolor": "none",
+        "text.parse_math": False,  # a name with dollars is a name
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         "figure.facecolor": "none" if transparent else "white",
     }
@@ -98,12 +99,21 @@ def same_limits(axes: Sequence[Axes], losses: Array) -> None:
         axis.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
 
 
+_PANELS_ACROSS = 4
+"""Beyond which the panels of a figure go on below."""
+
+
 def law_figure(
     fits: Sequence[Fit], *, unit: str = "nats per token", references: Sequence[Table | PublishedLaw] = ()
 ) -> Figure:
     """One panel per family (loss against tokens, a line per size) and one of loss against compute for all of them."""
-    figure: Figure = plt.figure(figsize=(3.6 * (len(fits) + 1), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(fits) + 1)
+    across = min(len(fits) + 1, _PANELS_ACROSS)
+    down = -(-(len(fits) + 1) // across)
+    figure: Figure = plt.figure(figsize=(3.6 * across, 3.4 * down), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(down, across, squeeze=False).flatten())
+    axes = panels[: len(fits) + 1]
+    for unneeded in panels[len(fits) + 1 :]:
+        unneeded.remove()
     for axis, fitted in zip(axes, fits, strict=False):
         _loss_against_tokens(axis, fitted)
     losses = np.concatenate([fitted.used["loss"].to_numpy() for fitted in fits])
@@ -112,9 +122,10 @@ def law_figure(
     for index, reference in enumerate(references):
         _draw_reference(axes[-1], reference, fits, "sD^v"[index % 4])
     bottom, top = axes[-1].get_ylim()
-    axes[-1].set_ylim(bottom, top + 0.07 * (len(fits) + len(references)) * (top - bottom))  # room for the legend
+    axes[-1].set_ylim(bottom, top + 0.09 * (len(fits) + len(references)) * (top - bottom))  # room for the legend
     axes[-1].legend(fontsize=8, loc="upper right")
-    axes[0].set_ylabel(f"validation loss ({unit})")
+    for axis in axes[::across]:
+        axis.set_ylabel(f"validation loss ({unit})")
     return figure
 
 

@@ -41,11 +41,8 @@ def plan_table(document: Mapping[str, Any], width: int | None = None) -> Group:
     numbers = ("parameters", "FLOPs", "tokens", "steps", "devices", "GiB/device", "disk GiB", "device time", *priced)
     chosen = swept(document["runs"])
     names = ("run", *chosen, *numbers, "state", "starts from")
-    gone = (
-        *("disk GiB", "FLOPs", "devices", "steps", "GiB/device", "parameters", "starts from", "tokens", "state"),
-        "device time",
-    )
-    table = Columns(names, _LEFT, dispensable=gone)
+    costs = ("disk GiB", "FLOPs", "devices", "steps", "GiB/device", "parameters")
+    table = Columns(names, _LEFT, dispensable=(*costs, "starts from", "tokens", "state", "device time"))
     for run in document["runs"]:
         fork, state = run["forks_from"], State(run["state"])
         table.add(

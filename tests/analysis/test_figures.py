@@ -110,6 +110,16 @@ def test_the_page_needs_nothing_from_elsewhere_and_holds_the_fit(evidence: Evide
     assert text.count("</script>") == 1
 
 
+def test_names_from_a_table_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    names = ["<!--<script>", "a $\\frac$ & b"]
+    drawn = _evidence({names[0]: 1.0, names[1]: 0.97})
+    text = page.write(tmp_path / "report.html", "names", drawn).read_text()
+    assert "<!--" not in text
+    script = text.partition("<script>const DATA = ")[2].partition(";\n")[0]
+    assert [family["name"] for family in json.loads(script)["families"]] == names
+    assert "a $\\frac$ &amp; b" in text.partition("<svg")[2]
+
+
 def test_published_numbers_are_the_papers() -> None:
     table = references.TABLES["xlstm-table-3"].frame()
     assert table.height == 20

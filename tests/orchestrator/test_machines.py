@@ -122,11 +122,17 @@ def test_the_server_is_told_its_store_where_nobody_reads_it(monkeypatch: pytest.
     from orchestrator.display import ui
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://alice:s3cretpw@db/x")
-    monkeypatch.setattr(ui, "experiments", lambda _: {})
-    started: list[Any] = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
-    ui.serve(Workspace(tmp_path), "127.0.0.1", 5000)
-    ((_, command, variables),) = started
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def refuse(command: list[str], env: dict[str, str]) -> None:
+        started.append((command, env))
+        raise OSError("not here")
+
+    monkeypatch.setattr(ui.subprocess, "Popen", refuse)
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    with pytest.raises(OSError, match="not here"):
+        ui.serve(Workspace(tmp_path), "127.0.0.1", 5000)
+    ((command, variables),) = started
     assert "s3cretpw" not in " ".join(command)
     assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql://alice:s3cretpw@db/x"
 

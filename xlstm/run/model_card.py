@@ -1,5 +1,7 @@
 """The model card of a completed run: what was trained, on what, how well and at what cost, as short Markdown."""
 
+import re
+
 from xlstm.run.records import Launch, Result, Validation
 from xlstm.run.spec import RunSpec
 
@@ -28,7 +30,7 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     ]
     if validation.bits_per_byte is not None:
         lines.append(f"| bits per byte | {validation.bits_per_byte:.4f} |")
-    lines += [f"| loss on {name} | {loss:.4f} |" for name, loss in validation.by_source.items()]
+    lines += [f"| loss on {plain(name)} | {loss:.4f} |" for name, loss in validation.by_source.items()]
     lines.append(
         f"| evaluation | {validation.tokens:,} tokens held out{_share(validation)}, `{validation.evaluation}` |"
     )
@@ -40,6 +42,11 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     if spec.presentation.notes:
         lines += ["", spec.presentation.notes]
     return "\n".join([*lines, "", f"    scaling generate {result.run_id} --prompt '…'", ""])
+
+
+def plain(text: str) -> str:
+    """A name from the data as Markdown that shows it as it is, within one cell of a table."""
+    return re.sub(r"([\\`*|<>\[\]&#~])", r"\\\1", " ".join(text.split()))
 
 
 def _where(launch: Launch | None) -> str:

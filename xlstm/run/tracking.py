@@ -102,7 +102,7 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
 def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> str:
     """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
     client = _client(tracking_uri, artifacts)
-    return _parent(client, _experiment(client, sweep, artifacts), sweep)
+    return _parent(client, _experiment(client, sweep, artifacts), sweep, artifacts)
 
 
 def publish(
@@ -188,7 +188,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     if cursor is None:
         if status.state in (State.PLANNED, State.QUEUED) and _began(run) is None:
             # MLflow takes the start of a run when it is made, and no correction: it is made once it has begun.
-            _parent(client, _experiment(client, sweep, artifacts), sweep)
+            _parent(client, _experiment(client, sweep, artifacts), sweep, artifacts)
             return Synced(True, f"{run.run_id}: has not begun")
         cursor = _adopt_or_create(client, run, spec, sweep, tracking_uri, artifacts)
         rows, end, _ = _new_rows(run, 0)
@@ -210,6 +210,12 @@ def _lies_with(tracking_uri: str, artifacts: Path | None) -> bool:
     if artifacts is None or not tracking_uri.startswith("sqlite:///"):
         return False
     return Path(tracking_uri.removeprefix("sqlite:///")).parent.resolve() == artifacts.parent.resolve()
+
+
+def is_child(tags: Mapping[str, str], run: RunDirectory, tracking_uri: str) -> bool:
+    """Whether a child of these tags shows the run of this directory, and not that of another workspace."""
+    own = _lies_with(tracking_uri, run.workspace.artifacts)
+    return tags.get("directory") in {_directory(run, own), str(run.path)}
 
 
 def _earlier_cursor(client: Any, run: RunDirectory, sweep: str) -> _Cursor | None:
@@ -275,7 +281,7 @@ def _adopt_or_create(
 
     own = _lies_with(tracking_uri, artifacts)
     experiment = _experiment(client, sweep, artifacts)
-    parent = _parent(client, experiment, sweep)
+    parent = _parent(client, experiment, sweep, artifacts)
     for earlier in client.search_runs([experiment], f"tags.run_id = '{run.run_id}'"):
         if not own and earlier.data.tags.get("directory") != str(run.path):
             continue  # another workspace tracks its own run of this name on the same server
@@ -507,15 +513,41 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
         return str(client.get_experiment_by_name(sweep).experiment_id)
 
 
-def _parent(client: Any, experiment: str, sweep: str) -> str:
+def _parent(client: Any, experiment: str, sweep: str, artifacts: Path | None) -> str:
+    """The parent run of a sweep of the workspace that keeps its artifacts there, made if it is missing.
+
+    In a store of many workspaces each has its own, told by the tag `directory`.
+    """
+    own = artifacts is None or _lies_with(client.tracking_uri, artifacts)
+    directory = None if artifacts is None or own else str(artifacts.parent)
     made = None
-    if not client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1):
-        made = client.create_run(experiment, run_name=sweep, tags={"kind": "sweep", "sweep": sweep}).info.run_id
+    if not _parents(client, experiment, directory):
+        tags = {"kind": "sweep", "sweep": sweep} | ({} if directory is None else {"directory": directory})
+        made = client.create_run(experiment, run_name=sweep, tags=tags).info.run_id
     # Two processes may have made one each: all of them take the first.
-    first = client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1, order_by=["start_time", "run_id"])
-    if made is not None and first[0].info.run_id != made:
+    first = _parents(client, experiment, directory)[0]
+    if made is not None and first != made:
         client.delete_run(made)
-    return str(first[0].info.run_id)
+    elif directory is not None:
+        client.set_tag(first, "directory", directory)
+    return first
+
+
+def _parents(client: Any, experiment: str, directory: str | None) -> list[str]:
+    """Parent runs of a workspace, the first one first; all of the experiment where there is no `directory`.
+
+    One of an earlier version, which says of no workspace, is that of a workspace whose runs it holds.
+    """
+    found = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=["start_time", "run_id"])
+    if directory is None:
+        return [run.info.run_id for run in found]
+    mine = [run.info.run_id for run in found if run.data.tags.get("directory") == directory]
+    for run in () if mine else found:
+        if "directory" not in run.data.tags:
+            children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+            if any(child.data.tags.get("directory", "").startswith(f"{directory}/") for child in children):
+                mine.append(run.info.run_id)
+    return mine
 
 
 @functools.lru_cache(maxsize=8)
