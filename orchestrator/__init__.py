@@ -14,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from orchestrator.workbench import api
 
         return getattr(api, name)
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("scaling-orchestrator")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """A sweep as an object: found by path or by the name of a shipped one, laid over what it extends, and checked."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,19 @@ class Sweep:
 
         SweepError names every problem with file and line.
         """
-        document = _read(find(source), ())
+        return cls._under(_read(find(source), ()), overrides)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """The sweep of a mapping as a sweep file holds it; paths in it are relative to the current folder.
+
+        SweepError names every problem, with lines as the mapping is written as JSON.
+        """
+        text = json.dumps(value, indent=2)
+        return cls._under(_laid_over(parse(text, "the dictionary"), Path.cwd() / "the dictionary", ()), overrides)
+
+    @classmethod
+    def _under(cls, document: Document, overrides: Sequence[str]) -> Self:
         for override in _joined(overrides):
             document = override.over(_without_corpus(document) if _states_corpus(override) else document)
         return cls(validate(document), document)
@@ -74,7 +86,12 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> Document:
         raise SweepError([Problem(str(path), 1, f"not UTF-8 text: {error.reason} at byte {error.start}")]) from None
     except OSError as error:
         raise SweepError([Problem(str(path), 0, error.strerror or str(error))]) from None
-    document = _with_located_corpora(_without_extensions(parse(text, str(path))), path.parent)
+    return _laid_over(parse(text, str(path)), path, extended_by)
+
+
+def _laid_over(document: Document, path: Path, extended_by: tuple[Path, ...]) -> Document:
+    """A document laid over what it extends, its paths relative to the folder of `path`."""
+    document = _with_located_corpora(_without_extensions(document), path.parent)
     base = document.value.get("extends") if isinstance(document.value, dict) else None
     if not isinstance(base, str):
         return document

@@ -99,6 +99,17 @@ class Fit:
     others: tuple["Fit", ...] = ()
     """The other forms fitted to the same rows, where a form was chosen."""
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name} = {value:.4g}" for name, value in self.parameters.items())
+        return f"<fit of {self.family}: {values}; {self.used.height} runs>"
+
+    def _repr_html_(self) -> str:
+        """A row per parameter with its interval, for notebooks."""
+        intervals = self.intervals()
+        rows = [(name, value, *intervals[name]) for name, value in self.parameters.items()]
+        frame = pl.DataFrame(rows, schema=["parameter", "value", "low", "high"], orient="row")
+        return f"<p>{self.family}: {self.used.height} runs</p>{frame._repr_html_()}"
+
     @property
     def theta(self) -> Array:
         """The form's coordinates (k,)."""

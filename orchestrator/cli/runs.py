@@ -1,4 +1,4 @@
-"""Verbs about one run: train, generate, logs, diff."""
+"""Verbs about runs: train, generate, logs, diff, runs, export, delete."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from orchestrator.cli.terminal import (
     make_console,
     one_line_errors,
     print_json,
+    sweep_name,
     workspace_here,
 )
 
@@ -108,3 +109,61 @@ def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> 
         print(f"{row['key']}: {json.dumps(row['left'])} | {json.dumps(row['right'])}")
     if not rows:
         print("the runs are the same")
+
+
+@app.command("runs")
+def runs_of(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A submitted sweep, a table or mlflow:EXPERIMENT.")],
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")] = None,
+) -> None:
+    """Write a row per run with every setting and result; without a file, print it as CSV."""
+    from orchestrator.workbench.export import runs_frame
+
+    with one_line_errors():
+        frame = runs_frame(workspace_here(), sweep_name(source))
+    if csv is not None:
+        frame.write_csv(csv)
+    if parquet is not None:
+        frame.write_parquet(parquet)
+    if csv is None and parquet is None:
+        sys.stdout.write(frame.write_csv())
+
+
+@app.command()
+def export(
+    run: RunArgument, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")]
+) -> None:
+    """Write a trained model as the transformers library reads it, with tokenizer, card and generation settings."""
+    from orchestrator.standing.lookup import find_run
+    from orchestrator.workbench.export import export as write
+
+    with one_line_errors():
+        names = write(find_run(workspace_here(), run), folder)
+    print(f"{folder}: {', '.join(names)}")
+
+
+@app.command()
+def delete(
+    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a run, or a sweep with the runs that no other sweep holds. What somebody still needs is refused."""
+    from orchestrator.errors import InputError
+    from orchestrator.workbench.delete import plan_deletion
+
+    with one_line_errors():
+        deletion = plan_deletion(workspace_here(), sweep_name(target), target)
+        for path in deletion.folders:
+            print(path)
+        for kept in deletion.kept:
+            print(f"kept, for another sweep holds it: {kept}")
+        if dry_run:
+            return
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InputError("nothing was deleted: nobody can be asked here; say --yes")
+            typer.confirm(f"delete these {len(deletion.folders)} folders?", abort=True)
+        deletion.carry_out()
+    print(f"{len(deletion.folders)} folders deleted")

@@ -6,6 +6,7 @@ import typer
 
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
+    OverridesArgument,
     SetOption,
     SweepArgument,
     make_console,
@@ -50,8 +51,11 @@ def sync() -> None:
 @data_app.command("prepare")
 def data_prepare(
     sweep: SweepArgument,
+    overrides: OverridesArgument = None,
     override: SetOption = None,
-    on: Annotated[str, typer.Option(help="Who tokenizes: local, or the workers of a Ray cluster, ray.")] = "local",
+    on: Annotated[
+        str, typer.Option(metavar="local|ray", help="Who tokenizes: this machine, or a Ray cluster's workers.")
+    ] = "local",
 ) -> None:
     """Make the token shards that a sweep trains on. Who makes them changes nothing in them."""
     from orchestrator.errors import InputError
@@ -62,13 +66,14 @@ def data_prepare(
         if on not in ("local", "ray"):
             raise InputError(f"--on {on}: data are prepared on local or ray")
         workspace = writable_workspace()
-        specs = [run.spec for run in plan_sweep(sweep, override).runs]
+        specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
         prepare_data(workspace, specs, make_console(), "ray" if on == "ray" else "local")
 
 
 @data_app.command("inspect")
 def data_inspect(
     sweep: SweepArgument,
+    overrides: OverridesArgument = None,
     samples: Annotated[int, typer.Option(min=1, help="Training sequences to show.")] = 3,
     override: SetOption = None,
 ) -> None:
@@ -79,7 +84,7 @@ def data_inspect(
 
     with one_line_errors():
         workspace = writable_workspace()
-        specs = [run.spec for run in plan_sweep(sweep, override).runs]
+        specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
         prepare_data(workspace, specs, make_console())
         print_samples(workspace, specs[0], samples)
 

@@ -10,6 +10,7 @@ from orchestrator.cli.terminal import (
     JsonOption,
     NameArgument,
     OptionalNameArgument,
+    OverridesArgument,
     SetOption,
     SweepArgument,
     interruption,
@@ -35,6 +36,7 @@ app = typer.Typer()
 @app.command()
 def plan(
     sweep: SweepArgument,
+    overrides: OverridesArgument = None,
     override: SetOption = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour: the plan says what the GPUs cost.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
@@ -50,7 +52,7 @@ def plan(
     from orchestrator.display.tables import plan_summary, plan_table
     from orchestrator.planning.layouts import check as build_layouts
 
-    made = plan_sweep(sweep, override)
+    made = plan_sweep(sweep, overrides, override)
     document = made.document(price)
     checked = build_layouts(made) if check else None
     if checked is not None:
@@ -73,7 +75,8 @@ def plan(
 @app.command()
 def submit(
     sweep: SweepArgument,
-    on: Annotated[str, typer.Option(help="Where: local, ray or slurm.")] = "local",
+    overrides: OverridesArgument = None,
+    on: Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")] = "local",
     override: SetOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
     replace: Annotated[
@@ -88,7 +91,7 @@ def submit(
     with one_line_errors():
         writable_workspace()
         find_engine(on)
-    made = plan_sweep(sweep, override)
+    made = plan_sweep(sweep, overrides, override)
     with one_line_errors():
         by = submit_detached(made, on, make_console(), replace=replace) if detach else None
     if by is None:

@@ -33,7 +33,13 @@ SetOption = Annotated[
 ]
 
 
-def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="The same as --set KEY=VALUE.", show_default=False)
+]
+
+
+def plan_sweep(sweep: str, *given: list[str] | None) -> "Plan":
+    """The plan of a sweep under the overrides that were given, one after the other."""
     from orchestrator.planning.plan import make_plan
     from sweeps.sweep import SHIPPED, Sweep
 
@@ -41,7 +47,7 @@ def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
         workspace = workspace_here()
         kept = workspace.sweep(sweep).sweep_file
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
-        made = make_plan(Sweep.load(known, overrides or ()), workspace)
+        made = make_plan(Sweep.load(known, [one for overrides in given for one in overrides or ()]), workspace)
         if any(run.spec.execution.slurm for run in made.runs):
             from orchestrator.workbench.slurm import refuse_unknown_settings
 

@@ -20,7 +20,7 @@ from orchestrator.execution.command import arguments, command
 from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
-from xlstm.run.processes import die_with_parent, kill_tagged
+from xlstm.run.processes import die_with_parent, kill_tagged, usable_cores
 
 
 @dataclass
@@ -64,7 +64,7 @@ class LocalExecutor:
 
     name: str = "local"
     gpus: int = field(default_factory=count_gpus)
-    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    cores: int = field(default_factory=usable_cores)
     _queue: list[_Waiting] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)

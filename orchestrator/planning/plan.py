@@ -150,6 +150,10 @@ class Plan:
     def name(self) -> str:
         return self.sweep.name
 
+    def __repr__(self) -> str:
+        done = len(self.runs) - len([run for run in self.runs if run.state is not State.COMPLETED])
+        return f"<plan of {self.name}: {len(self.runs)} runs, {done} complete>"
+
     @property
     def directory(self) -> SweepDirectory:
         return self.workspace.sweep(self.name)

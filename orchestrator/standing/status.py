@@ -64,6 +64,10 @@ class SweepStanding:
     sweep: str
     runs: tuple[RunStanding, ...]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state.value.lower()}" for state, count in self.counts.items())
+        return f"<standing of {self.sweep}: {len(self.runs)} runs, {counts}>"
+
     @property
     def ledger(self) -> Ledger:
         return total(run.ledger for run in self.runs)

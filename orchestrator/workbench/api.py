@@ -5,6 +5,7 @@ sweep, `InputError` for the rest.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.layouts import Check, check
 from orchestrator.planning.plan import Plan as PlannedSweep
@@ -14,6 +15,9 @@ from orchestrator.standing.status import SweepStanding, look
 from orchestrator.workbench.submit import submit
 from sweeps.sweep import Sweep as SweepInFile
 from xlstm.run.directory import Workspace
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class Sweep(SweepInFile):
@@ -31,6 +35,27 @@ class Sweep(SweepInFile):
 
 class Plan(PlannedSweep):
     """A plan that can be checked and carried out."""
+
+    def to_frame(self) -> "pl.DataFrame":
+        """A row per run in the order in which they start: what it is, the axes that vary, and what it costs."""
+        import polars as pl
+
+        from orchestrator.display.tables import swept
+
+        rows = self.document()["runs"]
+        axes = [axis for axis in swept(rows) if axis != "size"]
+        kept = ("run_id", "model", "size", "seed", "tokens", "steps", "learning_rate", "device_hours", "state")
+        return pl.DataFrame(
+            [
+                {name: row[name] for name in kept}
+                | {axis: row["point"].get(axis) for axis in axes}
+                | {"parameters": row["parameters"]["total"], "flops": row["flops"]["exact"]}
+                for row in rows
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.to_frame()._repr_html_()}"
 
     def check(self) -> Check:
         """Build every distinct layout of what is missing, without a device."""

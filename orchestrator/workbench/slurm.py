@@ -34,9 +34,12 @@ class PartlyHandedOverError(InputError):
 def make(workspace: Workspace, sweep: str) -> Executor:
     """The executor for a sweep. InputError where Slurm does not answer, or another process carries the sweep out."""
     from orchestrator.execution.lock import holder
-    from slurm.commands import SlurmError
-    from slurm.executor import SlurmExecutor
 
+    try:
+        from slurm.commands import SlurmError
+        from slurm.executor import SlurmExecutor
+    except ModuleNotFoundError as error:
+        raise InputError(f"--on slurm needs {error.name}: pip install {error.name}") from None
     if who := holder(workspace, sweep):
         raise InputError(f"{sweep} is carried out by {who}; end that first: scaling cancel {sweep}")
     executor = SlurmExecutor(workspace, sweep)

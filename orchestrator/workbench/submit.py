@@ -160,7 +160,7 @@ def _ray(workspace: Workspace, sweep: str) -> Executor:
     try:
         from orchestrator.executors.ray import RayExecutor
     except ImportError:
-        raise InputError("--on ray needs Ray: pip install 'scaling-orchestrator[ray]'") from None
+        raise InputError("--on ray needs Ray: pip install 'ray[default,data]'") from None
     return RayExecutor(workspace, os.environ.get("RAY_ADDRESS"))
 
 

@@ -34,7 +34,7 @@ def encoded_on_ray(
         import ray
         import ray.data
     except ImportError:
-        raise CorpusError("preparing on Ray needs Ray Data: pip install 'scaling-orchestrator[ray]'") from None
+        raise CorpusError("preparing on Ray needs Ray Data: pip install 'ray[default,data]'") from None
     if not ray.is_initialized():
         start_ray()
     context = ray.data.DataContext.get_current().copy()

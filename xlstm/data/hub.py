@@ -26,7 +26,7 @@ def splits(name: str) -> Mapping[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise HubError("corpus hf needs the `datasets` library: pip install 'scaling-orchestrator[hf]'") from None
+        raise HubError("corpus hf needs the `datasets` library: pip install datasets") from None
     folder = Path(name)
     try:
         if any((folder / known).is_file() for known in ("dataset_dict.json", "state.json")):

@@ -133,6 +133,24 @@ def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | No
     return None
 
 
+def forget(run: RunDirectory, tracking_uri: str) -> None:
+    """Delete the children of a run that is about to be deleted, as far as the store can be reached."""
+    own = lies_with(tracking_uri, run.workspace.artifacts)
+    for path in run.cursors.glob("*.json"):
+        cursor = _read_cursor(path)
+        if cursor is not None and cursor.tracking_uri == (_OWN if own else masked(tracking_uri)):
+            with contextlib.suppress(Exception):  # the view must not keep anybody from deleting the truth
+                client_of(tracking_uri, run.workspace.artifacts).delete_run(cursor.child)
+
+
+def forget_sweep(sweep: str, tracking_uri: str, artifacts: Path) -> None:
+    """Delete the experiment of a sweep from the workspace's own store; a shared one may hold runs of others."""
+    if lies_with(tracking_uri, artifacts) and Path(tracking_uri.removeprefix("sqlite:///")).exists():
+        client = client_of(tracking_uri, artifacts)
+        if (found := client.get_experiment_by_name(sweep)) is not None and found.lifecycle_stage == "active":
+            client.delete_experiment(found.experiment_id)
+
+
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
     artifacts = run.workspace.artifacts
     own = lies_with(tracking_uri, artifacts)
