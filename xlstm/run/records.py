@@ -3,15 +3,13 @@
 Where they lie is `xlstm.run.directory`. Nothing here is unpickled. Imports without torch.
 """
 
-import json
-import os
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from xlstm.accounting import Parameters as Parameters
+from xlstm.run.json_files import write_json as write_json
 from xlstm.run.spec import Execution, RunSpec
 
 
@@ -128,6 +126,39 @@ class Launch(Record):
     """Steps whose checkpoints are never pruned, because other runs fork from them."""
 
 
+class PlannedParameters(BaseModel):
+    """Parameters of a planned run, as far as readers of plans need them."""
+
+    total: int
+
+
+class PlannedFlops(BaseModel):
+    """Training FLOPs of a planned run, as far as readers of plans need them."""
+
+    exact: float
+
+
+class PlannedRow(BaseModel):
+    """A run in `plan.json`, as far as readers of plans need it; what else it holds is for people."""
+
+    run_id: str
+    model: str
+    size: str
+    seed: int
+    tokens: int
+    steps: Annotated[int, Field(gt=0)]
+    batch_tokens: int
+    parameters: PlannedParameters
+    flops: PlannedFlops
+    device_hours: float
+
+
+class SweepPlan(BaseModel):
+    """`plan.json` of a sweep, as far as readers of plans need it."""
+
+    runs: list[PlannedRow]
+
+
 class Validation(Record):
     """Quality on the validation split: nats per token, its exponential, and bits per byte of text."""
 
@@ -179,14 +210,3 @@ class Result(Record):
     def answers(self, spec: RunSpec) -> bool:
         """Whether it was measured as the specification asks."""
         return self.validation.evaluation == spec.evaluation.fingerprint
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

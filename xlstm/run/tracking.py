@@ -21,6 +21,7 @@ from xlstm.accounting import size_label
 from xlstm.models.naming import family_label
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.locks import locked
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Record, Result, State, Status, write_json
@@ -53,6 +54,8 @@ class Synced:
     """MLflow's id of the child run."""
     rows: int = 0
     """Rows of metrics shipped by this call."""
+    damage: str = ""
+    """What of the run is damaged and could not be shipped: the store is not to blame."""
 
 
 class _Cursor(Record):
@@ -70,12 +73,19 @@ class _Cursor(Record):
 
 
 def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
-    """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow."""
+    """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow.
+
+    Nothing is shipped of a run whose folder is not there, nor is anything made there.
+    """
+    if not run.path.is_dir():
+        return Synced(True, f"{run.run_id}: there is no folder")
     try:
         with _exclusive(run, sweep, tracking_uri) as cursor_file:
             if cursor_file is None:
                 return Synced(True, "another process is shipping this run")
             return _sync(run, sweep, tracking_uri, cursor_file)
+    except DamagedFileError as error:
+        return Synced(True, str(error), damage=str(error))
     except Exception as error:  # the view must not disturb the truth: whatever MLflow raises is reported
         return Synced(False, f"{run.run_id}: {type(error).__name__}: {_first_line(error)}")
 
@@ -138,7 +148,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     client = _client(tracking_uri, artifacts)
     status, spec, result = run.status(), run.spec(), run.result()
     cursor = _read_cursor(cursor_file)
-    rows, end, rolled_back_to = _new_rows(run, cursor.offset if cursor else 0)
+    rows, end, rolled_back_to, damage = _new_rows(run, cursor.offset if cursor else 0)
     if cursor is not None and not _lives(client, cursor.child):
         cursor = None  # deleted by hand
     elif cursor is not None and rolled_back_to is not None and rolled_back_to < cursor.last_step:
@@ -146,7 +156,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
         cursor = None
     if cursor is None:
         cursor = _adopt_or_create(client, run, spec, sweep, tracking_uri, artifacts)
-        rows, end, _ = _new_rows(run, 0)
+        rows, end, _, damage = _new_rows(run, 0)
     for start in range(0, len(rows), _ROWS_PER_BATCH):
         _log_rows(client, cursor.child, rows[start : start + _ROWS_PER_BATCH])
     last = max([cursor.last_step, *(row["step"] for row in rows)])
@@ -158,7 +168,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
             card = model_card(spec, result, run.launch(result.attempts))
             client.set_tag(cursor.child, "mlflow.note.content", card)
     write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
-    return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
+    return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows), damage)
 
 
 def _adopt_or_create(
@@ -243,14 +253,14 @@ def _write_state(client: Any, child: str, status: Status, result: Result | None)
         client.update_run(child, wanted)
 
 
-def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None]:
+def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None, str]:
     """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to.
 
-    Where another evaluation replaced what was measured, that is all of them: -1.
+    Where another evaluation replaced what was measured, that is all of them: -1. At last, which lines were left out.
     """
-    rows, end = metrics.read_added(run.metrics_file, offset)
+    rows, end, damage = metrics.read_added(run.metrics_file, offset)
     steps = [row["step"] if row["event"] == "resume" else -1 for row in rows if row.get("event") in _REPLACING]
-    return metrics.surviving(rows), end, min(steps, default=None)
+    return metrics.surviving(rows), end, min(steps, default=None), str(damage or "")
 
 
 _REPLACING = ("resume", "evaluation")
@@ -345,7 +355,10 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
 def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Path | None]:
     """The cursor's file, held by this process alone; None while another holds it."""
     folder = run.cursors
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise DamagedFileError(folder, "is no folder, where one belongs", "remove it") from None
     name = hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
     with locked(folder / f"{name}.lock", wait=False) as held:
         yield folder / f"{name}.json" if held else None
@@ -354,7 +367,7 @@ def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Pat
 def _read_cursor(path: Path) -> _Cursor | None:
     try:
         return _Cursor.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None  # a cursor is worth nothing but time: the child is made anew
 
 
