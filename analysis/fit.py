@@ -17,6 +17,7 @@ from analysis.findings import FitWarning, RefusalError
 from analysis.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
 from analysis.laws import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.objectives import Objective
+from xlstm.run.json_files import DamagedFileError, write_text
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
@@ -219,9 +220,13 @@ class Fit:
         }
 
     def save(self, folder: Path) -> None:
-        """Write fit.json, draws.npy and rows.parquet."""
+        """Write fit.json, draws.npy and rows.parquet. DamagedFileError where folders lie in their place."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "fit.json").write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        for name in ("draws.npy", "rows.parquet"):
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                raise DamagedFileError(folder / name, "is a folder, where a file belongs", "remove it")
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / "fit.json", json.dumps(self.to_json(), indent=2) + "\n")
         np.save(folder / "draws.npy", self.draws, allow_pickle=False)
         self.rows.write_parquet(folder / "rows.parquet")
 

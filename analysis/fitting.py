@@ -31,14 +31,21 @@ def saved(
 ) -> list[Fit]:
     """Fits saved below `folder` by this method from exactly the rows of `frame`; none where either has changed.
 
+    None where one of them is damaged, either: they are made anew.
+
     Nor are there any where another form or objective was fitted.
 
     Raises RefusalError where `fit` would for mixed rows: a fit made with `allow_mixed` answers only those who ask so.
     """
     documents = sorted(folder.glob("*/fit.json"))
-    if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
-        return []
-    fits = [Fit.load(path.parent) for path in documents]
+    try:
+        if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
+            return []
+        fits = [Fit.load(path.parent) for path in documents]
+    except RefusalError:
+        raise
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError):
+        return []  # one that is damaged is made anew
     if any(one.form is not form or one.objective != objective for one in fits):
         return []
     if not pl.concat([one.rows for one in fits]).sort("run_id").equals(frame.sort("run_id")):

@@ -4,7 +4,6 @@ A source is a submitted sweep, a table or an MLflow experiment. Its fits are sav
 rows, the way of fitting and the question are the same.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from analysis.objectives import HUBER, Objective
 from analysis.quality import Rules
 from analysis.runs import Kind
 from xlstm.run.directory import Workspace
+from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import write_json
 
 
@@ -101,7 +101,7 @@ class Source:
     def fits(self) -> list[Fit]:
         """One fit per family: those saved while they answer the question, else new ones, which are saved."""
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
-        if self.question.to_json() == self._asked_before:
+        if self._is_asked_again:
             found = fitting.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
             if found:
                 return found
@@ -123,13 +123,26 @@ class Source:
 
     @cached_property
     def _asked_before(self) -> dict[str, Any]:
-        stored: dict[str, Any] = json.loads(self._question_file.read_text()) if self._question_file.exists() else {}
-        return stored or Question().to_json()
+        remedy = f"fit again: scaling fit {self.name}"
+        stored = read_json(self._question_file, remedy)
+        try:
+            return Question.from_json(stored).to_json() if stored else Question().to_json()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedFileError(self._question_file, f"is no question ({error!r})", remedy) from None
+
+    @property
+    def _is_asked_again(self) -> bool:
+        try:
+            return self.question.to_json() == self._asked_before
+        except DamagedFileError:
+            if self.asked is None:
+                raise
+            return False  # it is written anew
 
     @cached_property
     def _loaded(self) -> tuple[pl.DataFrame, list[str]]:
         frame = runs.load(self.name, columns=self.columns, workspace=self.workspace, rules=self.question.rules)
-        if self.plan is None or not self.plan["best_of"]:
+        if self.plan is None or not self.plan.get("best_of"):
             return frame, []
         usable = frame.filter(pl.col("excluded").is_null())
         losses = dict(zip(usable["run_id"], usable["loss"], strict=True))

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from orchestrator.standing.status import look
 from xlstm.run import tracking
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.records import State
 
 SHIP_SECONDS = 3.0
@@ -92,7 +93,10 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     directory = workspace.sweep(sweep)
     if not directory.plan_file.is_file():
         return None  # a single run, which `scaling train` carried out
-    standing = look(workspace, sweep)
+    try:
+        standing = look(workspace, sweep)
+    except DamagedFileError as error:
+        return str(error)
     files: dict[str, str | Path] = {path.name: path for path in (directory.sweep_file, directory.plan_file)}
     files["ledger.json"] = json.dumps(standing.ledger.document(), indent=2) + "\n"
     complete = Counter(run.planned["model"] for run in standing.runs if run.state is State.COMPLETED)
@@ -105,15 +109,20 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     return tracking.publish(sweep, workspace.tracking_uri, workspace.artifacts, files, ended=ended)
 
 
-def ship(workspace: Workspace, sweep: str, run_ids: Iterable[str]) -> tuple[set[str], str | None]:
+def ship(
+    workspace: Workspace, sweep: str, run_ids: Iterable[str], tell: Callable[[str], object] = lambda damage: None
+) -> tuple[set[str], str | None]:
     """Make MLflow equal the directories of these runs; returns which were shipped, and the first complaint.
 
-    Two failures in a row end the round: a store that is away is not asked once per run.
+    Two failures in a row end the round: a store that is away is not asked once per run. `tell` is called with what of a
+    run is damaged and could not be shipped.
     """
     shipped: set[str] = set()
     complaint, in_a_row = None, 0
     for run_id in run_ids:
         synced = tracking.sync(workspace.run(run_id), sweep, workspace.tracking_uri)
+        if synced.damage:
+            tell(synced.damage)
         if synced.ok:
             shipped.add(run_id)
             in_a_row = 0

@@ -55,6 +55,9 @@ def submit(
     submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     with _ending_as_interrupt(), sole_controller(workspace, name, executor.name, console):
+        for run in runs:
+            # Before anything takes time: what is cancelled from here on is not started.
+            workspace.run(run.run_id).withdraw_cancel()
         prepare_data(workspace, [run.spec for run in runs], console)
         with Shipper(workspace, name, live_fit) as shipper, display:
 

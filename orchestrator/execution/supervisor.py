@@ -21,8 +21,16 @@ from types import FrameType
 
 from orchestrator.execution import provenance
 from xlstm.accounting.cards import count_gpus
-from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
+from xlstm.run.directory import (
+    AlreadyCompleteError,
+    CancelRequestedError,
+    Lease,
+    LeaseHeldError,
+    LeaseLostError,
+    RunDirectory,
+)
 from xlstm.run.executor import GRACE_SECONDS
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
 from xlstm.run.records import Fork, Launch, State, Verdict, write_json
 from xlstm.run.spec import Execution, RunSpec
@@ -240,7 +248,7 @@ def main() -> None:
     )
     try:
         state = supervisor()
-    except (AlreadyCompleteError, LeaseHeldError, LeaseLostError) as error:
+    except (AlreadyCompleteError, CancelRequestedError, DamagedFileError, LeaseHeldError, LeaseLostError) as error:
         sys.exit(str(error))
     sys.exit(0 if state in (State.COMPLETED, State.PREEMPTED) else 1)
 

@@ -20,6 +20,7 @@ from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.executor import PlannedRun
+from xlstm.run.json_files import write_text
 from xlstm.run.records import Fork, Parameters, State, write_json
 from xlstm.run.spec import RunSpec
 
@@ -39,6 +40,8 @@ class RunPlan:
     """Of what this run itself trains: without the steps it takes over from a trunk."""
     state: State
     share: Share
+    damage: tuple[str, ...] = ()
+    """What of the run in the workspace is damaged, each with what to do."""
 
     @property
     def spec(self) -> RunSpec:
@@ -158,6 +161,11 @@ class Plan:
         """Of the runs that are missing those that do not fit their card, each with what would help."""
         return [misfit for run in self.missing if (misfit := run.misfit)]
 
+    @property
+    def damage(self) -> list[str]:
+        """What is damaged of the runs in the workspace, each with what to do."""
+        return [line for run in self.runs for line in run.damage]
+
     @cached_property
     def launches(self) -> list[PlannedRun]:
         """Every run as the controller takes it, in order."""
@@ -189,7 +197,11 @@ class Plan:
     def save(self) -> None:
         """Keep the sweep as submitted and its plan in the workspace."""
         self.directory.path.mkdir(parents=True, exist_ok=True)
-        self.directory.sweep_file.write_text(self.sweep.dump())
+        write_text(self.directory.sweep_file, self.sweep.dump())
+        self.save_document()
+
+    def save_document(self) -> None:
+        """Keep the plan in the folder of the sweep."""
         document = self.document() | {"best_of": self.sweep.file.best_of}
         write_json(self.directory.plan_file, document)
 
@@ -198,7 +210,7 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
     runs = sweep.runs
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
-    results = {run_id: directory.result() for run_id, directory in directories.items()}
+    results = {run_id: directory.known_result() for run_id, directory in directories.items()}
     complete = {
         run.spec.run_id: (result := results[run.spec.run_id]) is not None and result.answers(run.spec) for run in runs
     }
@@ -215,7 +227,8 @@ def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
     """Plan one run on its own."""
     run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": accounting.size_label(spec.physics.model)})
     directory = workspace.run(spec.run_id)
-    return _plan_run(run, directory, directory.is_complete(spec), Share(), Speeds())
+    result = directory.known_result()
+    return _plan_run(run, directory, result is not None and result.answers(spec), Share(), Speeds())
 
 
 def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Share, speeds: Speeds) -> RunPlan:
@@ -227,6 +240,8 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
     state = directory.status().state
     if complete:
         state = State.COMPLETED
+    elif state is State.COMPLETED and directory.result_file in directory.noticed:
+        state = State.FAILED
     elif state is State.COMPLETED:
         state = State.PLANNED  # trained, but not measured as this sweep asks
     return RunPlan(
@@ -238,6 +253,7 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu),
         state=state,
         share=shared,
+        damage=tuple(map(str, directory.noticed.values())),
     )
 
 

@@ -19,8 +19,10 @@ from analysis.findings import RefusalError
 from analysis.fit import Fit
 from analysis.quality import Rules
 from analysis.references import find as find_reference
+from analysis.runs import Kind
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
+from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.tracking import log_artifact
@@ -58,7 +60,10 @@ class Wishes:
 def open_source(typed: str, columns: Mapping[str, str], question: Question | None = None) -> Source:
     """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name."""
     name = Sweep.load(typed).name if Path(typed).suffix in (".yaml", ".yml", ".json") else typed
-    return Source(name, Workspace.default(), columns, question)
+    source = Source(name, Workspace.default(), columns, question)
+    if source.kind is Kind.SWEEP:
+        mend_plan(source.workspace, name)
+    return source
 
 
 @_refusals_in_a_line()

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from xlstm.data.corpora import Corpus, CorpusError, Document, SplitName, open_corpus
 from xlstm.data.encoding import Encoded, batches, encode
-from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, write_manifest
+from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
 from xlstm.data.tokenizers import (
     Tokenizer,
     Vocabulary,
@@ -139,9 +139,14 @@ def _assigned(
 
 
 def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
-    """The tokenizer that made the prepared data in `folder`."""
+    """The tokenizer that made the prepared data in `folder`. DamagedFileError where its file is not what was saved."""
     saved = folder / _TOKENIZER
-    return load_tokenizer(data.tokenizer, saved.read_text(encoding="utf-8") if saved.exists() else None)
+    try:
+        return load_tokenizer(data.tokenizer, saved.read_text(encoding="utf-8") if saved.exists() else None)
+    except Exception as error:  # the library behind a tokenizer raises what it likes
+        if not saved.exists():
+            raise
+        raise damaged_beside(folder, _TOKENIZER, f"cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _write(

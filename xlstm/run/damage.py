@@ -37,7 +37,7 @@ def damage(run: RunDirectory) -> list[DamagedFileError]:
     return found
 
 
-def set_aside(run: RunDirectory, tell: Callable[[str], None]) -> None:
+def set_aside(run: RunDirectory, tell: Callable[[str], object]) -> None:
     """Rename what is damaged in the folder of a run, which must not be held, and tell of each.
 
     DamagedFileError where that cannot be done, or a file may be sound and could only not be read.
@@ -72,7 +72,7 @@ def _unreadable(run: RunDirectory) -> Iterator[tuple[Path, DamagedFileError]]:
     yield from looked.noticed.items()
     for path, read in ((run.spec_file, run.spec), (run.result_file, run.result)):
         try:
-            if path.exists():
+            if os.path.lexists(path):
                 read()
         except DamagedFileError as error:
             yield path, error

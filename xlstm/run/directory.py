@@ -30,7 +30,10 @@ WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
 """A lease of another host without a heartbeat for this long may be taken."""
 _PLAN = "plan.json"
-_REMEDY = "submit its sweep again, which sets it aside and goes on"
+_ANEW = "submit its sweep again, which writes it anew"
+_MEASURED_ANEW = "submit its sweep again: it is measured anew from the last checkpoint"
+_DERIVED = "what it held is derived from the attempts; delete it"
+_NOT_COUNTED = "its attempt is not counted; delete it"
 
 R = TypeVar("R", bound=Record)
 
@@ -162,12 +165,12 @@ class RunDirectory(RunFiles):
         try:
             return RunSpec.load(self.spec_file)
         except FileNotFoundError:
-            raise DamagedFileError(self.spec_file, "is missing", _REMEDY) from None
+            raise DamagedFileError(self.spec_file, "is missing", _ANEW) from None
         except OSError as error:
-            raise refused(self.spec_file, error, _REMEDY) from None
+            raise refused(self.spec_file, error, _ANEW) from None
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             said = " ".join(str(error).removeprefix(f"{self.spec_file}: ").split())
-            raise DamagedFileError(self.spec_file, f"cannot be read: {said}", _REMEDY) from None
+            raise DamagedFileError(self.spec_file, f"cannot be read: {said}", _ANEW) from None
 
     def create(self, spec: RunSpec) -> None:
         """Make the directory and write `spec.json`. ValueError if another run's specification lies there."""
@@ -180,8 +183,8 @@ class RunDirectory(RunFiles):
         spec.save(self.spec_file)
 
     def status(self) -> Status:
-        """The stored status; where there is none, or it is damaged, what the attempts tell: PLANNED before the first."""
-        return self._read(self.status_file, Status) or self._derived_status()
+        """The stored status; where there is none, or it is damaged, what attempts tell: PLANNED before the first."""
+        return self._read(self.status_file, Status, _DERIVED) or self._derived_status()
 
     def set_state(self, state: State, reason: str = "") -> None:
         """Change the state, leaving the lease as it is."""
@@ -196,7 +199,8 @@ class RunDirectory(RunFiles):
                 self._write_status(status, state=State.QUEUED, reason=reason)
 
     def request_cancel(self) -> None:
-        """Ask whoever carries the run out to end it; submitting it again takes the request back."""
+        """Ask whoever carries the run out, or is about to, to end it; submitting it again takes the request back."""
+        self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
 
     def withdraw_cancel(self) -> None:
@@ -211,7 +215,11 @@ class RunDirectory(RunFiles):
 
     def result(self) -> Result | None:
         """The result, or None where there is none yet. DamagedFileError where it cannot be read."""
-        return read_record(self.result_file, Result, _REMEDY)
+        return read_record(self.result_file, Result, _MEASURED_ANEW)
+
+    def known_result(self) -> Result | None:
+        """The result; None where there is none yet, and where it cannot be read, which is noticed."""
+        return self._read(self.result_file, Result, _MEASURED_ANEW)
 
     def change_evaluation(self, evaluation: Evaluation, attempt: int) -> None:
         """Say which evaluation the rows from here on are measured by: those of another one before it no longer count.
@@ -226,7 +234,7 @@ class RunDirectory(RunFiles):
 
     def launch(self, attempt: int) -> Launch | None:
         """How attempt `attempt` is carried out, or None where it was never launched."""
-        return self._read(self.launch_file(attempt), Launch)
+        return self._read(self.launch_file(attempt), Launch, _NOT_COUNTED)
 
     def latest_launch(self) -> Launch | None:
         """How the latest attempt that was launched is carried out, or None where none ever was."""
@@ -235,7 +243,7 @@ class RunDirectory(RunFiles):
 
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
-        return self._read(self.verdict_file(attempt), Verdict)
+        return self._read(self.verdict_file(attempt), Verdict, _NOT_COUNTED)
 
     def is_held(self) -> bool:
         """Whether a living launcher holds the run."""
@@ -259,12 +267,15 @@ class RunDirectory(RunFiles):
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt.
 
-        LeaseHeldError while another launcher lives; AlreadyCompleteError where one has left nothing to do.
+        LeaseHeldError while another launcher lives; AlreadyCompleteError where one has left nothing to do;
+        CancelRequestedError where somebody asked for the end of the run before it began.
         """
         with self._locked():
             status = self.status()
             if status.lease is not None and _is_alive(status.lease):
                 raise LeaseHeldError(self.run_id, status.lease)
+            if self.cancel_requested():
+                raise CancelRequestedError(f"{self.run_id} was cancelled before it began")
             if self.spec_file.exists() and self.is_complete(self.spec()):
                 raise AlreadyCompleteError(f"{self.run_id} is complete: another launcher trained it meanwhile")
             holder = Holder(
@@ -321,10 +332,10 @@ class RunDirectory(RunFiles):
         with locked(self.status_lock):
             yield
 
-    def _read(self, path: Path, model: type[R]) -> R | None:
+    def _read(self, path: Path, model: type[R], remedy: str) -> R | None:
         """The record in a file of the run; None where there is none, and where it is damaged, which is noticed."""
         try:
-            return read_record(path, model, _REMEDY)
+            return read_record(path, model, remedy)
         except DamagedFileError as error:
             self.noticed[path] = error
             return None
@@ -400,6 +411,10 @@ class LeaseHeldError(RuntimeError):
 
 class AlreadyCompleteError(RuntimeError):
     """The run is trained and measured: there is nothing to attempt."""
+
+
+class CancelRequestedError(RuntimeError):
+    """Somebody asked for the end of the run: no attempt is begun."""
 
 
 class LeaseLostError(RuntimeError):

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,7 @@ def write_text(path: Path, content: str, *, durably: bool = True) -> None:
 
     What another file tells as well need not be written durably. DamagedFileError where a folder lies in its place.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(aside, "w", encoding="utf-8") as file:
             file.write(content)

@@ -15,7 +15,7 @@ from xlstm.run.json_files import DamagedFileError, read_bytes, refused
 from xlstm.run.records import Metric
 
 _TAIL_BYTES = 8192
-_REMEDY = "submit its sweep again, which sets it aside and goes on"
+_REMEDY = "submit its sweep again, which sets it aside"
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:

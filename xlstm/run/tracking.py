@@ -75,10 +75,10 @@ class _Cursor(Record):
 def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
     """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow.
 
-    Nothing is shipped of a run whose folder is not there, nor is anything made there.
+    Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there.
     """
-    if not run.path.is_dir():
-        return Synced(True, f"{run.run_id}: there is no folder")
+    if not run.spec_file.exists() and not run.attempt_numbers():
+        return Synced(True, f"{run.run_id}: there is nothing of it yet")
     try:
         with _exclusive(run, sweep, tracking_uri) as cursor_file:
             if cursor_file is None:
