@@ -72,8 +72,11 @@ def print_json(document: Any) -> None:
 
 @contextmanager
 def one_line_errors() -> "Iterator[None]":
-    """What a person can put right is said in a line each, without a traceback, and ends with exit code 2."""
-    from orchestrator.errors import InputError
+    """What a person can put right is said in a line each, without a traceback, and ends with exit code 2.
+
+    What stopped a submission from outside is said as well, and ends with 1.
+    """
+    from orchestrator.errors import InputError, StoppedError
     from sweeps.located import SweepError
     from xlstm.run.json_files import DamagedFileError
 
@@ -82,6 +85,9 @@ def one_line_errors() -> "Iterator[None]":
     except (InputError, SweepError, DamagedFileError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(A_RUN_FAILED) from None
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise

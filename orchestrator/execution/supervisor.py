@@ -75,7 +75,7 @@ class Supervisor:
         code = self._train(launch, lease)
         verdict = self.run.verdict(lease.attempt)
         if verdict is None:
-            verdict = self._verdict_from_outside(lease.attempt, code)
+            verdict = self._verdict_from_outside(launch, code)
             write_json(self.run.verdict_file(lease.attempt), verdict.model_dump(mode="json"))
         lease.release(verdict.state, verdict.reason)
         return verdict.state
@@ -104,6 +104,7 @@ class Supervisor:
             host=socket.gethostname(),
             rendezvous=self.rendezvous,
             started=time.time(),
+            monotonic=time.monotonic(),
             fork=self.fork,
             checkpoint_at=self.checkpoint_at,
         )
@@ -150,9 +151,11 @@ class Supervisor:
             beat = time.monotonic()
             try:
                 lease.renew()
-            except LeaseLostError:
+            except (LeaseLostError, DamagedFileError):
                 self._torchrun.kill()
                 raise
+            except OSError as error:  # a full disk may have room again at the next beat
+                print(f"the lease was not renewed: {error}", file=sys.stderr, flush=True)
 
     def _command(self, launch: Launch) -> list[str]:
         execution = launch.execution
@@ -188,13 +191,13 @@ class Supervisor:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     trainer.terminate()
 
-    def _verdict_from_outside(self, attempt: int, code: int) -> Verdict:
+    def _verdict_from_outside(self, launch: Launch, code: int) -> Verdict:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""
         died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         state = State.PREEMPTED if self._stopping else State.FAILED
-        log = self.run.torchrun_log(attempt, self.node_rank)
+        log = self.run.torchrun_log(launch.attempt, self.node_rank)
         reason = f"the trainer left no verdict; torchrun {died}; see {log}"
-        return Verdict(state=state, reason=reason, time=time.time())
+        return Verdict(state=state, reason=reason, time=time.time(), seconds=launch.elapsed())
 
 
 def _become_torchrun(supervisor: int) -> None:
@@ -250,6 +253,8 @@ def main() -> None:
         state = supervisor()
     except (AlreadyCompleteError, CancelRequestedError, DamagedFileError, LeaseHeldError, LeaseLostError) as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{options.run_directory}: {error}")
     sys.exit(0 if state in (State.COMPLETED, State.PREEMPTED) else 1)
 
 

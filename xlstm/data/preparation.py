@@ -79,7 +79,11 @@ def prepare(
             aside = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            _write(data, paths, tokenizer_path, engine, aside)
+            try:
+                _write(data, paths, tokenizer_path, engine, aside)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)  # half-written, it only takes room
+                raise
             os.rename(aside, folder)
         return PreparedData.open(folder).manifest
 

@@ -251,10 +251,12 @@ class RunDirectory(RunFiles):
         return lease is not None and _is_alive(lease)
 
     def attempt_seconds(self, number: int) -> float:
-        """Wall time of an attempt: from its launch to its verdict, or to the last row that a killed one wrote."""
+        """How long an attempt lasted: from its launch to its verdict, or to the last row that a killed one wrote."""
         launch, verdict = self.launch(number), self.verdict(number)
         if launch is None:
             return 0.0
+        if verdict is not None and verdict.seconds is not None:
+            return verdict.seconds
         times = [row["time"] for row in self.history() if row.get("attempt") == number and "time" in row]
         end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
         return max(0.0, end - launch.started)

@@ -3,6 +3,8 @@
 Where they lie is `xlstm.run.directory`. Nothing here is unpickled. Imports without torch.
 """
 
+import socket
+import time
 from enum import StrEnum
 from typing import Annotated
 
@@ -97,6 +99,8 @@ class Verdict(Record):
     rank: int | None = None
     traceback: str | None = None
     time: float = 0.0
+    seconds: float | None = None
+    """How long the attempt lasted since its launch; None in verdicts of versions that did not say."""
 
 
 class Fork(Record):
@@ -120,10 +124,18 @@ class Launch(Record):
     rendezvous: str
     """host:port at which the nodes of the run meet."""
     started: float
+    monotonic: float | None = None
+    """The same moment on the clock of that host which nobody sets; None in launches of versions that did not say."""
     fork: Fork | None = None
     """Where to start when the run has no checkpoint of its own."""
     checkpoint_at: tuple[int, ...] = ()
     """Steps whose checkpoints are never pruned, because other runs fork from them."""
+
+    def elapsed(self) -> float:
+        """Seconds since the launch, by the clock that nobody sets; on other hosts than the launcher's by the wall's."""
+        if self.monotonic is not None and self.host == socket.gethostname():
+            return max(0.0, time.monotonic() - self.monotonic)
+        return max(0.0, time.time() - self.started)
 
 
 class PlannedParameters(BaseModel):

@@ -338,7 +338,8 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
     # Read by mlflow at every request; what the user has set stands.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its announcements would tear the progress display
+    # What it logs, errors with their tracebacks among it, would tear the progress display; they are told in a line.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     from mlflow.tracking import MlflowClient
 
     if not tracking_uri.startswith("sqlite:///"):
