@@ -94,7 +94,7 @@ def _without_validation(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _row(line: str | bytes) -> dict[str, Any] | None:
-    """The row that a line is: what happened, or numbers measured after a step at a moment. None for any other line."""
+    """The row that a line is: what happened, or numbers measured after a step. None for any other line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -108,7 +108,7 @@ def _row(line: str | bytes) -> dict[str, Any] | None:
     if "event" in row:
         return row
     measured = all(_is_number(value) for name, value in row.items() if "/" in name)
-    return row if measured and _is_whole(row.get("step")) and _is_number(row.get("time")) else None
+    return row if measured and _is_whole(row.get("step")) and _is_number(row.get("time", 0)) else None
 
 
 def _examined(path: Path, lines: list[bytes]) -> tuple[list[dict[str, Any]], DamagedFileError | None]:

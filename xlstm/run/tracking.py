@@ -223,6 +223,7 @@ def _log_rows(client: Any, child: str, rows: list[dict[str, Any]]) -> None:
     points = [
         Metric(key, float(value), int(row["time"] * 1000), row["step"])
         for row in rows
+        if "time" in row
         for key, value in row.items()
         if key not in {"step", "time", "attempt"} and _is_number(value)
     ]
