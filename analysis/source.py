@@ -4,6 +4,9 @@ A source is a submitted sweep, a table or an MLflow experiment. Its fits are sav
 rows, the way of fitting and the question are the same.
 """
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,15 +15,20 @@ from typing import Any
 
 import polars as pl
 
-from analysis import fitting, forms, runs, selection
-from analysis.fit import Fit
-from analysis.forms import ADDITIVE, Form
-from analysis.objectives import HUBER, Objective
-from analysis.quality import Rules
-from analysis.runs import Kind
+from analysis.data import runs
+from analysis.data.quality import Rules
+from analysis.data.runs import Kind, Reading
+from analysis.fitting import families
+from analysis.fitting.fit import Fit
+from analysis.laws import forms
+from analysis.laws.forms import ADDITIVE, Form
+from analysis.laws.objectives import HUBER, Objective
 from xlstm.run.directory import Workspace
 from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import write_json
+
+_QUESTION = "rules.json"
+"""The file beside saved fits that says what was asked last, and how columns were read."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Question:
     """Whether runs of different evaluations, tokenizers or schedules are fitted together."""
     form: Form = ADDITIVE
     objective: Objective = HUBER
+    best_of: tuple[str, ...] = ()
+    """Axes of which the best value stands for the others; left out, what the sweep's plan says."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a form or an objective is named where it is not the default."""
@@ -40,26 +50,29 @@ class Question:
             document["form"] = self.form.name
         if self.objective != HUBER:
             document["objective"] = self.objective.name
+        if self.best_of:
+            document["best_of"] = list(self.best_of)
         return document
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Question":
         """From what `to_json` gave. RefusalError for a form that is no longer known."""
         form = forms.find(stored.get("form", ADDITIVE.name))
-        return cls(Rules.from_json(stored), stored["mixed"], form, Objective.of(stored.get("objective", HUBER.name)))
+        objective = Objective.of(stored.get("objective", HUBER.name))
+        return cls(Rules.from_json(stored), stored["mixed"], form, objective, tuple(stored.get("best_of", ())))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A submitted sweep's name, `mlflow:EXPERIMENT`, or the path of a CSV or Parquet file, with what is asked of it.
+    """A submitted sweep's name, `mlflow:EXPERIMENT`, or the path of a table, with what is asked of it.
 
     Reading it raises RefusalError where it is not there, lacks columns, or its rows cannot answer.
     """
 
     name: str
     workspace: Workspace
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Our names to the source's own."""
+    reading: Reading | None = None
+    """How its columns are read; None reads them as for the last question."""
     asked: Question | None = None
     """None asks what was asked last, so that what is predicted and drawn is what was fitted."""
 
@@ -70,11 +83,18 @@ class Source:
 
     @cached_property
     def folder(self) -> Path:
-        """Where fits and figures are saved: with the sweep, or among the workspace's fits."""
+        """Where fits and figures are saved: with the sweep, or in a folder of the source's own among the fits.
+
+        What an earlier revision saved of a table or an experiment, by its name alone, is found while its rows are
+        among those of this source.
+        """
         if self.kind is Kind.SWEEP:
             return self.workspace.sweep(self.name).fit
-        stem = Path(self.name).stem if self.kind is Kind.TABLE else self.name.removeprefix("mlflow:")
-        return self.workspace.fits / "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
+        where = str(Path(self.name).resolve()) if self.kind is Kind.TABLE else f"{self._store}\n{self.name}"
+        stem = Path(self.name).name.partition(".")[0] if self.kind is Kind.TABLE else self.name.removeprefix("mlflow:")
+        own = self.workspace.fits / f"{_safe(stem)[:40]}-{_digest(where)}"
+        earlier = self.workspace.fits / _safe(Path(self.name).stem if self.kind is Kind.TABLE else stem)
+        return earlier if not own.exists() and self._saved_in(earlier) else own
 
     @cached_property
     def plan(self) -> dict[str, Any] | None:
@@ -87,30 +107,39 @@ class Source:
         """What is asked now, or was asked last."""
         return self.asked or Question.from_json(self._asked_before)
 
+    @cached_property
+    def read_as(self) -> Reading:
+        """How the columns are read now, or were read for the last question."""
+        if self.reading is not None:
+            return self.reading
+        if self.asked is not None:
+            return Reading()
+        return Reading(self._asked_before.get("columns", {}), self._asked_before.get("decimal_comma", False))
+
     @property
     def frame(self) -> pl.DataFrame:
         """One row per run; `excluded` is null, or why the row is not fitted."""
-        return self._loaded[0]
+        return self._loaded.frame
 
     @property
     def notes(self) -> list[str]:
-        """Where the best value of a searched axis (`best_of` of the sweep) lies at the edge of those tried."""
-        return self._loaded[1]
+        """Where the best value of a searched axis lies at the edge of those tried."""
+        return self._loaded.notes
 
     @cached_property
     def fits(self) -> list[Fit]:
         """One fit per family: those saved while they answer the question, else new ones, which are saved."""
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
         if self._is_asked_again:
-            found = fitting.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
+            found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
             if found:
                 return found
-        fits = fitting.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
+        fits = families.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._question_file, self.asked.to_json())
-        for fitted in fits:
-            fitted.save(self.folder / "".join(c if c.isalnum() else "-" for c in fitted.family).strip("-"))
+            write_json(self._question_file, self.asked.to_json() | _reading_to_json(self.read_as))
+        for fitted, name in zip(fits, _folders([fitted.family for fitted in fits]), strict=True):
+            fitted.save(self.folder / name)
         return fits
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -119,33 +148,71 @@ class Source:
 
     @property
     def _question_file(self) -> Path:
-        return self.folder / "rules.json"
+        return self.folder / _QUESTION
 
     @cached_property
     def _asked_before(self) -> dict[str, Any]:
         remedy = f"fit again: scaling fit {self.name}"
         stored = read_json(self._question_file, remedy)
         try:
-            return Question.from_json(stored).to_json() if stored else Question().to_json()
+            return stored if stored and Question.from_json(stored) else Question().to_json()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedFileError(self._question_file, f"is no question ({error!r})", remedy) from None
 
     @property
     def _is_asked_again(self) -> bool:
         try:
-            return self.question.to_json() == self._asked_before
+            return self.question == Question.from_json(self._asked_before)
         except DamagedFileError:
             if self.asked is None:
                 raise
             return False  # it is written anew
 
     @cached_property
-    def _loaded(self) -> tuple[pl.DataFrame, list[str]]:
-        frame = runs.load(self.name, columns=self.columns, workspace=self.workspace, rules=self.question.rules)
-        if self.plan is None or not self.plan.get("best_of"):
-            return frame, []
-        usable = frame.filter(pl.col("excluded").is_null())
-        losses = dict(zip(usable["run_id"], usable["loss"], strict=True))
-        chosen = selection.best_of(self.plan["best_of"], self.plan["runs"], losses)
-        reasons = pl.col("run_id").replace_strict(chosen.excluded, default=None, return_dtype=pl.String)
-        return frame.with_columns(excluded=pl.coalesce("excluded", reasons)), chosen.edges
+    def _loaded(self) -> runs.Rows:
+        question = self.question
+        return runs.read(
+            self.name, self.read_as, workspace=self.workspace, rules=question.rules, best_of=question.best_of
+        )
+
+    @property
+    def _store(self) -> str:
+        """What tells two tracking stores apart; that of the workspace stays the same where the workspace is moved."""
+        uri = self.workspace.tracking_uri
+        return "" if str(self.workspace.root) in uri else uri
+
+    def _saved_in(self, folder: Path) -> bool:
+        """Whether every row of the fits that are saved in a folder is one of this source's, by its numbers."""
+        saved = [pl.read_parquet(path, columns=list(runs.NUMBERS)) for path in folder.glob("*/rows.parquet")]
+        if not saved:
+            return False
+        before = json.loads((folder / _QUESTION).read_text()) if (folder / _QUESTION).exists() else {}
+        reading = self.reading or Reading(before.get("columns", {}), before.get("decimal_comma", False))
+        frame = runs.read(self.name, reading, workspace=self.workspace).frame
+        lacking: int = pl.concat(saved).join(frame, on=list(runs.NUMBERS), how="anti", nulls_equal=True).height
+        return lacking == 0
+
+
+def _safe(name: str) -> str:
+    """A name as a part of a path."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _folders(families: list[str]) -> list[str]:
+    """A folder for the fit of each family: its name where that makes one, and no other family has the same."""
+    names = ["".join(c if c.isalnum() else "-" for c in family).strip("-") for family in families]
+    times = Counter(name.casefold() for name in names)
+    return [
+        name if name and times[name.casefold()] == 1 and len(name.encode()) <= 80 else f"{name[:16]}-{_digest(family)}"
+        for name, family in zip(names, families, strict=True)
+    ]
+
+
+def _reading_to_json(reading: Reading) -> dict[str, Any]:
+    """What is kept of how columns are read: nothing where they are read as they are."""
+    columns = {"columns": dict(reading.columns)} if reading.columns else {}
+    return columns | ({"decimal_comma": True} if reading.decimal_comma else {})

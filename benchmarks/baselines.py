@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import describe, seconds_taken
 from benchmarks.products import products_of
-from xlstm.export.transformers import config_to_transformers, to_transformers
+from xlstm.export.transformers import to_transformers
+from xlstm.export.transformers_config import config_to_transformers
 from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize

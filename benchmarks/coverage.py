@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.forms import FORMS
-from analysis.laws import Array
-from analysis.regression import fit_form
+from analysis.fitting.regression import fit_form
+from analysis.laws.additive import Array
+from analysis.laws.forms import FORMS
 from benchmarks.machine import describe
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,10 +24,11 @@ import numpy as np
 import polars as pl
 from scipy import optimize
 
-from analysis import fitting, regression, runs
-from analysis.fit import Fit
-from analysis.forms import FORMS
-from analysis.laws import Array, log_loss
+from analysis.data import runs
+from analysis.fitting import families, regression
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import Array, log_loss
+from analysis.laws.forms import FORMS
 from benchmarks.machine import describe
 
 GRID = tuple(
@@ -67,12 +68,12 @@ def measure(frame: pl.DataFrame, stride: int, repeats: int, peer: str | None) ->
     """Seconds and objectives of all sides, medians over `repeats`; ratios of what was measured in one repeat."""
     used = frame.filter(pl.col("excluded").is_null())
     n, d, loss = (used[name].to_numpy() for name in ("parameters", "tokens", "loss"))
-    optimum = fitting.fit(frame, num_draws=1)[0]
+    optimum = families.fit(frame, num_draws=1)[0]
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
-        point = _timed(lambda: fitting.fit(frame, num_starts=len(GRID), num_draws=1))
+        point = _timed(lambda: families.fit(frame, num_starts=len(GRID), num_draws=1))
         certified = point[1][0]
-        draws = _timed(lambda: fitting.fit(frame, num_starts=1, num_draws=DRAWS))
+        draws = _timed(lambda: families.fit(frame, num_starts=1, num_draws=DRAWS))
         squares = _timed(lambda: regression.fit_form(used, FORMS["additive"], regression.LEAST_SQUARES, num_draws=1000))
         starts = GRID[repeat::stride]
         grid = _timed(lambda starts=starts: [_from_start(start, n, d, loss) for start in starts])

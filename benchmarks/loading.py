@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis import tracking_store
+from analysis.data import tracking_store
 from xlstm.run.records import Metric
 
 EXPERIMENT = "loading"
@@ -120,7 +120,7 @@ def table(measured: dict[str, Any]) -> str:
         f"database into a frame; a shared {machine['cpus']}-core {machine['architecture']} machine, Python "
         f"{machine['python']}, median of {measured['repeats']} alternating repeats.\n\n"
         "| | seconds | CPU seconds |\n| --- | --- | --- |\n"
-        f"| `analysis.tracking_store` | {measured['seconds']:.2f} (fastest {measured['seconds_fastest']:.2f}) "
+        f"| `analysis.data.tracking_store` | {measured['seconds']:.2f} (fastest {measured['seconds_fastest']:.2f}) "
         f"| {measured['cpu_seconds']:.2f} |\n"
         f"| MLflow's client, scaled from {measured['client_runs_measured']} runs "
         f"| {measured['client_seconds']:.1f} | |\n"

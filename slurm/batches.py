@@ -10,6 +10,8 @@ A job finds its run by its index in the array, never by its number, so a job who
 what to do.
 """
 
+import contextlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +102,12 @@ class Batch:
 
     def set_number(self, number: str) -> None:
         write_json(self.folder / "submitted.json", Submitted(number=number).model_dump())
+
+    def remove(self) -> None:
+        """Take back a batch that Slurm refused, and the folder of all batches if it was the only one."""
+        shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
 
     def run(self, part: Part) -> RunDirectory:
         return self.workspace.run(part.run_id)

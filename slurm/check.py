@@ -59,12 +59,13 @@ def look(workspace: Workspace) -> list[Finding]:
     """Everything that can be told from the login node without running a job."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
-        return [Finding("commands", False, f"{', '.join(missing)} not found; is this a login node of the cluster?")]
+        why = f"{', '.join(missing)} not found; is this a login node of the cluster?"
+        return [Finding("commands", False, why), _settings(workspace)]
     findings = [Finding("commands", True, ", ".join(COMMANDS))]
     try:
         configuration = commands.configuration()
     except SlurmError as error:
-        return [*findings, Finding("controller", False, str(error))]
+        return [*findings, Finding("controller", False, str(error)), _settings(workspace)]
     findings.append(Finding("controller", True, configuration.get("SLURM_VERSION", "answers")))
     findings += [_settings(workspace), _file_system(workspace), _node_names(), _gpus(), _accounting()]
     return [*findings, *_policies(configuration)]

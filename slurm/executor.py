@@ -70,12 +70,18 @@ class SlurmExecutor:
         place = hashlib.sha256(str(self.workspace.root.absolute()).encode()).hexdigest()[:6]
         return f"scaling-{re.sub(r'[^A-Za-z0-9._-]', '-', self.sweep)}-{place}"
 
+    def ask(self) -> None:
+        """Learn what a submission needs to know of the site. SlurmError where Slurm does not answer."""
+        self._has_gpus()
+        self._longest_array()
+
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Hand all jobs over, forks with their dependencies, and return; their runs are QUEUED.
 
         A run that already has jobs in the queue is not submitted again: its handle is that of those jobs. ValueError
         for a fork whose checkpoint nobody will leave, SiteError for settings that are not valid; nothing is submitted
-        then. SlurmError where sbatch refuses; what was submitted until then is in the queue.
+        then, and nothing changed. SlurmError where Slurm does not answer or refuses; what was submitted until then is
+        in the queue, and the other runs stand as they did.
         """
         _refuse_what_slurm_rewrites(self.workspace.root.absolute())
         site = self.site or Site.load(self.workspace)
@@ -95,18 +101,22 @@ class SlurmExecutor:
     def _submit(self, jobs: Sequence[Job], sites: Mapping[int, Site]) -> dict[str, Handle]:
         promised = self._promised()
         planned = links(jobs, promised)
+        arrays = list(self._arrays(planned, sites))  # asks Slurm what it has, before anything is written
+        before = {job.token: job.run.status() for job in jobs}
         for job in jobs:
             if not job.run.is_held():
                 job.run.set_state(State.QUEUED, "waiting for Slurm")
         numbers: dict[str, str] = {}
-        for shape, group in self._arrays(planned, sites):
+        for shape, group in arrays:
             batch = self._write(group, shape, promised[shape.after] if shape.after else "")
             try:
                 array = self._sbatch(batch)
             except SlurmError as error:
                 for job in jobs:
-                    if f"{job.token}.0" not in numbers:
-                        job.run.set_state(State.PLANNED, f"not submitted: {error}")
+                    if f"{job.token}.0" not in numbers and not job.run.is_held():
+                        stood = before[job.token]
+                        why = stood.reason if stood.state.ended else f"not submitted: {error}"
+                        job.run.set_state(stood.state if stood.state.ended else State.PLANNED, why)
                 raise
             batch.set_number(array)
             for index, link in enumerate(group):
@@ -269,9 +279,9 @@ class SlurmExecutor:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One submission of this sweep at a time: the next finds the jobs of the one before."""
-        folder = self.workspace.sweep(self.sweep).slurm
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock"):
+        lock = self.workspace.sweep(self.sweep).slurm_lock
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock):
             yield
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
@@ -308,7 +318,10 @@ class SlurmExecutor:
         return self._written
 
     def _sbatch(self, batch: Batch) -> str:
-        """Submit a batch once: where sbatch fails, the job may be in the queue all the same."""
+        """Submit a batch once: where sbatch fails, the job may be in the queue all the same.
+
+        A batch that Slurm says it does not have is removed: it was never handed over.
+        """
         try:
             return commands.sbatch(batch.script)
         except SlurmError:
@@ -317,6 +330,7 @@ class SlurmExecutor:
                 with contextlib.suppress(SlurmError):
                     if number := _arrays_by_comment(self.job_name).get(batch.id):
                         return number
+                    batch.remove()
                     break
                 if time.monotonic() > deadline:
                     break

@@ -5,6 +5,7 @@ Every problem of every point is collected, once, with the line of the key that c
 """
 
 import itertools
+import pathlib as files
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,13 +16,25 @@ from pydantic import ValidationError
 from sweeps.language import BUDGETS, CORPUS, Axes, Resources, Settings, SweepFile, stated_fields
 from sweeps.located import Document, Path, Problem, SweepError
 from xlstm import accounting
-from xlstm.data import declare
+from xlstm.data import CorpusError, declare
+from xlstm.data.locations import located
 from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
 from xlstm.models.sizes import SIZES, config_for
 from xlstm.quantities import nearest
-from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Presentation, RunSpec, Schedule
+from xlstm.run.spec import (
+    Data,
+    Evaluation,
+    Execution,
+    IdType,
+    Optimizer,
+    Physics,
+    Presentation,
+    RunSpec,
+    Schedule,
+    same_training,
+)
 
 _ALTERNATIVES = (
     ("batch_sequences", "batch_tokens"),
@@ -31,11 +44,13 @@ _ALTERNATIVES = (
 )
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""
 
-_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "schedule", "precision")
+_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "text_key", "schedule", "precision")
 """Settings that may be null, which is to say that they are left out."""
 
 _SCHEDULING = ("priority", "gpu", "mfu")
 
+_SHIPPED = files.Path(__file__).parent.resolve()
+"""Sweeps that come with the program, some of them without their text."""
 Choice = tuple[Any, Path]
 """A value, and the path of the key that gave it."""
 
@@ -216,7 +231,7 @@ class _Expansion:
                 self._complain_at_cause(detail, sources, point)
             return None
         scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
-        return SweepRun(spec, point.values(), **scheduling)
+        return SweepRun(same_training(spec), point.values(), **scheduling)
 
     def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}
@@ -252,6 +267,7 @@ class _Expansion:
                 return None
         paths = tuple(values.get("paths") or ())
         try:
+            paths = tuple(map(located, paths))
             return _declared(
                 values["corpus"],
                 values.get("tokenizer") or _default("tokenizer"),
@@ -259,10 +275,19 @@ class _Expansion:
                 paths,
                 values.get("revision"),
                 values.get("documents") or _default("documents"),
+                values.get("text_key") or _default("text_key"),
+                values.get("end_of_text"),
+                values.get("id_type"),
             )
         except (ValueError, OSError) as error:
-            about = "tokenizer" if "tokenizer" in str(error) else "paths" if paths else "corpus"
-            self.complain(settings.get(about, settings["corpus"])[1], str(error))
+            about = "paths" if paths else "corpus"
+            if "tokenizer" in str(error) and not isinstance(error, CorpusError):
+                about = "tokenizer"
+            where = settings.get(about, settings["corpus"])[1]
+            file, _ = self.document.place(where)
+            shipped = paths and files.Path(file).resolve().is_relative_to(_SHIPPED)
+            hint = f"; the first lines of {file} say how to get the text" if shipped else ""
+            self.complain(where, f"{error}{hint}")
             return None
 
     def _config(self, point: _Point, vocabulary: int) -> ModelConfig | None:
@@ -317,6 +342,10 @@ class _Expansion:
     def _complain_at_cause(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
         """Note a problem of a specification at the key that most likely causes it."""
         message = str(detail["msg"]).removeprefix("Value error, ")
+        if message.startswith("a run of"):
+            values = point.values()
+            budget = next(f"{name}: {values[name]}" for name in BUDGETS if name in values)
+            message += f" ({values['model']}, size {values['size']}, {budget})"
         key = next((part for part in reversed(detail["loc"]) if isinstance(part, str)), None)
         if detail["type"] == "missing" and key in Settings.model_fields:
             self.complain(("train",), f"`train.{key}` is missing")
@@ -361,21 +390,37 @@ def _declared(
     paths: tuple[str, ...],
     revision: str | None,
     documents: Literal["continue", "reset"],
+    text_key: str,
+    end_of_text: str | None,
+    id_type: IdType | None,
 ) -> tuple[Data, int]:
     """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
     if revision is not None:
         vocabulary = stated_vocabulary(canonical_name(tokenizer))
         if vocabulary is None:
             raise ValueError(f"tokenizer {tokenizer}: its vocabulary comes from the corpus: state no revision")
+        if end_of_text is not None:
+            raise ValueError(f"tokenizer {tokenizer}: its end of text is known; end_of_text is for a tokenizer.json")
         data = Data(
             corpus=corpus,
             revision=revision,
             tokenizer=canonical_name(tokenizer),
             context_length=context_length,
             documents=documents,
+            text_key=text_key,
+            id_type=id_type,
         )
         return data, model_vocabulary(vocabulary.size)
-    return declare(corpus, tokenizer, context_length, paths, documents)
+    return declare(
+        corpus,
+        tokenizer,
+        context_length,
+        paths,
+        documents,
+        text_key=text_key,
+        end_of_text=end_of_text,
+        id_type=id_type,
+    )
 
 
 def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:

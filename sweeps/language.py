@@ -16,23 +16,22 @@ from pydantic.fields import FieldInfo
 
 from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
-from xlstm.quantities import nearest
+from xlstm.quantities import UNITS, nearest
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Ring, Schedule, TaskName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops")
 """A point states exactly one of these."""
 
-CORPUS = ("corpus", "revision", "paths")
+CORPUS = ("corpus", "revision", "paths", "text_key", "id_type")
 """A corpus and what belongs to it: where another corpus is stated nearer, the whole is left behind."""
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)")
 
 
 def _count(value: Any) -> Any:
     """Whole numbers as people write them: 15B, 300K, 1e9."""
     if isinstance(value, str) and (match := _QUANTITY.fullmatch(value.strip())):
-        value = float(match[1]) * _UNITS[match[2]]
+        value = float(match[1]) * UNITS.get(match[2], 1)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -259,7 +258,8 @@ def validate(document: Document) -> SweepFile:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a sweep file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SweepFile.model_json_schema(mode="validation")
+    written = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return written | SweepFile.model_json_schema(mode="validation") | {"patternProperties": {"^x-": {}}}
 
 
 def _problem(document: Document, detail: Any) -> Problem:
@@ -279,10 +279,22 @@ def _problem(document: Document, detail: Any) -> Problem:
         return document.problem(
             path, f"`name`: {_shown(value)} cannot name a folder; use letters, digits, dots, dashes and underscores"
         )
+    if "slurm" in path[:-1]:
+        return _of_slurm(document, path)
     if kind in ("model_type", "dict_type"):
         return document.problem(path, f"`{key}`: input should be a mapping, not {_shown(value)}")
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return document.problem(path, f"`{key}`: {message}, not {_shown(value)}")
+
+
+def _of_slurm(document: Document, path: tuple[Any, ...]) -> Problem:
+    """One problem for what is no value of an option, whatever kinds of values there are."""
+    setting = path[: path.index("slurm") + 2]
+    return document.problem(
+        setting,
+        f"`{setting[-1]}` is no option that sbatch takes as a value; what a shell runs (setup, python, "
+        "container) stands under `slurm:` in config.yaml of the workspace",
+    )
 
 
 def _shown(value: Any) -> str:

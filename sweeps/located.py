@@ -1,11 +1,12 @@
 """YAML 1.2 as plain values that remember their lines.
 
-`1e-3` is a number, `no` a string, `010` ten; a repeated key is an error. Problems are collected, not raised one by one:
-a `Problem` has the file, the line, what is wrong and what would be right.
+`1e-3` is a number, `no` a string, `010` ten; a repeated key is an error; `<<` merges. Problems are collected, not
+raised one by one: a `Problem` has the file, the line, what is wrong and what would be right.
 """
 
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 Path = tuple[str | int, ...]
 """Keys and indices that lead from the top of a document to a value."""
 
+_MERGE = "<<"
+"""The key that lays a mapping under another, as YAML 1.1 has it."""
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -32,12 +35,29 @@ class Problem:
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
+_FEW = 3
+"""Other places of a problem that are named, and up to which each is said on a line of its own."""
+
+
 class SweepError(ValueError):
     """Everything wrong with a sweep, one line each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(set(problems))
-        super().__init__("\n".join(map(str, self.problems)))
+        said: dict[tuple[str, str], list[Problem]] = {}
+        for problem in self.problems:
+            said.setdefault((problem.file, re.sub(r"\.\d+\b", "", problem.message)), []).append(problem)
+        super().__init__("\n".join(map(_together, said.values())))
+
+
+def _together(alike: Sequence[Problem]) -> str:
+    """The same problem of several lines, said once and counted."""
+    first, *others = alike
+    if len(others) < _FEW:
+        return "\n".join(map(str, alike))
+    lines = ", ".join(str(problem.line) for problem in others[:_FEW])
+    more = f" and {len(others) - _FEW} more" if len(others) > _FEW else ""
+    return f"{first} ({len(alike)} times: also at lines {lines}{more})"
 
 
 @dataclass(frozen=True)
@@ -148,17 +168,39 @@ class _Reader:
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        merged: list[Node] = []
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 self._complain(key_node, "a key must be a word")
                 continue
             key = str(key_node.value)
+            if key == _MERGE:
+                merged.append(value_node)
+                continue
             if key in result:
                 self._complain(key_node, f"`{key}` is given twice, first in line {self.places[(*path, key)][1]}")
                 continue
             self.places[(*path, key)] = (self.file, key_node.start_mark.line + 1)
             result[key] = self.read(value_node, (*path, key))
+        for value_node in merged:
+            self._merge(value_node, path, result)
         return result
+
+    def _merge(self, node: Node, path: Path, result: dict[str, Any]) -> None:
+        """Add the keys of other mappings that `result` lacks; of several, the first that has a key gives it."""
+        for source in node.value if isinstance(node, SequenceNode) else [node]:
+            if not isinstance(source, MappingNode):
+                self._complain(source, f"`{_MERGE}` takes a mapping, or a list of them")
+                continue
+            reader = _Reader(self.file)
+            reader._open = self._open
+            found = reader.read(source, path)
+            self.problems += reader.problems
+            for key, value in (found or {}).items():
+                if key not in result:
+                    result[key] = value
+                    within = (*path, key)
+                    self.places |= {at: where for at, where in reader.places.items() if at[: len(within)] == within}
 
     def _scalar(self, node: ScalarNode) -> Any:
         text, kind = str(node.value), str(node.tag).rpartition(":")[2]

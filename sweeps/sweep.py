@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sweeps.language import BUDGETS, CORPUS, SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, parse
+from xlstm.data.locations import located
 from xlstm.quantities import nearest
 
 if TYPE_CHECKING:
@@ -73,19 +74,29 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> Document:
         raise SweepError([Problem(str(path), 1, f"not UTF-8 text: {error.reason} at byte {error.start}")]) from None
     except OSError as error:
         raise SweepError([Problem(str(path), 0, error.strerror or str(error))]) from None
-    document = _with_located_corpora(parse(text, str(path)), path.parent)
+    document = _with_located_corpora(_without_extensions(parse(text, str(path))), path.parent)
     base = document.value.get("extends") if isinstance(document.value, dict) else None
     if not isinstance(base, str):
         return document
-    beside = path.parent / base
     try:
+        base = located(base)
+        beside = path.parent / base
         base_path = beside if beside.is_file() else find(base)
-    except SweepError as error:
-        raise SweepError([document.problem(("extends",), error.problems[0].message)]) from None
+    except (SweepError, ValueError) as error:
+        what = error.problems[0].message if isinstance(error, SweepError) else str(error)
+        raise SweepError([document.problem(("extends",), what)]) from None
     here = path.resolve()
     if base_path.resolve() in (*extended_by, here):
         raise SweepError([document.problem(("extends",), f"`{base}` extends itself")])
     return _over(document, _read(base_path, (*extended_by, here)))
+
+
+def _without_extensions(document: Document) -> Document:
+    """A document without the keys `x-…` at its top, which hold what the others refer to."""
+    if not isinstance(document.value, dict):
+        return document
+    kept = {key: value for key, value in document.value.items() if not key.startswith("x-")}
+    return Document(document.file, kept, document.places)
 
 
 def _over(document: Document, base: Document) -> Document:
@@ -155,20 +166,30 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
     if not isinstance(value, dict):
         return document
     rules = value.get("rules")
-    for holder, key in [(value, "data"), *((rule, "set") for rule in (rules if isinstance(rules, list) else []))]:
-        section = holder.get(key) if isinstance(holder, dict) else None
+    rules = rules if isinstance(rules, list) else []
+    places = dict(document.places)
+    for where in [("data",), *(("rules", index, "set") for index in range(len(rules)))]:
+        holder = value if where == ("data",) else rules[int(where[1])]
+        section = holder.get(where[-1]) if isinstance(holder, dict) else None
         if not isinstance(section, dict):
             continue
         corpus, paths = section.get("corpus"), section.get("paths")
         if isinstance(corpus, str) and ":" in corpus:
             section["corpus"], _, path = corpus.partition(":")
+            places.setdefault((*where, "paths"), document.place((*where, "corpus")))
             paths = [path, *(paths if isinstance(paths, list) else [])]
         if isinstance(paths, list):
             named = section.get("corpus") == "hf"  # perhaps a name on the Hub, and no path
-            section["paths"] = [
-                str((folder / path).absolute())
-                if isinstance(path, str) and not (named and not (folder / path).exists())
-                else path
-                for path in paths
-            ]
-    return document
+            section["paths"] = [_beside(folder, path, named) if isinstance(path, str) else path for path in paths]
+    return Document(document.file, value, places)
+
+
+def _beside(folder: Path, path: str, named: bool) -> str:
+    """A path that means the same wherever the sweep is read from. Variables and `~` stay as they are written."""
+    if (folder / path).exists():
+        return str((folder / path).absolute())
+    try:
+        leads_elsewhere = Path(located(path)).is_absolute()
+    except ValueError:
+        leads_elsewhere = True  # said where the path is used, at its line
+    return path if leads_elsewhere or named else str((folder / path).absolute())

@@ -47,26 +47,33 @@ class TrainedRun:
     ) -> Iterator[str]:
         """Yield text that continues `prompt`, piece by piece, up to `tokens` tokens or the end of the document.
 
-        Temperature 0 takes the likeliest token each time. ValueError for a negative temperature or an empty `top_k`.
+        Temperature 0 takes the likeliest token each time. A model with positions (GPT) reads on from the latter half of
+        them when all are taken. ValueError for a negative temperature or an empty `top_k`.
         """
         if not (temperature >= 0 and math.isfinite(temperature)) or (top_k is not None and top_k < 1):
             raise ValueError("the temperature is at least 0, and top_k at least 1")
         generator = torch.Generator().manual_seed(seed)
-        read = np.concatenate([[self.tokenizer.end_of_document], self.tokenizer.encode([prompt])[0]]).astype(np.int64)
+        text = [self.tokenizer.end_of_document, *self.tokenizer.encode([prompt])[0].tolist()]
+        positions: int | None = getattr(self.model.config, "context_length", None)
+        state, unread, seen = None, list(text), 0
         written: list[int] = []
         shown = ""
         with torch.no_grad():
-            logits, state = self.model(torch.from_numpy(read)[None])
             for _ in range(tokens):
+                if positions is not None and seen + len(unread) > positions:
+                    state, unread, seen = None, text[-(positions // 2) :], 0
+                logits, state = self.model(torch.tensor([unread]), state)
+                seen += len(unread)
                 token = _choose(logits[0, -1, : self.tokenizer.vocabulary].float(), temperature, top_k, generator)
                 if token == self.tokenizer.end_of_document:
                     break
+                text.append(token)
+                unread = [token]
                 written.append(token)
-                text = self.tokenizer.decode(np.array(written))
-                if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
-                    yield text[len(shown) :]
-                    shown = text
-                logits, state = self.model(torch.tensor([[token]]), state)
+                decoded = self.tokenizer.decode(np.array(written))
+                if not decoded.endswith("\ufffd"):  # a character whose last bytes are still to come
+                    yield decoded[len(shown) :]
+                    shown = decoded
         yield self.tokenizer.decode(np.array(written, dtype=np.int64))[len(shown) :]
 
 

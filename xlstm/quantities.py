@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+"""How many of a count its unit stands for; a billion tokens are also a giga-token."""
+
 
 def compact(count: int) -> str:
     """Short name of a count: 15_000_000_000 -> 15B, 1_234_567 -> 1.23M. For slugs and tables, never for arithmetic."""

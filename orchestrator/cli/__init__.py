@@ -3,6 +3,7 @@
 import typer
 
 from orchestrator.cli import laws, runs, slurm, stores, sweeps
+from orchestrator.cli.environment import require_own_environment
 
 app = typer.Typer(
     help="From a sweep file to a fitted scaling law: plan, train, look, fit.",
@@ -17,4 +18,5 @@ for verbs in (sweeps, runs, laws, stores, slurm):
 
 def main() -> None:
     """Entry point of `scaling`."""
+    require_own_environment()
     app()

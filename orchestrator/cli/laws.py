@@ -1,6 +1,8 @@
 """Verbs about laws: fit, plot, report, predict, allocate, design. What they do is in `orchestrator.workbench.laws`."""
 
+import re
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +12,14 @@ import typer
 from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A submitted sweep, FILE.csv, FILE.parquet or mlflow:EXPERIMENT.")
+    str, typer.Argument(metavar="SOURCE", help="A submitted sweep, a table (.csv, .parquet, …) or mlflow:EXPERIMENT.")
 ]
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(metavar="OURS=THEIRS,…", help='Columns of a file, such as parameters="Model Size",loss=loss.'),
+    typer.Option(
+        metavar="OURS=THEIRS,…",
+        help='Columns of a file, such as parameters="Model Size",loss=loss; left out, those of the last fit.',
+    ),
 ]
 
 
@@ -30,6 +35,13 @@ MixedOption = Annotated[
     bool,
     typer.Option("--allow-mixed", help="Fit runs of different evaluations, tokenizers or schedules together."),
 ]
+BestOfOption = Annotated[
+    list[str] | None,
+    typer.Option("--best-of", metavar="COLUMN", help="An axis that was searched, such as lr: its best value counts."),
+]
+DecimalCommaOption = Annotated[
+    bool, typer.Option("--decimal-comma", help="Numbers have decimal commas; the other verbs then take this over.")
+]
 
 ReferenceOption = Annotated[
     list[str] | None,
@@ -41,6 +53,13 @@ FormOption = Annotated[
 ObjectiveOption = Annotated[
     str, typer.Option(metavar="NAME", help="huber on log loss, least-squares on loss, or least-squares-of-log.")
 ]
+
+_FEW = 3
+"""Rows left out for one reason that have a line each."""
+_LINES = 200
+"""Rows left out that are printed one by one."""
+_COLUMN = re.compile(r'([^=,]+)=\s*(?:"((?:[^"]|"")+)"\s*|([^,]*[^,\s][^,]*))(?:,|$)')
+"""One pair of `--columns`; a name of theirs that holds a comma stands in double quotes."""
 
 app = typer.Typer()
 
@@ -56,7 +75,9 @@ def fit(
     ] = None,
     keep: KeepOption = None,
     within: RangeOption = None,
+    best_of: BestOfOption = None,
     allow_mixed: MixedOption = False,
+    decimal_comma: DecimalCommaOption = False,
     conventions: Annotated[
         bool, typer.Option("--conventions", help="Chinchilla's three approaches under each way of counting N and C.")
     ] = False,
@@ -67,7 +88,8 @@ def fit(
         from orchestrator.display.tables import fit_table
         from orchestrator.workbench import laws
 
-        wishes = laws.Wishes(keep or (), _ranges(within), allow_mixed, form, objective, delta)
+        asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma)
+        wishes = laws.Wishes(*asked)
         if conventions:
             _print_conventions(laws.conventions(source, _columns(columns), wishes), as_json)
             return
@@ -85,13 +107,30 @@ def fit(
     console.print(fit_table(documents))
     console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
     for document in documents:
-        for row in document["rows"]["excluded"]:
-            console.print(f"left out: {row['row']}: {row['reason']}", highlight=False, style="dim")
+        left_out = document["rows"]["excluded"]
+        for line in _counted(left_out)[:_LINES]:
+            console.print(line, highlight=False, style="dim", soft_wrap=True)
+        if len(_counted(left_out)) > _LINES:
+            console.print("left out: more, which --json lists", highlight=False, style="dim")
         for warning in document["warnings"]:
             console.print(warning["message"], highlight=False, style="yellow")
-    for note in notes:
-        console.print(note, highlight=False, style="yellow")
+    for note, times in Counter(notes).items():
+        console.print(note if times == 1 else f"{note} ({times} times)", highlight=False, style="yellow")
     console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
+
+
+def _counted(left_out: list[dict[str, Any]]) -> list[str]:
+    """Why rows were left out: a line for each row, or, where many have one reason, a line for the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for row in left_out:
+        by_reason.setdefault(row["reason"], []).append(str(row["row"]))
+    lines = []
+    for reason, rows in by_reason.items():
+        if len(rows) <= _FEW:
+            lines += [f"left out: {row}: {reason}" for row in rows]
+        else:
+            lines.append(f"left out: {len(rows)} rows: {reason}: {', '.join(rows[:_FEW])}, … (--json lists all)")
+    return lines
 
 
 @app.command()
@@ -245,11 +284,16 @@ def _ranges(within: list[str] | None) -> dict[str, tuple[float, float]]:
 def _columns(text: str | None) -> dict[str, str]:
     from orchestrator.errors import InputError
 
-    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair]
-    for ours, equals, theirs in pairs:
-        if not (ours and equals and theirs):
+    columns: dict[str, str] = {}
+    rest = (text or "").strip(" ,")
+    while rest:
+        match = _COLUMN.match(rest)
+        if match is None:
             raise InputError(f'--columns {text}: write ours=theirs, such as parameters="Model Size",loss=loss')
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+        ours, quoted, theirs = match.groups()
+        columns[ours.strip()] = quoted.replace('""', '"') if quoted is not None else theirs.strip()
+        rest = rest[match.end() :].strip(" ,")
+    return columns
 
 
 def _quantity(option: str, text: str) -> int:

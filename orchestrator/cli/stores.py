@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.terminal import (
+    A_RUN_FAILED,
     BAD_INPUT,
     SetOption,
     SweepArgument,
@@ -25,10 +26,11 @@ app.add_typer(data_app, name="data")
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the server.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the charts in a browser.")] = False,
 ) -> None:
-    """Serve the MLflow UI on the workspace."""
+    """Serve the MLflow UI on the workspace; its address is printed once it answers."""
     from orchestrator.display.ui import serve
     from orchestrator.standing.lookup import writable_workspace
 
@@ -37,7 +39,8 @@ def ui(
         _require_free(host, port)
         for line in _sync_all(workspace):
             print(line, file=sys.stderr)
-        serve(workspace, host, port)
+        code = serve(workspace, host, port, open_browser=open_browser)
+    raise typer.Exit(A_RUN_FAILED if code else 0)
 
 
 @app.command()
@@ -100,6 +103,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> list[str]:
     from orchestrator.workbench.slurm import reconcile
     from xlstm.run import tracking
     from xlstm.run.json_files import DamagedFileError
+    from xlstm.run.secrets import masked
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
@@ -121,7 +125,7 @@ def _sync_all(workspace: "Workspace", say: bool = False) -> list[str]:
         if complaint:
             problems.append(f"{name}: {complaint}")
         elif say:
-            print(f"{name}: {len(shipped)} runs equal their directories in {workspace.tracking_uri}")
+            print(f"{name}: {len(shipped)} runs equal their directories in {masked(workspace.tracking_uri)}")
     return problems
 
 

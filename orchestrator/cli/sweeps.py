@@ -19,6 +19,7 @@ from orchestrator.cli.terminal import (
     plan_sweep,
     print_json,
     sweep_name,
+    width_of,
     workspace_here,
 )
 
@@ -36,7 +37,7 @@ app = typer.Typer()
 def plan(
     sweep: SweepArgument,
     override: SetOption = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour: the plan says what it costs.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour: the plan says what the GPUs cost.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,8 +62,8 @@ def plan(
         print_json(document)
     else:
         console = make_console()
-        console.print(plan_table(document), soft_wrap=True)
-        console.print(plan_summary(document), highlight=False)
+        console.print(plan_table(document, width_of(console)), soft_wrap=True)
+        console.print(plan_summary(document), highlight=False, soft_wrap=not console.is_terminal)
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
@@ -78,6 +79,9 @@ def submit(
     on: Annotated[str, typer.Option(help="Where: local, ray or slurm.")] = "local",
     override: SetOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let runs of the submitted sweep go that this one no longer has.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
     from orchestrator.standing.lookup import writable_workspace
@@ -89,9 +93,9 @@ def submit(
         find_engine(on)
     made = plan_sweep(sweep, override)
     with one_line_errors():
-        by = submit_detached(made, on) if detach else None
+        by = submit_detached(made, on, make_console(), replace=replace) if detach else None
     if by is None:
-        _carry_out(made, on, sweep)
+        _carry_out(made, on, sweep, replace=replace)
     else:
         print(by)
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
@@ -164,7 +168,7 @@ def watch(
                 break
             # What runs first: a long sweep is taller than the terminal.
             runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)
-            live.update(Group(_headline(standing), runs_table(runs)), refresh=console.is_terminal)
+            live.update(Group(_headline(standing), runs_table(runs, width_of(console))), refresh=console.is_terminal)
             time.sleep(every)
     if as_json:
         print_json(standing.document())
@@ -230,11 +234,11 @@ def _show(standing: "SweepStanding", console: "Console") -> None:
     from orchestrator.display.tables import ledger_line, runs_table
 
     console.print(_headline(standing))
-    console.print(runs_table(standing.runs), soft_wrap=True)
+    console.print(runs_table(standing.runs, width_of(console)), soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
-def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None) -> None:
+def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None, *, replace: bool = False) -> None:
     """Have a plan, or the part of it that is `only` to be run, carried out, and show how the sweep stands then."""
     from orchestrator.execution.submission import failed
     from orchestrator.standing.status import look
@@ -242,7 +246,7 @@ def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None) -
 
     console = make_console()
     with one_line_errors(), interruption(console, f"scaling submit {source} --on {on}"):
-        statuses = carry_out(made, on, console, only)
+        statuses = carry_out(made, on, console, only, replace=replace)
     if statuses is None:
         return
     _show(look(made.workspace, made.name), console)

@@ -42,7 +42,12 @@ def plan_sweep(sweep: str, overrides: list[str] | None) -> "Plan":
         workspace = workspace_here()
         kept = workspace.sweep(sweep).sweep_file
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
-        return make_plan(Sweep.load(known, overrides or ()), workspace)
+        made = make_plan(Sweep.load(known, overrides or ()), workspace)
+        if any(run.spec.execution.slurm for run in made.runs):
+            from orchestrator.workbench.slurm import refuse_unknown_settings
+
+            refuse_unknown_settings(made)
+        return made
 
 
 def sweep_name(sweep: str) -> str:
@@ -64,6 +69,11 @@ def make_console() -> "Console":
     console = Console(markup=False)
     # Piped into a file or a program, a table keeps its columns instead of folding them into 80.
     return console if console.is_terminal else Console(markup=False, width=200)
+
+
+def width_of(console: "Console") -> int | None:
+    """Within how many characters a table has to be readable; None where nobody reads it on a terminal."""
+    return console.width if console.is_terminal else None
 
 
 def print_json(document: Any) -> None:

@@ -11,6 +11,8 @@ Cell: TypeAlias = str | tuple[str, str]
 """A text, or a text and its style."""
 
 _GAP = "  "
+_LEAST = 8
+"""Characters that are left of a column that is cut."""
 
 
 @dataclass
@@ -20,6 +22,8 @@ class Columns:
     names: Sequence[str]
     left: frozenset[str]
     rows: list[Sequence[Cell]] = field(default_factory=list)
+    dispensable: Sequence[str] = ()
+    """Columns that a narrow terminal goes without, the first of them first."""
 
     def add(self, row: Iterable[Cell]) -> None:
         """Add a row of as many cells as there are columns."""
@@ -28,17 +32,39 @@ class Columns:
             raise ValueError(f"{len(cells)} cells for {len(self.names)} columns")
         self.rows.append(cells)
 
-    def draw(self) -> Group:
-        """The table, a text per line: print it with `soft_wrap`, so that no line is folded or cut."""
-        return Group(*self._lines())
+    def draw(self, width: int | None = None) -> Group:
+        """The table, a text per line: print it with `soft_wrap`, so that no line is folded or cut.
 
-    def _lines(self) -> Iterator[Text]:
+        Within so many characters, where `width` is given: columns that say nothing, then those that are `dispensable`
+        are left out until the table fits, and the last column is cut with `…`.
+        """
+        return Group(*self._lines(width))
+
+    def _lines(self, available: int | None) -> Iterator[Text]:
         table = [[(name, "bold") for name in self.names]]
         table += [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in self.rows]
-        widths = [max(len(row[column][0]) for row in table) for column in range(len(self.names))]
+        widths = {name: max(len(row[column][0]) for row in table) for column, name in enumerate(self.names)}
+        if available is not None:
+            silent = [name for column, name in enumerate(self.names) if not any(row[column][0] for row in table[1:])]
+            for name in (*silent, *(name for name in self.dispensable if name not in silent)):
+                if _total(widths.values()) > available and len(widths) > 1:
+                    del widths[name]
+            last = list(widths)[-1]
+            if (excess := _total(widths.values()) - available) > 0 and last in self.left:
+                widths[last] = max(_LEAST, widths[last] - excess)
         for row in table:
             line = Text(no_wrap=True)
-            for name, width, (text, style) in zip(self.names, widths, row, strict=True):
+            for name, (text, style) in zip(self.names, row, strict=True):
+                if name not in widths:
+                    continue
+                width = widths[name]
+                text = text if len(text) <= width else text[: width - 1] + "…"
                 line.append((text.ljust(width) if name in self.left else text.rjust(width)) + _GAP, style or None)
             line.rstrip()
             yield line
+
+
+def _total(widths: Iterable[int]) -> int:
+    """Characters of a line."""
+    every = list(widths)
+    return sum(every) + len(_GAP) * (len(every) - 1)

@@ -169,7 +169,7 @@ class LiveDisplay:
             left = line.seconds_left if line.state is State.RUNNING else None
             table.add_row(
                 label(line.planned),
-                Text(line.state.value.lower(), style=STYLES[line.state]),
+                Text(state_word(line.state, line.tokens), style=STYLES[line.state]),
                 ProgressBar(total=1.0, completed=line.fraction, width=16),
                 f"{compact(line.tokens)}/{compact(line.planned['tokens'])}",
                 f"{loss:.3f}" if loss is not None else "",
@@ -208,6 +208,11 @@ class PlainDisplay:
         self._last = time.monotonic()
         self.progress.read(self._directories)
         self.console.print(self.progress.summary(), soft_wrap=True, highlight=False)
+
+
+def state_word(state: State, tokens: int) -> str:
+    """A state for people; what runs and has no step yet loads, and compiles where nobody did before."""
+    return "starting" if state is State.RUNNING and not tokens else state.value.lower()
 
 
 def label(planned: Mapping[str, Any]) -> str:

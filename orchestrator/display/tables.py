@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 
 from orchestrator.display.columns import Cell, Columns
-from orchestrator.display.progress import STYLES
+from orchestrator.display.progress import STYLES, state_word
 from orchestrator.standing.ledger import Ledger
 from orchestrator.standing.status import RunStanding
 from xlstm.quantities import compact, duration
@@ -17,16 +17,38 @@ _LEFT = frozenset({"run", "state", "starts from", "reason"})
 """Columns of words; the others hold numbers."""
 
 
-def plan_table(document: Mapping[str, Any]) -> Group:
-    """What each run of a plan is, costs and shares."""
+_USUAL = frozenset({"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"})
+"""Axes that the id of a run tells."""
+
+
+def swept(planned: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What people chose and the ids of the runs do not tell: sizes by own names, and further axes that vary."""
+    points = [row.get("point", {}) for row in planned]
+    own = any(f"-{row['size']}-" not in row["run_id"] for row in planned)
+    axes = dict.fromkeys(name for point in points for name in point if name not in _USUAL)
+    varying = [name for name in axes if len({repr(point.get(name)) for point in points}) > 1]
+    return [*(["size"] if own else []), *varying]
+
+
+def _choice(planned: Mapping[str, Any], name: str) -> str:
+    value = planned["size"] if name == "size" else planned.get("point", {}).get(name, "")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plan_table(document: Mapping[str, Any], width: int | None = None) -> Group:
+    """What each run of a plan is, costs and shares, within so many characters."""
     priced = ("cost",) if "cost" in document["totals"] else ()
     numbers = ("parameters", "FLOPs", "tokens", "steps", "devices", "GiB/device", "disk GiB", "device time", *priced)
-    table = Columns(("run", *numbers, "state", "starts from"), _LEFT)
+    chosen = swept(document["runs"])
+    names = ("run", *chosen, *numbers, "state", "starts from")
+    costs = ("disk GiB", "FLOPs", "devices", "steps", "GiB/device", "parameters")
+    table = Columns(names, _LEFT, dispensable=(*costs, "starts from", "tokens", "state", "device time"))
     for run in document["runs"]:
         fork, state = run["forks_from"], State(run["state"])
         table.add(
             [
                 run["run_id"],
+                *(_choice(run, name) for name in chosen),
                 compact(run["parameters"]["total"]),
                 f"{run['flops']['exact']:.2e}",
                 compact(run["tokens"]),
@@ -40,7 +62,7 @@ def plan_table(document: Mapping[str, Any]) -> Group:
                 (f"step {fork['step']} of {fork['run_id']}" if fork else "", "dim"),
             ]
         )
-    return table.draw()
+    return table.draw(width)
 
 
 def _memory(run: Mapping[str, Any]) -> Cell:
@@ -53,37 +75,43 @@ def _memory(run: Mapping[str, Any]) -> Cell:
 def plan_summary(document: Mapping[str, Any]) -> str:
     """The plan in a sentence: what is done, what is to do, what sharing saves."""
     totals = document["totals"]
-    missing = totals["runs"] - totals["complete"]
+    settled = f"; {totals['settled']} diverged or were set aside: `scaling retry`" if totals["settled"] else ""
+    missing = totals["runs"] - totals["complete"] - totals["settled"]
     if not missing:
-        return f"{totals['runs']} runs, all complete: nothing to train"
-    to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED]
+        complete = f"{totals['complete']} complete" if settled else "all complete"
+        return f"{totals['runs']} runs, {complete}: nothing to train{settled}"
+    to_train = [run for run in document["runs"] if run["state"] != State.COMPLETED and not run["settled"]]
     basis = sorted({run["device_hours_basis"] for run in to_train})
     cards = sorted({run["gpu"] for run in to_train if run["gpu"]})
+    hours = {on: sum(run["device_hours"] for run in to_train if bool(run["gpu"]) is on) for on in (True, False)}
+    times = [f"{duration(hours[True] * 3600)} of device time on {' and '.join(cards)}"] if cards else []
+    if hours[False] or not cards:
+        times.append(f"{duration(hours[False] * 3600)} of {'CPU' if cards else 'device'} time")
     text = (
         f"{totals['runs']} runs, {totals['complete']} complete; to train: {missing} runs, {compact(totals['tokens'])} "
-        f"tokens, {totals['flops']:.2e} FLOPs, {duration(totals['device_hours'] * 3600)} of device time at "
-        f"{' and '.join(basis)} speed"
+        f"tokens, {totals['flops']:.2e} FLOPs, {' and '.join(times)} at {' and '.join(basis)} speed"
     )
-    if cards:
-        text += f" on {' and '.join(cards)}"
     if "cost" in totals:
         text += f", cost {totals['cost']:,.2f}"
     if totals["independent_flops"] > totals["flops"]:
         text += f"; shared stable phases save {1 - totals['flops'] / totals['independent_flops']:.0%}"
-    return text
+    return text + settled
 
 
-def runs_table(runs: Sequence[RunStanding]) -> Group:
-    """The table of a sweep's runs, as status and the end of a submission show it."""
-    names = ("run", "state", "parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts", "reason")
-    table = Columns(names, _LEFT)
+def runs_table(runs: Sequence[RunStanding], width: int | None = None) -> Group:
+    """The table of a sweep's runs, as status and the end of a submission show it, within so many characters."""
+    chosen = swept([run.planned for run in runs])
+    numbers = ("parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts")
+    gone = ("attempts", "bits/byte", "parameters", "tokens", "loss")
+    table = Columns(("run", *chosen, "state", *numbers, "reason"), _LEFT, dispensable=gone)
     for run in runs:
         validation = run.result.validation if run.result and run.state is State.COMPLETED else None
         loss = validation.loss if validation else run.loss
         table.add(
             [
                 run.run_id,
-                (run.state.value.lower(), STYLES[run.state]),
+                *(_choice(run.planned, name) for name in chosen),
+                (state_word(run.state, run.tokens), STYLES[run.state]),
                 compact(run.planned["parameters"]["total"]),
                 compact(run.tokens) if validation else f"{compact(run.tokens)}/{compact(run.planned['tokens'])}",
                 f"{loss:.4f}" if loss is not None else "",
@@ -93,7 +121,7 @@ def runs_table(runs: Sequence[RunStanding]) -> Group:
                 (run.reason, "dim"),
             ]
         )
-    return table.draw()
+    return table.draw(width)
 
 
 def ledger_line(ledger: Ledger) -> str:

@@ -22,6 +22,15 @@ WAIT_SECONDS = 0.5
 SAY_SECONDS = 30.0
 
 
+def holder(workspace: Workspace, sweep: str) -> str | None:
+    """Who carries a sweep out now, in words; None where nobody does."""
+    path = workspace.sweep(sweep).controller_lock
+    if not path.is_file():
+        return None
+    with open(path) as file:
+        return None if take(file, wait=False) else file.read().strip() or "another process"
+
+
 @contextmanager
 def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Console) -> Iterator[None]:
     """Be the only controller of a sweep; while there is another, say so, wait for its end, and tell how it goes."""

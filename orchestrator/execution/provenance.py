@@ -11,20 +11,28 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from xlstm.run.secrets import masked
+
 SHIPPED = "scaling_code"
 """Package that travels with shipped code, which has left its repository."""
 _PACKAGES = ("torch", "triton", "numba", "numpy", "mlflow", "pydantic", "scaling-orchestrator")
 
 
 def collect() -> dict[str, Any]:
-    """Git revision and difference of the code, versions of what computes, and the host. Null where there is no git."""
-    return code() | {
+    """Git revision and difference of the code, versions of what computes, and the host. Null where there is no git.
+
+    Secrets of the environment are masked.
+    """
+    revision, difference = code()["git_revision"], code()["git_difference"]
+    return {
+        "git_revision": revision,
+        "git_difference": None if difference is None else masked(difference),
         "python": sys.version.split()[0],
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "command": sys.argv,
+        "command": [masked(argument) for argument in sys.argv],
     }
 
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from orchestrator.standing.status import look
 from xlstm.run import tracking
 from xlstm.run.directory import RunDirectory, Workspace
-from xlstm.run.json_files import DamagedFileError
+from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import State
 
 SHIP_SECONDS = 3.0
@@ -27,7 +27,9 @@ FEWEST_RUNS = 6
 """Complete runs of one family from which on a law may be fitted to it: one more than it has parameters."""
 
 LiveFit: TypeAlias = Callable[[], Mapping[str, str | Path]]
-"""Fits the law to the runs so far; gives artifacts by name, none where the runs do not determine it yet."""
+"""Fits the law to the runs so far; gives artifacts by name, none where the runs do not determine it yet. The one named
+`DESCRIPTION` is no artifact, but what is shown of the sweep first, in Markdown."""
+DESCRIPTION = "description"
 
 
 class Shipper:
@@ -95,6 +97,7 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
         return None  # a single run, which `scaling train` carried out
     try:
         standing = look(workspace, sweep)
+        kept = read_json(directory.sweep_file, f"submit {sweep} again from its own file") or {}
     except DamagedFileError as error:
         return str(error)
     files: dict[str, str | Path] = {path.name: path for path in (directory.sweep_file, directory.plan_file)}
@@ -106,7 +109,19 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
         except Exception as error:  # a law that cannot be fitted must not keep the runs from being shipped
             return f"the law so far could not be fitted: {type(error).__name__}: {error}"
     ended = all(run.state.ended for run in standing.runs)
-    return tracking.publish(sweep, workspace.tracking_uri, workspace.artifacts, files, ended=ended)
+    counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
+    notes = str(kept.get("notes") or "")
+    told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
+    description = "\n\n".join(part for part in told if part)
+    return tracking.publish(
+        sweep,
+        workspace.tracking_uri,
+        workspace.artifacts,
+        files,
+        ended=ended,
+        description=description,
+        notes=notes,
+    )
 
 
 def ship(

@@ -7,6 +7,7 @@ death lies in the run directories.
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rich.console import Console
@@ -15,7 +16,8 @@ from orchestrator.errors import InputError, StoppedError
 from orchestrator.execution.controller import Controller, Event, Happening
 from orchestrator.execution.lock import sole_controller
 from orchestrator.execution.shipping import LiveFit, Shipper
-from xlstm.data import prepare
+from xlstm.data import open_prepared, prepare
+from xlstm.data.preparation import data_folder
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Executor, PlannedRun
 from xlstm.run.json_files import DamagedFileError
@@ -60,7 +62,9 @@ def submit(
         for run in runs:
             # Before anything takes time: what is cancelled from here on is not started.
             workspace.run(run.run_id).withdraw_cancel()
-        prepare_data(workspace, [run.spec for run in runs], console)
+        specs = [run.spec for run in runs]
+        prepare_data(workspace, specs, console)
+        refuse_drift(workspace, specs)
         with Shipper(workspace, name, live_fit) as shipper, display:
 
             def watch(event: Event) -> None:
@@ -83,19 +87,40 @@ def prepare_data(
     workspace: Workspace, specs: Sequence[RunSpec], console: Console, engine: Literal["local", "ray"] = "local"
 ) -> None:
     """Make the token shards of every corpus the runs train on, once each. InputError where a corpus is at fault."""
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[Path] = set()
     for spec in specs:
         data = spec.physics.data
-        key = (data.corpus, data.revision, data.tokenizer)
-        if key in seen:
+        folder = data_folder(data, workspace)
+        if folder in seen:
             continue
-        seen.add(key)
+        seen.add(folder)
         try:
             manifest = prepare(data, spec.execution.data_paths, workspace, spec.execution.tokenizer_path, engine)
         except (ValueError, OSError) as error:
             raise InputError(f"data {data.corpus}: {error}") from None
         splits = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in sorted(manifest.splits.items()))
         console.print(f"data: {data.corpus} by {data.tokenizer}: {splits}", highlight=False)
+        for line in manifest.taken:
+            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def refuse_drift(workspace: Workspace, specs: Sequence[RunSpec]) -> None:
+    """InputError where runs that are complete were trained on another text than the one prepared under its name.
+
+    The revision of a named corpus is a version; what it holds may differ from machine to machine, and from day to day.
+    """
+    for spec in specs:
+        result = workspace.run(spec.run_id).result()
+        if result is None:
+            continue
+        data = spec.physics.data
+        fingerprint = open_prepared(data, workspace).manifest.fingerprint
+        if result.data_fingerprint != fingerprint:
+            raise InputError(
+                f"data {data.corpus} {data.revision}: {spec.run_id} was trained on text {result.data_fingerprint}, "
+                f"and prepared here is {fingerprint}, so that losses would not compare; bring the earlier text back, "
+                "or submit the sweep in another workspace"
+            )
 
 
 def failed(statuses: Mapping[str, Status]) -> list[str]:

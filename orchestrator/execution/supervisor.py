@@ -70,7 +70,7 @@ class Supervisor:
         lease = self.run.acquire(self.token)
         launch = self._launch(spec, lease)
         write_json(self.run.launch_file(lease.attempt), launch.model_dump(mode="json"))
-        write_json(self.run.provenance_file(lease.attempt), provenance.collect())
+        write_json(self.run.provenance_file(lease.attempt), provenance.collect(), private=True)
         lease.renew(State.RUNNING)
         code = self._train(launch, lease)
         verdict = self.run.verdict(lease.attempt)
@@ -121,6 +121,8 @@ class Supervisor:
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
             "PYTHONUNBUFFERED": "1",
         }
+        if launch.execution.nodes == 1 and ":" in _loopback():
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would look for 127.0.0.1, which is not there
         supervisor = os.getpid()
         with open(log, "ab") as output:
             self._torchrun = subprocess.Popen(
@@ -160,8 +162,11 @@ class Supervisor:
     def _command(self, launch: Launch) -> list[str]:
         execution = launch.execution
         if execution.nodes == 1:
-            # Port 0: torchrun picks a free one, so nothing can clash and nothing stale can answer.
-            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+            # Port 0: torchrun picks a free one, so nothing can clash and nothing stale can answer. The name of this
+            # machine, which torchrun would have its ranks meet under, is not needed and may be known to nobody.
+            here = _loopback()
+            endpoint = f"[{here}]:0" if ":" in here else f"{here}:0"
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", here]
         else:
             meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", launch.rendezvous]
             meeting += ["--rdzv-conf", f"is_host={int(self.node_rank == 0)}"]
@@ -198,6 +203,16 @@ class Supervisor:
         log = self.run.torchrun_log(launch.attempt, self.node_rank)
         reason = f"the trainer left no verdict; torchrun {died}; see {log}"
         return Verdict(state=state, reason=reason, time=time.time(), seconds=launch.elapsed())
+
+
+def _loopback() -> str:
+    """This machine's address to itself: 127.0.0.1, or ::1 where it has IPv6 alone."""
+    with socket.socket(socket.AF_INET) as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return "::1"
+    return "127.0.0.1"
 
 
 def _become_torchrun(supervisor: int) -> None:

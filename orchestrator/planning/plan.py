@@ -4,8 +4,10 @@ A plan is data: `Plan.document()` is what `scaling plan --json` prints and what 
 which status and analysis read which runs belong to the sweep. Imports without torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +22,10 @@ from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.executor import PlannedRun
-from xlstm.run.json_files import write_text
+from xlstm.run.json_files import DamagedFileError, write_text
 from xlstm.run.records import Fork, Parameters, State, write_json
-from xlstm.run.spec import RunSpec
+from xlstm.run.retry import is_settled
+from xlstm.run.spec import RunSpec, same_training
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class RunPlan:
     share: Share
     damage: tuple[str, ...] = ()
     """What of the run in the workspace is damaged, each with what to do."""
+    settled: bool = False
+    """Whether it diverged or was set aside, so that only who asks for it trains it again."""
 
     @property
     def spec(self) -> RunSpec:
@@ -130,6 +135,7 @@ class RunPlan:
             "mfu": self.estimate.mfu,
             "expected_points": expected_points(self.spec, self.start, self.card),
             "state": self.state.value,
+            "settled": self.settled,
             "forks_from": fork.model_dump() if fork else None,
             "point": dict(self.sweep_run.point),
         }
@@ -153,8 +159,13 @@ class Plan:
 
     @property
     def missing(self) -> list[RunPlan]:
-        """Runs that are not complete."""
-        return [run for run in self.runs if run.state is not State.COMPLETED]
+        """Runs that are to be carried out: those that are neither complete nor settled otherwise."""
+        return [run for run in self.runs if run.state is not State.COMPLETED and not run.settled]
+
+    @property
+    def settled(self) -> list[RunPlan]:
+        """Runs that diverged or were set aside."""
+        return [run for run in self.runs if run.settled]
 
     @property
     def misfits(self) -> list[str]:
@@ -168,8 +179,8 @@ class Plan:
 
     @cached_property
     def launches(self) -> list[PlannedRun]:
-        """Every run as the controller takes it, in order."""
-        return [PlannedRun(run.spec, run.share.fork, run.share.checkpoint_at) for run in self.runs]
+        """Every run that is not settled, as the controller takes it, in order."""
+        return [PlannedRun(run.spec, run.share.fork, run.share.checkpoint_at) for run in self.runs if not run.settled]
 
     @cached_property
     def totals(self) -> dict[str, Any]:
@@ -177,7 +188,8 @@ class Plan:
         missing = self.missing
         return {
             "runs": len(self.runs),
-            "complete": len(self.runs) - len(missing),
+            "complete": len(self.runs) - len(missing) - len(self.settled),
+            "settled": len(self.settled),
             "tokens": sum(run.own_tokens for run in missing),
             "independent_tokens": sum(run.spec.physics.steps * run.spec.physics.batch_tokens for run in missing),
             "flops": sum(run.own_flops for run in missing),
@@ -187,28 +199,61 @@ class Plan:
         }
 
     def document(self, price: float | None = None) -> dict[str, Any]:
-        """The plan as `scaling plan --json` prints it; with the price of a device-hour, what it costs too."""
+        """The plan as `scaling plan --json` prints it; with the price of a GPU-hour, what the GPUs cost too."""
         runs, totals = [run.document() for run in self.runs], dict(self.totals)
         if price is not None:
-            for part in (*runs, totals):
-                part["cost"] = price * part["device_hours"]
+            for run in runs:
+                run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
+            to_train = {run.run_id for run in self.missing}
+            totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
         return {"sweep": self.name, "runs": runs, "totals": totals}
 
-    def save(self) -> None:
-        """Keep the sweep as submitted and its plan in the workspace."""
-        self.directory.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.directory.sweep_file, self.sweep.dump())
+    @property
+    def dropped(self) -> list[str]:
+        """Runs of the submitted sweep of this name that this plan no longer has."""
+        if not self.directory.plan_file.is_file():
+            return []
+        mine = {run.run_id for run in self.runs}
+        try:
+            before = self.directory.plan()["runs"]
+        except DamagedFileError:
+            return []  # what it held is not known any more, and it is written anew
+        return [row["run_id"] for row in before if row["run_id"] not in mine]
+
+    def save(self) -> Callable[[], None]:
+        """Keep the sweep as submitted and its plan in the workspace; returns what takes that back.
+
+        A sweep of this name that said something else stays readable among the earlier versions.
+        """
+        directory, text = self.directory, self.sweep.dump()
+        files = (directory.sweep_file, directory.plan_file)
+        before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None for path in files]
+        changed = before[0] is not None and before[0][0] != text.encode()
+        version = directory.keep_version() if changed else None
+        directory.path.mkdir(parents=True, exist_ok=True)
+        write_text(directory.sweep_file, text)
         self.save_document()
+
+        def take_back() -> None:
+            for path, kept in zip(files, before, strict=True):
+                if kept is None:
+                    path.unlink()
+                else:
+                    path.write_bytes(kept[0])
+                    os.utime(path, ns=(kept[1], kept[1]))
+            if version is not None:
+                shutil.rmtree(version)
+
+        return take_back
 
     def save_document(self) -> None:
         """Keep the plan in the folder of the sweep."""
-        document = self.document() | {"best_of": self.sweep.file.best_of}
-        write_json(self.directory.plan_file, document)
+        write_json(self.directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
 
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
-    runs = sweep.runs
+    runs = as_known(sweep.runs, workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.known_result() for run_id, directory in directories.items()}
     complete = {
@@ -221,6 +266,34 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         for run in runs
     ]
     return Plan(sweep, workspace, tuple(_in_order(planned)))
+
+
+def as_known(runs: Sequence[SweepRun], workspace: Workspace) -> list[SweepRun]:
+    """The runs, each with the specification under whose id the same training lies in the workspace already.
+
+    Earlier versions gave another id to a run that stated a schedule's default: it is found, and not trained again.
+    """
+    missing = {run.spec.run_id.rpartition("-")[0] for run in runs if not workspace.run(run.spec.run_id).path.exists()}
+    if not missing or not workspace.runs.is_dir():
+        return list(runs)
+    known: dict[str, RunSpec] = {}
+    for entry in os.scandir(workspace.runs):
+        directory = workspace.run(entry.name)
+        if entry.name.rpartition("-")[0] not in missing or not directory.spec_file.is_file():
+            continue
+        text = directory.spec_file.read_text(errors="replace")
+        if '"decay_steps": null' in text and '"constant"' not in text:
+            continue  # nothing is stated that could be left out
+        try:
+            stated = directory.spec()
+        except ValueError:
+            continue  # damaged: whoever asks for this run is told
+        if (plain := same_training(stated)) is not stated:
+            known[plain.run_id] = stated
+    return [
+        replace(run, spec=run.spec.with_physics(known[run.spec.run_id].physics)) if run.spec.run_id in known else run
+        for run in runs
+    ]
 
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
@@ -237,7 +310,8 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
     flops = accounting.training_flops(physics.model, physics.data.context_length, physics.steps * physics.batch_tokens)
     card = card_of(run.spec, run.gpu)
     own_flops = flops["exact"] * (1 - shared.start / physics.steps)
-    state = directory.status().state
+    status = directory.status()
+    state = status.state
     if complete:
         state = State.COMPLETED
     elif state is State.COMPLETED and directory.result_file in directory.noticed:
@@ -254,6 +328,7 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         state=state,
         share=shared,
         damage=tuple(map(str, directory.noticed.values())),
+        settled=not complete and is_settled(status),
     )
 
 

@@ -40,6 +40,7 @@ class RunStanding:
             "model": self.planned["model"],
             "size": self.planned["size"],
             "seed": self.planned["seed"],
+            "point": self.planned.get("point", {}),
             "state": self.state.value,
             "reason": self.reason,
             "attempts": self.attempts,

@@ -36,14 +36,16 @@ class Plan(PlannedSweep):
         """Build every distinct layout of what is missing, without a device."""
         return check(self)
 
-    def submit(self, on: str = "local", *, quiet: bool = False) -> SweepStanding:
+    def submit(self, on: str = "local", *, quiet: bool = False, replace: bool = False) -> SweepStanding:
         """Run what is missing on `local`, `ray` or `slurm`, and say how the sweep stands then.
 
         Returns when every run has ended; with `slurm` at once, for the jobs go on by themselves. Called again, it
-        continues. InputError where data or engine refuse; KeyboardInterrupt after every trainer left a checkpoint.
+        continues. With `replace`, runs of the submitted sweep of this name that are not in the plan no longer belong to
+        it. InputError where there are such runs without it, or where data or engine refuse; KeyboardInterrupt after
+        every trainer left a checkpoint.
         """
         from rich.console import Console
 
         writable_workspace(self.workspace)
-        submit(self, on, Console(markup=False, quiet=quiet))
+        submit(self, on, Console(markup=False, quiet=quiet), replace=replace)
         return look(self.workspace, self.name)

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from analysis import allocation, forms, objectives
-from analysis import conventions as counting
-from analysis import design as designs
+from analysis.data import tables
+from analysis.data.quality import Rules
+from analysis.data.references import find as find_reference
+from analysis.data.runs import Kind, Reading
+from analysis.decisions import allocation
+from analysis.decisions import conventions as counting
+from analysis.decisions import design as designs
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.quality import Rules
-from analysis.references import find as find_reference
-from analysis.runs import Kind
+from analysis.fitting.fit import Fit
+from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
 from orchestrator.workbench.mending import mend_plan
@@ -28,7 +30,7 @@ from xlstm.run.directory import Workspace
 from xlstm.run.tracking import log_artifact
 
 if TYPE_CHECKING:
-    from analysis.figures import Evidence
+    from analysis.report.figures import Evidence
 
 
 @contextmanager
@@ -50,26 +52,36 @@ class Wishes:
     form: str = forms.ADDITIVE.name
     objective: str = "huber"
     delta: float | None = None
+    best_of: Sequence[str] = ()
+    decimal_comma: bool = False
 
     def question(self) -> Question:
         """RefusalError naming the nearest valid word."""
         rules = Rules(frozenset(self.keep), self.ranges or {})
-        return Question(rules, self.mixed, forms.find(self.form), objectives.find(self.objective, self.delta))
+        objective = objectives.find(self.objective, self.delta)
+        return Question(rules, self.mixed, forms.find(self.form), objective, tuple(self.best_of))
 
 
-def open_source(typed: str, columns: Mapping[str, str], question: Question | None = None) -> Source:
-    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name."""
-    name = Sweep.load(typed).name if Path(typed).suffix in (".yaml", ".yml", ".json") else typed
-    source = Source(name, Workspace.default(), columns, question)
-    if source.kind is Kind.SWEEP:
-        mend_plan(source.workspace, name)
-    return source
+def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = None) -> Source:
+    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name.
+
+    Without wishes it is asked, and its columns are read where none are named, as for the last fit.
+    """
+    path = Path(typed)
+    is_sweep = path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and tables.holds_one_mapping(path))
+    name = Sweep.load(typed).name if is_sweep else typed
+    if Kind.of(name) is Kind.SWEEP:
+        mend_plan(Workspace.default(), name)
+    if wishes is not None:
+        reading = Reading(columns, wishes.decimal_comma)
+        return Source(name, Workspace.default(), reading, wishes.question())
+    return Source(name, Workspace.default(), Reading(columns) if columns else None)
 
 
 @_refusals_in_a_line()
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
-    source = open_source(typed, columns, wishes.question())
+    source = open_source(typed, columns, wishes)
     documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in source.fits]
     return documents, source.notes, source.folder
 
@@ -77,7 +89,7 @@ def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[di
 @_refusals_in_a_line()
 def conventions(typed: str, columns: Mapping[str, str], wishes: Wishes) -> list[dict[str, Any]]:
     """Chinchilla's three approaches under each way of counting: a document per family, convention and approach."""
-    source = open_source(typed, columns, wishes.question())
+    source = open_source(typed, columns, wishes)
     return [asdict(one) for one in counting.compare(source.frame, source.curves(source.frame))]
 
 
@@ -113,7 +125,7 @@ def design(
 @_refusals_in_a_line()
 def plot(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[list[Path], list[str], str | None]:
     """The figures and the page that were written, why others were not drawn, and why MLflow did not get the page."""
-    from analysis import figures, plots
+    from analysis.report import figures, plots
 
     source = open_source(typed, columns)
     evidence = _evidence(source, references)
@@ -173,7 +185,7 @@ def _planned_hours(typed: str, source: Source, fitted: Fit) -> designs.Cost:
 
 
 def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
-    from analysis.figures import Evidence
+    from analysis.report.figures import Evidence
 
     found = [find_reference(name) for name in references]
     used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in source.fits])
@@ -182,7 +194,7 @@ def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
 
 def _write_page(source: Source, evidence: "Evidence") -> tuple[Path, str | None]:
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
-    from analysis import report as pages
+    from analysis.report import page as pages
 
     path = pages.write(source.folder / "report.html", source.name, evidence)
     if source.plan is None:

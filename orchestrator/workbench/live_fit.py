@@ -1,15 +1,18 @@
 """The law of a sweep while it runs: what `scaling fit` would say of the runs that are complete."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.execution.shipping import DESCRIPTION
 
 if TYPE_CHECKING:
     from xlstm.run.directory import Workspace
 
 
 def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
-    """Artifacts by name: `fit/fit.json`, as `scaling fit --json` prints it, and `fit/law.png`.
+    """Artifacts by name: `fit/fit.json`, as `scaling fit --json` prints it, and `fit/law.png`; and what they say.
 
     Nothing where the complete runs do not determine a law yet. The analysis is imported here, as runs complete, so that
     submitting starts at once.
@@ -17,17 +20,35 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     import matplotlib
 
     matplotlib.use("agg")  # drawn in the background, where no window system may be asked
-    from analysis import fitting, plots
     from analysis.findings import RefusalError
+    from analysis.fitting import families
+    from analysis.report import plots
     from analysis.source import Question, Source
 
     source = Source(sweep, workspace, asked=Question())
     frame = source.frame
     try:
-        fits = fitting.fit(frame)
+        fits = families.fit(frame)
     except RefusalError:
         return {}
     with plots.style():
         (figure,) = plots.save(plots.law_figure(fits), source.folder / "law", ("png",))
     documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in fits]
-    return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure}
+    told = f"{_table(documents)}\n\n![law](fit/law.png)"
+    return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure, DESCRIPTION: told}
+
+
+def _table(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The laws in Markdown: a row for each family, with the interval of every parameter."""
+    names = list(documents[0]["parameters"])
+    lines = [f"L(N, D) = {documents[0]['law']}, intervals at {documents[0]['interval_level']:.0%}", ""]
+    lines += [f"| family | {' | '.join(names)} | runs |", "| --- " * (len(names) + 2) + "|"]
+    for one in documents:
+        cells = (
+            f"{one['parameters'][name]:.4g} [{low:.3g}, {high:.3g}]"
+            for name in names
+            for low, high in [one["intervals"][name]]
+        )
+        lines.append(f"| {one['family']} | {' | '.join(cells)} | {one['rows']['used']} |")
+    warnings = dict.fromkeys(warning["message"] for one in documents for warning in one["warnings"])
+    return "\n".join([*lines, "", *(f"- {warning}" for warning in warnings)])

@@ -23,7 +23,29 @@ ASK_SECONDS = 30.0
 
 def has(workspace: Workspace, sweep: str) -> bool:
     """Whether runs of a sweep were ever handed to Slurm."""
-    return workspace.sweep(sweep).slurm.is_dir()
+    from slurm.batches import batches_of
+
+    return bool(batches_of(workspace, sweep))
+
+
+class PartlyHandedOverError(InputError):
+    """Slurm refused some jobs, after it had taken others of the same submission."""
+
+
+def make(workspace: Workspace, sweep: str) -> Executor:
+    """The executor for a sweep. InputError where Slurm does not answer, or another process carries the sweep out."""
+    from orchestrator.execution.lock import holder
+    from slurm.commands import SlurmError
+    from slurm.executor import SlurmExecutor
+
+    if who := holder(workspace, sweep):
+        raise InputError(f"{sweep} is carried out by {who}; end that first: scaling cancel {sweep}")
+    executor = SlurmExecutor(workspace, sweep)
+    try:
+        executor.ask()
+    except SlurmError as error:
+        raise InputError(str(error)) from None
+    return executor
 
 
 def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console") -> None:
@@ -45,6 +67,9 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
     try:
         handles = executor.submit(jobs)
     except (SlurmError, ValueError) as error:
+        taken = {handle.token for handle in executor.adopt([job.run for job in jobs])} & {job.token for job in jobs}
+        if taken:
+            raise PartlyHandedOverError(f"{error}; {len(taken)} of {len(jobs)} runs are with Slurm") from None
         raise InputError(str(error)) from None
     console.print(f"{len(handles)} runs are with Slurm; scaling status {plan.name} tells how they stand")
 
@@ -94,6 +119,17 @@ def catch_up(workspace: Workspace, sweep: str) -> list[str]:
         if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
             ship(workspace, sweep, run_ids)
     return []
+
+
+def refuse_unknown_settings(plan: "Plan") -> None:
+    """InputError naming what `resources.slurm` says that is no setting, before anything is handed over."""
+    from slurm.site import Site, SiteError
+
+    for choice in [run.spec.execution.slurm for run in plan.runs]:
+        try:
+            Site().for_run(choice)
+        except SiteError as error:
+            raise InputError(str(error)) from None
 
 
 def check(workspace: Workspace, nodes: int) -> "list[Finding]":

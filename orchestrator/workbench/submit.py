@@ -4,7 +4,8 @@ An engine is imported when it is asked for: planning for one needs none of what 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -38,30 +39,36 @@ class Engine:
     """Has a saved plan carried out in the background and says by whom; None where nobody has to stay anyway."""
 
 
-def submit(plan: Plan, on: str, console: "Console", only: Plan | None = None) -> Mapping[str, Status] | None:
+def submit(
+    plan: Plan, on: str, console: "Console", only: Plan | None = None, *, replace: bool = False
+) -> Mapping[str, Status] | None:
     """Have what is missing of a plan, or of the part `only`, carried out by the engine of a name.
+
+    With `replace`, runs of the submitted sweep of this name that are not in the plan no longer belong to it; without,
+    that is an InputError.
 
     Returns how every run ended; None where the engine has taken them over, and they go on by themselves. InputError
     where data or engine refuse; KeyboardInterrupt after every trainer left a checkpoint.
     """
     engine = find_engine(on)
+    _refuse_to_drop(plan, replace)
     executor = engine.make(plan.workspace, plan.name)
-    console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False)
-    for misfit in plan.misfits:
-        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
-    plan.save()
-    return engine.carry_out(executor, plan, only or plan, console)
+    _announce(plan, console)
+    with _saved(plan):
+        return engine.carry_out(executor, plan, only or plan, console)
 
 
-def detach(plan: Plan, on: str) -> str | None:
-    """Have a plan carried out in the background; says by whom. None where the engine needs nobody to stay.
+def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False) -> str | None:
+    """Print a plan and have it carried out in the background; says by whom.
 
-    InputError where the engine refuses.
+    None where the engine needs nobody to stay. InputError where the engine refuses.
     """
     engine = find_engine(on)
     if engine.detach is None:
         return None
+    _refuse_to_drop(plan, replace)
     engine.make(plan.workspace, plan.name)  # refuses now what it would refuse in the background
+    _announce(plan, console)
     plan.save()
     return engine.detach(plan)
 
@@ -81,7 +88,39 @@ def to_retry(plan: Plan) -> tuple[Plan, str] | None:
     launches = [plan.workspace.run(run.run_id).latest_launch() for run in again]
     ran = ["local", *(launch.executor for launch in launches if launch is not None)]
     on = slurm.NAME if slurm.has(plan.workspace, plan.name) else ran[-1]
-    return replace(plan, runs=again), on
+    return replace(plan, runs=tuple(replace(run, settled=False) for run in again)), on
+
+
+def _announce(plan: Plan, console: "Console") -> None:
+    """What the plan costs, and what of it does not fit."""
+    console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False, soft_wrap=True)
+    for misfit in plan.misfits:
+        console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def _saved(plan: Plan) -> Iterator[None]:
+    """Keep a plan; where it is refused before any of it was carried out, what was kept before is there again."""
+    take_back = plan.save()
+    try:
+        yield
+    except slurm.PartlyHandedOverError:
+        raise
+    except InputError:
+        take_back()
+        raise
+
+
+def _refuse_to_drop(plan: Plan, replace: bool) -> None:
+    """InputError naming the runs of the submitted sweep of this name that would no longer belong to it."""
+    if replace or not (dropped := plan.dropped):
+        return
+    named = ", ".join(dropped[:8]) + (f" and {len(dropped) - 8} more" if len(dropped) > 8 else "")
+    runs = "1 run" if len(dropped) == 1 else f"{len(dropped)} runs"
+    raise InputError(
+        f"{plan.name} was submitted with {runs} that it would lose: {named}; give the new sweep another `name`, "
+        "or replace the old one with --replace, which keeps their folders and the earlier version"
+    )
 
 
 def find_engine(on: str) -> Engine:
@@ -94,13 +133,14 @@ def find_engine(on: str) -> Engine:
 def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console") -> Mapping[str, Status]:
     """Carry out a part of a plan from this process."""
     workspace, name = plan.workspace, plan.name
+    settled = {run.run_id: workspace.run(run.run_id).status() for run in part.settled}
     if not part.missing:
         # Of a controller that died after its last run, jobs may be left that have nothing to do.
         executor.cancel(executor.adopt([workspace.run(run.run_id) for run in part.runs]))
-        return {}
+        return settled
     display = make_display(console, name, part.document()["runs"])
     fit = partial(live_fit, workspace, name)
-    return submission.submit(workspace, name, part.launches, executor, console, display, fit)
+    return settled | submission.submit(workspace, name, part.launches, executor, console, display, fit)
 
 
 def _local(workspace: Workspace, sweep: str) -> Executor:
@@ -133,15 +173,9 @@ def _detach_into_cluster(plan: Plan) -> str:
     return f"the cluster carries out {plan.name} already, and will look again when it has done so; its log is {log}"
 
 
-def _slurm(workspace: Workspace, sweep: str) -> Executor:
-    from slurm.executor import SlurmExecutor
-
-    return SlurmExecutor(workspace, sweep)
-
-
 ENGINES: Mapping[str, Engine] = {
     "local": Engine(_local, _under_control, _detach_here),
     "ray": Engine(_ray, _under_control, _detach_into_cluster),
-    slurm.NAME: Engine(_slurm, slurm.hand_over),
+    slurm.NAME: Engine(slurm.make, slurm.hand_over),
 }
 """By the name that `--on` takes."""

@@ -100,7 +100,6 @@ FAMILIES = [
 SLSTM_AT: dict[str, Any] = {"xlstm[7:1]": {"slstm_at": (1,)}, "xlstm[0:1]": {"slstm_at": (0, 1)}}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("plain_attention_and_lstm")
 @pytest.mark.parametrize("size", ["125M", "350M", "760M", "1.3B", "2.7B"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,6 @@ from xlstm.training.micro_batch import Probe
 
 
 # Not the LSTM: torch's fused layer keeps its buffers where the tracker does not look; test_saved.py holds its terms.
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "size", "ranks", "micro", "checkpointing", "precision"),
     [
@@ -31,7 +30,6 @@ def test_the_peak_is_what_fsdps_tracker_sees_within_fifteen_percent(
     assert memory(spec).total == pytest.approx(tracked_peak(spec)["Total"], rel=0.15)
 
 
-@pytest.mark.slow
 def test_the_micro_batch_by_probe_is_the_largest_that_the_tracker_sees_fit() -> None:
     peaks = {n: tracked_peak(run_spec("llama", "125M", 8, n, "none", "bf16-mixed")) for n in (1, 2, 4, 8, 16)}
     total = {n: peak["Total"] for n, peak in peaks.items()}

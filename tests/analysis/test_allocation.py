@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 from scipy import optimize
 
-from analysis import allocation, fitting, runs
+from analysis.data import runs
+from analysis.decisions import allocation
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.laws import AdditiveLaw
+from analysis.fitting import families
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 
@@ -23,7 +25,7 @@ def fitted() -> Fit:
     frame = frame.with_columns(run_id=pl.int_range(pl.len()).cast(pl.String), family=pl.lit("x"))
     absent = [name for name in runs.SCHEMA if name not in frame.columns]
     frame = frame.with_columns(pl.lit(None, dtype=runs.SCHEMA[name]).alias(name) for name in absent)
-    (found,) = fitting.fit(frame, num_draws=60, num_starts=40)
+    (found,) = families.fit(frame, num_draws=60, num_starts=40)
     return found
 
 

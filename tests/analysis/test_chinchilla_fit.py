@@ -7,11 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import fitting, regression, runs
+from analysis.data import runs
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.forms import FORMS
-from analysis.laws import AdditiveLaw
+from analysis.fitting import families, regression
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import AdditiveLaw
+from analysis.laws.forms import FORMS
 
 COLUMNS = {"parameters": "Model Size", "flops": "Training FLOP"}
 
@@ -23,7 +24,7 @@ def chinchilla(reference_data: Callable[[str], Path]) -> Fit:
     fifth_highest = frame["loss"].sort()[-5]
     outlier = pl.when(pl.col("loss") >= fifth_highest).then(pl.lit("one of the five highest losses"))
     frame = frame.with_columns(pl.coalesce("excluded", outlier).alias("excluded"))
-    (fitted,) = fitting.fit(frame)
+    (fitted,) = families.fit(frame)
     return fitted
 
 
@@ -63,7 +64,7 @@ def noise_free(law: AdditiveLaw, sizes: int = 4, budgets: int = 4) -> pl.DataFra
 
 def test_a_noise_free_law_is_recovered() -> None:
     law = AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37)
-    (fitted,) = fitting.fit(noise_free(law), num_draws=10)
+    (fitted,) = families.fit(noise_free(law), num_draws=10)
     np.testing.assert_allclose(fitted.law.to_vector(), law.to_vector(), rtol=1e-6)
 
 
@@ -78,7 +79,7 @@ def test_compute_optimal_split_is_the_minimum_along_the_isoflop_line() -> None:
 
 def test_what_is_saved_is_what_was_fitted(tmp_path: Path) -> None:
     law = AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37)
-    (fitted,) = fitting.fit(noise_free(law), num_draws=10)
+    (fitted,) = families.fit(noise_free(law), num_draws=10)
     fitted.save(tmp_path / "fit")
     again = Fit.load(tmp_path / "fit")
     assert again.to_json() == fitted.to_json()
@@ -90,14 +91,14 @@ def test_a_kept_fit_serves_only_its_own_rows_method_and_permission(
 ) -> None:
     frame = noise_free(AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37))
     frame = frame.with_columns(evaluation=pl.col("run_id"))
-    (fitted,) = fitting.fit(frame, num_draws=10, allow_mixed=True)
+    (fitted,) = families.fit(frame, num_draws=10, allow_mixed=True)
     fitted.save(tmp_path / "x")
-    assert len(fitting.saved(tmp_path, frame, allow_mixed=True)) == 1
+    assert len(families.saved(tmp_path, frame, allow_mixed=True)) == 1
     with pytest.raises(RefusalError):
-        fitting.saved(tmp_path, frame)
-    assert not fitting.saved(tmp_path, frame.with_columns(loss=pl.col("loss") * 1.001), allow_mixed=True)
-    monkeypatch.setattr(fitting, "METHOD", fitting.METHOD + 1)
-    assert not fitting.saved(tmp_path, frame, allow_mixed=True)
+        families.saved(tmp_path, frame)
+    assert not families.saved(tmp_path, frame.with_columns(loss=pl.col("loss") * 1.001), allow_mixed=True)
+    monkeypatch.setattr(families, "METHOD", families.METHOD + 1)
+    assert not families.saved(tmp_path, frame, allow_mixed=True)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +114,13 @@ def test_a_kept_fit_serves_only_its_own_rows_method_and_permission(
 def test_rows_that_cannot_answer_are_refused_with_a_code(change, code) -> None:  # type: ignore[no-untyped-def]
     law = AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37)
     with pytest.raises(RefusalError) as refusal:
-        fitting.fit(change(noise_free(law)))
+        families.fit(change(noise_free(law)))
     assert refusal.value.code == code
 
 
 def test_a_small_grid_is_said_to_be_small() -> None:
     law = AdditiveLaw(E=0.9, A=40.0, B=120.0, alpha=0.31, beta=0.37)
-    (fitted,) = fitting.fit(noise_free(law, sizes=3, budgets=3), num_draws=50)
+    (fitted,) = families.fit(noise_free(law, sizes=3, budgets=3), num_draws=50)
     assert "few-points" in [warning.code for warning in fitted.warnings]
 
 
@@ -139,7 +140,7 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
 
 def test_a_law_without_floor_is_kept_with_a_floor_of_zero_and_serves_all_the_same(tmp_path: Path) -> None:
     law = AdditiveLaw(E=0.0, A=40.0, B=120.0, alpha=0.31, beta=0.37)
-    (fitted,) = fitting.fit(noise_free(law), num_draws=20)
+    (fitted,) = families.fit(noise_free(law), num_draws=20)
     assert fitted.parameters["E"] == pytest.approx(0.0, abs=1e-9)
     fitted.save(tmp_path)
     loaded = Fit.load(tmp_path)

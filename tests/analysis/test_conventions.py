@@ -10,8 +10,9 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from analysis import conventions, quality, runs
-from analysis.laws import AdditiveLaw
+from analysis.data import quality, runs
+from analysis.decisions import conventions
+from analysis.laws.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=800.0, alpha=0.34, beta=0.30)
 EMBEDDING = 3.0e6

@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from analysis import design, fitting, quality, runs
+from analysis.data import quality, runs
+from analysis.decisions import design
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.laws import AdditiveLaw
+from analysis.fitting import families
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 TARGET = (3e10, 6e11)
@@ -36,7 +38,7 @@ def small() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def fitted(small: pl.DataFrame) -> Fit:
-    (found,) = fitting.fit(small, num_draws=150, num_starts=30)
+    (found,) = families.fit(small, num_draws=150, num_starts=30)
     return found
 
 
@@ -51,7 +53,7 @@ def test_proposed_runs_stay_within_the_budget_and_each_narrows_the_prediction(fi
 def test_the_interval_after_the_proposed_runs_is_about_the_promised_one(small: pl.DataFrame, fitted: Fit) -> None:
     found = design.design(fitted, TARGET, 3e22)
     n, d = np.array([[one.parameters, one.tokens] for one in found.proposals]).T
-    (after,) = fitting.fit(pl.concat([small, frame(n, d, 9)]), num_draws=150, num_starts=30)
+    (after,) = families.fit(pl.concat([small, frame(n, d, 9)]), num_draws=150, num_starts=30)
 
     def half_width(one: Fit) -> float:
         center, low, high = one.predict(*TARGET)

@@ -11,10 +11,13 @@ import polars as pl
 import pytest
 from matplotlib.text import Text
 
-from analysis import figures, fitting, isoflop, plots, quality, references, report, runs
-from analysis.figures import FIGURES, Evidence
+from analysis.data import quality, references, runs
+from analysis.decisions import isoflop
 from analysis.findings import RefusalError
-from analysis.laws import AdditiveLaw
+from analysis.fitting.families import fit
+from analysis.laws.additive import AdditiveLaw
+from analysis.report import figures, page, plots
+from analysis.report.figures import FIGURES, Evidence
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 
@@ -35,7 +38,7 @@ def _evidence(families: Mapping[str, float]) -> Evidence:
         pl.DataFrame({"run_id": [run] * 9, "tokens": np.linspace(0.1, 1, 9) * d, "loss": np.linspace(4, loss, 9)})
         for run, d, loss in frame.select("run_id", "tokens", "loss").iter_rows()
     )
-    fits = fitting.fit(frame, num_draws=40, num_starts=20)
+    fits = fit(frame, num_draws=40, num_starts=20)
     return Evidence(fits, curves, [references.find("xlstm-table-3"), references.find("chinchilla")])
 
 
@@ -90,21 +93,31 @@ def test_a_figure_is_saved_in_every_format(evidence: Evidence, tmp_path: Path) -
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_holds_the_fit(evidence: Evidence, tmp_path: Path) -> None:
-    page = report.write(tmp_path / "report.html", "a <sweep>", evidence).read_text()
-    outside = set(re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)[^\s\"'>]+", page)) | set(
-        re.findall(r"@import|fetch\(", page)
+    text = page.write(tmp_path / "report.html", "a <sweep>", evidence).read_text()
+    outside = set(re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)[^\s\"'>]+", text)) | set(
+        re.findall(r"@import|fetch\(", text)
     )
     assert not outside
-    assert "<title>a &lt;sweep&gt;</title>" in page
-    script = page.partition("<script>const DATA = ")[2].partition(";\n")[0]
+    assert "<title>a &lt;sweep&gt;</title>" in text
+    script = text.partition("<script>const DATA = ")[2].partition(";\n")[0]
     data = json.loads(script)
     assert [family["name"] for family in data["families"]] == ["llama", "</script>"]
     assert len(data["families"][0]["points"]) == evidence.fits[0].used.height
-    # What the page's calculator computes from the law's coordinates is the law's own prediction.
+    # What the text's calculator computes from the law's coordinates is the law's own prediction.
     a, b, e, alpha, beta = data["families"][0]["law"]
     loss = math.exp(e) + math.exp(a - alpha * math.log(1e9)) + math.exp(b - beta * math.log(2e10))
     assert loss == pytest.approx(float(evidence.fits[0].law.predict(1e9, 2e10)), rel=1e-12)
-    assert page.count("</script>") == 1
+    assert text.count("</script>") == 1
+
+
+def test_names_from_a_table_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    names = ["<!--<script>", "a $\\frac$ & b"]
+    drawn = _evidence({names[0]: 1.0, names[1]: 0.97})
+    text = page.write(tmp_path / "report.html", "names", drawn).read_text()
+    assert "<!--" not in text
+    script = text.partition("<script>const DATA = ")[2].partition(";\n")[0]
+    assert [family["name"] for family in json.loads(script)["families"]] == names
+    assert "a $\\frac$ &amp; b" in text.partition("<svg")[2]
 
 
 def test_published_numbers_are_the_papers() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import regression, runs
+from analysis.data import runs
 from analysis.findings import RefusalError
-from analysis.forms import FORMS, Form
+from analysis.fitting import regression
+from analysis.laws.forms import FORMS, Form
 
 TRUTH = {
     "power-N": [3.0, 0.08],

@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import isoflop, runs
+from analysis.data import runs
+from analysis.decisions import isoflop
 from analysis.findings import RefusalError
-from analysis.laws import AdditiveLaw
+from analysis.laws.additive import AdditiveLaw
 
 CONVENTIONS = {
     # (hyper-parameters, warm-up, decay, counting of parameters): exponent of N*, Porian et al. 2024, RefinedWeb

@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import optimizer, regression, resampling
 from analysis.findings import RefusalError
-from analysis.forms import FORMS
-from analysis.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
-from analysis.optimizer import COORDINATES, Points, Structure
+from analysis.fitting import bootstrap, newton, regression
+from analysis.fitting.newton import Points
+from analysis.laws.forms import FORMS
+from analysis.laws.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
+from analysis.laws.structure import COORDINATES, Structure
 
 STRUCTURES = {
     "additive": Structure.of("A", "B", "E", "alpha", "beta"),
@@ -33,14 +34,14 @@ def points(seed: int = 0, *, logarithmic: bool = True) -> Points:
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_gradient_and_hessian_agree_with_central_differences(name: str, objective: Objective) -> None:
     structure, data = STRUCTURES[name], points(logarithmic=objective.logarithmic)
-    free = optimizer.starts(data, structure, objective, 6, 0)
+    free = newton.starts(data, structure, objective, 6, 0)
     everywhere = np.arange(len(free))
 
     def derivatives(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return optimizer._evaluate(at, everywhere, data, structure, objective, False)
+        return newton._evaluate(at, everywhere, data, structure, objective, False)
 
     def value(at: np.ndarray) -> np.ndarray:
-        return (data.weights * objective.values(optimizer.residuals(at, data, structure, objective))).sum(axis=1)
+        return (data.weights * objective.values(newton.residuals(at, data, structure, objective))).sum(axis=1)
 
     total, gradient, hessian = derivatives(free)
     np.testing.assert_allclose(total, value(free), rtol=1e-12)
@@ -112,6 +113,6 @@ def test_a_scheme_that_cannot_serve_is_refused() -> None:
 
 
 def test_clusters_are_drawn_whole() -> None:
-    cluster = resampling.clusters_of(["a", "a", None, "b", None])
+    cluster = bootstrap.clusters_of(["a", "a", None, "b", None])
     assert len(set(cluster.tolist())) == 4
     assert cluster[0] == cluster[1]

@@ -13,10 +13,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import regression, runs
-from analysis.forms import FORMS
-from analysis.objectives import HUBER, LEAST_SQUARES_OF_LOG
-from analysis.profile import profile
+from analysis.data import runs
+from analysis.fitting import regression
+from analysis.fitting.profile_likelihood import profile
+from analysis.laws.forms import FORMS
+from analysis.laws.objectives import HUBER, LEAST_SQUARES_OF_LOG
 
 
 @pytest.fixture(scope="module")

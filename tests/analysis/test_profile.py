@@ -6,9 +6,9 @@ import pytest
 from scipy import stats
 
 from analysis.findings import RefusalError
-from analysis.forms import FORMS
-from analysis.objectives import HUBER, LEAST_SQUARES_OF_LOG
-from analysis.profile import profile
+from analysis.fitting.profile_likelihood import profile
+from analysis.laws.forms import FORMS
+from analysis.laws.objectives import HUBER, LEAST_SQUARES_OF_LOG
 
 
 def power_law(noise: float, floor: float = 0.0, count: int = 12) -> pl.DataFrame:

@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import fitting, quality, runs
+from analysis.data import quality, runs
 from analysis.findings import RefusalError
-from analysis.fit import Fit
-from analysis.laws import AdditiveLaw
+from analysis.fitting import families
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=400.0, alpha=0.34, beta=0.28)
 
@@ -26,7 +27,7 @@ def table(**replaced: object) -> pl.DataFrame:
 
 
 def fit(frame: pl.DataFrame, *, allow_mixed: bool = False) -> Fit:
-    (found,) = fitting.fit(quality.judge(frame), num_draws=20, num_starts=20, allow_mixed=allow_mixed)
+    (found,) = families.fit(quality.judge(frame), num_draws=20, num_starts=20, allow_mixed=allow_mixed)
     return found
 
 
@@ -163,3 +164,44 @@ def test_rules_that_are_none_are_refused(keep: set[str], ranges: dict[str, tuple
 def test_runs_of_one_trunk_are_resampled_together() -> None:
     fitted = fit(table(cluster=[f"trunk-{index // 4}" for index in range(16)]))
     assert fitted.resampling.endswith("over 4 clusters")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("data", ["2cd7", "a6b1"]), ("context_length", [16, 64]), ("precision", ["float32", "bf16-mixed"])],
+)
+def test_losses_on_other_texts_contexts_or_precisions_are_refused(column: str, values: list[object]) -> None:
+    mixed = table(**{column: [values[row % 2] for row in range(16)]})
+    with pytest.raises(RefusalError) as refusal:
+        fit(mixed)
+    assert refusal.value.code == "mixed-rows"
+    assert f"{column} is {values[0]}" in str(refusal.value)
+    assert fit(mixed, allow_mixed=True).used.height == mixed.height
+
+
+def test_families_that_were_measured_differently_are_fitted_with_a_warning() -> None:
+    first, second = (
+        table(evaluation=[evaluation] * 16).with_columns(
+            family=pl.lit(family), run_id=pl.format("{}-{}", pl.lit(family), "run_id")
+        )
+        for family, evaluation in (("llama", "aa"), ("mamba", "bb"))
+    )
+    fits = families.fit(quality.judge(pl.concat([first, second])), num_draws=20, num_starts=20)
+    assert len(fits) == 2
+    for one in fits:
+        (warning,) = [warning for warning in one.warnings if warning.code == "families-not-comparable"]
+        assert "evaluation is llama: aa; mamba: bb" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("code", "rule"), [("loss-above-uniform:859.2-of-5.545", "exploded"), ("loss-rose:2.1-to-2.6", "loss-rose")]
+)
+def test_a_run_that_exploded_or_whose_loss_rose_is_left_out(code: str, rule: str) -> None:
+    rows = table()
+    flagged = rows.with_columns(
+        quality=pl.when(pl.int_range(rows.height) == 3).then(pl.lit(code)).otherwise(pl.lit(""))
+    )
+    found = fit(flagged)
+    assert found.used.height == rows.height - 1
+    (reason,) = found.rows["excluded"].drop_nulls().to_list()
+    assert reason.startswith(f"{rule} ({code}")

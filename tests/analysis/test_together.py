@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import downstream, regression
+from analysis.decisions import downstream
 from analysis.findings import RefusalError
-from analysis.forms import FORMS, law_of
-from analysis.objectives import LEAST_SQUARES_OF_LOG
-from analysis.together import fit_together
+from analysis.fitting import regression
+from analysis.fitting.joint import fit_together
+from analysis.laws.forms import FORMS, law_of
+from analysis.laws.objectives import LEAST_SQUARES_OF_LOG
 
 LAWS = {"xlstm": [6.0, 7.4, 0.55, 0.36, 0.37], "llama": [6.2, 7.6, 0.55, 0.36, 0.37]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis import runs, tracking_store
+from analysis.data import runs, tracking_store
 from analysis.findings import RefusalError
 
 EXPERIMENT = "o's runs"
@@ -105,3 +105,29 @@ def test_a_database_that_is_none_is_refused_and_not_made(tmp_path: Path) -> None
     with pytest.raises(RefusalError) as refusal:
         tracking_store.read_runs("x", f"sqlite:///{tmp_path / 'text.db'}")
     assert refusal.value.code == "unreadable-store"
+
+
+def test_runs_of_others_are_told_apart_by_mlflows_id_and_their_numbers_read_as_people_write_them(
+    tmp_path: Path,
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("names")
+    made = []
+    for index in range(4):
+        run = client.create_run(experiment, run_name=f"lm-{index % 2}", tags={"run_id": "all the same"})
+        for name, value in {"n": f"{125 + index}M", "tokens": "2.5B", "lr": "1e-3"}.items():
+            client.log_param(run.info.run_id, name, value)
+        client.log_metric(run.info.run_id, "eval/loss", 3.0 - index)
+        client.set_terminated(run.info.run_id)
+        made.append(run.info.run_id)
+    columns = {"parameters": "params.n", "tokens": "params.tokens", "loss": "metrics.eval/loss"}
+    reading = runs.Reading(columns)
+    frame = runs.quality.judge(runs.from_mlflow("names", uri, reading, searched=["params.lr"]))
+    assert frame["parameters"].to_list() == [125e6, 126e6, 127e6, 128e6]
+    assert frame["tokens"].unique().to_list() == [2.5e9]
+    assert frame["excluded"].to_list() == [None, None, None, "loss is not a positive finite number"]
+    assert all(identity in key for identity, key in zip(made, frame["run_id"], strict=True))
+    assert frame["searched: params.lr"].to_list() == [1e-3] * 4

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forking import ForkedRank, fork_rank
+
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig, ModelConfig
 from xlstm.run.directory import RunDirectory, Workspace
@@ -71,7 +73,7 @@ class Attempt:
 
     run: RunDirectory
     number: int
-    ranks: list[subprocess.Popen[bytes]]
+    ranks: list[subprocess.Popen[bytes] | ForkedRank]
     token: str
 
     def wait(self, seconds: float = 240.0) -> "Attempt":
@@ -123,9 +125,13 @@ def start(
     checkpoint_at: tuple[int, ...] = (),
     environment: dict[str, str] | None = None,
     wrapper: str | None = None,
+    forked: bool = True,
     **execution: Any,
 ) -> Attempt:
-    """Begin the next attempt of a run on `ranks` processes. `wrapper` is Python run in each before the trainer."""
+    """Begin the next attempt of a run on `ranks` processes. `wrapper` is Python run in each before the trainer.
+
+    Where that must come before torch and Numba are imported, the processes are not to be `forked`.
+    """
     token = uuid.uuid4().hex
     _end_lease(run)
     lease = run.acquire(token)
@@ -145,12 +151,7 @@ def start(
     write_json(run.attempt(lease.attempt) / "launch.json", launch.model_dump(mode="json"))
     port = free_port()
     arguments = [str(run.path), "--attempt", str(lease.attempt), "--token", token]
-    if wrapper is None:
-        command = [sys.executable, "-m", "xlstm.training", *arguments]
-    else:
-        program = f"{wrapper}\nimport runpy\nrunpy.run_module('xlstm.training', run_name='__main__', alter_sys=True)"
-        command = [sys.executable, "-c", program, *arguments]
-    processes = []
+    processes: list[subprocess.Popen[bytes] | ForkedRank] = []
     for rank in range(ranks):
         variables = os.environ | {
             "PYTHONPATH": str(REPOSITORY),
@@ -161,7 +162,14 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        processes.append(subprocess.Popen(command, env=variables | (environment or {}), cwd=REPOSITORY))
+        variables |= environment or {}
+        if forked:
+            processes.append(fork_rank(arguments, variables, wrapper))
+        else:
+            program = f"{wrapper}\nimport runpy\n"
+            program += "runpy.run_module('xlstm.training', run_name='__main__', alter_sys=True)"
+            command = [sys.executable, "-c", program, *arguments]
+            processes.append(subprocess.Popen(command, env=variables, cwd=REPOSITORY))
     return Attempt(run, lease.attempt, processes, token)
 
 

@@ -71,7 +71,7 @@ def test_a_hanging_rank_is_named_by_the_watchdog(workspace: Workspace, manner: s
 def test_an_attempt_without_kernels_for_cpus_says_so_and_does_without(workspace: Workspace) -> None:
     def recorded(seed: int, wrapper: str | None) -> dict[str, str]:
         run = make_run(workspace, physics={"seed": seed})
-        start(run, wrapper=wrapper).completed()
+        start(run, wrapper=wrapper, forked=wrapper is None).completed()
         return json.loads((run.attempt(1) / "kernels.json").read_text())
 
     assert recorded(0, None) == {"asked": "auto", "for_cpus": "can run"}
@@ -113,3 +113,24 @@ def test_running_out_of_memory_says_what_to_change(workspace: Workspace) -> None
     attempt = start(run, wrapper=at_step(2, 0, "import torch; torch.empty(2**60)")).wait()
     assert attempt.verdict.state is State.FAILED
     assert "micro_batch_sequences" in attempt.verdict.reason
+
+
+def test_weights_that_stop_being_numbers_before_a_validation_are_a_divergence(workspace: Workspace) -> None:
+    run = make_run(workspace, steps=5, validate_every=3)
+    poison = """
+from xlstm.training import trainer
+original = trainer.Trainer._optimizer_step
+def poisoned(self):
+    told = original(self)
+    if self.step == 3:
+        self.parameters[0].data.fill_(float("nan"))
+    return told
+trainer.Trainer._optimizer_step = poisoned
+"""
+    attempt = start(run, wrapper=poison).wait()
+    verdict = attempt.verdict
+    assert (verdict.state, verdict.step) == (State.DIVERGED, 3)
+    assert verdict.reason == "the validation loss is nan at step 3"
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3]
+    assert not any("validation/loss" in row for row in run.metrics())
+    assert run.result() is None

@@ -27,7 +27,6 @@ for kernel in (triton_scan._forward_kernel, triton_scan._backward_kernel):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
     ("operator", "half", "constants"),

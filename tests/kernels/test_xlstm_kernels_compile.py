@@ -18,7 +18,6 @@ SPILLED = 16
 """Bytes of stores and loads together per thread: up to two words are addresses outside the inner loops."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("operator", ["mlstm", "slstm", "block", "loss"])
 def test_kernels_fit_the_chip(operator: str, capability: int) -> None:

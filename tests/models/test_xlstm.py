@@ -167,7 +167,6 @@ def test_the_recurrent_gradient_clip_bounds_gradients_and_leaves_outputs() -> No
 FAMILIES_AT_FULL_SIZE = ["xlstm[1:0]", "xlstm[7:1]", "xlstm-large", "llama", "mamba", "rwkv4"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES_AT_FULL_SIZE)
 @torch.no_grad()
 def test_a_fresh_models_loss_is_that_of_a_uniform_guess(family: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.planning.plan import RunPlan
+from xlstm.data import prepare
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Launch, Parameters, Result, State, Validation, Verdict, write_json
 from xlstm.run.spec import RunSpec
@@ -119,8 +120,11 @@ class Trivial:
     def prepare(self, specs: list[RunSpec], faults: dict[str, str]) -> None:
         (self.folder / "results").mkdir(parents=True, exist_ok=True)
         (self.folder / "faults.json").write_text(json.dumps(faults))
+        workspace = Workspace(self.folder.with_name("workspace"))
         for spec in specs:
-            (self.folder / "results" / f"{spec.run_id}.json").write_text(result_of(spec).model_dump_json())
+            text = prepare(spec.physics.data, spec.execution.data_paths, workspace).fingerprint
+            result = result_of(spec, data_fingerprint=text)
+            (self.folder / "results" / f"{spec.run_id}.json").write_text(result.model_dump_json())
 
     def executed(self) -> dict[str, list[int]]:
         """The steps that were executed, in order, by run."""
@@ -142,7 +146,7 @@ def result_of(spec: RunSpec, **given: Any) -> Result:
         steps=len(Trivial.once),
         parameters=Parameters(total=1, non_embedding=1, non_embedding_with_head=1),
         flops={"exact": 6.0, "6nd": 6.0},
-        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation.fingerprint),
+        validation=Validation(loss=1.0, perplexity=2.7, tokens=1, evaluation=spec.evaluation_fingerprint),
         wall_seconds=0.1,
         device_hours=0.1 / 3600,
         attempts=1,

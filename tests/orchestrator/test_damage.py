@@ -20,7 +20,6 @@ from xlstm.run.damage import damage, set_aside
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.files import RunFiles
 from xlstm.run.records import State
-from xlstm.run.spec import Evaluation
 
 OLD = Path(__file__).parent / "old_workspace"
 
@@ -200,7 +199,6 @@ def test_every_file_of_a_run_is_among_those_that_are_damaged_here() -> None:
         value = getattr(run, name)
         if isinstance(value, Path) and name not in ("path",):
             assert value.name in listed, name
-    assert run.evaluation_file(Evaluation()).parent in run.folders()
 
 
 @pytest.mark.parametrize("way", FOLDER_WAYS, ids=lambda way: way.__name__)

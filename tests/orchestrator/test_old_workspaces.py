@@ -5,6 +5,7 @@
 
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,12 @@ def test_its_fit_predicts_and_is_found_again(scaling: Any, said: Any) -> None:
     assert ours["parameters"] == pytest.approx(theirs["parameters"], rel=1e-4)
     assert ours["objective_value"] == pytest.approx(theirs["objective_value"], rel=1e-4)
     assert ours.keys() == theirs.keys()
-    for key in ("law", "objective", "method", "conventions", "rows", "rules", "resampling", "warnings"):
+    for key in ("law", "objective", "method", "conventions", "rows", "resampling", "warnings"):
         assert ours[key] == theirs[key]
+    assert {key: ours["rules"][key] for key in ("switched_off", "ranges", "mixed")} == {
+        key: theirs["rules"][key] for key in ("switched_off", "ranges", "mixed")
+    }
+    assert set(theirs["rules"]["applied"]) <= set(ours["rules"]["applied"])
 
 
 def test_mlflow_shows_the_same_parameters_and_metrics(moved: Path, scaling: Any, said: Any) -> None:
@@ -69,10 +74,27 @@ def test_mlflow_shows_the_same_parameters_and_metrics(moved: Path, scaling: Any,
         assert shown(moved, sweep) == runs
 
 
+def test_mlflow_shows_every_run_once_where_an_earlier_revision_logged_it_elsewhere(moved: Path, scaling: Any) -> None:
+    import sqlite3
+
+    def shown_now() -> dict[tuple[str, str], int]:
+        with sqlite3.connect(moved / "workspace" / "mlflow.db") as store:
+            found = "SELECT experiment_id, value FROM runs JOIN tags USING (run_uuid) WHERE key = 'run_id' "
+            rows = store.execute(f"{found} AND lifecycle_stage = 'active'").fetchall()
+        return dict(Counter(rows))
+
+    assert scaling("sync").code == 0
+    once = shown_now()
+    assert set(once.values()) == {1}
+    assert scaling("sync").code == 0
+    assert shown_now() == once
+
+
 @pytest.mark.serial
 @pytest.mark.parametrize("sweep", ["interrupted", "extended"])
 def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scaling: Any, said: Any, sweep: str) -> None:
-    submitted = scaling.run("submit", str(moved / f"{sweep}.yaml"))
+    as_it_measured = ("--set", "evaluation.windows=first")
+    submitted = scaling.run("submit", str(moved / f"{sweep}.yaml"), *as_it_measured)
     assert submitted.code == 0, submitted
     ours, theirs = scaling("status", sweep, "--json").json, said[sweep]["status"]
     for run, expected in zip(ours["runs"], theirs["runs"], strict=True):
@@ -93,7 +115,10 @@ def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scali
 @pytest.mark.serial
 @pytest.mark.slow
 def test_what_failed_is_tried_again(moved: Path, scaling: Any) -> None:
-    again = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]")
+    left = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]", "--replace")
+    assert "nothing to train; 1 diverged or were set aside: `scaling retry`" in left.out
+    assert left.code == 1
+    again = scaling.run("retry", "troubled")
     assert again.code == 0, again
     (run,) = scaling("status", "troubled", "--json").json["runs"]
     assert run["state"] == "COMPLETED"

@@ -40,7 +40,7 @@ def complete(plan: Plan, finish: Callable[..., None]) -> Complete:
         spec = planned[row["run_id"]].spec
         loss = 1.5 + 30 / row["parameters"]["total"] ** 0.3 + 40 / row["tokens"] ** 0.3
         measured = {"loss": loss, "perplexity": math.exp(loss), "tokens": 1}
-        validation = Validation(**measured, evaluation=spec.evaluation.fingerprint)
+        validation = Validation(**measured, evaluation=spec.evaluation_fingerprint)
         finish(plan.workspace, planned[row["run_id"]], validation=validation, wall_seconds=60.0, device_hours=1 / 60)
         return plan.workspace.run(row["run_id"])
 

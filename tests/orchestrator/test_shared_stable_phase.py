@@ -93,7 +93,7 @@ def test_a_trunk_that_has_passed_a_fork_point_is_not_waited_for(plan: Callable[.
 def write_result(workspace: Workspace, run: Any) -> None:
     """The result of a completed run, as far as planning looks at it."""
     spec = run.spec
-    validation = {"loss": 2.0, "perplexity": 7.4, "tokens": 1, "evaluation": spec.evaluation.fingerprint}
+    validation = {"loss": 2.0, "perplexity": 7.4, "tokens": 1, "evaluation": spec.evaluation_fingerprint}
     result = {
         "run_id": run.run_id,
         "family": "llama",
@@ -133,7 +133,7 @@ def test_shared_runs_cost_less_and_equal_runs_trained_alone(
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "alone"))
     alone = {}
     for budget in ("2560", "10240"):
-        assert scaling.run("submit", path, "--set", f"grid.tokens=[{budget}]").code == 0
+        assert scaling.run("submit", path, "--set", f"grid.tokens=[{budget}]", "--replace").code == 0
         (run,) = scaling("status", "tiny", "--json").json["runs"]
         alone[run["run_id"]] = run["validation"]["loss"]
     together = {run["run_id"]: run["validation"]["loss"] for run in shared["runs"]}

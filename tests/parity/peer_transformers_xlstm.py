@@ -24,7 +24,8 @@ request = json.loads((folder / "request.json").read_text())
 inputs = {key: torch.from_numpy(value) for key, value in np.load(folder / "inputs.npz").items()}
 weights = {key.removeprefix("weight."): value for key, value in inputs.items() if key.startswith("weight.")}
 
-configuration = xLSTMConfig(**request["configuration"], mode="train", autocast_kernel_dtype="float32")
+stated = {name: value for name, value in request["configuration"].items() if name != "model_type"}
+configuration = xLSTMConfig(**stated, mode="train", autocast_kernel_dtype="float32")
 configuration.chunk_size = request["chunk_size"]
 saved = folder / "saved"
 configuration.save_pretrained(saved)

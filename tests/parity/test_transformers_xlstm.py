@@ -4,7 +4,8 @@ import pytest
 import torch
 from peers import needs_peers, relative_error, run_peer
 
-from xlstm.export.xlstm_packages import from_transformers, to_transformers, transformers_configuration
+from xlstm.export.transformers import from_transformers, to_transformers
+from xlstm.export.transformers_config import config_to_transformers
 from xlstm.models import build
 from xlstm.models.configs import XLSTMLargeConfig
 from xlstm.models.initialization import initialize
@@ -34,7 +35,7 @@ def test_logits_and_gradients_are_those_of_transformers(length: int, chunk_size:
 
     theirs = run_peer(
         "transformers_xlstm",
-        {"configuration": transformers_configuration(config), "chunk_size": chunk_size},
+        {"configuration": config_to_transformers(config, length), "chunk_size": chunk_size},
         {"tokens": tokens, "coefficients": coefficients}
         | {f"weight.{name}": value for name, value in to_transformers(config, weights).items()},
     )

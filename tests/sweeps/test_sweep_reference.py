@@ -22,6 +22,8 @@ WORDS: dict[str, Any] = {
     "corpus": "jsonl",
     "revision": "sha256:1",
     "tokenizer": "gpt2",
+    "text_key": "content",
+    "id_type": "int32",
     "name": "long",
     "batch_tokens": 1024,
     "slurm": {"partition": "p", "srun": {"mpi": "none"}},
@@ -65,10 +67,26 @@ def test_every_field_of_an_evaluation_can_be_said(load: Load, name: str, value: 
     assert getattr(run.spec.evaluation, name) == value != Evaluation.model_fields[name].default
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Data))
+@pytest.mark.parametrize(("name", "value"), fields(Data, "end_of_text"))
 def test_every_field_of_the_data_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value, "revision": "sha256:1"}}]).runs
     assert getattr(run.spec.physics.data, name) == value != Data.model_fields[name].default
+
+
+def test_the_end_of_a_text_can_be_said(load: Load, tmp_path: Path) -> None:
+    content = {"added_tokens": [{"id": 0, "content": "<stop>"}], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"][0] |= flags  # type: ignore[index]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "a.txt").write_text("a text that is long enough")
+    data = {
+        "corpus": "text:a.txt",
+        "tokenizer": str(tmp_path / "a.json"),
+        "context_length": 64,
+        "end_of_text": "<stop>",
+    }
+    (run,) = load(data=data).runs
+    assert run.spec.physics.data.end_of_text == "<stop>"
 
 
 @pytest.mark.parametrize(("name", "value"), fields(Optimizer, *ONE_VALUE_ONLY))

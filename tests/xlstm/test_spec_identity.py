@@ -1,10 +1,12 @@
 """A run's id: what was hashed from the start stays hashed, and what is added later counts once it is said."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 from pydantic import Field
 
 from xlstm.models.configs import LlamaConfig
@@ -112,9 +114,27 @@ class LaterEvaluation(Evaluation):
     by_length: bool = False
 
 
-def test_an_evaluation_has_the_fingerprint_it_always_had_until_something_later_is_said() -> None:
+def test_an_evaluation_of_the_first_windows_has_the_fingerprint_it_always_had() -> None:
+    data = STATED["data"]
     for kind in (Evaluation, LaterEvaluation):
-        assert kind().fingerprint == "3db120ce"
-        assert kind(sequences=16).fingerprint == "2ede3cfb"
-        assert kind(name="long", sequences=512).fingerprint == "6e5beffb"
-    assert LaterEvaluation(by_length=True).fingerprint != LaterEvaluation().fingerprint
+        assert kind(windows="first").fingerprint_on(data) == "3db120ce"
+        assert kind(windows="first", sequences=16).fingerprint_on(data) == "2ede3cfb"
+        assert kind(windows="first", name="long", sequences=512).fingerprint_on(data) == "6e5beffb"
+        assert kind(sequences=16).fingerprint_on(data) == "b5e17d92"
+    assert LaterEvaluation(by_length=True).fingerprint_on(data) != LaterEvaluation().fingerprint_on(data)
+
+
+@pytest.mark.parametrize("changed", [{"context_length": 64}, {"revision": "sha256:1"}, {"tokenizer": "words"}])
+def test_losses_on_other_text_tokens_or_contexts_have_other_fingerprints(changed: dict[str, Any]) -> None:
+    data = STATED["data"]
+    assert Evaluation().fingerprint_on(data.model_copy(update=changed)) != Evaluation().fingerprint_on(data)
+
+
+def test_a_specification_that_was_saved_before_there_was_a_choice_reads_the_first_windows(tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    RunSpec(physics=Physics(**STATED), evaluation=Evaluation(sequences=16)).save(path)
+    assert RunSpec.load(path).evaluation.windows == "even"
+    content = json.loads(path.read_text())
+    del content["evaluation"]["windows"]
+    path.write_text(json.dumps(content))
+    assert RunSpec.load(path).evaluation_fingerprint == "2ede3cfb"

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from xlstm.accounting import size_label
 from xlstm.models.configs import LlamaConfig
 from xlstm.run.directory import RunDirectory, Workspace
-from xlstm.run.records import Parameters, Result, State, Validation, write_json
+from xlstm.run.records import Launch, Parameters, Result, State, Validation, Verdict, write_json
 from xlstm.run.spec import Data, Optimizer, Physics, RunSpec
 from xlstm.run.tracking import charts_link, experiments, sync
 
@@ -240,7 +240,7 @@ def test_a_completed_run_carries_what_a_fit_needs(store: str, run: RunDirectory)
         "flops.exact": "1000000000.0",
         "tokenizer": "bytes",
         "schedule": "cosine",
-        "evaluation": run.spec().evaluation.fingerprint,
+        "evaluation": run.spec().evaluation_fingerprint,
     }
     assert wanted.items() <= child.data.params.items()
     assert child.data.tags["quality"] == "repeated-data"
@@ -286,3 +286,39 @@ def test_the_trainer_does_not_import_mlflow() -> None:
     program = "import sys, xlstm.training.attempt, xlstm.run.tracking; sys.exit('mlflow' in sys.modules)"
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
+
+
+def test_a_child_has_the_times_of_its_run_whenever_it_is_logged(store: str, run: RunDirectory) -> None:
+    execution = run.spec().execution
+    identity = {"run_id": run.run_id, "token": "t", "executor": "local", "execution": execution, "host": ""}
+    launch = Launch(**identity, attempt=1, rendezvous="", started=1e9)
+    assert sync(run, SWEEP, store).child is None  # has not begun: there is no start to tell
+    lease = run.acquire("t")
+    write_json(run.launch_file(1), launch.model_dump(mode="json"))
+    write_rows(run, 1, range(1, 6))
+    write_json(run.verdict_file(1), Verdict(state=State.COMPLETED, time=1e9 + 90).model_dump(mode="json"))
+    write_json(run.provenance_file(1), {"git_revision": "0123abc"})
+    lease.release(State.COMPLETED)
+    assert sync(run, SWEEP, store).ok
+    (child,) = children(store, run)
+    assert (child.info.start_time, child.info.end_time) == (10**12, 10**12 + 90_000)
+    assert child.data.tags["mlflow.source.git.commit"] == "0123abc"
+    assert child.data.tags["mlflow.user"] == run.path.owner()
+    (given,) = child.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("text", "0")
+    assert [one.path for one in MlflowClient(store).list_artifacts(child.info.run_id)] == ["provenance.json"]
+
+
+def test_the_view_that_is_shared_begins_with_validation_perplexity_against_tokens(
+    store: str, run: RunDirectory
+) -> None:
+    write_rows(run, 1, range(1, 3))
+    sync(run, "viewed", store)
+    experiment = MlflowClient(store).get_experiment_by_name("viewed")
+    link = charts_link(experiment.experiment_id)
+    assert "workflowType=machine_learning" in link
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{link.rpartition('=')[2]}"])
+    first = view["compareRunCharts"][0]
+    assert (first["metricKey"], first["selectedXAxisMetricKey"]) == ("validation/perplexity", "progress/tokens")
+    assert first["metricSectionId"] == view["compareRunSections"][0]["uuid"]
+    assert view["compareRunSections"][0]["columns"] == 1

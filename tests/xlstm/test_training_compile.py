@@ -14,8 +14,6 @@ from xlstm.run.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.optimizer import named_parameters
 from xlstm.training.parallel import init_weights, make_mesh, parallelize
 
-pytestmark = pytest.mark.slow
-
 MODELS = [
     LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2),
     XLSTMConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2),

@@ -11,11 +11,13 @@ import functools
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import platform
 import re
 import sysconfig
 import tokenize
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +26,19 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from xlstm.data import columnar, hub, layouts
+from xlstm.data.locations import located
 from xlstm.data.tokenizers import Vocabulary
+from xlstm.run.spec import IdType
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 VALIDATION_SHARE = 20
 """One document in twenty is held out, by a hash of its key, where files are not named after splits."""
+
+MOST_DECOMPRESSED = 100 << 30
+"""Bytes that a compressed file may grow to: a few kilobytes can be made to fill any disk."""
+LONGEST_DOCUMENT = 1 << 30
+"""Bytes of one line of JSON, or of a file that is one array: they are held in memory."""
 
 _SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train",
@@ -80,22 +89,35 @@ class CorpusFile:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a declaration says of how files are to be read, where they do not say it themselves."""
+
+    text_key: str = "text"
+    id_type: IdType | None = None
+
+
+@dataclass(frozen=True)
 class CorpusKind:
-    """How a corpus is found and read."""
+    """How a corpus is found and read, and which fields of `Reading` mean something for it."""
 
     find: Callable[[Sequence[str]], list[CorpusFile]]
-    read: Callable[[CorpusFile, Vocabulary | None], Iterator[Document]]
-    revision: Callable[[Sequence[CorpusFile]], str]
+    read: Callable[[CorpusFile, Reading, Vocabulary | None], Iterator[Document]]
+    revision: Callable[[Sequence[CorpusFile], Reading], str]
+    takes: tuple[str, ...] = ()
 
 
-def open_corpus(corpus: str, paths: Sequence[str]) -> "Corpus":
+def open_corpus(corpus: str, paths: Sequence[str], reading: Reading = Reading()) -> "Corpus":
     """Find the files of a corpus. CorpusError for an unknown name, and for paths that are missing or hold nothing."""
     if corpus not in CORPORA:
         raise CorpusError(
             f"unknown corpus {corpus!r}; known are {', '.join(sorted(CORPORA))}; "
             "for files of yours: --set data.corpus=KIND:PATH, such as jsonl:PATH"
         )
-    return Corpus(corpus, tuple(CORPORA[corpus].find(paths)))
+    for name in ("text_key", "id_type"):
+        if name not in CORPORA[corpus].takes and getattr(reading, name) != getattr(Reading(), name):
+            takers = ", ".join(kind for kind in CORPORA if name in CORPORA[kind].takes)
+            raise CorpusError(f"corpus {corpus} knows no `{name}`, which is for {takers}; leave it out")
+    return Corpus(corpus, tuple(CORPORA[corpus].find(paths)), reading)
 
 
 @dataclass(frozen=True)
@@ -104,11 +126,12 @@ class Corpus:
 
     name: str
     files: tuple[CorpusFile, ...]
+    reading: Reading = Reading()
 
     @property
     def revision(self) -> str:
         """The version of a named corpus, or `sha256:…` over the contents of local files."""
-        return CORPORA[self.name].revision(self.files)
+        return CORPORA[self.name].revision(self.files, self.reading)
 
     @property
     def holds_tokens(self) -> bool:
@@ -117,7 +140,22 @@ class Corpus:
 
     def documents(self, file: CorpusFile, vocabulary: Vocabulary | None = None) -> Iterator[Document]:
         """The documents of one file, in order; an empty one is none. `vocabulary` is needed to read token ids."""
-        return (document for document in CORPORA[self.name].read(file, vocabulary) if document)
+        return (document for document in CORPORA[self.name].read(file, self.reading, vocabulary) if document)
+
+    def taken(self, vocabulary: Vocabulary) -> list[str]:
+        """What each file was taken for, in lines: its split, and of token files the layout.
+
+        Files of one kind share a line, which names the first and the last of many.
+        """
+        groups: dict[str, list[str]] = {}
+        for file in self.files:
+            what = file.split or f"train, one document in {VALIDATION_SHARE} to validation"
+            if self.holds_tokens:
+                what += f", {layouts.described(file.path, vocabulary.size, self.reading.id_type)}"
+            if file.split is None and (word := _stated_split(file.name)):
+                what += f" (named {word}, which counts where files for train and for validation are named)"
+            groups.setdefault(what, []).append(file.name)
+        return [f"{what}: {_listed(names)}" for what, names in groups.items()]
 
     def split_of(self, file: CorpusFile, document: Document) -> SplitName:
         """The split that the file's name states, else one document in twenty to validation by a hash of its key."""
@@ -143,7 +181,7 @@ def _find_python_stdlib(paths: Sequence[str]) -> list[CorpusFile]:
     return [CorpusFile(root / name, name) for name in names]
 
 
-def _read_python_source(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
+def _read_python_source(file: CorpusFile, _: Reading, __: Vocabulary | None) -> Iterator[Document]:
     content = file.path.read_bytes()
     encoding = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
     yield Document(content.decode(encoding), key=file.name)
@@ -153,7 +191,7 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
     if not paths:
         raise CorpusError("this corpus needs `paths`: files or folders to read")
     found: list[tuple[Path, str]] = []
-    for path in map(Path, paths):
+    for path in map(Path, _located(paths)):
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
             if not inside:
@@ -169,6 +207,13 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
     return _assign_splits(found)
 
 
+def _located(paths: Sequence[str]) -> list[str]:
+    try:
+        return [located(path) for path in paths]
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
+
+
 def _assign_splits(found: Sequence[tuple[Path, str]]) -> list[CorpusFile]:
     splits = [_stated_split(name) for _, name in found]
     if not {"train", "validation"} <= set(splits):
@@ -181,16 +226,25 @@ def _assign_splits(found: Sequence[tuple[Path, str]]) -> list[CorpusFile]:
 
 
 def _stated_split(name: str) -> SplitName | None:
-    """The split in the first or last word of the file's name, else in the name of a folder above it."""
+    """The split in the first or last word of the file's name, else of a folder above it, else within its name.
+
+    Within the name stand the words of WikiText (`wiki.train.tokens`) and of Megatron, which appends the key of the text
+    and what a sequence is (`books_train_text_document`).
+    """
     *folders, last = name.split("/")
-    words = re.findall(r"[a-z]+", last.split(".")[0].lower())
-    for word in [*words[:1], *words[-1:], *(folder.lower() for folder in reversed(folders))]:
-        if word in _SPLIT_WORDS:
-            return _SPLIT_WORDS[word]
-    return None
+    first, *others = [re.findall(r"[a-z]+", part) for part in last.lower().split(".")]
+    words = [*first[:1], *first[-1:], *(folder.lower() for folder in reversed(folders))]
+    if first[-1:] in (["document"], ["sentence"]):
+        words += first[-3:-2]
+    words += [word for part in others for word in (*part[:1], *part[-1:])]
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
 
-def _read_text(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{len(names):,} files, {names[0]} to {names[-1]}"
+
+
+def _read_text(file: CorpusFile, _: Reading, __: Vocabulary | None) -> Iterator[Document]:
     content = file.path.read_bytes()
     try:
         text = content.decode("utf-8")
@@ -199,54 +253,97 @@ def _read_text(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
     yield Document(text, key=text)
 
 
-def _read_jsonl(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
-    with _open_maybe_compressed(file.path) as lines:
-        number = 0
-        for number, line in enumerate(_lines(file.path, lines), start=1):
+def _read_jsonl(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
+    """One object a line; of a file that is one array, its items."""
+    with _open_maybe_compressed(file.path) as opened:
+        number, first = 0, True
+        lines = _lines(file.path, opened)
+        for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
-            yield _json_document(f"{file.path}:{number}", line)
+            if first and line.lstrip().startswith(b"["):
+                yield from _array(file.path, itertools.chain([line], lines), reading)
+                return
+            first = False
+            where = f"{file.path}:{number}"
+            yield _json_document(where, _parsed(where, line), reading)
         if number == 0:
             raise CorpusError(f"{file.path}: the file is empty")
 
 
-def _lines(path: Path, file: Iterable[bytes]) -> Iterator[bytes]:
+def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """The lines of an opened file. CorpusError where it grows beyond what is held, or cannot be decompressed."""
+    total, compressed = 0, not isinstance(getattr(file, "raw", None), io.FileIO)
     try:
-        yield from file
-    except (OSError, EOFError) as error:
+        while line := file.readline(LONGEST_DOCUMENT + 1):
+            total += len(line)
+            if len(line) > LONGEST_DOCUMENT:
+                raise CorpusError(f"{path}: a line of more than {LONGEST_DOCUMENT:,} bytes, the most that is read")
+            if compressed and total > MOST_DECOMPRESSED:
+                raise CorpusError(
+                    f"{path}: {path.stat().st_size:,} bytes that decompress to more than {MOST_DECOMPRESSED:,}, "
+                    "the most that is read; divide the file, or decompress it first"
+                )
+            yield line
+    except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(f"{path}: cannot be decompressed: {error}") from None
 
 
-def _json_document(where: str, line: bytes) -> Document:
+def _array(path: Path, lines: Iterable[bytes], reading: Reading) -> Iterator[Document]:
+    content = bytearray()
+    for line in lines:
+        content += line
+        if len(content) > LONGEST_DOCUMENT:
+            raise CorpusError(f"{path}: one array of more than {LONGEST_DOCUMENT:,} bytes; write one object per line")
+    for number, row in enumerate(_parsed(str(path), bytes(content))):
+        yield _json_document(f"{path}: item {number}", row, reading)
+
+
+def _parsed(where: str, content: bytes) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(content)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{where}: not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-        raise CorpusError(f"{where}: no `text` of type string; found {keys}")
-    text = row["text"]
+
+
+def _json_document(where: str, row: Any, reading: Reading) -> Document:
+    key = reading.text_key
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: no object with `{key}`; found {type(row).__name__}")
+    return _document(where, row, key, row.get("meta"))
+
+
+def _document(where: str, row: dict[str, Any], key: str, meta: Any) -> Document:
+    """A row as a document: one whose text is null is none, as one whose text is empty."""
+    text = columnar.value_of(row, key)
+    if text is None:
+        return Document("", key="")
+    if not isinstance(text, str):
+        found = f"found {', '.join(sorted(row))}"
+        holds = found if text is columnar.MISSING else f"it is of type {type(text).__name__}"
+        raise CorpusError(
+            f"{where}: no `{key}` of type string; {holds}; say data.text_key where the text has another key"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise CorpusError(f"{where}: `text` holds half of a surrogate pair, which UTF-8 cannot hold") from None
-    return Document(text, key=text, source=_source_of(row.get("meta")))
+        raise CorpusError(f"{where}: `{key}` holds half of a surrogate pair, which UTF-8 cannot hold") from None
+    return Document(text, key=text, source=_source_of(meta))
 
 
-def _read_columns(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
+def _read_columns(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
     try:
-        for number, (text, meta) in enumerate(columnar.rows(file.path)):
-            if not isinstance(text, str):
-                raise CorpusError(f"{file.path}: row {number} holds {type(text).__name__} where its text should be")
-            yield Document(text, key=text, source=_source_of(meta))
+        for number, (row, meta) in enumerate(columnar.rows(file.path, reading.text_key)):
+            yield _document(f"{file.path}: row {number}", row, reading.text_key, meta)
     except columnar.ColumnError as error:
         raise CorpusError(str(error)) from None
 
 
 def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
     """The splits of a dataset, as if each were a file of that name."""
+    paths = _located(paths)
     if len(paths) != 1:
         raise CorpusError("corpus hf takes one dataset: hf:NAME on the Hub, hf:NAME:SUBSET, or hf:FOLDER")
     try:
@@ -255,38 +352,35 @@ def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
         raise CorpusError(str(error)) from None
 
 
-def _read_dataset(file: CorpusFile, _: Vocabulary | None) -> Iterator[Document]:
+def _read_dataset(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
     try:
-        for number, (text, meta) in enumerate(hub.rows(str(file.path), file.name)):
-            if not isinstance(text, str):
-                raise CorpusError(
-                    f"hf:{file.path}: row {number} of {file.name} holds {type(text).__name__} as its text"
-                )
-            yield Document(text, key=text, source=_source_of(meta))
+        for number, (text, meta) in enumerate(hub.rows(str(file.path), file.name, reading.text_key)):
+            where = f"hf:{file.path}: row {number} of {file.name}"
+            yield _document(where, {reading.text_key: text}, reading.text_key, meta)
     except hub.HubError as error:
         raise CorpusError(str(error)) from None
 
 
-def _dataset_revision(files: Sequence[CorpusFile]) -> str:
+def _dataset_revision(files: Sequence[CorpusFile], reading: Reading) -> str:
     try:
-        return hub.revision(str(files[0].path))
+        return hub.revision(str(files[0].path), reading.text_key)
     except hub.HubError as error:
         raise CorpusError(str(error)) from None
 
 
-def _read_tokens(file: CorpusFile, vocabulary: Vocabulary | None) -> Iterator[Document]:
+def _read_tokens(file: CorpusFile, reading: Reading, vocabulary: Vocabulary | None) -> Iterator[Document]:
     assert vocabulary is not None
     try:
-        for tokens in layouts.documents(file.path, vocabulary.size, vocabulary.end_of_document):
+        for tokens in layouts.documents(file.path, vocabulary.size, vocabulary.end_of_document, reading.id_type):
             yield Document("", key=hashlib.sha256(tokens.tobytes()).hexdigest(), tokens=tokens)
     except layouts.LayoutError as error:
         raise CorpusError(str(error)) from None
 
 
-def _token_revision(files: Sequence[CorpusFile]) -> str:
+def _token_revision(files: Sequence[CorpusFile], _: Reading) -> str:
     """Over the token files and the indices beside them."""
     indices = [CorpusFile(file.path.with_suffix(".idx"), file.name, file.split) for file in files]
-    return _content_revision([*files, *(index for index in indices if index.path.is_file())])
+    return _content_revision([*files, *(index for index in indices if index.path.is_file())], _)
 
 
 def _source_of(meta: Any) -> str:
@@ -310,8 +404,11 @@ def _open_maybe_compressed(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _content_revision(files: Sequence[CorpusFile]) -> str:
-    """One SHA-256 over the splits and contents of the files, in order; their names and folders do not count."""
+def _content_revision(files: Sequence[CorpusFile], _: Reading) -> str:
+    """One SHA-256 over the splits and contents of the files, in order; their names and folders do not count.
+
+    Nor does how they are read, which is declared beside it.
+    """
     digest = hashlib.sha256()
     for file in files:
         stat = file.path.stat()
@@ -327,7 +424,7 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
 
 
 CORPORA: dict[str, CorpusKind] = {
-    "python-stdlib": CorpusKind(_find_python_stdlib, _read_python_source, lambda files: platform.python_version()),
+    "python-stdlib": CorpusKind(_find_python_stdlib, _read_python_source, lambda files, _: platform.python_version()),
     "text": CorpusKind(functools.partial(_find_files, (".txt",)), _read_text, _content_revision),
     "jsonl": CorpusKind(
         functools.partial(
@@ -335,9 +432,12 @@ CORPORA: dict[str, CorpusKind] = {
         ),
         _read_jsonl,
         _content_revision,
+        ("text_key",),
     ),
-    "parquet": CorpusKind(functools.partial(_find_files, (".parquet",)), _read_columns, _content_revision),
-    "arrow": CorpusKind(functools.partial(_find_files, (".arrow",)), _read_columns, _content_revision),
-    "hf": CorpusKind(_find_dataset, _read_dataset, _dataset_revision),
-    "tokens": CorpusKind(functools.partial(_find_files, (".bin",)), _read_tokens, _token_revision),
+    "parquet": CorpusKind(
+        functools.partial(_find_files, (".parquet",)), _read_columns, _content_revision, ("text_key",)
+    ),
+    "arrow": CorpusKind(functools.partial(_find_files, (".arrow",)), _read_columns, _content_revision, ("text_key",)),
+    "hf": CorpusKind(_find_dataset, _read_dataset, _dataset_revision, ("text_key",)),
+    "tokens": CorpusKind(functools.partial(_find_files, (".bin",)), _read_tokens, _token_revision, ("id_type",)),
 }

@@ -21,9 +21,12 @@ _FILES_AHEAD = 4
 """Blocks of files per core of the cluster, so that files of different lengths keep all cores busy."""
 
 
-def encoded_on_ray(corpus: Corpus, name: str, tokenizer: Tokenizer) -> Iterator[Encoded]:
+def encoded_on_ray(
+    corpus: Corpus, name: str, tokenizer: Tokenizer, end_of_text: str | None = None
+) -> Iterator[Encoded]:
     """Every document of a corpus with the split its file or key states and its token ids, in order.
 
+    `end_of_text` is the one that the tokenizer was made with.
     Uses the cluster this process is connected to, else the one that RAY_ADDRESS names, else starts one here.
     CorpusError where a worker cannot read a file, or Ray is not installed.
     """
@@ -43,7 +46,7 @@ def encoded_on_ray(corpus: Corpus, name: str, tokenizer: Tokenizer) -> Iterator[
         files = ray.data.from_items(
             [{"file": number} for number in range(len(corpus.files))], override_num_blocks=blocks
         )
-        documents = files.flat_map(_Worker(corpus, name, tokenizer.save(), tokenizer.vocabulary))
+        documents = files.flat_map(_Worker(corpus, name, tokenizer.save(), tokenizer.vocabulary, end_of_text))
     dtype = token_dtype(tokenizer.vocabulary)
     try:
         for row in documents.iter_rows():
@@ -69,10 +72,11 @@ class _Worker:
     name: str
     saved: str | None
     vocabulary: int
+    end_of_text: str | None
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         file = self.corpus.files[int(row["file"])]
-        tokenizer = _tokenizer(self.name, self.saved)
+        tokenizer = _tokenizer(self.name, self.saved, self.end_of_text)
         known = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
         dtype = token_dtype(self.vocabulary)
         documents = ((self.corpus.split_of(file, d), d) for d in self.corpus.documents(file, known))
@@ -83,8 +87,8 @@ class _Worker:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(name: str, saved: str | None) -> Tokenizer:
-    return load_tokenizer(name, saved)
+def _tokenizer(name: str, saved: str | None, end_of_text: str | None) -> Tokenizer:
+    return load_tokenizer(name, saved, end_of_text)
 
 
 def _cause(error: BaseException) -> str:

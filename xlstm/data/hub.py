@@ -46,24 +46,28 @@ def splits(name: str) -> Mapping[str, Any]:
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-def rows(name: str, split: str) -> Iterator[tuple[Any, Any]]:
-    """(text, meta) of every row of a split; meta is None where there is no such column. HubError without a `text`."""
+def rows(name: str, split: str, text: str) -> Iterator[tuple[Any, Any]]:
+    """(text, meta) of every row of a split: `text` names the text's column; meta is None where there is no such column.
+
+    HubError where the text's column is missing.
+    """
     table = splits(name)[split]
     columns = table.column_names
-    if "text" not in columns:
-        raise HubError(f"hf:{name}: split {split} has no column `text`; found {', '.join(columns)}")
-    wanted = [column for column in ("text", "meta") if column in columns]
+    if text not in columns:
+        found = ", ".join(columns)
+        raise HubError(f"hf:{name}: split {split} has no column `{text}`; found {found}; say data.text_key: COLUMN")
+    wanted = [column for column in dict.fromkeys((text, "meta")) if column in columns]
     for batch in table.select_columns(wanted).iter(batch_size=_ROWS_AT_ONCE):
-        yield from zip(batch["text"], batch.get("meta", [None] * len(batch["text"])), strict=True)
+        yield from zip(batch[text], batch.get("meta", [None] * len(batch[text])), strict=True)
 
 
 @functools.lru_cache(maxsize=4)
-def revision(name: str) -> str:
+def revision(name: str, text: str) -> str:
     """`sha256:…` over the rows of all splits: the same wherever, and however stored, the dataset lies."""
     digest = hashlib.sha256()
     for split in splits(name):
         digest.update(f"{split}\n".encode())
-        for row in rows(name, split):
+        for row in rows(name, split, text):
             content = repr(row).encode(errors="surrogatepass")
             digest.update(len(content).to_bytes(8, "big") + content)
     return f"sha256:{digest.hexdigest()}"

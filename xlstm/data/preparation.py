@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from xlstm.data.corpora import Corpus, CorpusError, Document, SplitName, open_corpus
+from xlstm.data.corpora import Corpus, CorpusError, Document, Reading, SplitName, open_corpus
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
 from xlstm.data.tokenizers import (
     Tokenizer,
     Vocabulary,
     canonical_name,
+    end_of_text_beside,
     load_tokenizer,
     make_tokenizer,
     model_vocabulary,
@@ -26,7 +27,7 @@ from xlstm.data.tokenizers import (
 )
 from xlstm.run.directory import Workspace
 from xlstm.run.locks import locked
-from xlstm.run.spec import Data, canonical
+from xlstm.run.spec import Data, IdType, canonical
 
 T = TypeVar("T")
 
@@ -39,6 +40,10 @@ def declare(
     context_length: int,
     paths: Sequence[str] = (),
     documents: Literal["continue", "reset"] = "continue",
+    *,
+    text_key: str = "text",
+    end_of_text: str | None = None,
+    id_type: IdType | None = None,
 ) -> tuple[Data, int]:
     """Validate a corpus and give it its revision: the data ring of a specification, and the model's vocabulary size.
 
@@ -47,15 +52,26 @@ def declare(
     unknown tokenizer.
     """
     name = canonical_name(tokenizer)
-    opened = open_corpus(corpus, paths)
+    path = tokenizer if tokenizer.endswith(".json") else None
+    if path is not None and end_of_text is None:
+        end_of_text = end_of_text_beside(path)
+    opened = open_corpus(corpus, paths, Reading(text_key, id_type))
     revision = opened.revision
     vocabulary = stated_vocabulary(name)
-    if vocabulary is None:
-        path = tokenizer if tokenizer.endswith(".json") else None
-        tokenizer_found = _tokenizer(opened, revision, name, path)
+    if vocabulary is None or end_of_text is not None:
+        tokenizer_found = _tokenizer(opened, revision, name, path, end_of_text)
         vocabulary = Vocabulary(tokenizer_found.vocabulary, tokenizer_found.end_of_document)
     _validate(opened, revision, vocabulary)
-    data = Data(corpus=corpus, revision=revision, tokenizer=name, context_length=context_length, documents=documents)
+    data = Data(
+        corpus=corpus,
+        revision=revision,
+        tokenizer=name,
+        context_length=context_length,
+        documents=documents,
+        text_key=text_key,
+        end_of_text=end_of_text,
+        id_type=id_type,
+    )
     return data, model_vocabulary(vocabulary.size)
 
 
@@ -96,6 +112,8 @@ def open_prepared(data: Data, workspace: Workspace) -> PreparedData:
 def data_folder(data: Data, workspace: Workspace) -> Path:
     """Where the shards of a corpus and tokenizer lie; the context length only cuts them and does not count."""
     payload = {"format": FORMAT_VERSION} | data.model_dump(mode="json", include={"corpus", "revision", "tokenizer"})
+    later = {"text_key", "end_of_text", "id_type"}  # added later: a folder made before keeps its name
+    payload |= data.model_dump(mode="json", include=later, exclude_defaults=True)
     return workspace.data / hashlib.sha256(canonical(payload).encode()).hexdigest()[:16]
 
 
@@ -146,7 +164,8 @@ def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
     """The tokenizer that made the prepared data in `folder`. DamagedFileError where its file is not what was saved."""
     saved = folder / _TOKENIZER
     try:
-        return load_tokenizer(data.tokenizer, saved.read_text(encoding="utf-8") if saved.exists() else None)
+        content = saved.read_text(encoding="utf-8") if saved.exists() else None
+        return load_tokenizer(data.tokenizer, content, data.end_of_text)
     except Exception as error:  # the library behind a tokenizer raises what it likes
         if not saved.exists():
             raise
@@ -156,17 +175,17 @@ def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
 def _write(
     data: Data, paths: Sequence[str], tokenizer_path: str | None, engine: Literal["local", "ray"], folder: Path
 ) -> None:
-    corpus = open_corpus(data.corpus, paths)
+    corpus = open_corpus(data.corpus, paths, Reading(data.text_key, data.id_type))
     if corpus.revision != data.revision:
         raise CorpusError(
             f"corpus {data.corpus} here is {corpus.revision}, the run declares {data.revision}; "
             "plan again, or bring the declared files back"
         )
-    tokenizer = _tokenizer(corpus, data.revision, data.tokenizer, tokenizer_path)
+    tokenizer = _tokenizer(corpus, data.revision, data.tokenizer, tokenizer_path, data.end_of_text)
     dtype = token_dtype(tokenizer.vocabulary)
     encoded = _encoded_here if engine == "local" else _encoded_on_ray
     writers: dict[str, SplitWriter] = {}
-    for split, document in encoded(corpus, data.tokenizer, tokenizer):
+    for split, document in encoded(corpus, data, tokenizer):
         if split not in writers:
             writers[split] = SplitWriter(folder, split, dtype, tokenizer.end_of_document)
         writers[split].add(document.tokens, document.text_bytes, document.source)
@@ -181,23 +200,25 @@ def _write(
         end_of_document=tokenizer.end_of_document,
         dtype=dtype,
         splits={split: writer.close() for split, writer in writers.items()},
+        taken=tuple(corpus.taken(Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document))),
     )
     write_manifest(folder, manifest)
 
 
-def _encoded_here(corpus: Corpus, name: str, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
+def _encoded_here(corpus: Corpus, _: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
     vocabulary = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
     for batch in batches(assigned_documents(corpus, vocabulary)):
         yield from ((one.split, one) for one in encode(batch, tokenizer))
 
 
-def _encoded_on_ray(corpus: Corpus, name: str, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
+def _encoded_on_ray(corpus: Corpus, data: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
     from xlstm.data.distributed import encoded_on_ray
 
     def divide(document: Encoded) -> tuple[Encoded, Encoded]:
         raise CorpusError(f"corpus {corpus.name} holds a single document: prepare it on one machine")
 
-    return _assigned(corpus, ((one.split, one) for one in encoded_on_ray(corpus, name, tokenizer)), divide)
+    encoded = encoded_on_ray(corpus, data.tokenizer, tokenizer, data.end_of_text)
+    return _assigned(corpus, ((one.split, one) for one in encoded), divide)
 
 
 @functools.lru_cache(maxsize=64)
@@ -208,10 +229,11 @@ def _validate(corpus: Corpus, revision: str, vocabulary: Vocabulary) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer(corpus: Corpus, revision: str, name: str, path: str | None) -> Tokenizer:
+def _tokenizer(corpus: Corpus, revision: str, name: str, path: str | None, end_of_text: str | None) -> Tokenizer:
     """The tokenizer; one that learns does so from the training split, once per content of the corpus."""
     if corpus.holds_tokens:
         if name in ("bytes", "characters", "words") or name.startswith("bpe-"):
             raise ValueError("corpus tokens holds ids already: its tokenizer is ids-<size>, or the one that made them")
-        return make_tokenizer(name, path, ())
-    return make_tokenizer(name, path, (d.text for split, d in assigned_documents(corpus) if split == "train"))
+        return make_tokenizer(name, path, (), end_of_text)
+    texts = (d.text for split, d in assigned_documents(corpus) if split == "train")
+    return make_tokenizer(name, path, texts, end_of_text)

@@ -64,6 +64,8 @@ class Manifest(Record):
     end_of_document: int
     dtype: str
     splits: dict[str, Split]
+    taken: tuple[str, ...] = ()
+    """What each of the files read was taken for, in lines for people."""
 
     @cached_property
     def fingerprint(self) -> str:

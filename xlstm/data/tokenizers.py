@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm.data.locations import located
+
 Tokens = NDArray[Any]
 """One-dimensional array of unsigned token ids."""
 
@@ -35,6 +37,7 @@ PUBLISHED = {"gpt2": Vocabulary(50257, 50256), "gpt-neox-20b": Vocabulary(50277,
 
 _ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<EOS>", "[EOS]")
 _UNKNOWN = "<unk>"
+_CONFIG = "tokenizer_config.json"
 
 
 class Tokenizer(Protocol):
@@ -56,6 +59,13 @@ class Tokenizer(Protocol):
         """Text of token ids; what is not valid text becomes the replacement character."""
         ...
 
+    def token_bytes(self) -> NDArray[np.int64] | None:
+        """UTF-8 bytes of text that each token stands for: 0 at an end of document, -1 where the token does not tell.
+
+        None where no token does: how much text a word stands for depends on what lies between two.
+        """
+        ...
+
     def save(self) -> str | None:
         """What `load_tokenizer` makes it from again; None where the name says all."""
         ...
@@ -73,6 +83,9 @@ class ByteTokenizer:
     def decode(self, tokens: Tokens) -> str:
         content: bytes = tokens[tokens != self.end_of_document].astype(np.uint8).tobytes()
         return content.decode(errors="replace")
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.where(np.arange(self.vocabulary) == self.end_of_document, 0, 1)
 
     def save(self) -> str | None:
         return None
@@ -104,6 +117,9 @@ class CharacterTokenizer:
     def decode(self, tokens: Tokens) -> str:
         known = self.characters + "\ufffd"
         return "".join(known[token] for token in tokens.tolist() if token != self.end_of_document)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.array([*(len(character.encode()) for character in self.characters), -1, 0])
 
     def save(self) -> str:
         return json.dumps({"kind": "characters", "characters": self.characters})
@@ -151,14 +167,21 @@ class WordTokenizer:
                 lines[-1].append(self.words[token] if token < len(self.words) else "\ufffd")
         return "\n".join(" ".join(line) for line in lines)
 
+    def token_bytes(self) -> None:
+        return None
+
     def save(self) -> str:
         return json.dumps({"kind": "words", "words": self.words})
 
 
 class JsonTokenizer:
-    """A `tokenizer.json` of the Hugging Face `tokenizers` library. ValueError where it names no end of text."""
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library.
 
-    def __init__(self, content: str) -> None:
+    `end_of_text` is the token that ends a text, where it is none of the usual ones. ValueError where there is none. A
+    text that quotes a special token is encoded as any other text, and reads back as it was.
+    """
+
+    def __init__(self, content: str, end_of_text: str | None = None) -> None:
         import tokenizers
 
         self._content = content
@@ -169,11 +192,19 @@ class JsonTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocabulary: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        ends = [self._tokenizer.token_to_id(end) for end in _ENDS_OF_TEXT]
-        found = [end for end in ends if end is not None]
+        candidates = _ENDS_OF_TEXT if end_of_text is None else (end_of_text,)
+        numbered = [(end, self._tokenizer.token_to_id(end)) for end in candidates]
+        found = [(end, number) for end, number in numbered if number is not None]
+        if not found and end_of_text is not None:
+            raise ValueError(f"the tokenizer.json has no token {end_of_text!r} to end a text with")
         if not found:
-            raise ValueError(f"the tokenizer.json has no token that ends a text; known are {', '.join(_ENDS_OF_TEXT)}")
-        self.end_of_document: int = found[0]
+            raise ValueError(
+                f"the tokenizer.json has no token that ends a text; known are {', '.join(_ENDS_OF_TEXT)}; for another, "
+                "say data.end_of_text, or lay its tokenizer_config.json beside it"
+            )
+        self._end, self.end_of_document = found[0]
+        self._tokenizer.add_special_tokens([self._end])  # keeps its id; one that is not special would be found in texts
+        self._tokenizer.encode_special_tokens = True
 
     @classmethod
     def learn_bpe(cls, size: int, texts: Iterable[str]) -> "JsonTokenizer":
@@ -194,11 +225,26 @@ class JsonTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, dtype=np.uint32) for one in encoded]
+        ids = [np.array(one.ids, dtype=np.uint32) for one in encoded]
+        if any((one == self.end_of_document).any() for one in ids):  # some models know it as a piece of text, too
+            raise ValueError(f"a text holds {self._end!r}, which this tokenizer cannot tell from the end of a text")
+        return ids
 
     def decode(self, tokens: Tokens) -> str:
         text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return text
+
+    def token_bytes(self) -> NDArray[np.int64] | None:
+        # A byte-level vocabulary (GPT-2) writes each byte of a token as one character; added tokens are plain text.
+        content = json.loads(self._content)
+        if (content.get("decoder") or {}).get("type") != "ByteLevel" or content.get("normalizer"):
+            return None
+        counts = np.full(self.vocabulary, -1)
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            counts[index] = len(token)
+        for added in content.get("added_tokens", ()):
+            counts[added["id"]] = 0 if added["id"] == self.end_of_document else len(added["content"].encode())
+        return counts
 
     def save(self) -> str:
         return self._content
@@ -218,6 +264,9 @@ class PlainIds:
 
     def decode(self, tokens: Tokens) -> str:
         return " ".join(str(token) for token in tokens.tolist() if token != self.end_of_document)
+
+    def token_bytes(self) -> None:
+        return None
 
     def save(self) -> str | None:
         return None
@@ -240,11 +289,38 @@ def canonical_name(tokenizer: str) -> str:
     return tokenizer
 
 
-def make_tokenizer(name: str, path: str | None, texts: Iterable[str]) -> Tokenizer:
+def end_of_text_beside(path: str) -> str | None:
+    """The token that ends a text, where the `tokenizer.json` at `path` has none of the usual ones.
+
+    It is the `eos_token` of the `tokenizer_config.json` in the same folder; of `NAME.json`, also of
+    `NAME.tokenizer_config.json`. None where the usual ones suffice, or none is said. ValueError for a file that is no
+    JSON.
+    """
+    file, content = Path(located(path)), _json(path, _read(path))
+    try:
+        known = {token["content"] for token in content.get("added_tokens") or ()}
+        known |= {item if isinstance(item, str) else item[0] for item in content["model"]["vocab"]}
+    except (KeyError, TypeError, IndexError):
+        return None  # no tokenizer.json, as is said where it is opened
+    if not known.isdisjoint(_ENDS_OF_TEXT):
+        return None
+    for beside in (file.with_name(f"{file.stem}.{_CONFIG}"), file.with_name(_CONFIG)):
+        if beside.is_file():
+            said = _json(str(beside), _read(str(beside))).get("eos_token")
+            token = said.get("content") if isinstance(said, dict) else said
+            if isinstance(token, str) and token:
+                return token
+    return None
+
+
+def make_tokenizer(name: str, path: str | None, texts: Iterable[str], end_of_text: str | None = None) -> Tokenizer:
     """The tokenizer called `name`: opened, read from the file at `path`, or learnt from the training split's texts.
 
-    ValueError where a file is needed and missing, or is not the one that the name says.
+    `end_of_text` is for one in a file. ValueError where a file is needed and missing, or is not the one that the name
+    says.
     """
+    if end_of_text is not None and not name.startswith("json-"):
+        raise ValueError(f"tokenizer {name}: its end of text is known; data.end_of_text is for a tokenizer.json")
     if name == "bytes":
         return ByteTokenizer()
     if name == "characters":
@@ -258,14 +334,14 @@ def make_tokenizer(name: str, path: str | None, texts: Iterable[str]) -> Tokeniz
         raise ValueError(f"tokenizer {name}: its tokenizer.json is needed; give its path as the tokenizer")
     if name.startswith("json-") and canonical_name(path) != name:
         raise ValueError(f"{path}: this is {canonical_name(path)}, the run declares {name}")
-    tokenizer = JsonTokenizer(_read(path))
+    tokenizer = JsonTokenizer(_read(path), end_of_text)
     found = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
     if found != PUBLISHED.get(name, found):
         raise ValueError(f"{path}: {found}, but {name} has {PUBLISHED[name]}")
     return tokenizer
 
 
-def load_tokenizer(name: str, saved: str | None) -> Tokenizer:
+def load_tokenizer(name: str, saved: str | None, end_of_text: str | None = None) -> Tokenizer:
     """The tokenizer that prepared data hold: `saved` is what its `save` gave."""
     if saved is None:
         return make_tokenizer(name, None, ())
@@ -274,7 +350,7 @@ def load_tokenizer(name: str, saved: str | None) -> Tokenizer:
         return CharacterTokenizer(json.loads(saved)["characters"])
     if kind == "words":
         return WordTokenizer(json.loads(saved)["words"])
-    return JsonTokenizer(saved)
+    return JsonTokenizer(saved, end_of_text)
 
 
 def stated_vocabulary(name: str) -> Vocabulary | None:
@@ -300,8 +376,18 @@ def _size(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def _json(path: str, content: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"tokenizer {path}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"tokenizer {path}: not a mapping, as a tokenizer's files are")
+    return found
+
+
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(located(path)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer {path}: cannot be read: {error}") from None

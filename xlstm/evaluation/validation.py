@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from xlstm.data.batches import Batch, Windows
+from xlstm.data.preparation import tokenizer_of
 from xlstm.data.shards import PreparedData
 from xlstm.distributed import World
 from xlstm.models import IGNORED
 from xlstm.run.records import Validation
-from xlstm.run.spec import RunSpec
+from xlstm.run.spec import Evaluation, RunSpec
 
 
 def validate(
@@ -28,14 +30,15 @@ def validate(
 
     Each rank takes a contiguous part of the windows, `micro` at a time, and all run the model equally often, calling
     `heartbeat` each time.
-    Every token of the split is predicted once, ends of documents included; bytes are those of the text alone.
+    Every token of the windows is predicted once, ends of documents included; bytes are those of the text alone.
     """
-    evaluation, context = spec.evaluation, spec.physics.data.context_length
+    context = spec.physics.data.context_length
     windows = Windows(data.stream("validation"), context, data.manifest.end_of_document)
-    count = min(evaluation.sequences or windows.covering, windows.covering)
-    per_rank = -(-count // world.size)
-    mine = np.arange(world.rank * per_rank, (world.rank + 1) * per_rank)
-    mine = np.where(mine < count, mine, windows.covering)  # past the end: without targets
+    wanted = chosen_windows(spec.evaluation, windows.covering)
+    per_rank = -(-len(wanted) // world.size)
+    mine = np.full(per_rank, windows.covering)  # past the end: without targets
+    own = wanted[world.rank * per_rank : (world.rank + 1) * per_rank]
+    mine[: len(own)] = own
     tally = _Tally(len(windows.stream.sources))
     was_training = model.training
     model.eval()
@@ -47,8 +50,7 @@ def validate(
             tally.add(batch, losses(model, batch, spec, world.device), _sources(windows, chosen, batch))
     model.train(was_training)
     nats, tokens = np.array(world.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
-    last = min(count * context, len(windows.stream) - 1)
-    text_bytes = windows.stream.text_bytes_before(last + 1)
+    text_bytes = _text_bytes(data, spec, windows, wanted)
     loss = float(nats.sum() / tokens.sum())
     by_source = {}
     if len(windows.stream.sources) > 1:
@@ -58,8 +60,40 @@ def validate(
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=float(nats.sum()) / math.log(2) / text_bytes if text_bytes else None,
         tokens=int(tokens.sum()),
-        evaluation=evaluation.fingerprint,
+        evaluation=spec.evaluation_fingerprint,
         by_source=by_source,
+        sequences=len(wanted),
+        of_sequences=windows.covering,
+    )
+
+
+def chosen_windows(evaluation: Evaluation, covering: int) -> NDArray[np.int64]:
+    """Numbers of the windows that an evaluation reads, of so many that cover the split: ascending, each once.
+
+    `even` takes the middles of as many equal parts of the split.
+    """
+    count = min(evaluation.sequences or covering, covering)
+    if evaluation.windows == "first":
+        return np.arange(count)
+    return (2 * np.arange(count) + 1) * covering // (2 * count)
+
+
+def _text_bytes(data: PreparedData, spec: RunSpec, windows: Windows, chosen: NDArray[np.int64]) -> float:
+    """UTF-8 bytes of the text that the targets of some windows stand for.
+
+    Exact for all windows of a split, and for tokenizers whose tokens each stand for bytes; otherwise a document that is
+    cut counts in proportion to its tokens.
+    """
+    stream, context = windows.stream, windows.context_length
+    starts, ends = chosen * context + 1, np.minimum(chosen * context + 1 + context, len(stream))
+    if len(chosen) < windows.covering:
+        of_token = tokenizer_of(spec.physics.data, data.path).token_bytes()
+        if of_token is not None:
+            counts = [of_token[stream.read(int(a), int(b))] for a, b in zip(starts, ends, strict=True)]
+            if all((count >= 0).all() for count in counts):
+                return float(sum(int(count.sum()) for count in counts))
+    return sum(
+        stream.text_bytes_before(int(b)) - stream.text_bytes_before(int(a)) for a, b in zip(starts, ends, strict=True)
     )
 
 

@@ -1,23 +1,25 @@
-"""Models in the format of Hugging Face's `transformers`: a folder of `config.json` and `model.safetensors`.
+"""Models in the format of Hugging Face's `transformers`: a folder of `config.json` and weights.
 
-Llama, GPT (there GPT-2), Mamba and RWKV-4 (there RWKV), in and out. A model saved here is loaded there by
-`AutoModelForCausalLM.from_pretrained(folder)`; and one saved there is loaded here where it is of the same shape.
+Llama, GPT (there GPT-2), Mamba, RWKV-4 (there RWKV) and xlstm-large (there xLSTM), in and out. A model saved here is
+loaded there by `AutoModelForCausalLM.from_pretrained(folder)`; and one saved there is loaded here where it is of the
+same shape: in shards, with a tied head, with or without the prefix of its base model.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xlstm.export.transformers_config import CONFIG_FILE, config_from_transformers, config_to_transformers, ties_head
+from xlstm.export.weights import read_json, read_weights
 from xlstm.models import build
-from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.configs import ModelConfig
 
 WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -144,7 +146,35 @@ _FORMATS = {
             ),
         ),
     ),
+    "xlstm-large": Format(
+        "backbone.blocks.{}",
+        (
+            _same("embedding.weight", "backbone.embeddings.weight"),
+            _same("norm.weight", "backbone.out_norm.weight"),
+            _same("head.weight", "lm_head.weight"),
+        ),
+        (
+            _same("norm.weight", "norm_mlstm.weight"),
+            *(_same(f"{name}.weight", f"mlstm_layer.{name[0]}.weight") for name in ("query", "key", "value")),
+            *_weight_and_bias("input_gate", "mlstm_layer.igate_preact", _same),
+            *_weight_and_bias("forget_gate", "mlstm_layer.fgate_preact", _same),
+            _same("output_gate.weight", "mlstm_layer.ogate_preact.weight"),
+            _same("head_norm.weight", "mlstm_layer.multihead_norm.weight"),
+            _same("out.weight", "mlstm_layer.out_proj.weight"),
+            _same("feedforward_norm.weight", "norm_ffn.weight"),
+            _same("gate.weight", "ffn.proj_up_gate.weight"),
+            _same("up.weight", "ffn.proj_up.weight"),
+            _same("down.weight", "ffn.proj_down.weight"),
+        ),
+    ),
 }
+
+_NO_WEIGHTS = re.compile(r"(^|\.)(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
+"""Masks and frequencies, which older versions stored among the weights."""
+_RENAMED = {"backbone.embedding.weight": "backbone.embeddings.weight"}
+"""Names of older versions."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What wrappers of a model put before every name."""
 
 
 def entries(config: ModelConfig) -> Iterator[Entry]:
@@ -177,119 +207,29 @@ def from_transformers(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dic
     return {entry.ours: entry.back(tensors[entry.theirs]) for entry in entries(config)}
 
 
-_SAME_NAMES: dict[str, dict[str, str]] = {
-    "llama": {"num_attention_heads": "num_heads", "hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"},
-    "gpt": {"n_head": "num_heads", "n_embd": "embedding_dim", "n_layer": "num_blocks", "n_positions": "context_length"},
-    "mamba": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "state_size": "state_dim"},
-    "rwkv4": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"},
-}
-"""Their field of the same meaning as ours, but for `vocab_size`, which is the same in name too."""
-
-_TYPES = {"llama": "llama", "gpt": "gpt2", "mamba": "mamba", "rwkv4": "rwkv"}
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "gpt": "GPT2LMHeadModel",
-    "mamba": "MambaForCausalLM",
-    "rwkv4": "RwkvForCausalLM",
-}
-
-
-def _fixed(config: ModelConfig) -> dict[str, Any]:
-    """What their configuration leaves open and ours does not, by their names."""
-    match config:
-        case LlamaConfig():
-            return {
-                "intermediate_size": config.feedforward_dim,
-                "num_key_value_heads": config.num_heads,
-                "hidden_act": "silu",
-                "rms_norm_eps": 1e-6,
-                "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-                "attention_bias": False,
-                "mlp_bias": False,
-                "tie_word_embeddings": False,
-            }
-        case GPTConfig():
-            return {
-                "n_inner": None,
-                "activation_function": "gelu_new",
-                "layer_norm_epsilon": 1e-5,
-                "scale_attn_weights": True,
-                "scale_attn_by_inverse_layer_idx": False,
-                "tie_word_embeddings": True,
-            }
-        case MambaConfig():
-            return {
-                "time_step_rank": config.delta_rank,
-                "expand": 2,
-                "conv_kernel": 4,
-                "use_bias": False,
-                "use_conv_bias": True,
-                "hidden_act": "silu",
-                "layer_norm_epsilon": 1e-5,
-                "tie_word_embeddings": False,
-            }
-        case RWKV4Config():
-            return {
-                "attention_hidden_size": config.embedding_dim,
-                "intermediate_size": 4 * config.embedding_dim,
-                "layer_norm_epsilon": 1e-5,
-                "tie_word_embeddings": False,
-            }
-    raise ValueError(f"transformers has no {config.family}; there are {', '.join(_FORMATS)}")
+def _by_full_names(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of any version under the names that `entries` gives: of the base model alone, or of a wrapped one."""
+    expected = {entry.theirs for entry in entries(config)}
+    base = _FORMATS[config.family].outside[0].theirs.partition(".")[0]
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = name
+        for wrapper in _WRAPPERS:
+            full = full.removeprefix(wrapper)
+        if full not in expected and f"{base}.{full}" in expected | _RENAMED.keys():
+            full = f"{base}.{full}"
+        if not _NO_WEIGHTS.search(full):
+            named[_RENAMED.get(full, full)] = tensor
+    return named
 
 
-def config_to_transformers(config: ModelConfig, context_length: int) -> dict[str, Any]:
-    """`config.json`; `context_length` is for those of their readers that ask for one."""
-    content: dict[str, Any] = {
-        "model_type": _TYPES.get(config.family),
-        "architectures": [_ARCHITECTURES.get(config.family)],
-    }
-    content |= _fixed(config) | {"vocab_size": config.vocab_size, "dtype": "float32"}
-    content |= {theirs: getattr(config, ours) for theirs, ours in _SAME_NAMES[config.family].items()}
-    match config:
-        case LlamaConfig():
-            content["max_position_embeddings"] = context_length
-        case GPTConfig():
-            content |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        case RWKV4Config():
-            # Their evaluation halves the stream every so many blocks, for float16; float32 needs none of it.
-            content |= {"context_length": context_length, "rescale_every": 0}
-    return content
-
-
-def config_from_transformers(content: Mapping[str, Any]) -> ModelConfig:
-    """Our configuration of a `config.json`. ValueError naming the field that this model cannot represent."""
-    family = next((family for family, name in _TYPES.items() if name == content.get("model_type")), None)
-    if family is None:
-        raise ValueError(f"model_type {content.get('model_type')!r} is none of {', '.join(_TYPES.values())}")
-    fields = {"vocab_size": content["vocab_size"]}
-    fields |= {ours: content[theirs] for theirs, ours in _SAME_NAMES[family].items()}
-    config: ModelConfig
-    match family:
-        case "llama":
-            rope = content.get("rope_parameters") or {"rope_theta": content.get("rope_theta", 10_000.0)}
-            config = LlamaConfig(**fields, rope_theta=float(rope["rope_theta"]))
-        case "gpt":
-            config = GPTConfig(**fields)
-        case "mamba":
-            config = MambaConfig(**fields)
-        case _:
-            config = RWKV4Config(**fields)
-    for name, value in _fixed(config).items():
-        there = content.get(name, value)
-        if there != value and not (name in _MEANS_DEFAULT and there in (None, "auto")):
-            raise ValueError(f"{CONFIG_FILE}: {name} is {there!r}, but this {family} is built with {value!r}")
-    return config
-
-
-_MEANS_DEFAULT = (
-    "time_step_rank",
-    "attention_hidden_size",
-    "intermediate_size",
-    "num_key_value_heads",
-    "rope_parameters",
-)
-"""Fields whose absence means what ours are built with."""
+def _with_tied_head(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The embedding written twice, where the head is tied to it. ValueError where there is a head of its own."""
+    names = {entry.ours: entry.theirs for entry in entries(config)}
+    embedding, head = names["embedding.weight"], names.get("head.weight", "lm_head.weight")
+    if embedding in tensors and not torch.equal(tensors.get(head, tensors[embedding]), tensors[embedding]):
+        raise ValueError(f"{CONFIG_FILE}: tie_word_embeddings is True, but {head} is not {embedding}")
+    return tensors | ({head: tensors[embedding]} if embedding in tensors else {})
 
 
 def save(model: nn.Module, config: ModelConfig, folder: Path, *, context_length: int = 2048) -> None:
@@ -304,11 +244,22 @@ def save(model: nn.Module, config: ModelConfig, folder: Path, *, context_length:
 
 
 def load(folder: Path) -> tuple[nn.Module, ModelConfig]:
-    """The model of a folder. ValueError for one that is not of our shape; FileNotFoundError where there is none."""
-    from safetensors.torch import load_file
+    """The model of a folder. ValueError for one that is not of our shape; FileNotFoundError where there is none.
 
-    config = config_from_transformers(json.loads((folder / CONFIG_FILE).read_text()))
-    weights = from_transformers(config, load_file(folder / WEIGHTS_FILE))
+    Weights are safetensors or PyTorch's, whole or in shards, of any floating-point type, and never unpickled.
+    """
+    content = read_json(folder / CONFIG_FILE)
+    config = config_from_transformers(content)
+    theirs = _by_full_names(config, read_weights(folder))
+    if ties_head(content):
+        theirs = _with_tied_head(config, theirs)
+    weights = from_transformers(config, theirs)
     model = build(config)
+    for name, parameter in model.named_parameters():
+        found = weights[name]
+        if found.shape != parameter.shape or not found.is_floating_point():
+            raise ValueError(
+                f"{folder}: {name} is {tuple(found.shape)} of {found.dtype}, and ours {tuple(parameter.shape)}"
+            )
     model.load_state_dict(weights)
     return model, config

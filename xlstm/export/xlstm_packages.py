@@ -4,19 +4,17 @@
   one; the sLSTM layer applies its member `fgate` to the input gate and `igate` to the forget gate; and the recurrent
   matrices are laid out by backend: (head, gate and out, in) for `vanilla`, (head, in, gate and out) for `cuda`.
 
-- `transformers`' xLSTM (xLSTMForCausalLM): `to_transformers`, with the configuration's fields from
-  `transformers_configuration`, and `from_transformers`. It is our xlstm-large.
+`transformers`' xLSTM (xLSTMForCausalLM) is our xlstm-large, and one of the folders of `xlstm.export.transformers`.
 
 Values are tensors of any device and dtype; nothing is read from or written to disk here.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from xlstm.models.configs import XLSTMConfig, XLSTMLargeConfig
+from xlstm.models.configs import XLSTMConfig
 
 _NXAI_OUTSIDE = {
     "embedding.weight": "token_embedding.weight",
@@ -128,74 +126,6 @@ def _nxai_prefix(block: int) -> str:
 
 def _is_nxai_norm(name: str) -> bool:
     return name.endswith("norm.weight")
-
-
-_TRANSFORMERS_OUTSIDE = {
-    "embedding.weight": "backbone.embeddings.weight",
-    "norm.weight": "backbone.out_norm.weight",
-    "head.weight": "lm_head.weight",
-}
-_TRANSFORMERS_BLOCK = {
-    "norm.weight": "norm_mlstm.weight",
-    "query.weight": "mlstm_layer.q.weight",
-    "key.weight": "mlstm_layer.k.weight",
-    "value.weight": "mlstm_layer.v.weight",
-    "input_gate.weight": "mlstm_layer.igate_preact.weight",
-    "input_gate.bias": "mlstm_layer.igate_preact.bias",
-    "forget_gate.weight": "mlstm_layer.fgate_preact.weight",
-    "forget_gate.bias": "mlstm_layer.fgate_preact.bias",
-    "output_gate.weight": "mlstm_layer.ogate_preact.weight",
-    "head_norm.weight": "mlstm_layer.multihead_norm.weight",
-    "out.weight": "mlstm_layer.out_proj.weight",
-    "feedforward_norm.weight": "norm_ffn.weight",
-    "gate.weight": "ffn.proj_up_gate.weight",
-    "up.weight": "ffn.proj_up.weight",
-    "down.weight": "ffn.proj_down.weight",
-}
-
-
-def transformers_configuration(config: XLSTMLargeConfig) -> dict[str, Any]:
-    """What `transformers.xLSTMConfig` is called with for a model of this configuration.
-
-    ValueError for widths that its rounding of key and value channels to multiples of 64 would change.
-    """
-    if config.key_dim % 64:
-        raise ValueError(f"embedding_dim {config.embedding_dim} must be a multiple of 128 for transformers' xLSTM")
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embedding_dim,
-        "num_hidden_layers": config.num_blocks,
-        "num_heads": config.num_heads,
-        "qk_dim_factor": 0.5,
-        "ffn_proj_factor": 2.667,
-        "ffn_round_up_to_multiple_of": 64,
-        "gate_soft_cap": config.gate_soft_cap,
-        "output_logit_soft_cap": config.logit_soft_cap,
-        "weight_mode": "single",
-        "tie_word_embeddings": False,
-    }
-
-
-def to_transformers(config: XLSTMLargeConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of `transformers`' model with the weights of ours."""
-    return {theirs: weights[name] for name, theirs in _transformers_names(config).items()}
-
-
-def from_transformers(config: XLSTMLargeConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of our model with the weights of `transformers`'. ValueError naming missing or unknown weights."""
-    names = _transformers_names(config)
-    _expect(set(names.values()), set(weights))
-    return {name: weights[theirs] for name, theirs in names.items()}
-
-
-def _transformers_names(config: XLSTMLargeConfig) -> dict[str, str]:
-    names = dict(_TRANSFORMERS_OUTSIDE)
-    for block in range(config.num_blocks):
-        names |= {
-            f"blocks.{block}.{name}": f"backbone.blocks.{block}.{theirs}"
-            for name, theirs in _TRANSFORMERS_BLOCK.items()
-        }
-    return names
 
 
 def _expect(expected: set[str], given: set[str]) -> None:

@@ -62,6 +62,11 @@ class XLSTMConfig:
 
     def __post_init__(self) -> None:
         _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        only_slstm = len(self.slstm_at) >= self.num_blocks
+        _require(
+            only_slstm or self.mlstm_block != "pre-up" or self.embedding_dim % 2 == 0,
+            "embedding_dim must be even: the pre-up-projection block maps 2 d channels in blocks of four",
+        )
         _require(all(0 <= b < self.num_blocks for b in self.slstm_at), "slstm_at must name blocks of the model")
         _require(
             list(self.slstm_at) == sorted(set(self.slstm_at)), "slstm_at must name each block once, in ascending order"

@@ -11,6 +11,7 @@ read is raised.
 
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from xlstm.run.json_files import DamagedFileError, read_json, read_record, refus
 from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
 from xlstm.run.records import Holder, Launch, Record, Result, State, Status, SweepPlan, Verdict, write_json
-from xlstm.run.spec import Evaluation, RunSpec
+from xlstm.run.spec import RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
@@ -112,6 +113,24 @@ class SweepDirectory:
         return self.path / _PLAN
 
     @property
+    def history(self) -> Path:
+        """Earlier versions: a folder for each, with the sweep and the plan that another submission replaced."""
+        return self.path / "history"
+
+    def keep_version(self) -> Path | None:
+        """Copy the sweep and its plan among the earlier versions; returns where, None where nothing was submitted."""
+        files = [path for path in (self.sweep_file, self.plan_file) if path.is_file()]
+        if not files:
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(files[0].stat().st_mtime))
+        number = len(list(self.history.glob("*"))) + 1 if self.history.is_dir() else 1
+        version = self.history / f"{number:04d}-{stamp}"
+        version.mkdir(parents=True)
+        for path in files:
+            shutil.copy2(path, version)
+        return version
+
+    @property
     def controller_lock(self) -> Path:
         """The file whose lock the controller holds, and whose text says who that is."""
         return self.path / "controller.lock"
@@ -131,13 +150,18 @@ class SweepDirectory:
         """One folder for each array of jobs that was handed to Slurm."""
         return self.path / "slurm"
 
+    @property
+    def slurm_lock(self) -> Path:
+        """The file whose lock is held while jobs are handed to Slurm."""
+        return self.path / "slurm.lock"
+
     def folders(self) -> list[Path]:
         """Every folder of the sweep, whether it is there or not."""
         return [self.path, self.fit, self.slurm]
 
     def files(self) -> list[Path]:
-        """Every file of the sweep but its fits and batches, whether it is there or not."""
-        return [self.sweep_file, self.plan_file, self.controller_lock, self.submission_log]
+        """Every file of the sweep but its fits, batches and earlier versions, whether it is there or not."""
+        return [self.sweep_file, self.plan_file, self.controller_lock, self.slurm_lock, self.submission_log]
 
     def plan(self) -> dict[str, Any]:
         """The plan. FileNotFoundError where the sweep was never submitted, DamagedFileError where it is no plan."""
@@ -221,15 +245,15 @@ class RunDirectory(RunFiles):
         """The result; None where there is none yet, and where it cannot be read, which is noticed."""
         return self._read(self.result_file, Result, _MEASURED_ANEW)
 
-    def change_evaluation(self, evaluation: Evaluation, attempt: int) -> None:
+    def change_evaluation(self, fingerprint: str, attempt: int) -> None:
         """Say which evaluation the rows from here on are measured by: those of another one before it no longer count.
 
         Nothing is written where it is the one that is in force.
         """
         events, result = self.events("evaluation"), self.result()
         before = events[-1]["fingerprint"] if events else result.validation.evaluation if result else None
-        if before != evaluation.fingerprint:
-            changed = {"event": "evaluation", "attempt": attempt, "fingerprint": evaluation.fingerprint}
+        if before != fingerprint:
+            changed = {"event": "evaluation", "attempt": attempt, "fingerprint": fingerprint}
             self.append_metrics(changed | {"before": before})
 
     def launch(self, attempt: int) -> Launch | None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xlstm.run.spec import Evaluation
+from xlstm.run.spec import RunSpec
 
 SET_ASIDE = ".damaged"
 """Ends the names of files that were set aside, because they were not what we wrote."""
@@ -59,9 +59,9 @@ class RunFiles:
         """How far each tracking store has followed the run."""
         return self.path / "mlflow"
 
-    def evaluation_file(self, evaluation: Evaluation) -> Path:
-        """What an evaluation measured on the trained run."""
-        return self.evaluations / f"{evaluation.name}-{evaluation.fingerprint}.json"
+    def evaluation_file(self, spec: RunSpec) -> Path:
+        """What the evaluation of `spec` measured on the trained run."""
+        return self.evaluations / f"{spec.evaluation.name}-{spec.evaluation_fingerprint}.json"
 
     @property
     def evaluations(self) -> Path:

@@ -88,19 +88,22 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     return found
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole, as `write_text` does. ValueError for NaN and infinities."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    """Replace a JSON file whole, as `write_text` does. ValueError for NaN and infinities.
+
+    A `private` one is for its owner's eyes alone.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", private=private)
 
 
-def write_text(path: Path, content: str, *, durably: bool = True) -> None:
+def write_text(path: Path, content: str, *, durably: bool = True, private: bool = False) -> None:
     """Replace a text file whole: written aside, fsynced, renamed; where that fails, nothing is left behind.
 
     What another file tells as well need not be written durably. DamagedFileError where a folder lies in its place.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
+        with open(aside, "w", encoding="utf-8", opener=_for_the_owner if private else None) as file:
             file.write(content)
             file.flush()
             if durably:
@@ -112,3 +115,7 @@ def write_text(path: Path, content: str, *, durably: bool = True) -> None:
         if is_in_the_way(error):
             raise refused(path, error, "remove it") from None
         raise
+
+
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

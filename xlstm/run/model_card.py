@@ -1,6 +1,8 @@
 """The model card of a completed run: what was trained, on what, how well and at what cost, as short Markdown."""
 
-from xlstm.run.records import Launch, Result
+import re
+
+from xlstm.run.records import Launch, Result, Validation
 from xlstm.run.spec import RunSpec
 
 
@@ -28,8 +30,10 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     ]
     if validation.bits_per_byte is not None:
         lines.append(f"| bits per byte | {validation.bits_per_byte:.4f} |")
-    lines += [f"| loss on {name} | {loss:.4f} |" for name, loss in validation.by_source.items()]
-    lines.append(f"| evaluation | {validation.tokens:,} tokens held out, evaluation `{validation.evaluation}` |")
+    lines += [f"| loss on {plain(name)} | {loss:.4f} |" for name, loss in validation.by_source.items()]
+    lines.append(
+        f"| evaluation | {validation.tokens:,} tokens held out{_share(validation)}, `{validation.evaluation}` |"
+    )
     lines.append(f"| cost | {result.device_hours:.3g} device-hours in {result.attempts} attempts{_where(launch)} |")
     if result.trunk_id:
         lines.append(f"| shares its beginning with | {result.trunk_id} |")
@@ -40,8 +44,20 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     return "\n".join([*lines, "", f"    scaling generate {result.run_id} --prompt '…'", ""])
 
 
+def plain(text: str) -> str:
+    """A name from the data as Markdown that shows it as it is, within one cell of a table."""
+    return re.sub(r"([\\`*|<>\[\]&#~])", r"\\\1", " ".join(text.split()))
+
+
 def _where(launch: Launch | None) -> str:
     if launch is None:
         return ""
     execution = launch.execution
     return f"; the last on {execution.ranks} × {execution.device} by {launch.executor}"
+
+
+def _share(validation: Validation) -> str:
+    """How much of the split was read, where that is known."""
+    if validation.sequences is None or validation.of_sequences is None:
+        return ""
+    return f" ({validation.sequences:,} of {validation.of_sequences:,} sequences)"

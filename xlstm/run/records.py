@@ -181,6 +181,9 @@ class Validation(Record):
     evaluation: str
     by_source: dict[str, float] = {}
     """Loss by source of the corpus, where it states more than one."""
+    sequences: int | None = None
+    """Sequences that were read, of `of_sequences` in the whole split; null in records of earlier versions."""
+    of_sequences: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """The validation as a part of a row of metrics."""
@@ -218,7 +221,10 @@ class Result(Record):
     data_fingerprint: str
     tokenizer: str
     schedule: str
+    context_length: int | None = None
+    """Null, as the precision, in results of earlier versions: the specification beside it says."""
+    precision: str | None = None
 
     def answers(self, spec: RunSpec) -> bool:
         """Whether it was measured as the specification asks."""
-        return self.validation.evaluation == spec.evaluation.fingerprint
+        return self.validation.evaluation == spec.evaluation_fingerprint

@@ -10,12 +10,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from xlstm.run.directory import RunDirectory
-from xlstm.run.records import Launch, State, Verdict, write_json
+from xlstm.run.records import Launch, State, Status, Verdict, write_json
 
 MAXIMUM_FAILURES = 3
 """Failed attempts of one submission after which a run is set aside."""
 MAXIMUM_STANDSTILLS = 5
 """Attempts in a row without a new checkpoint after which a run is set aside."""
+SET_ASIDE = "set aside"
+"""How the reason of a run begins for which no further attempt is made."""
 
 
 def submission_of(token: str) -> str:
@@ -45,16 +47,21 @@ def set_aside(
     causes = [verdict.traceback for verdict in failures if verdict.traceback]
     reasons = [*never_began, *(verdict.reason for verdict in failures)]
     if len(set(causes)) < len(causes):
-        return f"set aside after the same error twice: {reasons[-1]}"
+        return f"{SET_ASIDE} after the same error twice: {reasons[-1]}"
     if len(reasons) >= MAXIMUM_FAILURES:
-        return f"set aside after {len(reasons)} failed attempts: {reasons[-1]}"
+        return f"{SET_ASIDE} after {len(reasons)} failed attempts: {reasons[-1]}"
     recent = attempts[-MAXIMUM_STANDSTILLS:]
     if len(recent) < MAXIMUM_STANDSTILLS:
         return None
     saved = (run.checkpoint_mark(step).stat().st_mtime for step in run.checkpoint_steps())
     if any(moment >= recent[0][0].started for moment in saved):
         return None
-    return f"set aside after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; {remedy}"
+    return f"{SET_ASIDE} after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; {remedy}"
+
+
+def is_settled(status: Status) -> bool:
+    """Whether another attempt would end as the last one did: the run diverged, or was set aside."""
+    return status.state is State.DIVERGED or (status.state is State.FAILED and status.reason.startswith(SET_ASIDE))
 
 
 def judge_from_outside(run: RunDirectory, state: State, reason: str) -> None:

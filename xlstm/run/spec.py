@@ -50,6 +50,9 @@ later is left out while it has its default, so that a run or an evaluation witho
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
+IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
+"""What headerless token ids may be stored as, little-endian."""
+
 
 class Ring(BaseModel):
     """A part of a specification: immutable, strict about types, and closed to unknown keys."""
@@ -69,6 +72,17 @@ class Data(Ring):
     context_length: PositiveInt = Field(description="Tokens per training sequence.")
     documents: Literal["continue", "reset"] = Field(
         "continue", description="Whether state and attention run on from one document into the next, or start anew."
+    )
+    text_key: str = Field(
+        "text",
+        min_length=1,
+        description="The key or column that holds the text, such as `content`; `data.text` for one within another.",
+    )
+    end_of_text: str | None = Field(
+        None, min_length=1, description="The token of a tokenizer.json that ends a text, where it has an unusual name."
+    )
+    id_type: IdType | None = Field(
+        None, description="How headerless token ids are stored; null: the narrowest from 16 bits on."
     )
 
 
@@ -250,12 +264,20 @@ class Evaluation(Ring):
     """What is measured on the trained model."""
 
     name: str = Field("validation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the file it leaves.")
-    sequences: PositiveInt | None = Field(None, description="Validation sequences, from the first; null: all of them.")
+    sequences: PositiveInt | None = Field(None, description="Number of validation sequences; null: all of them.")
+    windows: Literal["even", "first"] = Field(
+        "even", description="Which sequences a shortened validation reads: evenly over the whole split, or the first."
+    )
 
-    @property
-    def fingerprint(self) -> str:
-        """Eight hex digits that name this evaluation: equal fingerprints, comparable losses."""
-        return _digest(_without_later_defaults(self, self.model_dump(mode="json")))
+    def fingerprint_on(self, data: Data) -> str:
+        """Eight hex digits that name this evaluation of runs on these data: equal fingerprints, comparable losses.
+
+        `first` is what was done before text, tokenizer and context were a part of the fingerprint, and keeps it so.
+        """
+        own = _without_later_defaults(self, self.model_dump(mode="json"))
+        if self.windows == "first":
+            return _digest({name: own[name] for name in ("name", "sequences")})
+        return _digest({"evaluation": own, "data": _without_later_defaults(data, data.model_dump(mode="json"))})
 
 
 class RunSpec(Ring):
@@ -284,6 +306,17 @@ class RunSpec(Ring):
         slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
         return f"{slug}-{_digest(self.canonical_payload())}"
 
+    @cached_property
+    def evaluation_fingerprint(self) -> str:
+        """What names the evaluation of this run: equal fingerprints, comparable losses."""
+        return self.evaluation.fingerprint_on(self.physics.data)
+
+    def with_physics(self, physics: Physics) -> "RunSpec":
+        """The same run but for its physics, and so another one."""
+        return RunSpec(
+            physics=physics, execution=self.execution, presentation=self.presentation, evaluation=self.evaluation
+        )
+
     def canonical_payload(self) -> dict[str, Any]:
         """What is hashed: ring 1 as plain values, without later fields at their defaults, and the schema version."""
         return {"schema": SCHEMA_VERSION, "physics": self.physics.model_dump(mode="json")}
@@ -301,6 +334,8 @@ class RunSpec(Ring):
         """Read `spec.json`. ValueError, with the differences, when its physics is not the one of its run_id."""
         content = json.loads(path.read_text())
         run_id = content.pop("run_id", None)
+        if run_id is not None:  # as saved; before there was a choice, the first windows were read
+            content.get("evaluation", {}).setdefault("windows", "first")
         hashed = content.pop("canonical", None)
         spec = cls.model_validate(content)
         if run_id not in (None, spec.run_id):
@@ -308,6 +343,23 @@ class RunSpec(Ring):
             listed = "; ".join(f"{key}: {before} became {after}" for key, before, after in changed)
             raise ValueError(f"{path}: the physics of {run_id} was changed, which gives {spec.run_id}: {listed}")
         return spec
+
+
+def same_training(spec: RunSpec) -> RunSpec:
+    """The one of all specifications with the same training that states no more than it has to.
+
+    A decay of cosine that ends with the run, and the floor of a constant rate, say nothing; before runs were told apart
+    by this specification, they made another id of the same training.
+    """
+    physics, schedule = spec.physics, spec.physics.schedule
+    without: dict[str, Any] = {}
+    if schedule.kind == "cosine" and schedule.decay_steps == physics.steps:
+        without["decay_steps"] = None
+    if schedule.kind == "constant":
+        without = {"decay_steps": None, "final_ratio": Schedule.model_fields["final_ratio"].default}
+    if all(getattr(schedule, name) == value for name, value in without.items()):
+        return spec
+    return spec.with_physics(physics.model_copy(update={"schedule": schedule.model_copy(update=without)}))
 
 
 def shared_steps(left: Physics, right: Physics) -> int:

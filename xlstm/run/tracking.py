@@ -12,19 +12,22 @@ import hashlib
 import json
 import math
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from xlstm.accounting import size_label
 from xlstm.models.naming import family_label
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
-from xlstm.run.json_files import DamagedFileError
+from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.locks import locked
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Record, Result, State, Status, write_json
+from xlstm.run.secrets import masked
 from xlstm.run.spec import RunSpec
 
 TIMEOUT_SECONDS = 5
@@ -62,6 +65,7 @@ class _Cursor(Record):
     """How far one (tracking store, sweep) has followed a run."""
 
     tracking_uri: str
+    """Of a server or a shared database, without its password; `_OWN` for the store that lies in the workspace."""
     experiment: str
     child: str
     offset: int = 0
@@ -70,6 +74,9 @@ class _Cursor(Record):
     """Step of the last row shipped."""
     state: str = ""
     """What the tags were written for."""
+
+
+_OWN = "the workspace's own store"
 
 
 def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
@@ -98,22 +105,30 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
     try:
         _client(tracking_uri, artifacts).search_experiments(max_results=1)
     except Exception as error:
-        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
 def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> str:
     """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
     client = _client(tracking_uri, artifacts)
-    return _parent(client, _experiment(client, sweep, artifacts), sweep)
+    return _parent(client, _experiment(client, sweep, artifacts), sweep, artifacts)
 
 
 def publish(
-    sweep: str, tracking_uri: str, artifacts: Path, files: Mapping[str, str | Path], *, ended: bool
+    sweep: str,
+    tracking_uri: str,
+    artifacts: Path,
+    files: Mapping[str, str | Path],
+    *,
+    ended: bool,
+    description: str = "",
+    notes: str = "",
 ) -> str | None:
     """Put texts and files among the artifacts of a sweep's parent run, replacing what was there.
 
-    `files` maps names of artifacts to a text, or to a file that is called the same.
+    `files` maps names of artifacts to a text, or to a file that is called the same. `description`, in Markdown, is
+    shown with the parent run; images in it are names of artifacts. `notes` describe the experiment.
 
     `ended` says whether all runs have ended, which the parent run shows. Returns None, or what is wrong.
     """
@@ -125,6 +140,11 @@ def publish(
                 client.log_text(parent, content, name)
             else:
                 client.log_artifact(parent, str(content), str(Path(name).parent) if "/" in name else None)
+        if description:
+            shown = description.replace("](", f"](get-artifact?run_id={parent}&path=")
+            client.set_tag(parent, "mlflow.note.content", shown)
+        if notes:
+            client.set_experiment_tag(_experiment(client, sweep, artifacts), "mlflow.note.content", notes)
         if ended:
             client.set_terminated(parent, "FINISHED")
         else:
@@ -139,36 +159,110 @@ def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | No
     try:
         _client(tracking_uri, artifacts).log_artifact(parent_run(sweep, tracking_uri, artifacts), str(path))
     except Exception as error:
-        return f"{tracking_uri}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
 def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
     artifacts = run.workspace.artifacts
+    own = _lies_with(tracking_uri, artifacts)
     client = _client(tracking_uri, artifacts)
     status, spec, result = run.status(), run.spec(), run.result()
     cursor = _read_cursor(cursor_file)
+    if cursor is None and own:
+        cursor = _earlier_cursor(client, run, sweep)
     rows, end, rolled_back_to, damage = _new_rows(run, cursor.offset if cursor else 0)
-    if cursor is not None and not _lives(client, cursor.child):
-        cursor = None  # deleted by hand
+    if cursor is not None and not _follows(client, cursor.child, run, own):
+        cursor = None
     elif cursor is not None and rolled_back_to is not None and rolled_back_to < cursor.last_step:
         client.delete_run(cursor.child)
         cursor = None
     if cursor is None:
+        if status.state in (State.PLANNED, State.QUEUED) and _began(run) is None:
+            # MLflow takes the start of a run when it is made, and no correction: it is made once it has begun.
+            _parent(client, _experiment(client, sweep, artifacts), sweep, artifacts)
+            return Synced(True, f"{run.run_id}: has not begun")
         cursor = _adopt_or_create(client, run, spec, sweep, tracking_uri, artifacts)
         rows, end, _, damage = _new_rows(run, 0)
     for start in range(0, len(rows), _ROWS_PER_BATCH):
         _log_rows(client, cursor.child, rows[start : start + _ROWS_PER_BATCH])
     last = max([cursor.last_step, *(row["step"] for row in rows)])
     state = _describe_state(status, result)
+    if rows or state != cursor.state or not cursor_file.exists():
+        cursor = cursor.model_copy(update={"offset": end, "last_step": last})
+        write_json(cursor_file, cursor.model_dump(), private=True)
     if state != cursor.state:
-        _write_state(client, cursor.child, status, result)
-        if result is not None:
-            # MLflow shows it as the description of the run.
-            card = model_card(spec, result, run.launch(result.attempts))
-            client.set_tag(cursor.child, "mlflow.note.content", card)
-    write_json(cursor_file, cursor.model_copy(update={"offset": end, "last_step": last, "state": state}).model_dump())
+        _write_state(client, cursor.child, run, status, spec, result)
+        write_json(cursor_file, cursor.model_copy(update={"state": state}).model_dump(), private=True)
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows), damage)
+
+
+def _lies_with(tracking_uri: str, artifacts: Path | None) -> bool:
+    """Whether a store is the embedded one of the workspace that keeps its artifacts there."""
+    if artifacts is None or not tracking_uri.startswith("sqlite:///"):
+        return False
+    return Path(tracking_uri.removeprefix("sqlite:///")).parent.resolve() == artifacts.parent.resolve()
+
+
+def is_child(tags: Mapping[str, str], run: RunDirectory, tracking_uri: str) -> bool:
+    """Whether a child of these tags shows the run of this directory, and not that of another workspace."""
+    own = _lies_with(tracking_uri, run.workspace.artifacts)
+    return tags.get("directory") in {_directory(run, own), str(run.path)}
+
+
+def _earlier_cursor(client: Any, run: RunDirectory, sweep: str) -> _Cursor | None:
+    """The cursor of the workspace's own store as it was named before: by where the workspace lay then.
+
+    Children that a move has doubled are deleted.
+    """
+    found = []
+    for path in run.cursors.glob("*.json"):
+        cursor = _read_cursor(path)
+        if (
+            cursor is not None
+            and Path(cursor.tracking_uri).name == "mlflow.db"
+            and path.stem == _cursor_name(cursor.tracking_uri, sweep)
+            and _follows(client, cursor.child, run, own=True)
+        ):
+            found.append(cursor)
+    if not found:
+        return None
+    latest = max(found, key=lambda cursor: cursor.last_step)
+    for other in client.search_runs([latest.experiment], f"tags.run_id = '{run.run_id}'"):
+        if other.info.run_id != latest.child:
+            client.delete_run(other.info.run_id)
+    client.set_tag(latest.child, "directory", _directory(run, own=True))
+    return latest.model_copy(update={"tracking_uri": _OWN})
+
+
+def _follows(client: Any, child: str, run: RunDirectory, own: bool) -> bool:
+    """Whether a child is there, and is that of this directory and not of one that it was copied from.
+
+    Of a directory that was moved the child says from now on where it is.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(child)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    if found.info.lifecycle_stage != "active":
+        return False  # deleted by hand
+    directory = found.data.tags.get("directory")
+    if own or not directory or directory == str(run.path):
+        return True
+    origin = RunDirectory(Path(directory))
+    if origin.spec_file.exists() and not origin.path.samefile(run.path):
+        return False
+    client.set_tag(child, "directory", _directory(run, own=False))
+    return True
+
+
+def _directory(run: RunDirectory, own: bool) -> str:
+    """What a child says of where its run lies: within the workspace, or, in a store of many workspaces, absolutely."""
+    return str(run.path.relative_to(run.workspace.root)) if own else str(run.path)
 
 
 def _adopt_or_create(
@@ -177,18 +271,54 @@ def _adopt_or_create(
     """The child of (sweep, run), new. It replaces children of this directory whose cursor was lost."""
     from mlflow.entities import Param, RunTag
 
+    own = _lies_with(tracking_uri, artifacts)
     experiment = _experiment(client, sweep, artifacts)
-    parent = _parent(client, experiment, sweep)
+    parent = _parent(client, experiment, sweep, artifacts)
     for earlier in client.search_runs([experiment], f"tags.run_id = '{run.run_id}'"):
-        if earlier.data.tags.get("directory") != str(run.path):
+        if not own and earlier.data.tags.get("directory") != str(run.path):
             continue  # another workspace tracks its own run of this name on the same server
         client.delete_run(earlier.info.run_id)
     tags = {"mlflow.parentRunId": parent, "run_id": run.run_id, "sweep": sweep, "kind": "run"}
-    tags |= {"directory": str(run.path), **spec.presentation.tags}
-    child = client.create_run(experiment, run_name=run.run_id, tags=tags).info.run_id
+    tags |= {"mlflow.source.name": f"scaling submit {sweep}", "mlflow.source.type": "LOCAL"}
+    tags |= {"directory": _directory(run, own), **_owner(run), **spec.presentation.tags}
+    began = _began(run)
+    child = client.create_run(
+        experiment, start_time=int(began * 1000) if began else None, run_name=run.run_id, tags=tags
+    ).info.run_id
     params = [Param(key, str(value)[:6000]) for key, value in _params(spec).items()]
     client.log_batch(child, params=params, tags=[RunTag("mlflow.note.content", spec.presentation.notes)])
-    return _Cursor(tracking_uri=tracking_uri, experiment=experiment, child=child)
+    _log_dataset(client, child, spec)
+    return _Cursor(tracking_uri=_OWN if own else masked(tracking_uri), experiment=experiment, child=child)
+
+
+def _began(run: RunDirectory) -> float | None:
+    """When the first attempt was launched, or, of runs that others made, when the first row was written."""
+    if (launch := run.launch(1)) is not None:
+        return launch.started
+    return min((row["time"] for row in run.history() if "time" in row), default=None)
+
+
+def _ended(run: RunDirectory, status: Status) -> float:
+    """When the last attempt ended."""
+    verdict = run.verdict(status.attempt)
+    return verdict.time if verdict is not None and verdict.time else status.updated
+
+
+def _owner(run: RunDirectory) -> dict[str, str]:
+    try:
+        return {"mlflow.user": run.path.owner()}
+    except KeyError:
+        return {}  # an id without a name, as in a container
+
+
+def _log_dataset(client: Any, child: str, spec: RunSpec) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = spec.physics.data
+    source = json.dumps({"corpus": data.corpus, "revision": data.revision, "tokenizer": data.tokenizer})
+    digest = data.revision.removeprefix("sha256:")[:36]  # the longest that MLflow keeps
+    dataset = Dataset(name=data.corpus, digest=digest, source_type="corpus", source=source)
+    client.log_inputs(child, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def _params(spec: RunSpec) -> dict[str, Any]:
@@ -211,7 +341,7 @@ def _params(spec: RunSpec) -> dict[str, Any]:
         "weight_decay": physics.optimizer.weight_decay,
         "schedule": physics.schedule.kind,
         "precision": physics.precision,
-        "evaluation": spec.evaluation.fingerprint,
+        "evaluation": spec.evaluation_fingerprint,
         **{f"model.{key}": value for key, value in dimensions.items()},
     }
 
@@ -231,9 +361,12 @@ def _log_rows(client: Any, child: str, rows: list[dict[str, Any]]) -> None:
         client.log_batch(child, metrics=points[start : start + 1000])
 
 
-def _write_state(client: Any, child: str, status: Status, result: Result | None) -> None:
+def _write_state(
+    client: Any, child: str, run: RunDirectory, status: Status, spec: RunSpec, result: Result | None
+) -> None:
     from mlflow.entities import Param, RunTag
 
+    provenance, card = run.provenance_file(status.attempt), None
     tags = {"state": status.state.value, "reason": status.reason, "attempts": str(status.attempt)}
     params: dict[str, Any] = {}
     if result is not None:
@@ -242,6 +375,10 @@ def _write_state(client: Any, child: str, status: Status, result: Result | None)
         params = {f"parameters.{key}": value for key, value in result.parameters.model_dump().items()}
         params |= {f"flops.{key}": value for key, value in result.flops.items()}
         params |= {"data_fingerprint": result.data_fingerprint}
+        card = model_card(spec, result, run.launch(result.attempts))
+        tags |= {"mlflow.note.content": card}  # what the UI shows as the description of the run
+    if commit := (read_json(provenance, "delete it") or {}).get("git_revision"):
+        tags |= {"mlflow.source.git.commit": commit}
     client.log_batch(
         child,
         params=[Param(key, str(value)) for key, value in params.items()],
@@ -249,9 +386,13 @@ def _write_state(client: Any, child: str, status: Status, result: Result | None)
     )
     wanted = _STATUS[status.state]
     if wanted in _ENDED:
-        client.set_terminated(child, wanted, int(status.updated * 1000))
+        client.set_terminated(child, wanted, int(_ended(run, status) * 1000))
     else:
         client.update_run(child, wanted)
+    if provenance.is_file():
+        client.log_artifact(child, str(provenance))
+    if card is not None:
+        client.log_text(child, card, run.model_card_file.name)
 
 
 def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None, str]:
@@ -268,23 +409,76 @@ _REPLACING = ("resume", "evaluation")
 """Events after which rows written before them no longer count."""
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Has MLflow's UI show runs and charts first; an experiment of unknown kind opens on traces of language models."""
+"""Says that an experiment holds trainings, not traces of language models."""
 
 _VIEW = "scaling"
+
+
+def _chart(metric: str, title: str, section: str, **axes: str) -> dict[str, Any]:
+    """A line chart of a metric against tokens, with every key that the UI's own charts have."""
+    chart = {
+        "type": "LINE",
+        "uuid": f"scaling-{metric}",
+        "metricSectionId": section,
+        "isGenerated": True,
+        "deleted": False,
+        "runsCountToCompare": 100,
+        "metricKey": metric,
+        "displayName": title,
+        "lineSmoothness": 0,
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "range": {},
+        "xAxisKey": "metric",
+        "selectedXAxisMetricKey": "progress/tokens",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": False,
+        "useGlobalLineSmoothing": True,
+    }
+    return chart | axes
+
+
+def _section(identity: str, name: str, columns: int, height: int) -> dict[str, Any]:
+    shape = {"columns": columns, "cardHeight": height}
+    return {"uuid": identity, "name": name, "display": True, "isReordered": True, "isGenerated": True, **shape}
+
+
 _CHARTS = {
     "orderByKey": "metrics.`validation/perplexity`",  # runs sorted by a metric are not nested under their parent
     "orderByAsc": True,
     "runsHiddenMode": "SHOW_ALL",
+    "isAccordionReordered": True,  # sections stay in this order; those that the UI adds come after them
     "globalLineChartConfig": {"xAxisKey": "metric", "selectedXAxisMetricKey": "progress/tokens", "lineSmoothness": 0},
+    "selectedColumns": [
+        *(f"params.`{name}`" for name in ("family", "size", "tokens", "learning_rate", "seed")),
+        *(f"metrics.`{name}`" for name in ("validation/perplexity", "validation/loss", "train/loss")),
+        *("attributes.`Duration`", "attributes.`Dataset`"),
+    ],
+    "compareRunSections": [
+        _section("scaling-validation", "validation", 1, 520),
+        _section("scaling-train", "train", 2, 360),
+    ],
+    "compareRunCharts": [
+        _chart("validation/perplexity", "validation perplexity against tokens", "scaling-validation"),
+        _chart("validation/loss", "validation loss", "scaling-validation"),
+        _chart("train/loss", "training loss", "scaling-train"),
+    ],
 }
-"""A view of the experiment as MLflow's UI saves one that is shared: every run, all metrics against tokens."""
+"""A view of the experiment as MLflow's UI saves one that is shared: every run, all metrics against tokens, validation
+perplexity first and large; the UI adds the sections that are not named here."""
 
 _TAGS = _MODEL_TRAINING | {f"mlflow.sharedViewState.{_VIEW}": json.dumps(_CHARTS)}
 
 
 def charts_link(experiment: str) -> str:
-    """The part of a URL that opens an experiment's charts: all runs, validation perplexity against tokens."""
-    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={_VIEW}"
+    """The part of a URL that opens an experiment's charts: all runs, validation perplexity against tokens.
+
+    `workflowType` has the UI show runs; without it an experiment opens on traces of language models.
+    """
+    chosen = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={_VIEW}"
+    return f"/#/experiments/{experiment}/runs?{chosen}"
 
 
 def experiments(tracking_uri: str) -> dict[str, str]:
@@ -300,8 +494,9 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        for key in _TAGS.keys() - found.tags.keys():
-            client.set_experiment_tag(found.experiment_id, key, _TAGS[key])
+        for key, value in _TAGS.items():
+            if found.tags.get(key) != value:
+                client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
     embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
     try:
@@ -311,26 +506,41 @@ def _experiment(client: Any, sweep: str, artifacts: Path | None) -> str:
         return str(client.get_experiment_by_name(sweep).experiment_id)
 
 
-def _parent(client: Any, experiment: str, sweep: str) -> str:
+def _parent(client: Any, experiment: str, sweep: str, artifacts: Path | None) -> str:
+    """The parent run of a sweep of the workspace that keeps its artifacts there, made if it is missing.
+
+    In a store of many workspaces each has its own, told by the tag `directory`.
+    """
+    own = artifacts is None or _lies_with(client.tracking_uri, artifacts)
+    directory = None if artifacts is None or own else str(artifacts.parent)
     made = None
-    if not client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1):
-        made = client.create_run(experiment, run_name=sweep, tags={"kind": "sweep", "sweep": sweep}).info.run_id
+    if not _parents(client, experiment, directory):
+        tags = {"kind": "sweep", "sweep": sweep} | ({} if directory is None else {"directory": directory})
+        made = client.create_run(experiment, run_name=sweep, tags=tags).info.run_id
     # Two processes may have made one each: all of them take the first.
-    first = client.search_runs([experiment], "tags.kind = 'sweep'", max_results=1, order_by=["start_time", "run_id"])
-    if made is not None and first[0].info.run_id != made:
+    first = _parents(client, experiment, directory)[0]
+    if made is not None and first != made:
         client.delete_run(made)
-    return str(first[0].info.run_id)
+    elif directory is not None:
+        client.set_tag(first, "directory", directory)
+    return first
 
 
-def _lives(client: Any, child: str) -> bool:
-    from mlflow.exceptions import MlflowException
+def _parents(client: Any, experiment: str, directory: str | None) -> list[str]:
+    """Parent runs of a workspace, the first one first; all of the experiment where there is no `directory`.
 
-    try:
-        return bool(client.get_run(child).info.lifecycle_stage == "active")
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
+    One of an earlier version, which says of no workspace, is that of a workspace whose runs it holds.
+    """
+    found = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=["start_time", "run_id"])
+    if directory is None:
+        return [run.info.run_id for run in found]
+    mine = [run.info.run_id for run in found if run.data.tags.get("directory") == directory]
+    for run in () if mine else found:
+        if "directory" not in run.data.tags:
+            children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+            if any(child.data.tags.get("directory", "").startswith(f"{directory}/") for child in children):
+                mine.append(run.info.run_id)
+    return mine
 
 
 @functools.lru_cache(maxsize=8)
@@ -341,6 +551,7 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     # What it logs, errors with their tracebacks among it, would tear the progress display; they are told in a line.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
 
     if not tracking_uri.startswith("sqlite:///"):
@@ -350,7 +561,30 @@ def _client(tracking_uri: str, artifacts: Path | None = None) -> Any:
     with locked(store.with_name(f".{store.name}.lock")):
         client = MlflowClient(tracking_uri)
         client.search_experiments(max_results=1)
+        if artifacts is not None and _lies_with(tracking_uri, artifacts):
+            _point_to(artifacts, store)
         return client
+
+
+def _point_to(artifacts: Path, store: Path) -> None:
+    """Have the experiments of a workspace keep their files in this workspace.
+
+    MLflow stores where they lie as absolute URLs: in a workspace that was copied or moved, those of another place.
+    """
+    with contextlib.closing(sqlite3.connect(store)) as connection, connection:
+        known = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
+        for experiment, name, location in known:
+            here = (artifacts / name).as_uri()
+            if location == here or not (location or "").endswith(f"/{artifacts.name}/{quote(name)}"):
+                continue
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (here, experiment)
+            )
+            connection.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (here, len(location) + 1, experiment, len(location), location),
+            )
 
 
 @contextlib.contextmanager
@@ -361,9 +595,13 @@ def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Pat
         folder.mkdir(exist_ok=True)
     except FileExistsError:
         raise DamagedFileError(folder, "is no folder, where one belongs", "remove it") from None
-    name = hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
+    name = _cursor_name(_OWN if _lies_with(tracking_uri, run.workspace.artifacts) else tracking_uri, sweep)
     with locked(folder / f"{name}.lock", wait=False) as held:
         yield folder / f"{name}.json" if held else None
+
+
+def _cursor_name(tracking_uri: str, sweep: str) -> str:
+    return hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
 
 
 def _read_cursor(path: Path) -> _Cursor | None:
@@ -374,7 +612,7 @@ def _read_cursor(path: Path) -> _Cursor | None:
 
 
 def _describe_state(status: Status, result: Result | None) -> str:
-    return f"{status.state.value} {status.attempt} {status.reason} {result is not None}"
+    return f"{status.state.value} {status.attempt} {status.reason} {result is not None} with provenance"
 
 
 def _is_number(value: Any) -> bool:
@@ -382,4 +620,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+    return masked((str(error).strip().splitlines() or ["no message"])[0])

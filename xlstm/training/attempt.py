@@ -23,7 +23,7 @@ from xlstm.training.checkpoints import (
     latest_valid,
 )
 from xlstm.training.machine import keep_freed_memory
-from xlstm.training.result import make_result
+from xlstm.training.result import make_result, quality_codes
 from xlstm.training.trainer import DivergedError, Trainer
 from xlstm.training.watch import Watch, leave_failure, leave_verdict
 
@@ -143,7 +143,7 @@ class _Attempt:
         if self.world.is_main and (checkpoint is not None or self.number > 1):
             self.run.append_metrics({"event": "resume", "attempt": self.number, "step": self.trainer.step})
         if self.world.is_main:
-            self.run.change_evaluation(self.spec.evaluation, self.number)
+            self.run.change_evaluation(self.spec.evaluation_fingerprint, self.number)
 
     def _check_compatible(self, checkpoint: Checkpoint) -> None:
         """CheckpointError unless the checkpoint is of this run, or of one that is the same up to its step."""
@@ -201,5 +201,6 @@ class _Attempt:
         assert validation is not None
         earlier = self.run.result()
         if earlier is not None and self.began == earlier.steps:  # measured anew, not trained: what it cost stands
-            return earlier.model_copy(update={"validation": validation})
+            quality = quality_codes(self.run, self.spec, self.data, validation)
+            return earlier.model_copy(update={"validation": validation, "quality": quality})
         return make_result(self.run, self.spec, self.launch, self.data, validation)

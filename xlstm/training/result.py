@@ -1,5 +1,6 @@
 """What a completed run leaves for the analysis: `result.json`."""
 
+import math
 import statistics
 
 import torch
@@ -11,6 +12,11 @@ from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Launch, Metric, Result, Validation
 from xlstm.run.spec import RunSpec
+
+HOPELESS = 1.1
+"""Loss over that of a uniform guess beyond which a run has exploded: a fresh model is within 1.05 of it."""
+RISEN = 1.01
+"""Loss over the lowest one earlier in the run beyond which it has risen: rounding alone changes it by up to 0.6 %."""
 
 
 def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: PreparedData, validation: Validation) -> Result:
@@ -39,10 +45,12 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: Prepared
         device_name=torch.cuda.get_device_name() if launch.execution.device == "cuda" else None,
         attempts=launch.attempt,
         trunk_id=launch.fork.run_id if launch.fork else None,
-        quality=_quality(run, spec, data),
+        quality=quality_codes(run, spec, data, validation),
         data_fingerprint=data.manifest.fingerprint,
         tokenizer=physics.data.tokenizer,
         schedule=physics.schedule.kind,
+        context_length=physics.data.context_length,
+        precision=physics.precision,
     )
 
 
@@ -51,9 +59,15 @@ def _tokens_per_second(run: RunDirectory) -> float | None:
     return statistics.median(rows) if rows else None
 
 
-def _quality(run: RunDirectory, spec: RunSpec, data: PreparedData) -> list[str]:
+def quality_codes(run: RunDirectory, spec: RunSpec, data: PreparedData, validation: Validation) -> list[str]:
     """Codes of what an analysis may want to know or to leave out."""
     codes = []
+    uniform = math.log(data.manifest.vocabulary)
+    if validation.loss > HOPELESS * uniform:
+        codes.append(f"loss-above-uniform:{validation.loss:.4g}-of-{uniform:.4g}")
+    earlier = [row[Metric.VALIDATION_LOSS] for row in run.metrics() if Metric.VALIDATION_LOSS in row]
+    if earlier and validation.loss > RISEN * min(earlier):
+        codes.append(f"loss-rose:{min(earlier):.4g}-to-{validation.loss:.4g}")
     physics = spec.physics
     windows = Windows(data.stream("train"), physics.data.context_length, data.manifest.end_of_document)
     epochs = physics.steps * physics.batch_sequences / windows.whole

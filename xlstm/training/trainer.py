@@ -92,7 +92,8 @@ class Trainer:
     def train(self, at_boundary: Callable[[], bool]) -> bool:
         """Train to the last step. `at_boundary` runs before each step and may end the loop: then False is returned.
 
-        DivergedError, on all ranks, before the optimizer moves on a loss or gradient that is no number.
+        DivergedError, on all ranks, before the optimizer moves on a loss or gradient that is no number, and where the
+        model gives a validation loss that is none.
         """
         spec, execution = self.spec, self.spec.execution
         if self.world.device.type == "cuda" and execution.micro_batch_sequences is None:
@@ -191,6 +192,8 @@ class Trainer:
     def _log_validation(self, again: bool = False) -> None:
         """Validate and log; `again` where an attempt before may have logged this step, right before it ended."""
         self.last_validation = self.validation()
+        if not math.isfinite(self.last_validation.loss):
+            raise DivergedError(self.step, f"the validation loss is {self.last_validation.loss}")
         if self.world.is_main and not (again and self._is_logged(Metric.VALIDATION_LOSS)):
             self._append(self.last_validation.metrics())
 

@@ -1,0 +1,161 @@
+"""Decisions that follow from a fit: how to split a budget, and how much compute one family saves over another.
+
+Every answer is taken per bootstrap draw, so that its interval carries the uncertainty of the whole law.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.decisions.frontier import Frontier, LogCost
+from analysis.findings import RefusalError
+from analysis.fitting.fit import Fit, percentile
+from analysis.laws.additive import Array
+from analysis.laws.token_cost import six_n
+
+TrainingCost = Callable[[Array], Array]
+"""Training FLOPs per token of models of N parameters."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The split of a budget that gives the lowest loss, each number with its interval at 0.95 over the draws."""
+
+    flops: float
+    """The cost of training and of serving `inference_tokens` together."""
+    inference_tokens: float
+    parameters: float
+    parameters_interval: tuple[float, float]
+    tokens: float
+    tokens_interval: tuple[float, float]
+    loss: float
+    loss_interval: tuple[float, float]
+    extrapolation: float
+    """Budget over the largest training compute among the fitted runs."""
+    parameters_extrapolation: float
+    """N over that of the largest model among the fitted runs."""
+    tokens_extrapolation: float
+    """D over the most tokens among the fitted runs."""
+
+    @property
+    def sentence(self) -> str:
+        """The split in a line; beyond the runs that were fitted it says how far."""
+        (low_n, high_n), (low_d, high_d), (low, high) = (
+            self.parameters_interval,
+            self.tokens_interval,
+            self.loss_interval,
+        )
+        far = {
+            "the compute": self.extrapolation,
+            "the parameters": self.parameters_extrapolation,
+            "the tokens": self.tokens_extrapolation,
+        }
+        told = [f"{times:.3g} times {what}" for what, times in far.items() if times > 1]
+        beyond = f"; {', '.join(told)} of the largest run" if told else ""
+        return (
+            f"N = {self.parameters:.3g} [{low_n:.3g}, {high_n:.3g}], "
+            f"D = {self.tokens:.3g} [{low_d:.3g}, {high_d:.3g}], loss {self.loss:.4f} [{low:.4f}, {high:.4f}]{beyond}"
+        )
+
+
+def allocate(
+    fitted: Fit, flops: float, *, inference_tokens: float = 0.0, training_cost: TrainingCost = six_n
+) -> Allocation:
+    """Model size and training tokens that minimise the loss when training and inference cost `flops` together.
+
+    `training_cost(N)` is FLOPs per training token, from exact counting where 6N is not good enough; a served token
+    costs a third of it, the forward pass (Sardana et al. 2024, arXiv 2401.00448). RefusalError where nothing is left
+    for training at any size.
+    """
+    everywhere = _frontier(fitted, lambda log_n: np.log(training_cost(np.exp(log_n))))
+    return _allocate(fitted, everywhere, flops, inference_tokens)
+
+
+def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -> Allocation:
+    """`allocate`, with a token's cost as the fit's own runs counted it: `Fit.token_cost`.
+
+    The intervals carry how far the sizes scatter about that cost, too.
+    """
+    return _allocate(fitted, _frontier_of_runs(fitted), flops, inference_tokens)
+
+
+def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
+    """Mean slope a of log N* by log C between two budgets, with its interval, at the cost that the fit's runs counted.
+
+    Under C = 6ND it is the closed form beta/(alpha + beta) at any two budgets; under exact FLOPs it depends on them.
+    """
+    if not 0 < low < high:
+        raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
+    frontier = _frontier_of_runs(fitted)
+    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops)))[0] for flops in (low, high)]
+    slopes = (ends[1] - ends[0]) / np.log(high / low)
+    return float(slopes[0]), percentile(slopes[1:])
+
+
+def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: float) -> Allocation:
+    if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
+        raise RefusalError(
+            "no-budget", f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite"
+        )
+    answers = np.exp(frontier.best(np.full(len(frontier.theta), np.log(flops)), inference_tokens))
+    if np.isnan(answers).any():
+        raise RefusalError(
+            "budget-too-small", f"serving {inference_tokens:.3g} tokens alone costs more than {flops:.3g}"
+        )
+    n, d, loss = (percentile(drawn) for drawn in answers[:, 1:])
+    size, budget, lowest = (float(value) for value in answers[:, 0])
+    most = {name: float(np.max(fitted.used[name].to_numpy())) for name in ("parameters", "tokens", "flops")}
+    far = flops / most["flops"], size / most["parameters"], budget / most["tokens"]
+    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, *far)
+
+
+def _frontier(fitted: Fit, cost: LogCost) -> Frontier:
+    """Of the law and, after it, of each draw."""
+    return Frontier(fitted.form, np.concatenate([fitted.theta[None], fitted.draws]), cost)
+
+
+def _frontier_of_runs(fitted: Fit) -> Frontier:
+    cost = fitted.token_cost
+    coefficients = np.concatenate([cost.coefficients[None], cost.draws(len(fitted.draws))])
+    return _frontier(fitted, lambda log_n: cost.log_per_token(log_n, coefficients))
+
+
+@dataclass(frozen=True)
+class ComputeMultiplier:
+    """How many times the compute of `challenger` the `baseline` needs for the same loss."""
+
+    baseline: str
+    challenger: str
+    flops: float
+    """Compute of the baseline, spent optimally."""
+    value: float
+    interval: tuple[float, float]
+    unreachable: float
+    """Share of draws in which the challenger never reaches the baseline's loss; they count as a multiplier of 0."""
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in a line."""
+        low, high = self.interval
+        return (
+            f"{self.baseline} needs {self.value:.3g} [{low:.3g}, {high:.3g}] times the compute of {self.challenger} "
+            f"for the loss it reaches at {self.flops:.3g} FLOPs"
+        )
+
+
+def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeMultiplier:
+    """Compare two families at equal loss, each at its compute-optimal split at the cost that its own runs counted.
+
+    Draws are paired by position: the families' runs are independent, so that any pairing gives the same distribution.
+    """
+    if not (np.isfinite(flops) and flops > 0):
+        raise RefusalError("no-budget", f"flops {flops}: a budget is positive and finite")
+    count = min(len(baseline.draws), len(challenger.draws)) + 1
+    first, second = (_frontier_of_runs(replace(one, draws=one.draws[: count - 1])) for one in (baseline, challenger))
+    log_c = np.full(count, np.log(flops))
+    *_, log_loss = first.best(log_c)
+    multiples = np.exp(log_c - second.budget(log_loss, log_c))
+    unreachable = float(np.mean(multiples[1:] == 0))
+    interval = percentile(multiples[1:])
+    return ComputeMultiplier(baseline.family, challenger.family, flops, float(multiples[0]), interval, unreachable)

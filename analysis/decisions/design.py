@@ -1,0 +1,172 @@
+"""The next runs worth their cost: which runs within a budget most reduce the uncertainty of a stated prediction.
+
+The bootstrap draws stand for what is known of the law: their covariance Sigma (of the form's coordinates) is
+the prior of a linear model. A run at (N, D) measures log loss with the residuals' variance s^2 along its slope g, and
+the prediction's variance is h' Sigma h with h its own slope (delta method; c-optimal design, Elfving 1952; Atkinson,
+Donev and Tobias 2007, chapter 10). Runs are taken one at a time, the largest reduction per cost first, each given those
+before it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.findings import RefusalError
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import Array, log_loss
+from analysis.laws.forms import ADDITIVE
+
+MOST_RUNS = 32
+Cost = Callable[[Array, Array], Array]
+"""What runs of N parameters on D tokens cost, in the unit of the budget."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A run to make, what it costs, and the prediction's interval once it is made."""
+
+    parameters: float
+    tokens: float
+    cost: float
+    half_width: float
+    """Half the width of the prediction's 0.95 interval, relative to the loss, after this run and those before it."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Runs in the order in which they are worth making."""
+
+    family: str
+    target: tuple[float, float]
+    """N and D of the prediction."""
+    budget: float
+    half_width: float
+    """Half the width of the prediction's 0.95 interval before any of the runs, relative to the loss."""
+    proposals: tuple[Proposal, ...]
+
+    @property
+    def cost(self) -> float:
+        return sum(proposal.cost for proposal in self.proposals)
+
+
+def flops_of_runs(fitted: Fit) -> Cost:
+    """FLOPs as the fit's own runs counted them (exact where a plan made them), interpolated in N."""
+    return lambda parameters, tokens: np.asarray(fitted.flops_per_token(parameters) * tokens)
+
+
+def hours_of_plan(fitted: Fit, planned: Sequence[tuple[float, float, float]]) -> Cost:
+    """Device hours as a plan's runs (N, FLOPs, device hours) have them: hours per FLOP, interpolated in log N.
+
+    Of runs of one size, the dearest per FLOP counts: the others take over a shared stable phase.
+    """
+    rate: dict[float, float] = {}
+    for parameters, flops, hours in planned:
+        rate[parameters] = max(rate.get(parameters, 0.0), hours / flops)
+    sizes = np.array(sorted(rate))
+    rates = np.log(np.array([rate[size] for size in sizes.tolist()]))
+    flops_of = flops_of_runs(fitted)
+    return lambda n, d: np.asarray(flops_of(n, d) * np.exp(np.interp(np.log(n), np.log(sizes), rates)))
+
+
+def design(
+    fitted: Fit,
+    target: tuple[float, float],
+    budget: float,
+    *,
+    sizes: Sequence[float] | None = None,
+    cost: Cost | None = None,
+) -> Design:
+    """Runs whose total `cost` stays within `budget` and that make the loss at `target` (N, D) known best.
+
+    `sizes` are the N there could be; left out, those of the fitted runs. Token budgets lie between a quarter of the
+    least and four times the most that was trained. A run may be proposed repeatedly, with other seeds. RefusalError
+    where no run is within the budget, or the draws do not vary.
+    """
+    if not (np.isfinite(budget) and budget > 0 and min(target) > 0):
+        raise RefusalError(
+            "no-budget", f"budget {budget:g} and target N = {target[0]:g}, D = {target[1]:g}: all are positive"
+        )
+    points = np.array(_grid(fitted, sizes))
+    costs = (cost or flops_of_runs(fitted))(points[:, 0], points[:, 1])
+    if not (costs <= budget).any():
+        raise RefusalError(
+            "budget-too-small",
+            f"{fitted.family}: the cheapest run costs {costs.min():.3g}, the budget is {budget:.3g}",
+        )
+    covariance = np.cov(fitted.draws.T)
+    slopes, toward = _slopes(fitted, points), _slopes(fitted, np.array([target]))[0]
+    noise = _noise_variance(fitted)
+    before = _half_width(toward, covariance)
+    if before == 0:
+        raise RefusalError("no-uncertainty", f"{fitted.family}: the draws do not vary: there is nothing to reduce")
+    left = budget
+    proposals: list[Proposal] = []
+    while len(proposals) < MOST_RUNS:
+        seen = slopes @ covariance  # (candidates, k)
+        gain = (seen @ toward) ** 2 / (np.einsum("ij,ij->i", seen, slopes) + noise)
+        gain[costs > left] = 0
+        best = int(np.argmax(gain / costs))
+        if gain[best] <= 1e-6 * float(toward @ covariance @ toward):
+            break
+        # Kalman's update of the covariance by one measurement.
+        covariance = covariance - np.outer(seen[best], seen[best]) / (seen[best] @ slopes[best] + noise)
+        left -= costs[best]
+        n, d = (float(value) for value in points[best])
+        proposals.append(Proposal(n, d, float(costs[best]), _half_width(toward, covariance)))
+    return Design(fitted.family, target, budget, before, tuple(proposals))
+
+
+def sweep_fragment(found: Design, fitted: Fit) -> str:
+    """The runs as `include:` points of a sweep file; a size that no fitted run had is written as its N."""
+    names = dict(fitted.used.select("parameters", "size").drop_nulls().iter_rows())
+    seen = [seed for seed in fitted.rows["seed"].to_list() if seed is not None]
+    lines = [
+        f"# The next runs of {found.family} for the loss at N = {found.target[0]:.4g}, D = {found.target[1]:.4g}.",
+        "include:",
+    ]
+    seeds: dict[tuple[float, float], int] = {}
+    for proposal in found.proposals:
+        key = (proposal.parameters, proposal.tokens)
+        seeds[key] = seeds.get(key, max(seen, default=-1)) + 1  # none that was trained
+        size = names.get(proposal.parameters) or _size(proposal.parameters)
+        point = f'model: "{found.family}", size: {size}, tokens: {round(proposal.tokens)}, seed: {seeds[key]}'
+        lines.append(f"  - {{{point}}}")
+    return "\n".join(lines) + "\n"
+
+
+def _size(parameters: float) -> str:
+    for scale, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if parameters >= scale:
+            return f"{parameters / scale:.3g}{letter}"
+    return f"{parameters:.0f}"
+
+
+def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float]]:
+    tokens = fitted.used["tokens"].to_numpy()
+    budgets = np.geomspace(tokens.min() / 4, tokens.max() * 4, 24)
+    every = sorted(set(fitted.used["parameters"].to_list() if sizes is None else sizes))
+    return [(float(n), float(d)) for n in every for d in budgets]
+
+
+def _slopes(fitted: Fit, points: Array) -> Array:
+    """Derivatives of log loss by the form's coordinates at points (N, D): (points, k)."""
+    if fitted.form is not ADDITIVE:
+        at = fitted.log_inputs(points[:, 0], points[:, 1])
+        return np.asarray(fitted.form.jacobian(fitted.theta[None], at)[0].T)
+    log_n, log_d = np.log(points[:, 0]), np.log(points[:, 1])
+    _, shares = log_loss(fitted.theta[None], log_n, log_d)
+    a, b, e = shares[0]
+    return np.stack([a, b, e, -a * log_n, -b * log_d], axis=1)
+
+
+def _noise_variance(fitted: Fit) -> float:
+    """Variance of log loss about the law, robustly (median absolute deviation), for the degrees of freedom it used."""
+    residual = fitted.residuals
+    free = max(len(residual) - len(fitted.form.coordinates), 1)
+    robust = 1.4826 * float(np.median(np.abs(residual)))
+    return max(robust**2 * len(residual) / free, 1e-14)
+
+
+def _half_width(slope: Array, covariance: Array) -> float:
+    return 1.96 * float(np.sqrt(max(float(slope @ covariance @ slope), 0.0)))

@@ -1,0 +1,87 @@
+"""From loss to what a benchmark scores: error = epsilon - k exp(-gamma L) (Gadre et al. 2024, arXiv 2403.08540, eq. 5).
+
+A law gives the loss, this link gives the error at that loss; the intervals of both go into what is predicted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from analysis.findings import FitWarning
+from analysis.fitting.fit import TAILS, Fit, usable
+from analysis.fitting.regression import fit_form
+from analysis.laws.additive import Array
+from analysis.laws.forms import Complex, Form
+from analysis.laws.objectives import LEAST_SQUARES
+
+LOSS = "validation_loss"
+"""Column of the losses that errors are predicted from."""
+SATURATED = 0.9
+"""Share of epsilon above which even the best error shows no skill yet."""
+
+
+def _error(theta: Complex, x: Complex) -> Complex:
+    epsilon, k, gamma = (np.exp(theta[:, index]) for index in range(3))
+    left = epsilon - k * np.exp(-gamma * np.exp(x[0]))
+    return np.asarray(np.log(np.where(left.real > 1e-12, left, 1e-12)))
+
+
+LINK = Form(
+    "downstream",
+    "epsilon - k exp(-gamma L)",
+    (LOSS,),
+    ("log epsilon", "log k", "log gamma"),
+    (-6.0, -30.0, -6.0),
+    (2.0, 30.0, 4.0),
+    _error,
+    "Gadre et al. 2024, arXiv 2403.08540, equation 5",
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """Error of a benchmark as a function of loss."""
+
+    fit: Fit
+    warnings: tuple[FitWarning, ...]
+
+    def predict(self, loss: Array) -> Array:
+        """Error at each loss."""
+        return self.fit.predict_rows(pl.DataFrame({LOSS: loss}))
+
+    def predict_from(self, law: Fit, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
+        """Error at the rows of a frame that has the law's inputs, and its bounds at level 0.95, (rows,) each.
+
+        Each draw of the law meets a draw of the link, so that both uncertainties are in the bounds. ValueError where
+        either was fitted without draws.
+        """
+        count = min(len(law.draws), len(self.fit.draws))
+        if not count:
+            raise ValueError("both fits need bootstrap draws: fit them with num_draws")
+        losses, links = law.drawn_rows(frame)[:count], self.fit.draws[:count]
+        drawn = [LINK.loss(link[None], np.log(loss)[None])[0] for loss, link in zip(losses, links, strict=True)]
+        low, high = np.quantile(drawn, TAILS, axis=0)
+        return self.predict(law.predict_rows(frame)), low, high
+
+
+def fit_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int = 0) -> Link:
+    """Fit the error in column `error` (a fraction, lower is better) to the `loss` of the same rows, by least squares.
+
+    Warns with `saturated` where every run's error is within a tenth of epsilon, that without any skill.
+    Raises RefusalError as `fit_form` does.
+    """
+    rows = usable(frame)
+    renamed = rows.select(pl.col("loss").alias(LOSS), pl.col(error).alias("loss"))
+    loss, wrong = renamed[LOSS].to_numpy(), renamed["loss"].to_numpy()
+    random = np.random.default_rng(seed)
+    gamma = np.exp(random.uniform(np.log(0.1), np.log(5.0), 64))
+    epsilon = wrong.max() * random.uniform(1.0, 1.5, 64)
+    k = (epsilon - wrong.min()) * np.exp(gamma * loss.min())
+    begin = np.clip(np.log(np.stack([epsilon, k, gamma], axis=1)), LINK.lower, LINK.upper)
+    found = fit_form(renamed, LINK, LEAST_SQUARES, num_draws=num_draws, seed=seed, begin=begin)
+    warnings = found.warnings
+    if wrong.min() > SATURATED * found.parameters["epsilon"]:
+        told = f"the best error, {wrong.min():.3g}, is near that without any skill, {found.parameters['epsilon']:.3g}"
+        warnings = (*warnings, FitWarning("saturated", told))
+    return Link(found, warnings)

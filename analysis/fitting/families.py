@@ -1,0 +1,148 @@
+"""Fit a law to each family of runs, with what the rows do not determine said, and find the fits that were saved.
+
+`fit(frame)` returns one `Fit` per model family: the law at full precision, bootstrap draws, the certificate, and which
+rows were used and which left out, each with its reason.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from analysis.data import quality
+from analysis.findings import FitWarning, RefusalError
+from analysis.fitting import regression
+from analysis.fitting.fit import METHOD, Fit, percentile, usable
+from analysis.laws.forms import ADDITIVE, Form
+from analysis.laws.objectives import HUBER, Objective
+
+STARTS = 1000
+DRAWS = 1000
+
+
+def saved(
+    folder: Path,
+    frame: pl.DataFrame,
+    *,
+    form: Form = ADDITIVE,
+    objective: Objective = HUBER,
+    allow_mixed: bool = False,
+) -> list[Fit]:
+    """Fits saved below `folder` by this method from exactly the rows of `frame`; none where either has changed.
+
+    None where one of them is damaged, either: they are made anew.
+
+    Nor are there any where another form or objective was fitted.
+
+    Raises RefusalError where `fit` would for mixed rows: a fit made with `allow_mixed` answers only those who ask so.
+    """
+    documents = sorted(folder.glob("*/fit.json"))
+    try:
+        if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
+            return []
+        fits = [Fit.load(path.parent) for path in documents]
+    except RefusalError:
+        raise
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError):
+        return []  # one that is damaged is made anew
+    if any(one.form is not form or one.objective != objective for one in fits):
+        return []
+    stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
+    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
+        return []
+    for one in fits:
+        _refuse(one.family, one.rows, form, allow_mixed)
+    return fits
+
+
+def fit(
+    frame: pl.DataFrame,
+    *,
+    form: Form = ADDITIVE,
+    objective: Objective = HUBER,
+    num_starts: int | None = None,
+    num_draws: int = DRAWS,
+    seed: int = 0,
+    allow_mixed: bool = False,
+) -> list[Fit]:
+    """Fit a form, by default the additive law, to each family of a frame from `analysis.data.runs`.
+
+    `num_starts` left out are STARTS, and `regression.STARTS` for a form that `analysis.fitting.newton` does not fit.
+    Raises RefusalError where the rows cannot give an answer: too few, one size only, constant loss, or different
+    evaluations, tokenizers or schedules in one family, unless `allow_mixed`.
+    """
+    families = frame["family"].unique(maintain_order=True).to_list()
+    if not families:
+        raise RefusalError("no-rows", "there are no runs to fit")
+    if num_starts is None:
+        num_starts = regression.STARTS if form.structure is None else STARTS
+    fits, refusals = [], []
+    for family in families:
+        rows = frame.filter(pl.col("family") == family)
+        try:
+            _refuse(family, rows, form, allow_mixed)
+        except RefusalError as refusal:
+            refusals.append(refusal)
+        else:
+            found = regression.fit_form(rows, form, objective, num_starts=num_starts, num_draws=num_draws, seed=seed)
+            told = [FitWarning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
+            told += quality.several_losses(family, found.used)
+            fits.append(replace(found, family=family, warnings=(*told, *_weaknesses(family, found))))
+    if refusals and (not fits or len(families) == 1):
+        raise refusals[0]
+    if refusals:
+        names = "; ".join(str(refusal) for refusal in refusals)
+        warning = FitWarning("family-not-fitted", names)
+        fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
+    if len(fits) > 1 and (differ := quality.not_comparable(frame)):
+        warning = FitWarning("families-not-comparable", f"the families' losses do not compare: {differ}")
+        fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
+    return fits
+
+
+def _refuse(family: str, all_rows: pl.DataFrame, form: Form, allow_mixed: bool) -> None:
+    rows, needed = usable(all_rows), len(form.coordinates)
+    count, why = rows.height, quality.count_reasons(all_rows)
+    if count <= needed:
+        raise RefusalError(
+            "too-few-points",
+            f"{family}: {count} usable runs cannot determine {needed} parameters; at least {needed + 1}"
+            + (f" ({why})" if why else ""),
+        )
+    for name, what in (("parameters", "model size"), ("tokens", "token budget"), ("flops", "compute")):
+        if name in form.inputs and rows[name].n_unique() < 2:
+            raise RefusalError(
+                "one-value",
+                f"{family}: all runs have the same {what}; the law needs at least two, better four"
+                + (f" ({why})" if why else ""),
+            )
+    if rows["loss"].n_unique() == 1:
+        raise RefusalError(
+            "constant-loss", f"{family}: every run has the same loss {rows['loss'][0]}" + (f" ({why})" if why else "")
+        )
+    if not allow_mixed:
+        quality.refuse_mixed(family, rows)
+
+
+def _weaknesses(family: str, fitted: Fit) -> list[FitWarning]:
+    """What the draws say that these rows do not determine."""
+    found = []
+    form, draws = fitted.form, fitted.draws
+    for name in ("alpha", "beta", "eta", "gamma"):
+        if name not in form.coordinates:
+            continue
+        low, high = percentile(draws[:, form.coordinates.index(name)])
+        if high > 2 * low:
+            found.append(
+                FitWarning(
+                    "weakly-identified", f"{family}: {name} is only known to lie between {low:.3g} and {high:.3g}"
+                )
+            )
+    floor = form.parameters(draws).get("E")
+    if floor is not None and percentile(floor)[0] < 0.1 * float(np.min(fitted.used["loss"].to_numpy())):
+        found.append(
+            FitWarning("irreducible-loss-open", f"{family}: the data do not tell the irreducible loss from zero")
+        )
+    return found

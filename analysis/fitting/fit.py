@@ -1,0 +1,268 @@
+"""A fitted law as a value: any form, with its certificate, bootstrap draws, and the rows used and left out.
+
+A fit is saved as a folder (`fit.json`, `draws.npy`, `rows.parquet`) from which all else is drawn.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike
+
+from analysis.findings import FitWarning, RefusalError
+from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
+from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
+from analysis.laws.objectives import Objective
+from analysis.laws.token_cost import TokenCost
+from xlstm.run.json_files import DamagedFileError, write_text
+
+LEVEL = 0.95
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""Quantiles between which an interval at LEVEL lies."""
+METHOD = 3
+"""Which way of fitting a saved fit comes from: raise it when the same rows would now give another answer."""
+
+
+def percentile(values: Array) -> tuple[float, float]:
+    """The interval that holds the middle 95 % of drawn values."""
+    low, high = np.quantile(values, TAILS)
+    return float(low), float(high)
+
+
+def log_inputs(frame: pl.DataFrame, form: Form) -> Array:
+    """Logarithms of the form's inputs at the rows of a frame: (inputs, rows)."""
+    return np.stack([np.log(frame[name].cast(pl.Float64).to_numpy()) for name in form.inputs])
+
+
+def usable(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows that are not excluded."""
+    return frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known about the optimum that was found."""
+
+    converged: bool
+    agreeing_starts: float
+    """Share of starts that ended at the same optimum."""
+    scaled_gradient: float
+    """Largest reduction of the objective, by its root, predicted for a first-order step of one curvature unit."""
+    bounds_hit: tuple[str, ...]
+    condition_number: float
+    """The weighted least-squares problem's at the optimum, columns scaled: how far the data tell parameters apart."""
+    converged_draws: float
+    """Share of bootstrap draws that converged; 1 where none were asked for."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law, with all that is needed to judge it and to draw it again."""
+
+    family: str
+    form: Form
+    law: Law
+    objective: Objective
+    objective_value: float
+    certificate: Certificate
+    draws: Array
+    """(draws, k): the form's coordinates for each bootstrap resample."""
+    resampling: str
+    rows: pl.DataFrame
+    """Used and excluded rows; `excluded`, where there is such a column, is null for the used ones."""
+    warnings: tuple[FitWarning, ...]
+
+    @property
+    def theta(self) -> Array:
+        """The form's coordinates (k,)."""
+        return self.form.theta(self.law.values)
+
+    @property
+    def drawn_laws(self) -> list[Law]:
+        """The law of each bootstrap draw."""
+        return [law_of(self.form, draw) for draw in self.draws]
+
+    @property
+    def used(self) -> pl.DataFrame:
+        """The rows that were fitted."""
+        return usable(self.rows)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The law's parameters by name, the irreducible loss first; a coefficient on its lower bound is 0."""
+        return {name: float(value) for name, value in self._zeroed(self.law.values).items()}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Interval of each parameter over the draws, at level 0.95."""
+        return {name: percentile(drawn) for name, drawn in self._zeroed(self.form.parameters(self.draws)).items()}
+
+    def interval(self, quantity: Callable[[dict[str, Array]], Array]) -> tuple[float, float]:
+        """Interval over the draws, at level 0.95, of what `quantity` makes of the parameters by name, (draws,) each."""
+        return percentile(quantity(self.form.parameters(self.draws)))
+
+    def compute_optimal_interval(self) -> tuple[float, float]:
+        """Interval of the exponent a in N* ~ C^a. RefusalError for a form that does not say how to split compute."""
+        return percentile(np.array([law.parameters_exponent for law in self.drawn_laws]))
+
+    @property
+    def can_split(self) -> bool:
+        """Whether the form says how compute is best split between N and D."""
+        return self.form.split is not None
+
+    def predict(
+        self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Loss at (N, D), and the bounds of its interval over the draws.
+
+        A form of compute is given what the fit's own runs would have cost. One of unique tokens takes all tokens to be
+        different where `unique_tokens` is left out.
+        """
+        if isinstance(self.law, AdditiveLaw):
+            shape = np.broadcast_shapes(np.shape(parameters), np.shape(tokens))
+            columns = [column.reshape(-1, *[1] * len(shape)) for column in self.draws.T]
+            by_size, by_data, floor = log_terms(columns, np.log(parameters), np.log(tokens))
+            low, high = np.quantile(np.exp(floor) + np.exp(by_size) + np.exp(by_data), TAILS, axis=0)
+            return self.law.predict(parameters, tokens), low, high
+        return self._predict(self.log_inputs(parameters, tokens, unique_tokens))
+
+    def log_inputs(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None = None) -> Array:
+        """`Form.log_inputs`, compute being what the fit's own runs would have cost."""
+        flops = self.flops_per_token(parameters) * np.asarray(tokens, float) if "flops" in self.form.inputs else None
+        return self.form.log_inputs(parameters, tokens, flops, unique_tokens)
+
+    def predict_flops(self, flops: Array) -> tuple[Array, Array, Array]:
+        """Loss at each compute, and the bounds of its interval over the draws, by a form of compute alone."""
+        return self._predict(np.log(flops)[None])
+
+    def predict_rows(self, frame: pl.DataFrame) -> Array:
+        """Loss at the rows of a frame that has the form's inputs."""
+        return np.asarray(self.form.loss(self.theta[None], log_inputs(frame, self.form))[0])
+
+    def drawn_rows(self, frame: pl.DataFrame) -> Array:
+        """Loss at the rows of a frame that has the form's inputs, by each draw: (draws, rows)."""
+        return self.form.loss(self.draws, log_inputs(frame, self.form))
+
+    @property
+    def residuals(self) -> Array:
+        """Logarithm of measured over predicted loss at the rows that were fitted."""
+        used = self.used
+        if isinstance(self.law, AdditiveLaw):
+            predicted = self.law.predict(used["parameters"].to_numpy(), used["tokens"].to_numpy())
+        else:
+            predicted = self.predict_rows(used)
+        return np.asarray(np.log(used["loss"].to_numpy() / predicted))
+
+    @cached_property
+    def token_cost(self) -> TokenCost:
+        """What a token costs at N parameters, as the fit's own runs counted it, smoothly in N.
+
+        Runs hold exact FLOPs where they were planned here, so that attention, heads and cells are counted, not only 6N.
+        """
+        return TokenCost.of(*(self.used[name].to_numpy() for name in ("parameters", "tokens", "flops")))
+
+    def flops_per_token(self, parameters: ArrayLike) -> Array:
+        """FLOPs per token of models of N parameters: `token_cost`."""
+        return self.token_cost.per_token(parameters)
+
+    @property
+    def information(self) -> float:
+        """Akaike's criterion with small-sample correction (Hurvich & Tsai 1989), lower is better.
+
+        The likelihood is the objective's own, exp(-rho(r)/s), with the scale s fitted: for Huber far beyond delta a
+        Laplace density, for least squares a normal one. Comparable between forms under one objective only.
+        """
+        k, n = len(self.form.coordinates) + 1, self.used.height
+        if n <= k + 1:
+            return float("inf")
+        # Profiling s out of n log Z(s) + sum rho / s; Z(s) ~ s for linear tails and s^(1/2) for squares.
+        fitted = 2 * n * self.objective.power * np.log(max(self.objective_value, 1e-300) / n)
+        return float(fitted + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in the shape of `scaling fit --json`."""
+        excluded = self.rows.with_row_index("row").filter(pl.col("excluded").is_not_null())
+        split = None
+        if self.can_split:
+            interval = list(self.compute_optimal_interval())
+            split = {"parameters_exponent": self.law.parameters_exponent, "interval": interval}
+        return {
+            "family": self.family,
+            "method": METHOD,
+            "law": self.form.formula,
+            "conventions": {"N": "total parameters", "D": "training tokens", "C": "exact FLOPs, else 6ND"},
+            "objective": self.objective.name,
+            "objective_value": self.objective_value,
+            "parameters": self.parameters,
+            "intervals": {name: list(bounds) for name, bounds in self.intervals().items()},
+            "interval_level": LEVEL,
+            "resampling": self.resampling,
+            "compute_optimal": split,
+            "certificate": {
+                "converged": self.certificate.converged,
+                "agreeing_starts": self.certificate.agreeing_starts,
+                "scaled_gradient": self.certificate.scaled_gradient,
+                "bounds_hit": list(self.certificate.bounds_hit),
+                "condition_number": self.certificate.condition_number,
+                "converged_draws": self.certificate.converged_draws,
+            },
+            "rows": {
+                "used": self.used.height,
+                "excluded": [
+                    {"row": row["run_id"] or row["row"], "reason": row["excluded"]}
+                    for row in excluded.iter_rows(named=True)
+                ],
+            },
+            "warnings": [{"code": warning.code, "message": warning.message} for warning in self.warnings],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write fit.json, draws.npy and rows.parquet. DamagedFileError where folders lie in their place."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("draws.npy", "rows.parquet"):
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                raise DamagedFileError(folder / name, "is a folder, where a file belongs", "remove it")
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / "fit.json", json.dumps(self.to_json(), indent=2) + "\n")
+        np.save(folder / "draws.npy", self.draws, allow_pickle=False)
+        self.rows.write_parquet(folder / "rows.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Fit":
+        """Read what `save` wrote. RefusalError for a form that is no longer known."""
+        stored = json.loads((folder / "fit.json").read_text())
+        certificate = stored["certificate"] | {"bounds_hit": tuple(stored["certificate"]["bounds_hit"])}
+        form = next((form for form in FORMS.values() if form.formula == stored["law"]), None)
+        if form is None:
+            raise RefusalError("no-such-form", f"{folder}: fitted to {stored['law']}, which is no form known here")
+        parameters = stored["parameters"]
+        return cls(
+            family=stored["family"],
+            form=form,
+            law=AdditiveLaw(**parameters) if form is ADDITIVE else FormLaw(form, parameters),
+            objective=Objective.of(stored["objective"]),
+            objective_value=stored["objective_value"],
+            certificate=Certificate(**certificate),
+            draws=np.load(folder / "draws.npy", allow_pickle=False),
+            resampling=stored["resampling"],
+            rows=pl.read_parquet(folder / "rows.parquet"),
+            warnings=tuple(FitWarning(**warning) for warning in stored["warnings"]),
+        )
+
+    def _predict(self, at: Array) -> tuple[Array, Array, Array]:
+        """Loss at log inputs (inputs, *shape), and the bounds of its interval over the draws, (*shape) each."""
+        low, high = np.quantile(self.form.loss(self.draws, at), TAILS, axis=0)
+        return self.form.loss(self.theta[None], at)[0], low, high
+
+    def _zeroed(self, values: Any) -> dict[str, Array]:
+        """Values by parameter name, E first; coefficients on their lower bound, which stands for zero, are 0."""
+        bounded = [name.removeprefix("log ") for name in self.form.coordinates if name.startswith("log ")]
+        zeroed = {
+            name: np.where(np.asarray(value) <= SMALLEST * (1 + 1e-6), 0.0, value) if name in bounded else value
+            for name, value in values.items()
+        }
+        return {name: zeroed[name] for name in sorted(zeroed, key=lambda name: name != "E")}

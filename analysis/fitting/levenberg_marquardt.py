@@ -1,0 +1,126 @@
+"""Fits of forms that `analysis.fitting.newton` does not fit: Levenberg-Marquardt, derivatives by complex step."""
+
+import numpy as np
+from scipy import optimize
+
+from analysis.laws.additive import Array
+from analysis.laws.forms import Form
+from analysis.laws.objectives import Objective
+
+ITERATIONS = 200
+
+
+def starts(form: Form, log_inputs: Array, log_loss: Array, count: int, seed: int) -> Array:
+    """Exponents spread log-uniformly over 0.05-1, coefficients sized so that each term matters at the data's centre."""
+    random = np.random.default_rng(seed)
+    exponents = np.exp(random.uniform(np.log(0.05), np.log(1.0), (count, len(form.coordinates))))
+    shares = np.log(random.dirichlet([1.0, 1.0, 1.0], count)) + log_loss.mean()
+    position = {name: index for index, name in enumerate(form.coordinates)}
+    center = log_inputs.mean(axis=1)
+    sized = {
+        "log A": shares[:, 0] + exponents[:, position["alpha"]] * center[0],
+        "log E": shares[:, 2],
+        "log R": random.uniform(0.0, 4.0, count),
+        "log C1": random.uniform(log_inputs[0].min(), log_inputs[0].max(), count),
+        "kappa": random.uniform(-0.5, 0.5, count),
+    }
+    if "beta" in position:
+        sized["log B"] = shares[:, 1] + exponents[:, position["beta"]] * center[1]
+    theta = exponents
+    for name, values in sized.items():
+        if name in position:
+            theta[:, position[name]] = values
+    return np.clip(theta, form.lower, form.upper)
+
+
+def residuals(
+    theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array
+) -> tuple[Array, Array]:
+    """Residuals (problems, points), and the factor that turns derivatives of log loss into theirs."""
+    predicted = form.log_loss(theta, log_inputs)
+    if objective.logarithmic:
+        return predicted - measured, np.ones_like(predicted)
+    raised = np.exp(np.minimum(predicted, 300.0))
+    return raised - measured, raised
+
+
+def totals(theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array) -> Array:
+    """The objective at each row of `theta`."""
+    residual, _ = residuals(theta, form, objective, log_inputs, measured)
+    return np.asarray((weights * objective.values(residual)).sum(axis=1))
+
+
+def descend(
+    theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array
+) -> Array:
+    """Minimise every row of `theta` by itself; `measured` and `weights` (points,) or (problems, points)."""
+    theta = theta.copy()
+    shape = (len(theta), log_inputs.shape[1])
+    measured, weights = np.broadcast_to(measured, shape), np.broadcast_to(weights, shape)
+    diagonal = range(theta.shape[1])
+    value = totals(theta, form, objective, log_inputs, measured, weights)
+    damping, stalled = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
+    active = np.flatnonzero(np.isfinite(value))
+    for _ in range(ITERATIONS):
+        if not active.size:
+            break
+        current = theta[active]
+        residual, factor = residuals(current, form, objective, log_inputs, measured[active])
+        slope = form.jacobian(current, log_inputs) * factor[:, None]
+        weighted = slope * (weights[active] * objective.weights(residual))[:, None]
+        gradient = (weighted @ residual[:, :, None])[:, :, 0]
+        hessian = weighted @ slope.transpose(0, 2, 1)
+        trace = np.trace(hessian, axis1=1, axis2=2)[:, None]
+        scale = np.maximum(hessian[:, diagonal, diagonal], 1e-12 * trace) + 1e-300
+        hessian[:, diagonal, diagonal] += damping[active, None] * scale + 1e-14 * trace + 1e-300
+        proposed = np.clip(current - np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], form.lower, form.upper)
+        after = totals(proposed, form, objective, log_inputs, measured[active], weights[active])
+        better = after < value[active]
+        gained = better & (value[active] - after > 1e-9 * value[active])
+        stalled[active] = np.where(gained, 0, stalled[active] + 1)
+        theta[active[better]], value[active[better]] = proposed[better], after[better]
+        damping[active] = np.where(better, damping[active] / 5, damping[active] * 4).clip(1e-15, 1e12)
+        active = active[stalled[active] < 10]
+    return theta
+
+
+def scaled_gradient(
+    theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array
+) -> Array:
+    """The scaled gradient of `newton.Minima`, for each coordinate: (problems, k)."""
+    residual, factor = residuals(theta, form, objective, log_inputs, measured)
+    slope = form.jacobian(theta, log_inputs) * factor[:, None]
+    weighted = weights * objective.weights(residual)
+    gradient = (slope @ (weighted * residual)[:, :, None])[:, :, 0]
+    curvature = (slope**2 @ weighted[:, :, None])[:, :, 0]
+    total = (weights * objective.values(residual)).sum(axis=1)
+    noise = len(log_inputs[0]) * 1e-30 * max(1.0, float(np.max(measured)) ** 2)
+    return np.asarray(np.abs(gradient) / np.sqrt(np.maximum(curvature, 1e-300) * np.maximum(total, noise)[:, None]))
+
+
+def polish(theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array) -> Array:
+    """Continue one solution with BFGS, coordinates scaled by curvature, objective of order one; never worse."""
+    start = float(totals(theta[None], form, objective, log_inputs, measured, weights)[0])
+    if start < 1e-28:
+        return theta
+
+    def evaluate(x: Array) -> tuple[float, Array, Array]:
+        residual, factor = residuals(x[None], form, objective, log_inputs, measured)
+        slope = (form.jacobian(x[None], log_inputs) * factor[:, None])[0]
+        weighted = weights * objective.weights(residual)[0]
+        total = float((weights * objective.values(residual)[0]).sum())
+        return total / start, slope @ (weighted * residual[0]) / start, (slope * weighted) @ slope.T / start
+
+    values, vectors = np.linalg.eigh(evaluate(theta)[2])
+    change = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
+    lower, upper = np.array(form.lower), np.array(form.upper)
+
+    def value_and_slope(z: Array) -> tuple[float, Array]:
+        x = theta + change @ z
+        if ((x < lower) | (x > upper)).any():
+            return 1e6 * (1 + float(z @ z)), 2e6 * z
+        total, gradient, _ = evaluate(x)
+        return total, change.T @ gradient
+
+    found = optimize.minimize(value_and_slope, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-12})
+    return np.asarray(theta + change @ found.x) if found.fun < 1 else theta

@@ -1,0 +1,1 @@
+"""What a law may be: forms with their parameters, and what a fit minimises."""

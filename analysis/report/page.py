@@ -1,0 +1,224 @@
+"""One self-contained HTML page: the laws, how far to trust them, the figures and the runs. Works offline.
+
+Everything is drawn from saved fits. The chart answers to touch and mouse (`assets/chart.js`); on paper and without
+scripts the figures of `analysis.report.figures` stand for themselves.
+"""
+
+import html
+import io
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from analysis.findings import RefusalError
+from analysis.fitting.fit import LEVEL, Fit
+from analysis.laws.additive import Array
+from analysis.laws.forms import ADDITIVE, law_of
+from analysis.report import plots
+from analysis.report.figures import FIGURES, Evidence
+from xlstm.quantities import compact
+
+DRAWS_ON_PAGE = 300
+"""Bootstrap draws that the page's calculator takes its intervals from."""
+SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}
+"""`stroke-dasharray` of each of the figures' line styles."""
+LINES = 6
+"""Sizes or budgets of a family that the chart draws a line for."""
+
+EXPONENT = "a in N* ~ Cᵃ"
+LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "kappa": "κ", "epsilon": "ε"}
+"""How the table of laws writes parameters."""
+
+CAPTIONS = {
+    "law": "Loss against training tokens, a line for each size with its band, and against compute.",
+    "sizes": "Loss against model size, a line for each token budget.",
+    "profiles": "Runs of one budget joined; stars are the minima, and the line through them is approach 2. "
+    "Faint budgets have no minimum inside their sizes.",
+    "frontier": "The best split of a budget by each law, up to ten times the largest one trained; dots are runs.",
+    "envelope": "Loss during training against compute so far; the lowest curve says which size is best.",
+    "residuals": "What the laws leave unexplained. Points far off the straight line are outliers or a wrong form.",
+    "exponents": "Bootstrap draws of both exponents, and the region that holds 95 % of them.",
+    "multipliers": "How many times the compute of another family the first one needs for the same loss.",
+}
+
+
+def write(path: Path, title: str, evidence: Evidence) -> Path:
+    """Write the page; returns its path."""
+    fits = evidence.fits
+    page = resources.files("analysis.report") / "assets"
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(title)}</title><style>{(page / 'style.css').read_text()}</style>",
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p class=soft>L(N, D) = {_formula(fits[0])}, {html.escape(fits[0].objective.name)}. "
+        f"N: total parameters; D: training tokens; C: exact FLOPs, else 6ND. Intervals at {LEVEL:.0%}.</p>",
+        "<div class=bar><label>loss against <select id=axis><option value=flops>compute</option>"
+        "<option value=tokens>tokens</option><option value=parameters>parameters</option></select></label>"
+        "<span id=families class=bar></span></div>",
+        "<div id=chart><div id=tip hidden></div></div>",
+        "<div class=bar><label>N <input id=size inputmode=text value="
+        f"{compact(round(_largest(fits, 'parameters')))}></label><label>D <input id=tokens inputmode=text value="
+        f"{compact(round(_largest(fits, 'tokens')))}></label><output id=answers for='size tokens'></output></div>",
+        "<h2>Laws</h2><div class=wide>" + _laws(fits) + "</div>",
+    ]
+    warnings = [warning for fitted in fits for warning in fitted.warnings]
+    if warnings:
+        items = "".join(f"<li>{html.escape(warning.message)}</li>" for warning in warnings)
+        parts.append(f"<ul class=warnings>{items}</ul>")
+    parts.append("<h2>How sure the optimum is</h2><div class=wide>" + _certificates(fits) + "</div>")
+    parts.append("<h2>Figures</h2>" + "".join(_figure(name, evidence) for name in FIGURES))
+    if evidence.references:
+        items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
+        parts.append(f"<h2>Published numbers</h2><ul>{items}</ul>")
+    parts.append("<h2>Runs</h2><div class=wide>" + _runs(fits) + "</div>")
+    # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
+    data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
+    parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text()}</script></html>")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts))
+    return path
+
+
+def _formula(fitted: Fit) -> str:
+    if fitted.form is ADDITIVE:
+        return "E + A / N<sup>α</sup> + B / D<sup>β</sup>"
+    return html.escape(fitted.form.formula)
+
+
+def _data(fits: Sequence[Fit]) -> dict[str, Any]:
+    """What the chart draws: per family its runs, lines with bands along each axis, and draws for the calculator."""
+    return {"families": [_family(fitted, index) for index, fitted in enumerate(fits)]}
+
+
+def _family(fitted: Fit, index: int) -> dict[str, Any]:
+    used = fitted.used
+    n, d, c = (used[name].to_numpy() for name in ("parameters", "tokens", "flops"))
+    residual = 100 * fitted.residuals
+    points = [
+        {"run": row["run_id"] or "", **{name: row[name] for name in ("parameters", "tokens", "flops", "loss")}}
+        | {"residual": float(percent)}
+        for row, percent in zip(used.iter_rows(named=True), residual, strict=True)
+    ]
+    lines: dict[str, list[dict[str, Any]]] = {"tokens": [], "parameters": [], "flops": []}
+    for size in plots.spread(sorted(set(n.tolist())), LINES):
+        x = np.geomspace(d.min() / 1.3, d.max() * 1.3, 40)
+        lines["tokens"].append(_line(fitted, x, np.full(40, size), x, f"N = {compact(round(size))}"))
+    for budget in plots.spread(sorted(set(d.tolist())), LINES):
+        x = np.geomspace(n.min() / 1.3, n.max() * 1.3, 40)
+        lines["parameters"].append(_line(fitted, x, x, np.full(40, budget), f"D = {compact(round(budget))}"))
+    x = np.geomspace(c.min() / 1.3, c.max() * 1.3, 40)
+    draws, law = [], None
+    if fitted.can_split:
+        best_n, best_d = fitted.law.compute_optimal(x)
+        near = plots.is_near(best_n, used["parameters"]) & plots.is_near(best_d, used["tokens"])
+        if near.any():
+            lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
+        some = fitted.draws[:DRAWS_ON_PAGE]
+        drawn = some if fitted.form is ADDITIVE else [law_of(fitted.form, draw).to_vector() for draw in some]
+        draws, law = np.round(drawn, 7).tolist(), fitted.law.to_vector().tolist()
+    look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
+    return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law}
+
+
+def _line(fitted: Fit, x: Array, n: Array, d: Array, label: str) -> dict[str, Any]:
+    center, low, high = (np.round(values, 5).tolist() for values in fitted.predict(n, d))
+    return {"label": label, "x": [float(f"{value:.5g}") for value in x], "y": center, "low": low, "high": high}
+
+
+def _largest(fits: Sequence[Fit], column: str) -> float:
+    return max(float(np.max(fitted.used[column].to_numpy())) for fitted in fits)
+
+
+def _figure(name: str, evidence: Evidence) -> str:
+    """A figure that takes its ink from the page, light or dark, or why there is none."""
+    caption = html.escape(CAPTIONS[name])
+    try:
+        drawn = _svg(name, evidence)
+    except RefusalError as refusal:
+        return f"<figcaption>{caption} Not drawn: {html.escape(str(refusal))}.</figcaption>"
+    return f"<figure><div class=wide>{drawn}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def _svg(name: str, evidence: Evidence) -> str:
+    with plots.style(transparent=True), plt.rc_context({"svg.hashsalt": name}):
+        figure = FIGURES[name](evidence)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return "<svg" + buffer.getvalue().partition("<svg")[2].replace(plots.INK, "currentColor")
+
+
+def _laws(fits: Sequence[Fit]) -> str:
+    """A row per parameter and a column per family, so that it can be read on a phone."""
+    columns = []
+    for fitted in fits:
+        intervals, values = fitted.intervals(), fitted.parameters
+        if fitted.can_split:
+            intervals[EXPONENT], values[EXPONENT] = fitted.compute_optimal_interval(), fitted.law.parameters_exponent
+        columns.append([f"{values[name]:.4g} [{low:.3g}, {high:.3g}]" for name, (low, high) in intervals.items()])
+    names = [*fits[0].parameters, *([EXPONENT] if fits[0].can_split else [])]
+    rows = [[LETTERS.get(name, name), *cells] for name, *cells in zip(names, *columns, strict=True)]
+    return _table(["", *(fitted.family for fitted in fits)], rows)
+
+
+def _certificates(fits: Sequence[Fit]) -> str:
+    rows = [
+        [
+            fitted.family,
+            "yes" if fitted.certificate.converged else "no",
+            f"{fitted.certificate.agreeing_starts:.0%}",
+            f"{fitted.certificate.scaled_gradient:.1e}",
+            ", ".join(fitted.certificate.bounds_hit) or "none",
+            f"{fitted.certificate.condition_number:.1e}",
+            fitted.resampling,
+        ]
+        for fitted in fits
+    ]
+    head = [
+        "family",
+        "converged",
+        "starts that agree",
+        "scaled gradient",
+        "bounds hit",
+        "condition number",
+        "intervals by",
+    ]
+    return _table(head, rows)
+
+
+def _runs(fits: Sequence[Fit]) -> str:
+    rows = []
+    for fitted in fits:
+        for row in fitted.rows.sort("parameters", "tokens").iter_rows(named=True):
+            loss, bits = row["loss"], row["bits_per_byte"]
+            rows.append(
+                [
+                    row["run_id"],
+                    (compact(round(row["parameters"])), row["parameters"]) if row["parameters"] else "",
+                    (compact(round(row["tokens"])), row["tokens"]) if row["tokens"] else "",
+                    (f"{row['flops']:.3g}", row["flops"]) if row["flops"] else "",
+                    f"{loss:.4f}" if loss else "",
+                    f"{bits:.4f}" if bits else "",
+                    row["excluded"] or "",
+                ]
+            )
+    return _table(["run", "N", "D", "C", "loss", "bits per byte", "left out because"], rows, kind=" class=sortable")
+
+
+def _table(head: list[str], rows: Sequence[Sequence[str | tuple[str, float]]], kind: str = "") -> str:
+    """A cell is its text, or a text with the number by which it sorts."""
+    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return f"<table{kind}><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(cell: str | tuple[str, float]) -> str:
+    if isinstance(cell, tuple):
+        return f"<td data-value={cell[1]!r}>{html.escape(cell[0])}</td>"
+    return f"<td>{html.escape(cell)}</td>"

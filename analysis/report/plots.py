@@ -1,0 +1,223 @@
+"""Figures of a fit: loss against tokens and against compute, with the law, its interval and the measured runs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
+
+from analysis.data.references import PublishedLaw, Table
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import Array
+from xlstm.quantities import compact
+
+FORMATS = ("png", "pdf", "svg")
+FAMILY_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+"""Okabe & Ito's palette, distinguishable with any colour vision."""
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("s", "^", "D", "v")
+"""What tells families apart once the colours repeat."""
+INK = "#222222"
+SIZE_MAP = matplotlib.colormaps["viridis"]
+
+
+@contextmanager
+def style(*, transparent: bool = False) -> Iterator[None]:
+    """Settings of every figure; `transparent` for one that lies on a page's own ground."""
+    settings = {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "savefig.bbox": "tight",
+        "savefig.dpi": 160,
+        "axes.facecolor": "none",
+        "text.parse_math": False,  # a name with dollars is a name
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+        "figure.facecolor": "none" if transparent else "white",
+    }
+    with plt.rc_context(settings):
+        yield
+
+
+def color_of(index: int) -> str:
+    """Colour of the family at `index`, 0 first; once they begin again, dash and marker differ."""
+    return FAMILY_COLORS[index % len(FAMILY_COLORS)]
+
+
+def dash_of(index: int) -> str:
+    """Line style of the family at `index`: solid while each colour is used for the first time."""
+    return DASHES[index // len(FAMILY_COLORS) % len(DASHES)]
+
+
+def marker_of(index: int, first: str = "o") -> str:
+    """Marker of the family at `index`: `first` while each colour is used for the first time."""
+    turn = index // len(FAMILY_COLORS)
+    return MARKERS[(turn - 1) % len(MARKERS)] if turn else first
+
+
+def shade(index: int, count: int) -> tuple[float, float, float, float]:
+    """Colour of one of `count` ordered things; neither end is too pale or too dark for either ground."""
+    color: tuple[float, float, float, float] = SIZE_MAP(0.85 - 0.58 * index / max(count - 1, 1))
+    return color
+
+
+def spread(values: Sequence[float], most: int) -> list[float]:
+    """At most `most` of the sorted values, evenly spread, both ends among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(index)] for index in np.linspace(0, len(values) - 1, most)]
+
+
+def quantity_axis(axis: Axes, which: str = "x") -> None:
+    """Ticks of a logarithmic axis as 125M and 15B; of an axis over less than a decade, between decades too."""
+    chosen = axis.xaxis if which == "x" else axis.yaxis
+    low, high = sorted(axis.get_xlim() if which == "x" else axis.get_ylim())
+    decades = np.log10(high / low)
+    chosen.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=12))
+    chosen.set_minor_locator(NullLocator())
+    chosen.set_major_formatter(lambda value, _: compact(round(value)))
+
+
+def same_limits(axes: Sequence[Axes], losses: Array) -> None:
+    """One range of losses for panels that are compared."""
+    low, high = losses.min(), losses.max()
+    for axis in axes:
+        axis.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
+
+
+_PANELS_ACROSS = 4
+"""Beyond which the panels of a figure go on below."""
+
+
+def law_figure(
+    fits: Sequence[Fit], *, unit: str = "nats per token", references: Sequence[Table | PublishedLaw] = ()
+) -> Figure:
+    """One panel per family (loss against tokens, a line per size) and one of loss against compute for all of them."""
+    across = min(len(fits) + 1, _PANELS_ACROSS)
+    down = -(-(len(fits) + 1) // across)
+    figure: Figure = plt.figure(figsize=(3.6 * across, 3.4 * down), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(down, across, squeeze=False).flatten())
+    axes = panels[: len(fits) + 1]
+    for unneeded in panels[len(fits) + 1 :]:
+        unneeded.remove()
+    for axis, fitted in zip(axes, fits, strict=False):
+        _loss_against_tokens(axis, fitted)
+    losses = np.concatenate([fitted.used["loss"].to_numpy() for fitted in fits])
+    same_limits(axes, losses)
+    _loss_against_compute(axes[-1], fits)
+    for index, reference in enumerate(references):
+        _draw_reference(axes[-1], reference, fits, "sD^v"[index % 4])
+    bottom, top = axes[-1].get_ylim()
+    axes[-1].set_ylim(bottom, top + 0.09 * (len(fits) + len(references)) * (top - bottom))  # room for the legend
+    axes[-1].legend(fontsize=8, loc="upper right")
+    for axis in axes[::across]:
+        axis.set_ylabel(f"validation loss ({unit})")
+    return figure
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a figure in several formats; returns the paths. ValueError names the formats there are."""
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(f".{name}") for name in formats]
+    for path in paths:
+        figure.savefig(path)
+    plt.close(figure)
+    return paths
+
+
+def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
+    used = fitted.used
+    every = sorted(used["parameters"].unique().to_list())
+    sizes = spread(every, 6)
+    tokens = np.geomspace(used["tokens"].min() / 1.3, used["tokens"].max() * 1.3, 60)
+    for size in sizes:
+        color = shade(every.index(size), len(every))
+        center, low, high = fitted.predict(size, tokens)
+        axis.fill_between(tokens, low, high, color=color, alpha=0.18, linewidth=0)
+        axis.plot(tokens, center, color=color, linewidth=1.4)
+        axis.plot([], [], "o-", color=color, markersize=4.5, label=f"N = {compact(round(size))}")
+    measured(axis, used, "tokens", "parameters")
+    axis.set_xscale("log")
+    budgets = sorted(used["tokens"].unique().to_list())
+    quantity_axis(axis)
+    if len(budgets) <= 5:
+        axis.set_xticks(budgets)
+    axis.set_xlabel("training tokens D")
+    axis.set_title(fitted.family)
+    axis.legend(fontsize=8, handletextpad=0.2)
+
+
+def measured(axis: Axes, used: pl.DataFrame, along: str, shaded_by: str) -> None:
+    """Every run as a point, in the colour of its size or budget."""
+    every = sorted(used[shaded_by].unique().to_list())
+    colors = [shade(every.index(value), len(every)) for value in used[shaded_by]]
+    axis.scatter(used[along], used["loss"], c=colors, s=18 if used.height < 60 else 7, zorder=3, linewidths=0)
+
+
+def is_near(values: Array, measured: pl.Series) -> NDArray[np.bool_]:
+    """Which values lie within a factor of three of the measured range."""
+    low, high = float(np.min(measured.to_numpy())), float(np.max(measured.to_numpy()))
+    near: NDArray[np.bool_] = (values >= low / 3) & (values <= high * 3)
+    return near
+
+
+def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
+    for index, fitted in enumerate(fits):
+        color, used = color_of(index), fitted.used
+        flops = np.geomspace(used["flops"].min() / 1.5, used["flops"].max() * 1.5, 60)
+        label = f"{fitted.family}: not determined"
+        center = low = high = flops[:0]
+        if fitted.form.inputs == ("flops",):
+            center, low, high = fitted.predict_flops(flops)
+            label = fitted.family
+        elif fitted.can_split:
+            n, d = fitted.law.compute_optimal(flops)
+            # A frontier through models and budgets unlike any that was trained would be an invention.
+            near = is_near(n, used["parameters"]) & is_near(d, used["tokens"])
+            flops = flops[near]
+            center, low, high = fitted.predict(n[near], d[near])
+            if near.any():
+                low_a, high_a = fitted.compute_optimal_interval()
+                label = f"{fitted.family}: N* ~ C^{fitted.law.parameters_exponent:.2f} [{low_a:.2f}, {high_a:.2f}]"
+        flops = flops[: len(center)]
+        axis.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
+        axis.plot(flops, center, dash_of(index), color=color, linewidth=1.6, label=label)
+        axis.plot(used["flops"], used["loss"], marker_of(index), color=color, markersize=4.5, alpha=0.7)
+    axis.set_xscale("log")
+    axis.set_xlabel("training compute C (FLOPs)")
+    axis.set_title("compute-optimal frontier" if fits[0].can_split else "loss against compute")
+
+
+def _draw_reference(axis: Axes, reference: Table | PublishedLaw, fits: Sequence[Fit], marker: str) -> None:
+    """Published models as open marks in the colour of their family; a published law's frontier as a dashed line."""
+    if isinstance(reference, PublishedLaw):
+        flops = np.geomspace(*axis.get_xlim(), 60)
+        loss = reference.law.predict(*reference.law.compute_optimal(flops))
+        axis.plot(flops, loss, "--", color="0.5", linewidth=1.2, label=reference.name)
+    else:
+        table = reference.frame()
+        colors = {fitted.family: color_of(index) for index, fitted in enumerate(fits)}
+        for family, rows in table.group_by("family", maintain_order=True):
+            color = colors.get(str(family[0]), "0.5")
+            axis.plot(rows["flops"], rows["loss"], marker, color=color, markersize=4.5, fillstyle="none")
+        axis.plot([], [], marker, color="0.5", markersize=4.5, fillstyle="none", label=reference.name)
+        loss = table["loss"].to_numpy()
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, float(loss.min()) - 0.05), max(high, float(loss.max()) + 0.05))

@@ -1,0 +1,49 @@
+"""Whether this Python environment is ours alone: other projects have packages of the same names.
+
+Import names are the folders of this project, and `xlstm` and `kernels` are those of other distributions, too. Two of
+one name cannot stand in one environment: pip lets the later one overwrite the earlier without a word.
+"""
+
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+_OURS = Path(__file__).resolve().parents[2]
+_ROOMS = ("xlstm", "kernels", "sweeps", "slurm", "analysis")
+_OTHERS = ("xlstm", "kernels")
+"""Distributions whose packages are called as ours."""
+_REMEDY = "give this project an environment of its own"
+
+
+def stranger() -> str | None:
+    """What is wrong where Python finds another project's package in place of one of ours; else None."""
+    for name in _ROOMS:
+        found = util.find_spec(name)
+        origin = found.origin if found is not None else None
+        if origin is None or Path(origin).resolve().parents[1] != _OURS:
+            where = f"that of {origin}" if origin else "none of ours"
+            return f"the package `{name}` that Python finds is {where}, and not {_OURS / name}; {_REMEDY}"
+    return None
+
+
+def namesake() -> str | None:
+    """A word where another distribution of one of our names is installed, and hides ours or is hidden; else None."""
+    for name in _OTHERS:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return (
+            f"the distribution `{name}` {version} is installed here, and its package is called as one of this project: "
+            f"one overwrites or hides the other; {_REMEDY}"
+        )
+    return None
+
+
+def require_own_environment() -> None:
+    """End with exit code 2 and a line beside a stranger; warn of a namesake."""
+    if (wrong := stranger()) is not None:
+        print(wrong, file=sys.stderr)
+        sys.exit(2)
+    if (word := namesake()) is not None:
+        print(f"warning: {word}", file=sys.stderr)

@@ -1,0 +1,154 @@
+"""Machines as people have them: names nobody knows, IPv6 alone, folders not to be written, other packages beside."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli import environment
+from orchestrator.execution import provenance
+from xlstm.run import tracking
+from xlstm.run.directory import Workspace
+from xlstm.run.records import write_json
+from xlstm.run.secrets import masked
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def inside(namespace: str, commands: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run shell commands in a namespace of their own; skips where that is not allowed."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("namespaces need root and unshare")
+    if subprocess.run(["unshare", namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip(f"this machine does not allow unshare {namespace}")
+    return subprocess.run(
+        ["unshare", namespace, "bash", "-ec", commands],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=REPOSITORY,
+        env=os.environ | {"SCALING": f"{sys.executable} -m orchestrator.cli"} | variables,
+        check=False,
+    )
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_machine_whose_name_nobody_knows_trains(scaling: Any, write_sweep: Callable[..., str], ranks: int) -> None:
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"), ("set: {", f"set: {{devices: {ranks}, "))
+    said = inside("--uts", f"hostname gpu-17.cluster.invalid; timeout 150 $SCALING submit {path}")
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "completed" in said.stdout
+
+
+@pytest.mark.serial
+def test_a_machine_with_ipv6_alone_trains(scaling: Any, write_sweep: Callable[..., str]) -> None:
+    if shutil.which("ip") is None or not socket.has_ipv6:
+        pytest.skip("needs the command ip, and IPv6")
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"), ("set: {", "set: {devices: 2, "))
+    commands = "ip link set lo up; ip addr del 127.0.0.1/8 dev lo; ip -6 addr show dev lo | grep -q ::1 || exit 77;"
+    said = inside("--net", f"{commands} timeout 150 $SCALING submit {path}")
+    if said.returncode == 77:
+        pytest.skip("no IPv6 in a namespace of this machine")
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+@pytest.mark.serial
+def test_what_only_reads_answers_on_a_workspace_that_cannot_be_written(
+    scaling: Any, write_sweep: Callable[..., str]
+) -> None:
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))
+    assert scaling.run("submit", path).code == 0
+    verbs = ("status tiny", f"plan {path}", "logs llama", "diff llama llama", "status")
+    commands = "; ".join(f"$SCALING {verb} > /dev/null" for verb in verbs)
+    root = scaling.workspace
+    said = inside("--mount", f"mount --bind {root} {root}; mount -o remount,bind,ro {root}; {commands}")
+    assert (said.returncode, said.stderr) == (0, ""), said.stdout
+
+
+URI = "http://alice:s3cretpw@127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (URI, "http://alice:***@127.0.0.1:9"),
+        ("postgresql+psycopg2://bob:p@ss:w@db.example/x", "postgresql+psycopg2://bob:***@db.example/x"),
+        ("https://h/x?user=a&password=b%20c&n=1", "https://h/x?user=a&password=***&n=1"),
+        ("at http://a:b@c/d and 'http://e:f@g'", "at http://a:***@c/d and 'http://e:***@g'"),
+        ("sqlite:////home/alice/mlflow.db", "sqlite:////home/alice/mlflow.db"),
+        ("http://alice@host:5000/a:b@c", "http://alice@host:5000/a:b@c"),
+    ],
+)
+def test_passwords_of_addresses_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
+
+
+def test_what_the_environment_holds_as_a_secret_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "eyJhbGciOi")
+    monkeypatch.setenv("SCALING_TOKEN", "a-lease-of-a-run")
+    assert masked("token eyJhbGciOi of a-lease-of-a-run") == "token *** of a-lease-of-a-run"
+
+
+def test_provenance_holds_no_secret_and_is_for_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setattr(sys, "argv", ["scaling", f"--uri={URI}", "0123456789abcdef"])
+    collected = provenance.collect()
+    assert collected["command"] == ["scaling", "--uri=http://alice:***@127.0.0.1:9", "***"]
+    write_json(tmp_path / "a.json", collected, private=True)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_password_in_the_tracking_address_is_nowhere_but_in_the_environment(
+    scaling: Any, write_sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", URI)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    said = [scaling("sync"), scaling("ui"), scaling("fit", "mlflow:none")]
+    assert all(one.code == 2 for one in said)
+    text = "".join(one.out + one.err for one in said)
+    assert "alice:***@127.0.0.1:9" in text
+    assert "s3cretpw" not in text
+    assert "s3cretpw" not in str(tracking.open_store(URI))
+
+
+def test_the_server_is_told_its_store_where_nobody_reads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from orchestrator.display import ui
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://alice:s3cretpw@db/x")
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def refuse(command: list[str], env: dict[str, str]) -> None:
+        started.append((command, env))
+        raise OSError("not here")
+
+    monkeypatch.setattr(ui.subprocess, "Popen", refuse)
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    with pytest.raises(OSError, match="not here"):
+        ui.serve(Workspace(tmp_path), "127.0.0.1", 5000)
+    ((command, variables),) = started
+    assert "s3cretpw" not in " ".join(command)
+    assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql://alice:s3cretpw@db/x"
+
+
+def test_another_distribution_of_one_of_our_names_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.stranger() is None
+    (tmp_path / "xlstm-9.0.dist-info").mkdir()
+    (tmp_path / "xlstm-9.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: xlstm\nVersion: 9.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "the distribution `xlstm` 9.0 is installed here" in str(environment.namesake())
+
+
+def test_a_package_that_stands_in_front_of_ours_ends_the_first_verb(tmp_path: Path) -> None:
+    (tmp_path / "xlstm").mkdir()
+    (tmp_path / "xlstm" / "__init__.py").write_text("")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from orchestrator.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "status"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"the package `xlstm` that Python finds is that of {tmp_path}/xlstm/__init__.py")

@@ -1,0 +1,151 @@
+"""A sweep, its MLflow experiment and a table written of its rows are fitted on the same rows, to the last digit."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from mlflow.tracking import MlflowClient
+
+from analysis.data import runs, tracking_store
+from analysis.fitting import families
+from orchestrator import Plan, Sweep
+from orchestrator.execution import shipping
+from xlstm.run import tracking
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Metric, Validation
+
+RATES = ("tokens: [2560, 5120]", "tokens: [2560, 5120, 7680, 10240]\n  learning_rate: [1e-3, 1e-2, 1e-1]")
+SIZES = ("size: [small]", "size: [small, large]")
+BEST_OF = ("train: {batch_sequences: 8, learning_rate: 1e-2", "best_of: learning_rate\ntrain: {batch_sequences: 8")
+
+
+@pytest.fixture
+def complete(finish: Callable[..., None], write_sweep: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """Plans the tiny sweep with three rates under a name, and leaves every run complete and tracked."""
+    monkeypatch.setattr(families, "fit", partial(families.fit, num_draws=12, num_starts=64))
+
+    def submit(name: str, *, workspace: Path | None = None, rates: str = "[1e-3, 1e-2, 1e-1]") -> Plan:
+        if workspace is not None:
+            monkeypatch.setenv("SCALING_WORKSPACE", str(workspace))
+        file = write_sweep(RATES, SIZES, BEST_OF, ("name: tiny", f"name: {name}"), ("[1e-3, 1e-2, 1e-1]", rates))
+        plan = Sweep.load(file).plan()
+        plan.save()
+        for planned in plan.runs:
+            if planned.state == "COMPLETED":
+                continue
+            row, run = planned.document(), plan.workspace.run(planned.run_id)
+            off = abs(math.log10(row["learning_rate"] / 1e-2)) * (0.07 + row["tokens"] / 1e6)
+            loss = (1.5 + 30 / row["parameters"]["total"] ** 0.3 + 40 / row["tokens"] ** 0.3) * (1 + off)
+            measured = {"loss": loss, "perplexity": math.exp(loss), "tokens": 1}
+            evaluation = planned.spec.evaluation_fingerprint
+            about = {"tokens": row["tokens"], "schedule": planned.spec.physics.schedule.kind}
+            run.create(planned.spec)
+            validated = {"step": row["steps"], "time": time.time(), "attempt": 1, Metric.VALIDATION_LOSS: loss}
+            run.append_metrics(validated)
+            finish(plan.workspace, planned, validation=Validation(**measured, evaluation=evaluation), **about)
+        shipped, complaint = shipping.ship(plan.workspace, name, [run.run_id for run in plan.runs])
+        assert complaint is None
+        assert len(shipped) == len(plan.runs)
+        return plan
+
+    return submit
+
+
+def used(scaling: Any, source: str) -> Any:
+    """What a fit says, and of which rows."""
+    said = scaling("fit", source, "--json")
+    assert said.code == 0, said.err
+    return {key: value for key, value in said.json[0].items() if key != "rows"}, said.json[0]["rows"]
+
+
+@pytest.fixture(params=["SQL", "a server"])
+def read_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads the store by SQL, or through MLflow's client, as over a server."""
+    if request.param == "a server":
+        monkeypatch.setattr(tracking_store, "is_database", lambda uri: False)
+
+
+@pytest.mark.usefixtures("read_by")
+def test_a_sweep_its_experiment_and_its_table_are_fitted_on_the_same_rows(
+    scaling: Any, complete: Callable[..., Plan], tmp_path: Path
+) -> None:
+    complete("rates")
+    law, rows = used(scaling, "rates")
+    assert rows["used"] == 8
+    assert len(rows["excluded"]) == 16
+    assert used(scaling, "mlflow:rates") == (law, rows)
+    path = tmp_path / "rows.csv"
+    runs.read("rates", workspace=Workspace(scaling.workspace)).frame.write_csv(path)
+    assert used(scaling, str(path)) == (law, rows)
+    axis = scaling("fit", "rates", "--best-of", "rate")
+    assert axis.code == 2
+    assert "no axis 'rate' in the plan" in axis.err
+
+
+@pytest.mark.usefixtures("read_by")
+def test_runs_that_a_later_plan_drops_are_left_out_of_the_experiment_with_that_reason(
+    scaling: Any, complete: Callable[..., Plan]
+) -> None:
+    first = complete("rates")
+    planned = Sweep.load(str(scaling.workspace / "sweeps" / "rates" / "sweep.yaml"), ["grid.learning_rate=[1e-3,1e-1]"])
+    assert len(planned.plan().dropped) == 8
+    second = complete("rates", rates="[1e-3, 1e-1]")
+    gone = {run.run_id for run in first.runs} - {run.run_id for run in second.runs}
+    assert len(gone) == 8
+    law, rows = used(scaling, "rates")
+    same, tracked = used(scaling, "mlflow:rates")
+    assert same == law
+    assert tracked["used"] == rows["used"] == 8
+    said = {row["row"]: row["reason"] for row in tracked["excluded"] if row["row"] in gone}
+    assert said == dict.fromkeys(gone, "not of the sweep rates as it was last submitted")
+
+
+@pytest.mark.usefixtures("read_by")
+def test_another_workspace_on_the_same_server_shares_neither_rows_nor_the_parent_run(
+    scaling: Any, complete: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    complete("rates", workspace=tmp_path / "theirs", rates="[1e-2, 1e-1]")
+    ours = complete("rates", workspace=scaling.workspace)
+    law, rows = used(scaling, "rates")
+    same, tracked = used(scaling, "mlflow:rates")
+    assert same == law
+    assert tracked["used"] == rows["used"]
+    reasons = [row["reason"] for row in tracked["excluded"] if "another workspace" in row["reason"]]
+    assert len(reasons) == 16
+    assert all(str(tmp_path / "theirs") in reason for reason in reasons)
+    frame = runs.read("mlflow:rates", workspace=ours.workspace).frame
+    usable = frame.filter(pl.col("excluded").is_null())
+    assert runs.load_curves("mlflow:rates", frame, workspace=ours.workspace)["run_id"].n_unique() == usable.height
+
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'rates'")
+    parents = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
+    assert {run.data.tags["directory"] for run in parents} == {str(tmp_path / "theirs"), str(scaling.workspace)}
+    by_place = {run.data.tags["directory"]: run.info.run_id for run in parents}
+    children = client.search_runs([experiment.experiment_id], "tags.kind = 'run'")
+    assert len(children) == 40
+    for child in children:
+        (place,) = [place for place in by_place if child.data.tags["directory"].startswith(f"{place}/")]
+        assert child.data.tags["mlflow.parentRunId"] == by_place[place]
+
+
+def test_a_parent_run_that_names_no_workspace_is_that_of_the_runs_below_it(
+    scaling: Any, complete: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    plan = complete("rates")
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'rates'")
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
+    client.delete_tag(parent.info.run_id, "directory")  # as an earlier version left it
+    elsewhere = Workspace(tmp_path / "theirs")
+    assert tracking.parent_run("rates", uri, elsewhere.artifacts) != parent.info.run_id
+    assert tracking.parent_run("rates", uri, plan.workspace.artifacts) == parent.info.run_id
