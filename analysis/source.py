@@ -18,10 +18,10 @@ import polars as pl
 from analysis.data import runs
 from analysis.data.quality import Rules
 from analysis.data.runs import Kind, Reading
-from analysis.fitting import families
+from analysis.fitting import choice, doubts, families
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
-from analysis.laws.forms import ADDITIVE, Form
+from analysis.laws.forms import Form
 from analysis.laws.objectives import HUBER, Objective
 from xlstm.run.directory import Workspace
 from xlstm.run.json_files import DamagedFileError, read_json
@@ -38,7 +38,8 @@ class Question:
     rules: Rules = field(default_factory=Rules)
     mixed: bool = False
     """Whether runs of different evaluations, tokenizers or schedules are fitted together."""
-    form: Form = ADDITIVE
+    form: Form | None = None
+    """None is the form that the rows speak for."""
     objective: Objective = HUBER
     best_of: tuple[str, ...] = ()
     """Axes of which the best value stands for the others; left out, what the sweep's plan says."""
@@ -46,7 +47,7 @@ class Question:
     def to_json(self) -> dict[str, Any]:
         """Plain values; a form or an objective is named where it is not the default."""
         document = self.rules.to_json() | {"mixed": self.mixed}
-        if self.form is not ADDITIVE:
+        if self.form is not None:
             document["form"] = self.form.name
         if self.objective != HUBER:
             document["objective"] = self.objective.name
@@ -57,7 +58,7 @@ class Question:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Question":
         """From what `to_json` gave. RefusalError for a form that is no longer known."""
-        form = forms.find(stored.get("form", ADDITIVE.name))
+        form = forms.find(stored["form"]) if "form" in stored else None
         objective = Objective.of(stored.get("objective", HUBER.name))
         return cls(Rules.from_json(stored), stored["mixed"], form, objective, tuple(stored.get("best_of", ())))
 
@@ -132,15 +133,22 @@ class Source:
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
         if self._is_asked_again:
             found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
-            if found:
+            # One saved before forms were weighed answers what follows a fit, but not a new question of the form.
+            if found and (self.asked is None or form is not None or any(one.others for one in found)):
                 return found
-        fits = families.fit(self.frame, form=form, objective=objective, allow_mixed=mixed)
+        fits = self.fit()
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._question_file, self.asked.to_json() | _reading_to_json(self.read_as))
         for fitted, name in zip(fits, _folders([fitted.family for fitted in fits]), strict=True):
             fitted.save(self.folder / name)
         return fits
+
+    def fit(self) -> list[Fit]:
+        """One new fit per family, as the question asks; nothing is saved."""
+        asked = self.question
+        found = choice.fit(self.frame, form=asked.form, objective=asked.objective, allow_mixed=asked.mixed)
+        return [doubts.at_edge(one, self._loaded.at_edge) for one in found]
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Every validation during training of the usable rows: columns run_id, tokens, loss."""

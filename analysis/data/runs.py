@@ -58,8 +58,8 @@ NUMBERS = ("parameters", "tokens", "flops", "loss")
 """What a law is fitted to: a row whose cell of one of these is no number is left out, with the cell."""
 MEASURES = ("loss", "bits_per_byte")
 """Numbers that are no counts: a comma in one may be a decimal comma."""
-EXTRA = {"unique_tokens": pl.Float64}
-"""Columns that a table may have beside those of `SCHEMA`, for the forms that need them."""
+EXTRA = {"unique_tokens": pl.Float64, "weight": pl.Float64}
+"""Columns that a table may have beside those of `SCHEMA`, for the forms and the fits that need them."""
 CURVES = {"run_id": pl.String, "tokens": pl.Float64, "loss": pl.Float64}
 MLFLOW_COLUMNS = {
     "run_id": "tags.run_id",
@@ -131,6 +131,8 @@ class Rows:
 
     frame: pl.DataFrame
     notes: list[str]
+    at_edge: frozenset[str] = frozenset()
+    """Runs whose best value of a searched axis is the last of those tried."""
 
 
 def load(
@@ -182,7 +184,7 @@ def read(
                 raise RefusalError("missing-column", f"{name}: no axis {axis!r} in the plan; {nearest(axis, known)}")
         frame = _with_points(frame, plan, axes) if plan else frame
     chosen = selection.best_of(quality.judge(frame, rules), axes)
-    return Rows(chosen.frame, chosen.edges)
+    return Rows(chosen.frame, chosen.edges, chosen.at_edge)
 
 
 def load_curves(source: str, frame: pl.DataFrame, *, workspace: Workspace | None = None) -> pl.DataFrame:

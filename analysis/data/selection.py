@@ -9,7 +9,7 @@ SEARCHED = "searched: "
 """Begins the names of columns that hold the values of a searched axis, beside those of a frame."""
 POINT = f"{SEARCHED}point of the plan"
 """The column that holds all the other coordinates, where a plan states them."""
-MEASURED = frozenset({"run_id", "size", "loss", "bits_per_byte", "cluster", "state", "quality", "excluded"})
+MEASURED = frozenset({"run_id", "size", "loss", "bits_per_byte", "cluster", "state", "quality", "weight", "excluded"})
 """Columns in which the runs of one search may differ: what came out, and what names a run."""
 
 
@@ -20,6 +20,8 @@ class Selection:
     frame: pl.DataFrame
     edges: list[str]
     """Where the best value lies at the edge of those tried, so that a better one may lie beyond."""
+    at_edge: frozenset[str] = frozenset()
+    """Run ids of those best ones."""
 
 
 def best_of(frame: pl.DataFrame, axes: Sequence[str]) -> Selection:
@@ -42,7 +44,8 @@ def best_of(frame: pl.DataFrame, axes: Sequence[str]) -> Selection:
     names, losses = frame["run_id"].to_list(), frame["loss"].to_list()
     reasons = frame["excluded"].to_list()
     axis = " and ".join(axes)
-    edges = []
+    edges: list[str] = []
+    at_edge: set[str] = set()
     for rows in groups:
         by_value: dict[tuple[object, ...], list[int]] = {}
         for row in rows:
@@ -62,7 +65,8 @@ def best_of(frame: pl.DataFrame, axes: Sequence[str]) -> Selection:
                 where = "lowest" if best[place] == tried[0] else "highest"
                 told = f"the best {one}, {best[place]:g}, is the {where} tried; a better one may lie beyond"
                 edges.append(f"{name}: {told}")
-    return Selection(bare.with_columns(pl.Series("excluded", reasons, pl.String)), edges)
+                at_edge.update(names[row] for row in rows if values[row] == best and reasons[row] is None)
+    return Selection(bare.with_columns(pl.Series("excluded", reasons, pl.String)), edges, frozenset(at_edge))
 
 
 def _groups(frame: pl.DataFrame, agree: Sequence[str]) -> list[list[int]]:

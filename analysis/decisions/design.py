@@ -97,9 +97,12 @@ def design(
     covariance = np.cov(fitted.draws.T)
     slopes, toward = _slopes(fitted, points), _slopes(fitted, np.array([target]))[0]
     noise = _noise_variance(fitted)
-    before = _half_width(toward, covariance)
-    if before == 0:
+    linear = _half_width(toward, covariance)
+    if linear == 0:
         raise RefusalError("no-uncertainty", f"{fitted.family}: the draws do not vary: there is nothing to reduce")
+    # What is known today is what `predict` says; the delta method says by which share a run narrows it.
+    center, low, high = (float(value) for value in fitted.predict(*target))
+    before = (high - low) / 2 / center
     left = budget
     proposals: list[Proposal] = []
     while len(proposals) < MOST_RUNS:
@@ -113,7 +116,7 @@ def design(
         covariance = covariance - np.outer(seen[best], seen[best]) / (seen[best] @ slopes[best] + noise)
         left -= costs[best]
         n, d = (float(value) for value in points[best])
-        proposals.append(Proposal(n, d, float(costs[best]), _half_width(toward, covariance)))
+        proposals.append(Proposal(n, d, float(costs[best]), _half_width(toward, covariance) / linear * before))
     return Design(fitted.family, target, budget, before, tuple(proposals))
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis.findings import FitWarning
+from analysis.findings import FitWarning, RefusalError
 from analysis.fitting.fit import TAILS, Fit, usable
 from analysis.fitting.regression import fit_form
 from analysis.laws.additive import Array
 from analysis.laws.forms import Complex, Form
 from analysis.laws.objectives import LEAST_SQUARES
+from xlstm.quantities import nearest
 
 LOSS = "validation_loss"
 """Column of the losses that errors are predicted from."""
@@ -39,6 +40,35 @@ LINK = Form(
 )
 
 
+def _sigmoid(theta: Complex, x: Complex) -> Complex:
+    best, span, middle, steepness = (theta[:, index] for index in range(4))
+    z = np.exp(steepness) * (np.exp(x[0]) - middle)
+    z = np.where(np.abs(z.real) < 500, z, 500 * np.sign(z.real))
+    return np.asarray(np.log(np.exp(best) + np.exp(span) / (1 + np.exp(-z))))
+
+
+def _sigmoid_starts(log_inputs: Array, log_error: Array, random: np.random.Generator, count: int) -> Array:
+    loss, error = np.exp(log_inputs[0]), np.exp(log_error)
+    best = error.min() * random.uniform(0.05, 1.0, count)
+    span = (error.max() - best) * random.uniform(1.0, 1.5, count)
+    middle = random.uniform(loss.min(), loss.max(), count)
+    return np.stack([np.log(best), np.log(span), middle, random.uniform(-1.0, 3.0, count)], axis=1)
+
+
+SIGMOID = Form(
+    "downstream-sigmoid",
+    "best + span / (1 + exp(-k (L - L0)))",
+    (LOSS,),
+    ("log best", "log span", "L0", "log k"),
+    (-30.0, -6.0, 0.0, -6.0),
+    (2.0, 2.0, 20.0, 6.0),
+    _sigmoid,
+    "Grattafiori et al. 2024, arXiv 2407.21783, section 3.2.1; Bhagia et al. 2024, arXiv 2412.04403, equation 2",
+    starts=_sigmoid_starts,
+)
+LINKS = {"exponential": LINK, "sigmoid": SIGMOID}
+
+
 @dataclass(frozen=True)
 class Link:
     """Error of a benchmark as a function of loss."""
@@ -60,19 +90,27 @@ class Link:
         if not count:
             raise ValueError("both fits need bootstrap draws: fit them with num_draws")
         losses, links = law.drawn_rows(frame)[:count], self.fit.draws[:count]
-        drawn = [LINK.loss(link[None], np.log(loss)[None])[0] for loss, link in zip(losses, links, strict=True)]
+        drawn = [
+            self.fit.form.loss(link[None], np.log(loss)[None])[0] for loss, link in zip(losses, links, strict=True)
+        ]
         low, high = np.quantile(drawn, TAILS, axis=0)
         return self.predict(law.predict_rows(frame)), low, high
 
 
-def fit_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int = 0) -> Link:
+def fit_link(frame: pl.DataFrame, error: str, *, link: str = "exponential", num_draws: int = 0, seed: int = 0) -> Link:
     """Fit the error in column `error` (a fraction, lower is better) to the `loss` of the same rows, by least squares.
 
+    `link` is one of LINKS: `exponential`, or `sigmoid` for scores that stay at chance, then rise, then saturate.
     Warns with `saturated` where every run's error is within a tenth of epsilon, that without any skill.
     Raises RefusalError as `fit_form` does.
     """
     rows = usable(frame)
+    if link not in LINKS:
+        raise RefusalError("no-such-link", f"no link `{link}`; {nearest(link, LINKS)}")
     renamed = rows.select(pl.col("loss").alias(LOSS), pl.col(error).alias("loss"))
+    if link == "sigmoid":
+        found = fit_form(renamed, SIGMOID, LEAST_SQUARES, num_draws=num_draws, seed=seed)
+        return Link(found, found.warnings)
     loss, wrong = renamed[LOSS].to_numpy(), renamed["loss"].to_numpy()
     random = np.random.default_rng(seed)
     gamma = np.exp(random.uniform(np.log(0.1), np.log(5.0), 64))

@@ -5,7 +5,7 @@ choice that moves the exponent by up to 0.08 on the same runs, so that it is a v
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,9 @@ SAME_BUDGET = 0.05
 """Runs whose FLOPs follow each other within this relative gap belong to one budget. Rounding to significant figures
 instead would merge budgets that differ."""
 SAME_SIZE = 0.02
-"""Sizes of one budget that follow each other within this gap count as one: an interpolation between them would follow
-their noise."""
+"""Sizes of one budget that follow each other within this gap count as one where losses are interpolated, which would
+follow their noise. A polynomial averages it and takes every run."""
+INTERPOLATED = ("akima", "argmin")
 DENSITY = 25
 """Points of the interpolated grid per sampled point (Porian et al. 2024, arXiv 2406.19146)."""
 
@@ -36,6 +37,8 @@ class IsoFlopProfile:
     """N* of this budget; None where the profile has no minimum inside it."""
     loss_at_optimum: float | None
     excluded: str | None
+    tokens: float | None = None
+    """D* of this budget, between those of its runs; None without a minimum or a column of tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Frontier:
     """Student's t interval at 0.95 of the regression's slope: the scatter among budgets, not the choice of method."""
     coefficient: float
     profiles: tuple[IsoFlopProfile, ...]
+    tokens_exponent: float | None = None
+    """b of D* ~ C^b: 1 - a under C = 6ND alone. None where the budgets' tokens are not known."""
+    tokens_interval: tuple[float, float] | None = None
 
     def parameters(self, flops: float) -> float:
         """N* at a budget of `flops`."""
@@ -96,7 +102,7 @@ def frontier(frame: pl.DataFrame, method: str = "akima") -> Frontier:
         raise ValueError(f"no method {method!r}; there are: {', '.join(METHODS)}")
     if "excluded" in frame.columns:
         frame = frame.filter(pl.col("excluded").is_null())
-    profiles = tuple(_profile(rows, method) for rows in budgets(frame))
+    profiles = tuple(_profile(rows, method) for rows in budgets(frame, merged=method in INTERPOLATED))
     used = [profile for profile in profiles if profile.optimum is not None]
     if len(used) < 3:
         said = [f"{profile.flops:.3g}: {profile.excluded}" for profile in profiles if profile.excluded]
@@ -108,7 +114,12 @@ def frontier(frame: pl.DataFrame, method: str = "akima") -> Frontier:
         )
     log_c = np.log([profile.flops for profile in used])
     log_n = np.log([profile.optimum for profile in used if profile.optimum is not None])
-    return _line(method, log_c, log_n, profiles)
+    found = _line(method, log_c, log_n, profiles)
+    log_d = [np.log(profile.tokens) for profile in used if profile.tokens is not None]
+    if len(log_d) < len(used):
+        return found
+    by_tokens = _line(method, log_c, np.array(log_d), profiles)
+    return replace(found, tokens_exponent=by_tokens.exponent, tokens_interval=by_tokens.interval)
 
 
 def compare(frame: pl.DataFrame) -> dict[str, Frontier | RefusalError]:
@@ -148,12 +159,16 @@ def envelope(curves: pl.DataFrame, *, bins: int = 100) -> Frontier:
     return _line("envelope", grid[inside], np.log(winner[inside]), ())
 
 
-def budgets(frame: pl.DataFrame) -> list[pl.DataFrame]:
-    """The rows of each compute budget, ascending in FLOPs, within a budget in parameters; best loss per size."""
+def budgets(frame: pl.DataFrame, *, merged: bool = True) -> list[pl.DataFrame]:
+    """The rows of each compute budget, ascending in FLOPs, within a budget in parameters; best loss per size.
+
+    Sizes within SAME_SIZE count as one where `merged`; else every row is kept.
+    """
     ordered = frame.sort("flops")
     gap = (ordered["flops"] / ordered["flops"].shift(1)).fill_null(1.0) > 1 + SAME_BUDGET
     labelled = ordered.with_columns(gap.cum_sum().alias("budget"))
-    return [_best_per_size(rows) for rows in labelled.partition_by("budget", maintain_order=True)]
+    parts = labelled.partition_by("budget", maintain_order=True)
+    return [_best_per_size(rows) if merged else rows.sort("parameters") for rows in parts]
 
 
 def _best_per_size(rows: pl.DataFrame) -> pl.DataFrame:
@@ -166,14 +181,15 @@ def _best_per_size(rows: pl.DataFrame) -> pl.DataFrame:
 def _profile(rows: pl.DataFrame, method: str) -> IsoFlopProfile:
     n, loss = rows["parameters"].to_numpy(), rows["loss"].to_numpy()
     flops = float(np.exp(np.mean(np.log(rows["flops"].to_numpy()))))
-    needed = LEAST_POINTS[method]
-    if len(n) < needed:
-        return IsoFlopProfile(flops, n, loss, None, None, f"{len(n)} sizes; {method} needs {needed}")
+    needed, sizes = LEAST_POINTS[method], len(np.unique(n))
+    if sizes < needed:
+        return IsoFlopProfile(flops, n, loss, None, None, f"{sizes} sizes; {method} needs {needed}")
     log_n, lowest = METHODS[method](np.log(n), loss)
     margin = 1e-9
     if not np.log(n[0]) + margin < log_n < np.log(n[-1]) - margin:
         return IsoFlopProfile(flops, n, loss, None, None, "no minimum inside the sampled sizes")
-    return IsoFlopProfile(flops, n, loss, float(np.exp(log_n)), lowest, None)
+    tokens = float(np.exp(np.interp(log_n, np.log(n), np.log(rows["tokens"])))) if "tokens" in rows.columns else None
+    return IsoFlopProfile(flops, n, loss, float(np.exp(log_n)), lowest, None, tokens)
 
 
 def _polynomial(log_n: Array, loss: Array, degree: int) -> tuple[float, float]:

@@ -26,15 +26,14 @@ def saved(
     folder: Path,
     frame: pl.DataFrame,
     *,
-    form: Form = ADDITIVE,
+    form: Form | None = ADDITIVE,
     objective: Objective = HUBER,
     allow_mixed: bool = False,
 ) -> list[Fit]:
     """Fits saved below `folder` by this method from exactly the rows of `frame`; none where either has changed.
 
-    None where one of them is damaged, either: they are made anew.
-
-    Nor are there any where another form or objective was fitted.
+    Nor are there any where another form or objective was fitted; None is any form. None where one of them is damaged,
+    either: they are made anew.
 
     Raises RefusalError where `fit` would for mixed rows: a fit made with `allow_mixed` answers only those who ask so.
     """
@@ -47,13 +46,13 @@ def saved(
         raise
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError):
         return []  # one that is damaged is made anew
-    if any(one.form is not form or one.objective != objective for one in fits):
+    if any(one.objective != objective or (form is not None and one.form is not form) for one in fits):
         return []
     stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
     if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
         return []
     for one in fits:
-        _refuse(one.family, one.rows, form, allow_mixed)
+        _refuse(one.family, one.rows, one.form, allow_mixed)
     return fits
 
 

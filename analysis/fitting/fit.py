@@ -4,8 +4,9 @@ A fit is saved as a folder (`fit.json`, `draws.npy`, `rows.parquet`) from which 
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ from analysis.laws.token_cost import TokenCost
 from xlstm.run.json_files import DamagedFileError, write_text
 
 LEVEL = 0.95
+OTHERS = "others"
+"""Folder, beside a saved fit, of the other forms that were fitted to the same rows."""
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 """Quantiles between which an interval at LEVEL lies."""
+SAME_INFORMATION, SAME_ROLLOUT = 2.0, 1.25
+"""Another form fits as well where its AICc is at most this much more, its rollout's error this many times as large."""
 METHOD = 3
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another answer."""
 
@@ -61,6 +66,20 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How a form that was fitted to the cheap runs predicts the dear ones."""
+
+    runs: int
+    """How many dear runs."""
+    error: float
+    """Root mean square of their relative errors."""
+    outside: int
+    """How many lie outside the interval for a new run."""
+    widening: float
+    """How many times wider the interval had to be; 1 where no more lie outside than chance allows."""
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted law, with all that is needed to judge it and to draw it again."""
 
@@ -76,6 +95,10 @@ class Fit:
     rows: pl.DataFrame
     """Used and excluded rows; `excluded`, where there is such a column, is null for the used ones."""
     warnings: tuple[FitWarning, ...]
+    rollout: Rollout | None = None
+    """None where it was not asked for, or too few cheap runs determine the form."""
+    others: tuple["Fit", ...] = ()
+    """The other forms fitted to the same rows, where a form was chosen."""
 
     @property
     def theta(self) -> Array:
@@ -109,6 +132,16 @@ class Fit:
         """Interval of the exponent a in N* ~ C^a. RefusalError for a form that does not say how to split compute."""
         return percentile(np.array([law.parameters_exponent for law in self.drawn_laws]))
 
+    @cached_property
+    def rivals(self) -> tuple["Fit", ...]:
+        """The other forms that explain the runs as well as this one, by AICc and by rollout."""
+        return tuple(other for other in self.others if self._is_met_by(other))
+
+    def _is_met_by(self, other: "Fit") -> bool:
+        if other.information > self.information + SAME_INFORMATION:
+            return False
+        return self.rollout is None or other.rollout is None or other.rollout.error <= SAME_ROLLOUT * self.rollout.error
+
     @property
     def can_split(self) -> bool:
         """Whether the form says how compute is best split between N and D."""
@@ -120,15 +153,61 @@ class Fit:
         """Loss at (N, D), and the bounds of its interval over the draws.
 
         A form of compute is given what the fit's own runs would have cost. One of unique tokens takes all tokens to be
-        different where `unique_tokens` is left out.
+        different where `unique_tokens` is left out. The bounds are those of the draws, moved apart by what other forms
+        that fit as well predict (`rivals`), and widened as the rollout's dear runs would have needed.
         """
+        center, drawn = self._at(parameters, tokens, unique_tokens)
+        return center, *self._bounds(center, drawn, self._rivals_at(parameters, tokens, unique_tokens))
+
+    def predict_run(
+        self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Bounds of the interval for the loss of one new run: as `predict`'s, with the scatter of runs about the law.
+
+        Every draw of the law meets a residual drawn from the fit's, enlarged for the degrees of freedom it used
+        (Davison & Hinkley 1997, section 6.3.3).
+        """
+        center, drawn = self._at(parameters, tokens, unique_tokens)
+        return self._bounds(center, self._scattered(drawn), self._rivals_at(parameters, tokens, unique_tokens))
+
+    def new_runs(self, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
+        """Loss at the rows of a frame that has the form's inputs, and the bounds for one new run at each."""
+        center = self.predict_rows(frame)
+        return center, *self._bounds(center, self._scattered(self.drawn_rows(frame)), [])
+
+    def _at(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None) -> tuple[Array, Array]:
+        """Loss at (N, D), and by each draw: (draws, *shape)."""
         if isinstance(self.law, AdditiveLaw):
             shape = np.broadcast_shapes(np.shape(parameters), np.shape(tokens))
             columns = [column.reshape(-1, *[1] * len(shape)) for column in self.draws.T]
             by_size, by_data, floor = log_terms(columns, np.log(parameters), np.log(tokens))
-            low, high = np.quantile(np.exp(floor) + np.exp(by_size) + np.exp(by_data), TAILS, axis=0)
-            return self.law.predict(parameters, tokens), low, high
-        return self._predict(self.log_inputs(parameters, tokens, unique_tokens))
+            return self.law.predict(parameters, tokens), np.exp(floor) + np.exp(by_size) + np.exp(by_data)
+        at = self.log_inputs(parameters, tokens, unique_tokens)
+        return self.form.loss(self.theta[None], at)[0], self.form.loss(self.draws, at)
+
+    def _rivals_at(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None) -> list[Array]:
+        return [rival._at(parameters, tokens, unique_tokens)[0] for rival in self.rivals]
+
+    @property
+    def noise(self) -> Array:
+        """Factors of one run's scatter about the law, one for each draw: (draws,)."""
+        residual = self.residuals
+        enlarged = residual * np.sqrt(len(residual) / max(len(residual) - len(self.form.coordinates), 1))
+        return np.exp(np.random.default_rng(3).choice(enlarged, len(self.draws)))
+
+    def _scattered(self, drawn: Array) -> Array:
+        """What each draw says (draws, *shape), with the scatter of one run."""
+        return np.asarray(drawn * self.noise.reshape(-1, *[1] * (drawn.ndim - 1)))
+
+    def _bounds(self, center: Array, drawn: Array, rivals: Sequence[Array]) -> tuple[Array, Array]:
+        """Quantiles of the draws, apart by what rivals say, and widened in log loss by the rollout."""
+        low, high = np.quantile(drawn, TAILS, axis=0)
+        if rivals:
+            apart = np.stack(rivals) - center
+            low, high = low + np.minimum(apart.min(axis=0), 0), high + np.maximum(apart.max(axis=0), 0)
+        if self.rollout is not None and self.rollout.widening > 1:
+            low, high = (center * (bound / center) ** self.rollout.widening for bound in (low, high))
+        return low, high
 
     def log_inputs(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None = None) -> Array:
         """`Form.log_inputs`, compute being what the fit's own runs would have cost."""
@@ -137,7 +216,9 @@ class Fit:
 
     def predict_flops(self, flops: Array) -> tuple[Array, Array, Array]:
         """Loss at each compute, and the bounds of its interval over the draws, by a form of compute alone."""
-        return self._predict(np.log(flops)[None])
+        at = np.log(flops)[None]
+        center = self.form.loss(self.theta[None], at)[0]
+        return center, *self._bounds(center, self.form.loss(self.draws, at), [])
 
     def predict_rows(self, frame: pl.DataFrame) -> Array:
         """Loss at the rows of a frame that has the form's inputs."""
@@ -220,20 +301,48 @@ class Fit:
             "warnings": [{"code": warning.code, "message": warning.message} for warning in self.warnings],
         }
 
+    def weighed(self) -> dict[str, Any]:
+        """The chosen form, and how it and the others stand: plain values, in the shape of `scaling fit --json`."""
+        fits = sorted([self, *self.others], key=lambda one: list(FORMS).index(one.form.name))
+        return {"chosen": self.form.name, "forms": [one._standing(chosen=one is self) for one in fits]}
+
+    def _standing(self, *, chosen: bool) -> dict[str, Any]:
+        document = self.to_json()
+        kept = ("law", "objective_value", "parameters", "intervals", "compute_optimal", "certificate", "warnings")
+        rolled = None if self.rollout is None else asdict(self.rollout)
+        aicc = self.information if np.isfinite(self.information) else None
+        standing = {"form": self.form.name, "chosen": chosen, "aicc": aicc, "rollout": rolled}
+        return standing | {name: document[name] for name in kept}
+
     def save(self, folder: Path) -> None:
-        """Write fit.json, draws.npy and rows.parquet. DamagedFileError where folders lie in their place."""
+        """Write fit.json, draws.npy and rows.parquet; the other forms below `others`, by name."""
+        self._save(folder)
+        self.rows.write_parquet(folder / "rows.parquet")
+        shutil.rmtree(folder / OTHERS, ignore_errors=True)
+        for other in self.others:
+            other._save(folder / OTHERS / other.form.name)
+
+    def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        document = self.to_json()
+        if self.rollout is not None:
+            document["rollout"] = asdict(self.rollout)
         for name in ("draws.npy", "rows.parquet"):
             if (folder / name).is_dir() and not (folder / name).is_symlink():
                 raise DamagedFileError(folder / name, "is a folder, where a file belongs", "remove it")
             (folder / name).unlink(missing_ok=True)
-        write_text(folder / "fit.json", json.dumps(self.to_json(), indent=2) + "\n")
+        write_text(folder / "fit.json", json.dumps(document, indent=2) + "\n")
         np.save(folder / "draws.npy", self.draws, allow_pickle=False)
-        self.rows.write_parquet(folder / "rows.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "Fit":
         """Read what `save` wrote. RefusalError for a form that is no longer known."""
+        rows = pl.read_parquet(folder / "rows.parquet")
+        others = sorted((folder / OTHERS).glob("*/fit.json"))
+        return replace(cls._load(folder, rows), others=tuple(cls._load(path.parent, rows) for path in others))
+
+    @classmethod
+    def _load(cls, folder: Path, rows: pl.DataFrame) -> "Fit":
         stored = json.loads((folder / "fit.json").read_text())
         certificate = stored["certificate"] | {"bounds_hit": tuple(stored["certificate"]["bounds_hit"])}
         form = next((form for form in FORMS.values() if form.formula == stored["law"]), None)
@@ -249,14 +358,10 @@ class Fit:
             certificate=Certificate(**certificate),
             draws=np.load(folder / "draws.npy", allow_pickle=False),
             resampling=stored["resampling"],
-            rows=pl.read_parquet(folder / "rows.parquet"),
+            rows=rows,
             warnings=tuple(FitWarning(**warning) for warning in stored["warnings"]),
+            rollout=Rollout(**stored["rollout"]) if "rollout" in stored else None,
         )
-
-    def _predict(self, at: Array) -> tuple[Array, Array, Array]:
-        """Loss at log inputs (inputs, *shape), and the bounds of its interval over the draws, (*shape) each."""
-        low, high = np.quantile(self.form.loss(self.draws, at), TAILS, axis=0)
-        return self.form.loss(self.theta[None], at)[0], low, high
 
     def _zeroed(self, values: Any) -> dict[str, Array]:
         """Values by parameter name, E first; coefficients on their lower bound, which stands for zero, are 0."""

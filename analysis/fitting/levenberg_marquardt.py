@@ -3,34 +3,68 @@
 import numpy as np
 from scipy import optimize
 
+from analysis.fitting.linear import solve
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form
 from analysis.laws.objectives import Objective
 
 ITERATIONS = 200
+SCREENED = 100
+"""Starts drawn for each one kept, of a form whose coordinates are its own."""
 
 
 def starts(form: Form, log_inputs: Array, log_loss: Array, count: int, seed: int) -> Array:
-    """Exponents spread log-uniformly over 0.05-1, coefficients sized so that each term matters at the data's centre."""
+    """Exponents spread log-uniformly over 0.05-1, coefficients sized so that each term matters at the data's centre.
+
+    A form may draw its own (`Form.starts`). Of one with coordinates that are not known here, SCREENED times as many are
+    drawn, those within its bounds, and the best are kept.
+    """
     random = np.random.default_rng(seed)
+    lower, upper = np.array(form.lower), np.array(form.upper)
+    if form.starts is not None:
+        return np.clip(form.starts(log_inputs, log_loss, random, count), lower, upper)
+    position = {name: index for index, name in enumerate(form.coordinates)}
+    known = {"alpha", "beta", "log A", "log B", "log E", "log R", "log C1", "kappa", "f"}
+    if form.structure is None and not ({"alpha", "log A"} <= set(position) <= known):
+        return _screened(form, log_inputs, log_loss, count, random)
     exponents = np.exp(random.uniform(np.log(0.05), np.log(1.0), (count, len(form.coordinates))))
     shares = np.log(random.dirichlet([1.0, 1.0, 1.0], count)) + log_loss.mean()
-    position = {name: index for index, name in enumerate(form.coordinates)}
     center = log_inputs.mean(axis=1)
+    alpha = exponents[:, position["alpha"]] if "alpha" in position else exponents[:, position["eta"]]
     sized = {
-        "log A": shares[:, 0] + exponents[:, position["alpha"]] * center[0],
+        "log A": shares[:, 0] + alpha * center[0],
         "log E": shares[:, 2],
         "log R": random.uniform(0.0, 4.0, count),
         "log C1": random.uniform(log_inputs[0].min(), log_inputs[0].max(), count),
         "kappa": random.uniform(-0.5, 0.5, count),
+        "log Nc": center[0] + random.uniform(0.0, 20.0, count),
+        "log Dc": center[-1] + random.uniform(0.0, 20.0, count),
     }
-    if "beta" in position:
-        sized["log B"] = shares[:, 1] + exponents[:, position["beta"]] * center[1]
+    if "log B" in position:
+        beta = exponents[:, position["beta"]] if "beta" in position else alpha
+        sized["log B"] = shares[:, 1] + beta * center[1]
     theta = exponents
     for name, values in sized.items():
         if name in position:
             theta[:, position[name]] = values
-    return np.clip(theta, form.lower, form.upper)
+    return np.clip(theta, lower, upper)
+
+
+def _screened(form: Form, log_inputs: Array, log_loss: Array, count: int, random: np.random.Generator) -> Array:
+    """The starts nearest the data, by least squares of log loss, among many within the form's bounds."""
+    many = SCREENED * count
+    columns = []
+    for name, low, high in zip(form.coordinates, form.lower, form.upper, strict=True):
+        if name.startswith("log "):
+            columns.append(random.uniform(max(low, -10.0), min(high, 30.0), many))
+        elif low > 0:
+            columns.append(np.exp(random.uniform(np.log(max(low, 0.03)), np.log(max(min(high, 1.5), low)), many)))
+        else:
+            columns.append(random.uniform(max(low, -1.0), min(high, 1.0), many))
+    theta = np.stack(columns, axis=1)
+    with np.errstate(all="ignore"):
+        misses = ((form.log_loss(theta, log_inputs) - log_loss) ** 2).sum(axis=1)
+    return theta[np.argsort(np.where(np.isfinite(misses), misses, np.inf))[:count]]
 
 
 def residuals(
@@ -73,7 +107,7 @@ def descend(
         trace = np.trace(hessian, axis1=1, axis2=2)[:, None]
         scale = np.maximum(hessian[:, diagonal, diagonal], 1e-12 * trace) + 1e-300
         hessian[:, diagonal, diagonal] += damping[active, None] * scale + 1e-14 * trace + 1e-300
-        proposed = np.clip(current - np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], form.lower, form.upper)
+        proposed = np.clip(current - solve(hessian, gradient), form.lower, form.upper)
         after = totals(proposed, form, objective, log_inputs, measured[active], weights[active])
         better = after < value[active]
         gained = better & (value[active] - after > 1e-9 * value[active])
@@ -95,7 +129,7 @@ def scaled_gradient(
     curvature = (slope**2 @ weighted[:, :, None])[:, :, 0]
     total = (weights * objective.values(residual)).sum(axis=1)
     noise = len(log_inputs[0]) * 1e-30 * max(1.0, float(np.max(measured)) ** 2)
-    return np.asarray(np.abs(gradient) / np.sqrt(np.maximum(curvature, 1e-300) * np.maximum(total, noise)[:, None]))
+    return np.asarray(np.abs(gradient) / np.sqrt(np.maximum(curvature * np.maximum(total, noise)[:, None], 1e-300)))
 
 
 def polish(theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array) -> Array:
@@ -111,7 +145,10 @@ def polish(theta: Array, form: Form, objective: Objective, log_inputs: Array, me
         total = float((weights * objective.values(residual)[0]).sum())
         return total / start, slope @ (weighted * residual[0]) / start, (slope * weighted) @ slope.T / start
 
-    values, vectors = np.linalg.eigh(evaluate(theta)[2])
+    hessian = evaluate(theta)[2]
+    if not np.isfinite(hessian).all():
+        return theta
+    values, vectors = np.linalg.eigh(hessian)
     change = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
     lower, upper = np.array(form.lower), np.array(form.upper)
 

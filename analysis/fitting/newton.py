@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.fitting.linear import solve
 from analysis.laws.additive import SMALLEST, Array
 from analysis.laws.objectives import Objective
 from analysis.laws.structure import Structure
@@ -119,7 +120,7 @@ def minimise(
         scale = np.abs(curvature[:, diagonal, diagonal])
         scale = np.maximum(scale, 1e-12 * scale.max(axis=1, keepdims=True)) + 1e-300
         curvature[:, diagonal, diagonal] += damping[active, None] * scale
-        step = -np.linalg.solve(curvature, slope_here[:, :, None])[:, :, 0]
+        step = -solve(curvature, slope_here)
         predicted_reduction = np.abs((slope_here * step).sum(axis=1))
         # A coefficient falls at most to a tenth in one step: the model is linear in it, its logarithm is not.
         floor = np.where(np.array(structure.free) < 3, np.where(here > 1e-6, 0.1 * here, lower), lower)

@@ -16,7 +16,7 @@ from analysis.fitting.bootstrap import Scheme
 from analysis.fitting.fit import log_inputs
 from analysis.fitting.newton import Minima, Points
 from analysis.laws.additive import Array
-from analysis.laws.forms import Form
+from analysis.laws.forms import FORMS, Form
 from analysis.laws.objectives import Objective
 from analysis.laws.structure import COORDINATES, Structure
 
@@ -37,7 +37,10 @@ class Problem(ABC):
         log_loss = np.log(rows["loss"].to_numpy())
         weights = rows["weight"].to_numpy().astype(float) if "weight" in rows.columns else np.ones(rows.height)
         measured = log_loss if objective.logarithmic else np.exp(log_loss)
-        kind = General if form.structure is None else Structured
+        # Newton's engine has bounds of its own: those of the registered forms. Others go to the engine that takes any.
+        registered = FORMS.get(form.name)
+        usual = registered is not None and (form.lower, form.upper) == (registered.lower, registered.upper)
+        kind = Structured if form.structure is not None and usual else General
         return kind(form, objective, log_inputs(rows, form), measured, weights)
 
     @property
@@ -86,6 +89,8 @@ class Problem(ABC):
         """The weighted least-squares problem's condition number at the solution, columns scaled."""
         root = np.sqrt(self.weights * self.objective.weights(self.residuals(free)))
         slopes = self.slopes(free) * root[:, None]
+        if not np.isfinite(slopes).all():
+            return float("inf")
         singular = np.linalg.svd(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300), compute_uv=False)
         return float((singular[0] / max(singular[-1], 1e-150)) ** 2)
 

@@ -43,6 +43,9 @@ class Form:
     """How the loss of data seen once depends on N and D, from the parameters by name; None for a form that does not say
     how compute is best split between them."""
 
+    starts: Callable[[Array, Array, np.random.Generator, int], Array] | None = None
+    """From log inputs (inputs, points), log loss (points,) and a count, where descents begin: theta (count, k)."""
+
     @property
     def splits(self) -> bool:
         """Whether the loss depends on both N and D, so that one may ask how compute is best split between them."""
@@ -171,6 +174,32 @@ def _broken(theta: Complex, x: Complex) -> Complex:
     return _log_sum(log_a - first * x[0] - second * sharpness * beyond, log_floor)
 
 
+def _farseer(theta: Complex, x: Complex) -> Complex:
+    s, q, shift, b_scale, b, b_shift, a_scale, a, a_shift = (theta[:, index] for index in range(9))
+    with np.errstate(all="ignore"):  # a step too far has an infinite loss and is not taken
+        floor = s * np.exp(q * x[0]) + shift
+        by_data = b_scale * np.exp(b * x[0]) + b_shift - np.exp(a_scale * np.exp(a * x[0]) + a_shift) * x[1]
+    return _log_sum(floor, by_data)
+
+
+def _farseer_starts(log_inputs: Array, log_loss: Array, random: np.random.Generator, count: int) -> Array:
+    """The floor's share, the exponent of D and what D adds, at the smallest and at the largest N, and how they bend."""
+    low, high = log_inputs[0].min(), log_inputs[0].max()
+
+    def bent(at_low: Array, at_high: Array) -> list[Array]:
+        power = random.uniform(0.05, 0.4, count) * random.choice([-1.0, 1.0], count)
+        scale = (at_high - at_low) / (np.exp(power * high) - np.exp(power * low))
+        return [scale, power, at_low - scale * np.exp(power * low)]
+
+    floor = log_loss.min() + np.log(random.uniform(0.5, 0.98, count))
+    exponent = np.log(random.uniform(0.1, 0.6, count))
+    steeper = exponent + random.uniform(-0.3, 0.3, count)
+    added, middle = log_loss.mean() + np.log(random.uniform(0.02, 0.3, (2, count))), log_inputs[1].mean()
+    by_floor = bent(floor + random.uniform(0.0, 0.5, count), floor)
+    by_data = bent(added[0] + np.exp(exponent) * middle, added[1] + np.exp(steeper) * middle)
+    return np.stack([*by_floor, *by_data, *bent(exponent, steeper)], axis=1)
+
+
 def _one_input(column: str, letter: str, *, floor: bool) -> Form:
     lower, upper = (-30.0, 1e-3), (80.0, 3.0)
     if not floor:
@@ -297,6 +326,17 @@ FORMS: dict[str, Form] = {
             _data_constrained,
             "Muennighoff et al. 2023, arXiv 2305.16264, equation 5, repetition of data alone",
             split=_split,
+        ),
+        Form(
+            "farseer",
+            "exp(s N^q + S) + exp(B N^b + Q) / D^exp(A N^a + V)",
+            ("parameters", "tokens"),
+            ("s", "q", "S", "B", "b", "Q", "A", "a", "V"),
+            (-1e4, -1.0, -100.0) * 3,
+            (1e4, 1.0, 100.0) * 3,
+            _farseer,
+            "Li et al. 2025, arXiv 2506.10972, where S, Q and V are S, Q and E",
+            starts=_farseer_starts,
         ),
         Form(
             "broken",

@@ -72,6 +72,8 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
         items = "".join(f"<li>{html.escape(warning.message)}</li>" for warning in warnings)
         parts.append(f"<ul class=warnings>{items}</ul>")
     parts.append("<h2>How sure the optimum is</h2><div class=wide>" + _certificates(fits) + "</div>")
+    if any(fitted.others for fitted in fits):
+        parts.append("<h2>Which form</h2><div class=wide>" + _forms(fits) + "</div>")
     parts.append("<h2>Figures</h2>" + "".join(_figure(name, evidence) for name in FIGURES))
     if evidence.references:
         items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
@@ -122,8 +124,13 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         some = fitted.draws[:DRAWS_ON_PAGE]
         drawn = some if fitted.form is ADDITIVE else [law_of(fitted.form, draw).to_vector() for draw in some]
         draws, law = np.round(drawn, 7).tolist(), fitted.law.to_vector().tolist()
+    doubt = {
+        "noise": np.round(fitted.noise[:DRAWS_ON_PAGE], 7).tolist(),
+        "rivals": [rival.law.to_vector().tolist() for rival in fitted.rivals if rival.can_split],
+        "widening": fitted.rollout.widening if fitted.rollout is not None else 1.0,
+    }
     look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
-    return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law}
+    return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law} | doubt
 
 
 def _line(fitted: Fit, x: Array, n: Array, d: Array, label: str) -> dict[str, Any]:
@@ -189,6 +196,27 @@ def _certificates(fits: Sequence[Fit]) -> str:
         "condition number",
         "intervals by",
     ]
+    return _table(head, rows)
+
+
+def _forms(fits: Sequence[Fit]) -> str:
+    """How the forms that were fitted stand, for each family; the chosen one in words, not in colour."""
+    rows = []
+    for fitted in fits:
+        standing = fitted.weighed()["forms"]
+        least = min((one["aicc"] for one in standing if one["aicc"] is not None), default=0.0)
+        for one in standing:
+            rolled = one["rollout"]
+            rows.append(
+                [
+                    fitted.family,
+                    f"{one['form']}{' (chosen)' if one['chosen'] else ''}",
+                    "" if one["aicc"] is None else f"+{one['aicc'] - least:.1f}",
+                    "" if rolled is None else f"{rolled['error']:.2%}",
+                    "" if rolled is None else f"{rolled['outside']} of {rolled['runs']}",
+                ]
+            )
+    head = ["family", "form", "AICc over the least", "error on the dear fifth", "of it outside the interval"]
     return _table(head, rows)
 
 

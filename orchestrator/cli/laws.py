@@ -48,7 +48,11 @@ ReferenceOption = Annotated[
     typer.Option("--reference", metavar="NAME", help="Draw published numbers, too: xlstm-table-3, chinchilla, …"),
 ]
 FormOption = Annotated[
-    str, typer.Option(metavar="FORM", help="The law's form: additive, coupled, kaplan, overtraining, power-C, …")
+    str,
+    typer.Option(
+        metavar="FORM",
+        help="The law's form: additive, coupled, kaplan, farseer, power-C, …; auto weighs the first three.",
+    ),
 ]
 ObjectiveOption = Annotated[
     str, typer.Option(metavar="NAME", help="huber on log loss, least-squares on loss, or least-squares-of-log.")
@@ -68,7 +72,7 @@ app = typer.Typer()
 def fit(
     source: SourceArgument,
     columns: ColumnsOption = None,
-    form: FormOption = "additive",
+    form: FormOption = "auto",
     objective: ObjectiveOption = "huber",
     delta: Annotated[
         float | None, typer.Option(help="Residual beyond which Huber's loss grows linearly; left out, 1e-3.")
@@ -85,7 +89,7 @@ def fit(
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
     with one_line_errors():
-        from orchestrator.display.tables import fit_table
+        from orchestrator.display.tables import fit_table, forms_line
         from orchestrator.workbench import laws
 
         asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma)
@@ -98,6 +102,7 @@ def fit(
         print_json(documents)
         return
     console = make_console()
+    documents = [laws.of_chosen(document) for document in documents]
     first = documents[0]
     console.print(
         f"L(N, D) = {first['law']}, {first['objective']}; "
@@ -105,6 +110,8 @@ def fit(
         highlight=False,
     )
     console.print(fit_table(documents))
+    for document in documents if len(first["forms"]) > 1 else ():
+        console.print(forms_line(document), highlight=False, style="dim")
     console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
     for document in documents:
         left_out = document["rows"]["excluded"]
@@ -229,8 +236,11 @@ def predict(
         print_json(rows)
         return
     for row in rows:
-        low, high = row["interval"]
-        print(f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}")
+        (low, high), (least, most) = row["interval"], row["new_run_interval"]
+        print(
+            f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}; "
+            f"a new run [{least:.4f}, {most:.4f}]"
+        )
 
 
 @app.command()

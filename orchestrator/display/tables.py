@@ -157,6 +157,21 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def forms_line(document: Mapping[str, Any]) -> str:
+    """How the forms stand: AICc above the least, and the rollout to the dear runs."""
+    least = min((one["aicc"] for one in document["forms"] if one["aicc"] is not None), default=0.0)
+    said = []
+    for one in document["forms"]:
+        words = [f"{one['form']}{' (chosen)' if one['chosen'] else ''}"]
+        if one["aicc"] is not None:
+            words.append(f"AICc +{one['aicc'] - least:.1f}")
+        if one["rollout"] is not None:
+            rolled = one["rollout"]
+            words.append(f"rollout {rolled['error']:.2%}, {rolled['outside']} of {rolled['runs']} outside")
+        said.append(" ".join(words))
+    return f"{document['family']}: " + "; ".join(said)
+
+
 def _parameter(fit: Mapping[str, Any], name: str) -> str:
     """A parameter and its interval; what lies on a bound is said to: that value is the bound's, not the data's."""
     value, (low, high) = fit["parameters"][name], fit["intervals"][name]

@@ -11,7 +11,8 @@ import webbrowser
 from orchestrator.errors import InputError
 from xlstm.run.directory import Workspace
 from xlstm.run.secrets import masked
-from xlstm.run.tracking import charts_link, experiments
+from xlstm.run.tracking.charts import charts_link
+from xlstm.run.tracking.store import experiments
 
 START_SECONDS = 300.0
 """After which a server that has not answered is given up: on a busy machine it takes more than a minute."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from analysis.data import tables
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from analysis.report.figures import Evidence
 
 
+AUTO = "auto"
+
+
 @contextmanager
 def _refusals_in_a_line() -> Iterator[None]:
     """What the rows cannot answer is an error that a person can put right."""
@@ -49,7 +53,8 @@ class Wishes:
     keep: Sequence[str] = ()
     ranges: Mapping[str, tuple[float, float]] | None = None
     mixed: bool = False
-    form: str = forms.ADDITIVE.name
+    form: str = AUTO
+    """A form's name, or AUTO for the one that the rows speak for."""
     objective: str = "huber"
     delta: float | None = None
     best_of: Sequence[str] = ()
@@ -59,7 +64,8 @@ class Wishes:
         """RefusalError naming the nearest valid word."""
         rules = Rules(frozenset(self.keep), self.ranges or {})
         objective = objectives.find(self.objective, self.delta)
-        return Question(rules, self.mixed, forms.find(self.form), objective, tuple(self.best_of))
+        form = None if self.form == AUTO else forms.find(self.form)
+        return Question(rules, self.mixed, form, objective, tuple(self.best_of))
 
 
 def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = None) -> Source:
@@ -82,8 +88,28 @@ def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = 
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
     source = open_source(typed, columns, wishes)
-    documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in source.fits]
-    return documents, source.notes, source.folder
+    return documents(source.fits, source.question), source.notes, source.folder
+
+
+def documents(fits: Sequence[Fit], question: Question) -> list[dict[str, Any]]:
+    """Fits in the shape of `scaling fit --json`."""
+    return [_document(fitted) | {"rules": question.to_json()} for fitted in fits]
+
+
+def _document(fitted: Fit) -> dict[str, Any]:
+    """The additive law where several forms were fitted, else the one; `chosen` and `forms` say how forms stand.
+
+    Warnings are those of that law and, after them, of the chosen one.
+    """
+    shown = next((one for one in fitted.others if one.form is forms.ADDITIVE), fitted)
+    warnings = dict.fromkeys([*shown.warnings, *fitted.warnings])
+    return shown.to_json() | {"warnings": [asdict(warning) for warning in warnings]} | fitted.weighed()
+
+
+def of_chosen(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of `fit` with the numbers of the chosen form in place of the additive law's."""
+    (chosen,) = [one for one in document["forms"] if one["chosen"]]
+    return dict(document) | {name: value for name, value in chosen.items() if name in document}
 
 
 @_refusals_in_a_line()
@@ -156,7 +182,11 @@ def predict(
     for fitted in open_source(typed, columns).fits:
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
-        rows.append({"family": fitted.family, **at, "loss": loss, "interval": interval})
+        run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
+        rows.append(
+            {"family": fitted.family, **at, "loss": loss, "interval": interval, "new_run_interval": run}
+            | {"form": fitted.form.name, "extrapolation": _extrapolation(fitted, parameters, tokens)}
+        )
     return rows
 
 
@@ -168,6 +198,13 @@ def allocate(
     fits = open_source(typed, columns).fits
     splits = [(one.family, allocation.allocate_runs(one, flops, inference_tokens=inference_tokens)) for one in fits]
     return splits, [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+
+
+def _extrapolation(fitted: Fit, parameters: float, tokens: float) -> dict[str, float]:
+    """N, D and C over the largest among the fitted runs."""
+    compute = float(fitted.flops_per_token(parameters)) * tokens
+    at = {"parameters": parameters, "tokens": tokens, "flops": compute}
+    return {name: float(value / np.max(fitted.used[name].to_numpy())) for name, value in at.items()}
 
 
 def _planned_hours(typed: str, source: Source, fitted: Fit) -> designs.Cost:

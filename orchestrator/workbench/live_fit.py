@@ -21,19 +21,18 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
 
     matplotlib.use("agg")  # drawn in the background, where no window system may be asked
     from analysis.findings import RefusalError
-    from analysis.fitting import families
     from analysis.report import plots
     from analysis.source import Question, Source
+    from orchestrator.workbench import laws
 
     source = Source(sweep, workspace, asked=Question())
-    frame = source.frame
     try:
-        fits = families.fit(frame)
+        fits = source.fit()
     except RefusalError:
         return {}
     with plots.style():
         (figure,) = plots.save(plots.law_figure(fits), source.folder / "law", ("png",))
-    documents = [fitted.to_json() | {"rules": source.question.to_json()} for fitted in fits]
+    documents = laws.documents(fits, source.question)
     told = f"{_table(documents)}\n\n![law](fit/law.png)"
     return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure, DESCRIPTION: told}
 

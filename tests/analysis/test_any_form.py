@@ -29,6 +29,7 @@ TRUTH = {
     "kaplan": {"Nc": 8.8e13, "Dc": 5.4e13, "alpha": 0.076, "beta": 0.103},
     "overtraining": {"E": 1.8, "A": 160.0, "B": 360.0, "eta": 0.27},
     "data-constrained": {"E": 1.7, "A": 330.0, "B": 490.0, "alpha": 0.34, "beta": 0.3, "R": 7.0},
+    "farseer": {"s": 4.0, "q": -0.12, "S": 0.2, "B": 60.0, "b": -0.25, "Q": 4.0, "A": -0.02, "a": 0.15, "V": -0.9},
     "broken": {"E": 1.4, "A": 400.0, "alpha": 0.08, "C1": 6.4e17, "kappa": 0.1, "f": 0.8},
 }
 
@@ -56,7 +57,7 @@ def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scaling:
     return run
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "farseer"])
 def test_every_form_is_recovered_from_runs_that_lie_on_it(name: str, scaling: Scaling, tmp_path: Path) -> None:
     runs(FORMS[name]).write_csv(tmp_path / "runs.csv")
     asked = ["--form", name, "--objective", "least-squares-of-log"]
@@ -67,6 +68,21 @@ def test_every_form_is_recovered_from_runs_that_lie_on_it(name: str, scaling: Sc
     # A millionth of noise; coefficients lie 1e8 to 1e12 from the data's centre, where their logarithms carry 28 times
     # the exponents' errors, and these, at 49 runs, several times the noise.
     assert found["parameters"] == pytest.approx(TRUTH[name], rel=3e-4)
+
+
+def test_farseers_law_predicts_what_lies_on_it_and_splits_a_budget(scaling: Scaling, tmp_path: Path) -> None:
+    """Its nine parameters trade off within any noise: what it predicts is compared, not they."""
+    form, table = FORMS["farseer"], str(tmp_path / "runs.csv")
+    runs(form).write_csv(table)
+    (found,) = scaling("fit", table, "--form", "farseer", "--objective", "least-squares-of-log", "--json")
+    assert (found["law"], found["chosen"], found["compute_optimal"]) == (form.formula, "farseer", None)
+    (said,) = scaling("predict", table, "--parameters", "20B", "--tokens", "2T", "--json")
+    theta = form.theta(TRUTH["farseer"])[None]
+    assert said["loss"] == pytest.approx(float(form.loss(theta, form.log_inputs(2e10, 2e12))[0]), rel=1e-4)
+    (split,) = scaling("allocate", table, "--flops", "1e22", "--json")["allocations"]
+    n = np.geomspace(1e8, 1e12, 20001)
+    best = n[np.argmin(form.loss(theta, form.log_inputs(n, 1e22 / (6 * n)))[0])]
+    assert split["parameters"] == pytest.approx(best, rel=1e-2)
 
 
 def test_what_follows_a_coupled_fit_is_said_of_the_coupled_law(scaling: Scaling, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State
-from xlstm.run.tracking import TIMEOUT_SECONDS, sync
+from xlstm.run.tracking import sync
+from xlstm.run.tracking.store import TIMEOUT_SECONDS
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

@@ -15,7 +15,9 @@ from xlstm.models.configs import LlamaConfig
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Launch, Parameters, Result, State, Validation, Verdict, write_json
 from xlstm.run.spec import Data, Optimizer, Physics, RunSpec
-from xlstm.run.tracking import charts_link, experiments, sync
+from xlstm.run.tracking import sync
+from xlstm.run.tracking.charts import charts_link
+from xlstm.run.tracking.store import experiments
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 SWEEP = "a-sweep"

@@ -117,9 +117,16 @@ function answer() {
   const loss = ([a, b, e, alpha, beta, gamma = 1]) => Math.exp(e) + (Math.exp(a - alpha * Math.log(n)) + Math.exp(b - beta * Math.log(d))) ** gamma;
   for (const family of DATA.families) {
     if (!family.law) { answers.append(`${family.name}: ask scaling predict. `); continue; }
-    const drawn = family.draws.map(loss).sort((one, other) => one - other);
-    const at = (share) => drawn[Math.round(share * (drawn.length - 1))];
-    const said = `${family.name}: loss ${loss(family.law).toFixed(4)} [${at(0.025).toFixed(4)}, ${at(0.975).toFixed(4)}]`;
+    const center = loss(family.law), drawn = family.draws.map(loss);
+    const apart = family.rivals.map((law) => loss(law) - center);
+    const bounds = (values) => {  // of the draws, apart by what other forms say, widened by the rollout
+      const sorted = [...values].sort((one, other) => one - other);
+      const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+      const ends = [at(0.025) + Math.min(0, ...apart), at(0.975) + Math.max(0, ...apart)];
+      return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
+    };
+    const run = bounds(drawn.map((value, index) => value * family.noise[index]));
+    const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]`;
     answers.append(Object.assign(document.createElement("p"), { textContent: said }));
   }
 }

@@ -1,0 +1,114 @@
+"""Which form the rows speak for: several are fitted at once, and each is doubted.
+
+A form is judged by Akaike's criterion on all runs, and by its rollout: fitted to the cheap four fifths of the runs, how
+well does it predict the dear fifth, and how many of those lie outside its interval for a new run? The error of a fit
+says little about the error of a prediction; that of a rollout says something. One form is chosen for all families, so
+that what is compared between them is one thing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from analysis.findings import RefusalError
+from analysis.fitting import doubts, families, regression
+from analysis.fitting.fit import Fit, Rollout
+from analysis.laws.additive import Array
+from analysis.laws.forms import ADDITIVE, FORMS, Form
+from analysis.laws.objectives import HUBER, Objective
+
+CANDIDATES = (ADDITIVE, FORMS["coupled"], FORMS["kaplan"])
+"""What is fitted where no form is asked for. The first stays where nothing speaks clearly for another."""
+STARTS = 64
+"""Descents of each form but the first: those to the first certify it on data where most starts agree for all."""
+ROLLOUT_STARTS, ROLLOUT_DRAWS = 12, 200
+HELD_OUT = 0.2
+CLEAR_INFORMATION, CLEAR_ROLLOUT = 6.0, 0.9
+"""A form is clearly better where its AICc is lower by this much and its rollout's error at most this share."""
+SURPRISING = 0.01
+"""Chance of as many dear runs outside, were one in ten to be expected there, below which the rollout is believed."""
+EXPECTED_OUTSIDE = 0.1
+
+
+def fit(
+    frame: pl.DataFrame, *, form: Form | None = None, objective: Objective = HUBER, allow_mixed: bool = False
+) -> list[Fit]:
+    """One fit per family, of `form` or of the form that the rows speak for, with its rollout, others and doubts.
+
+    Raises RefusalError as `families.fit` does.
+    """
+    first, *rest = (form,) if form is not None else CANDIDATES
+    found = [families.fit(frame, form=first, objective=objective, allow_mixed=allow_mixed)]
+    for other in rest:
+        try:
+            fits = families.fit(frame, form=other, objective=objective, num_starts=STARTS, allow_mixed=allow_mixed)
+        except RefusalError:
+            continue  # fewer parameters may still be determined
+        if [one.family for one in fits] == [one.family for one in found[0]]:
+            found.append(fits)
+    rolled = [[replace(one, rollout=rollout(one)) for one in fits] for fits in found]
+    chosen = rolled[choose(rolled)]
+    return [
+        doubts.doubted(replace(one, others=tuple(fits[index] for fits in rolled if fits is not chosen)))
+        for index, one in enumerate(chosen)
+    ]
+
+
+def choose(candidates: Sequence[Sequence[Fit]]) -> int:
+    """Which of several forms, each with a fit per family: the first, unless another is clearly better for all runs."""
+    information = [sum(one.information for one in fits) for fits in candidates]
+    errors = [_pooled(fits) for fits in candidates]
+    better = [
+        index
+        for index in range(1, len(candidates))
+        if information[index] < information[0] - CLEAR_INFORMATION and errors[index] <= CLEAR_ROLLOUT * errors[0]
+    ]
+    return min(better, key=lambda index: information[index], default=0)
+
+
+def rollout(fitted: Fit) -> Rollout | None:
+    """How the form, fitted to the cheap four fifths of the runs, predicts the dear fifth.
+
+    None where so few cheap runs cannot determine it.
+    """
+    rows = fitted.used.sort("flops")
+    held = max(1, round(HELD_OUT * rows.height))
+    small, large = rows.head(rows.height - held), rows.tail(held)
+    size = len(fitted.form.coordinates)
+    if small.height <= size + 1:
+        return None
+    try:
+        before = regression.fit_form(
+            small, fitted.form, fitted.objective, num_starts=ROLLOUT_STARTS, num_draws=ROLLOUT_DRAWS
+        )
+    except RefusalError:
+        return None
+    center, low, high = before.new_runs(large)
+    return _compared(np.log(large["loss"].to_numpy()), *(np.log(bound) for bound in (center, low, high)))
+
+
+def _compared(measured: Array, center: Array, low: Array, high: Array) -> Rollout | None:
+    """Log losses that were measured beside those predicted, with their bounds; None where they are no numbers."""
+    miss = measured - center
+    scores = np.where(miss > 0, miss / np.maximum(high - center, 1e-12), -miss / np.maximum(center - low, 1e-12))
+    if not np.isfinite(scores).all():
+        return None
+    count = len(scores)
+    outside = int((scores > 1).sum())
+    surprising = stats.binom.sf(outside - 1, count, EXPECTED_OUTSIDE) < SURPRISING
+    # Split conformal prediction (Lei et al. 2018): the level's rank among one more score; the largest where that is it.
+    rank = min(int(np.ceil(0.95 * (count + 1))), count)
+    widening = max(float(np.sort(scores)[rank - 1]), 1.0) if surprising else 1.0
+    return Rollout(count, float(np.sqrt(np.mean(np.expm1(miss) ** 2))), outside, widening)
+
+
+def _pooled(fits: Sequence[Fit]) -> float:
+    """Root mean square over all families' dear runs; not a number where one has no rollout."""
+    rolled = [one.rollout for one in fits]
+    if any(one is None for one in rolled):
+        return float("nan")
+    squares = [(one.runs, one.error**2) for one in rolled if one is not None]
+    return float(np.sqrt(sum(runs * square for runs, square in squares) / sum(runs for runs, _ in squares)))

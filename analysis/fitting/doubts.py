@@ -1,0 +1,127 @@
+"""What the rows themselves say against an answer: each doubt is a warning with a code.
+
+They look at the rollout, at the other forms, at where the runs lie, and at what the law leaves unexplained.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from analysis.findings import FitWarning
+from analysis.fitting.fit import Fit
+from analysis.laws.additive import Array
+
+TARGET = 10.0
+"""Forms are compared at this many times N and D of the dearest run."""
+COLLINEAR = 0.97
+"""Correlation of log N and log D beyond which they are told apart by 3 % of their variance or less."""
+CARRIES, FAR = 0.5, 6.0
+"""An outlier holds this share of the squared residuals, and lies this many robust standard deviations away."""
+GROWS = 3.5
+"""t of the slope of log |residual| by log C beyond which noise is said to depend on compute."""
+
+
+def doubted(fitted: Fit) -> Fit:
+    """The fit with what there is against it among its warnings."""
+    return replace(fitted, warnings=(*fitted.warnings, *find(fitted)))
+
+
+def find(fitted: Fit) -> list[FitWarning]:
+    """All doubts about a fit that has its rollout and the other forms."""
+    kinds = (_dear_runs, _other_forms, _collinear, _outlier, _noise)
+    return [
+        FitWarning(warning.code, f"{fitted.family}: {warning.message}") for kind in kinds for warning in kind(fitted)
+    ]
+
+
+def at_edge(fitted: Fit, runs: Collection[str]) -> Fit:
+    """The fit, with a warning where its largest model is one of `runs`, whose best rate is the last of those tried."""
+    used = fitted.used
+    largest = used.filter(pl.col("parameters") == pl.col("parameters").max())
+    edge = [run for run in largest["run_id"].to_list() if run in runs]
+    if not edge:
+        return fitted
+    told = f"{fitted.family}: the largest models ({', '.join(edge)}) are best at the edge of what was searched"
+    warning = FitWarning("rate-at-edge", f"{told}: tuned further they may lie lower, and the law would bend with them")
+    return replace(fitted, warnings=(*fitted.warnings, warning))
+
+
+def _dear_runs(fitted: Fit) -> Iterator[FitWarning]:
+    found = fitted.rollout
+    if found is not None and found.widening > 1:
+        yield FitWarning(
+            "rollout-outside",
+            f"fitted to the cheap four fifths of the runs, {fitted.form.name} leaves {found.outside} of the "
+            f"{found.runs} dear ones outside its interval: intervals are {found.widening:.2g} times as wide, "
+            "as those would have needed",
+        )
+
+
+def _other_forms(fitted: Fit) -> Iterator[FitWarning]:
+    if not fitted.rivals or not {"parameters", "tokens"} <= set(fitted.form.inputs):
+        return
+    used = fitted.used
+    dearest = used.row(int(used["flops"].arg_max() or 0), named=True)
+    n, d = TARGET * dearest["parameters"], TARGET * dearest["tokens"]
+    alone = replace(fitted, others=(), rollout=None)
+    center, low, high = (float(value) for value in alone.predict(n, d))
+    for rival in fitted.rivals:
+        other = float(rival.predict(n, d)[0])
+        if not low <= other <= high:
+            yield FitWarning(
+                "forms-disagree",
+                f"{rival.form.name} fits as well as {fitted.form.name} and predicts {other:.4f}, not {center:.4f} "
+                f"[{low:.4f}, {high:.4f}], at ten times the dearest run's N and D: the difference is in the intervals",
+            )
+
+
+def _collinear(fitted: Fit) -> Iterator[FitWarning]:
+    if {"parameters", "tokens"} <= set(fitted.form.inputs):
+        n, d = (np.log(fitted.used[name].to_numpy()) for name in ("parameters", "tokens"))
+        correlation = abs(float(np.corrcoef(n, d)[0, 1]))
+        if correlation > COLLINEAR:
+            yield FitWarning(
+                "collinear",
+                f"log N and log D are collinear (correlation {correlation:.3f}): the runs do not tell size from "
+                "tokens; power-C-floor asks less of them",
+            )
+
+
+def _outlier(fitted: Fit) -> Iterator[FitWarning]:
+    residual, size = fitted.residuals, len(fitted.form.coordinates)
+    square = residual**2
+    worst = int(square.argmax())
+    if len(residual) > 3 * size and square.sum() > 0 and square[worst] > CARRIES * square.sum():
+        spread = _robust(residual)
+        if abs(residual[worst]) > FAR * spread:
+            name = fitted.used["run_id"][worst] if "run_id" in fitted.used.columns else worst
+            yield FitWarning(
+                "outlier",
+                f"run {name} lies {np.expm1(residual[worst]):+.1%} from the law and holds "
+                f"{square[worst] / square.sum():.0%} of the squared residuals: it carries the intervals",
+            )
+
+
+def _noise(fitted: Fit) -> Iterator[FitWarning]:
+    residual = fitted.residuals
+    log_c = np.log(fitted.used["flops"].to_numpy())
+    # A robust fit goes through some points: their residuals of zero say nothing of the noise.
+    seen = np.abs(residual) > 1e-3 * _robust(residual)
+    if seen.sum() < 20 or np.ptp(log_c[seen]) == 0:
+        return
+    found = stats.linregress(log_c[seen], np.log(np.abs(residual[seen])))
+    if found.stderr > 0 and abs(found.slope) > GROWS * found.stderr:
+        kind = "grows" if found.slope > 0 else "falls"
+        yield FitWarning(
+            "noise-depends-on-compute",
+            f"the scatter about the law {kind} as C^{found.slope:.2f}: intervals beyond the runs are too "
+            f"{'narrow' if found.slope > 0 else 'wide'}; a column weight of C^{-2 * found.slope:.2f} accounts for it",
+        )
+
+
+def _robust(residual: Array) -> float:
+    """Standard deviation by the median absolute residual."""
+    return 1.4826 * float(np.median(np.abs(residual)))

@@ -1,0 +1,135 @@
+"""What the child run of a sweep's run says in MLflow: parameters, rows of metrics, state, card and provenance."""
+
+import json
+import math
+from typing import Any
+
+from xlstm.accounting import size_label
+from xlstm.models.naming import family_label
+from xlstm.run.directory import RunDirectory
+from xlstm.run.json_files import read_json
+from xlstm.run.model_card import model_card
+from xlstm.run.records import Result, State, Status
+from xlstm.run.spec import RunSpec
+
+_STATUS = {
+    State.PLANNED: "SCHEDULED",
+    State.QUEUED: "SCHEDULED",
+    State.RUNNING: "RUNNING",
+    State.PREEMPTED: "SCHEDULED",
+    State.FAILED: "FAILED",
+    State.DIVERGED: "FAILED",
+    State.COMPLETED: "FINISHED",
+    State.CANCELLED: "KILLED",
+}
+
+
+_ENDED = {"FAILED", "FINISHED", "KILLED"}
+
+
+def began(run: RunDirectory) -> float | None:
+    """When the first attempt was launched, or, of runs that others made, when the first row was written."""
+    if (launch := run.launch(1)) is not None:
+        return launch.started
+    return min((row["time"] for row in run.history() if "time" in row), default=None)
+
+
+def _ended(run: RunDirectory, status: Status) -> float:
+    """When the last attempt ended."""
+    verdict = run.verdict(status.attempt)
+    return verdict.time if verdict is not None and verdict.time else status.updated
+
+
+def owner(run: RunDirectory) -> dict[str, str]:
+    try:
+        return {"mlflow.user": run.path.owner()}
+    except KeyError:
+        return {}  # an id without a name, as in a container
+
+
+def log_dataset(client: Any, child: str, spec: RunSpec) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = spec.physics.data
+    source = json.dumps({"corpus": data.corpus, "revision": data.revision, "tokenizer": data.tokenizer})
+    digest = data.revision.removeprefix("sha256:")[:36]  # the longest that MLflow keeps
+    dataset = Dataset(name=data.corpus, digest=digest, source_type="corpus", source=source)
+    client.log_inputs(child, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def params_of(spec: RunSpec) -> dict[str, Any]:
+    """What an analysis needs of a run that it knows from MLflow alone."""
+    physics = spec.physics
+    dimensions = physics.model.__dict__ if hasattr(physics.model, "__dict__") else {}
+    return {
+        "run_id": spec.run_id,
+        "family": family_label(physics.model),
+        "size": spec.presentation.size or size_label(physics.model),
+        "seed": physics.seed,
+        "tokens": physics.steps * physics.batch_tokens,
+        "steps": physics.steps,
+        "batch_tokens": physics.batch_tokens,
+        "context_length": physics.data.context_length,
+        "corpus": physics.data.corpus,
+        "revision": physics.data.revision,
+        "tokenizer": physics.data.tokenizer,
+        "learning_rate": physics.optimizer.learning_rate,
+        "weight_decay": physics.optimizer.weight_decay,
+        "schedule": physics.schedule.kind,
+        "precision": physics.precision,
+        "evaluation": spec.evaluation_fingerprint,
+        **{f"model.{key}": value for key, value in dimensions.items()},
+    }
+
+
+def log_rows(client: Any, child: str, rows: list[dict[str, Any]]) -> None:
+    """Each number with the time and step of its row, so that a row shipped twice is one point."""
+    from mlflow.entities import Metric
+
+    points = [
+        Metric(key, float(value), int(row["time"] * 1000), row["step"])
+        for row in rows
+        if "time" in row
+        for key, value in row.items()
+        if key not in {"step", "time", "attempt"} and _is_number(value)
+    ]
+    for start in range(0, len(points), 1000):
+        client.log_batch(child, metrics=points[start : start + 1000])
+
+
+def write_state(
+    client: Any, child: str, run: RunDirectory, status: Status, spec: RunSpec, result: Result | None
+) -> None:
+    from mlflow.entities import Param, RunTag
+
+    provenance, card = run.provenance_file(status.attempt), None
+    tags = {"state": status.state.value, "reason": status.reason, "attempts": str(status.attempt)}
+    params: dict[str, Any] = {}
+    if result is not None:
+        tags |= {"quality": ",".join(result.quality), "trunk_id": result.trunk_id or ""}
+        tags |= {"wall_seconds": f"{result.wall_seconds:.3f}", "device_hours": f"{result.device_hours:.6f}"}
+        params = {f"parameters.{key}": value for key, value in result.parameters.model_dump().items()}
+        params |= {f"flops.{key}": value for key, value in result.flops.items()}
+        params |= {"data_fingerprint": result.data_fingerprint}
+        card = model_card(spec, result, run.launch(result.attempts))
+        tags |= {"mlflow.note.content": card}  # what the UI shows as the description of the run
+    if commit := (read_json(provenance, "delete it") or {}).get("git_revision"):
+        tags |= {"mlflow.source.git.commit": commit}
+    client.log_batch(
+        child,
+        params=[Param(key, str(value)) for key, value in params.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    wanted = _STATUS[status.state]
+    if wanted in _ENDED:
+        client.set_terminated(child, wanted, int(_ended(run, status) * 1000))
+    else:
+        client.update_run(child, wanted)
+    if provenance.is_file():
+        client.log_artifact(child, str(provenance))
+    if card is not None:
+        client.log_text(child, card, run.model_card_file.name)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
