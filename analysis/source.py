@@ -24,6 +24,7 @@ from analysis.laws import forms
 from analysis.laws.forms import Form
 from analysis.laws.objectives import HUBER, Objective
 from xlstm.run.directory import Workspace
+from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import write_json
 
 _QUESTION = "rules.json"
@@ -130,7 +131,7 @@ class Source:
     def fits(self) -> list[Fit]:
         """One fit per family: those saved while they answer the question, else new ones, which are saved."""
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
-        if self.question == Question.from_json(self._asked_before):
+        if self._is_asked_again:
             found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
             # One saved before forms were weighed answers what follows a fit, but not a new question of the form.
             if found and (self.asked is None or form is not None or any(one.others for one in found)):
@@ -167,8 +168,21 @@ class Source:
 
     @cached_property
     def _asked_before(self) -> dict[str, Any]:
-        stored: dict[str, Any] = json.loads(self._question_file.read_text()) if self._question_file.exists() else {}
-        return stored or Question().to_json()
+        remedy = f"fit again: scaling fit {self.name}"
+        stored = read_json(self._question_file, remedy)
+        try:
+            return stored if stored and Question.from_json(stored) else Question().to_json()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedFileError(self._question_file, f"is no question ({error!r})", remedy) from None
+
+    @property
+    def _is_asked_again(self) -> bool:
+        try:
+            return self.question == Question.from_json(self._asked_before)
+        except DamagedFileError:
+            if self.asked is None:
+                raise
+            return False  # it is written anew
 
     @cached_property
     def _loaded(self) -> runs.Rows:

@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
+from xlstm.run.json_files import DamagedFileError, read_record
 from xlstm.run.records import Fork, write_json
 
 
@@ -81,7 +82,13 @@ class Batch:
         return self.folder / "script.sh"
 
     def contents(self) -> Contents:
-        return Contents.model_validate_json((self.folder / "batch.json").read_bytes())
+        """What was handed over. DamagedFileError where it is missing or damaged: its jobs cannot be told apart."""
+        path = self.folder / "batch.json"
+        remedy = f"cancel the jobs whose comment in Slurm is {self.id}, and remove {self.folder}"
+        found = read_record(path, Contents, remedy)
+        if found is None:
+            raise DamagedFileError(path, "is missing", remedy)
+        return found
 
     def write(self, contents: Contents) -> None:
         self.folder.mkdir(parents=True)
@@ -89,10 +96,9 @@ class Batch:
 
     def number(self) -> str | None:
         """Slurm's number of the array, or None where sbatch has not answered."""
-        try:
-            return Submitted.model_validate_json((self.folder / "submitted.json").read_bytes()).number
-        except FileNotFoundError:
-            return None
+        path = self.folder / "submitted.json"
+        found = read_record(path, Submitted, "delete it: Slurm is asked for the number")
+        return found.number if found is not None else None
 
     def set_number(self, number: str) -> None:
         write_json(self.folder / "submitted.json", Submitted(number=number).model_dump())

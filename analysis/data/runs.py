@@ -219,10 +219,11 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
     rows = []
     for planned in directory.plan()["runs"]:
         run = workspace.run(planned["run_id"])
-        result = run.result()
+        result = run.known_result()
         if result is not None:
             rows.append(_row(run, result))
             continue
+        damage = run.noticed.get(run.result_file)
         status = run.status()
         rows.append(
             {
@@ -233,6 +234,7 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
                 "parameters": planned["parameters"]["total"],
                 "tokens": planned["tokens"],
                 "state": f"{status.state}: {status.reason}" if status.reason else str(status.state),
+                "excluded": f"damaged ({damage})" if damage else None,
             }
         )
     return pl.DataFrame(rows, schema=SCHEMA)

@@ -32,14 +32,20 @@ def saved(
 ) -> list[Fit]:
     """Fits saved below `folder` by this method from exactly the rows of `frame`; none where either has changed.
 
-    Nor are there any where another form or objective was fitted; None is any form.
+    Nor are there any where another form or objective was fitted; None is any form. None where one of them is damaged,
+    either: they are made anew.
 
     Raises RefusalError where `fit` would for mixed rows: a fit made with `allow_mixed` answers only those who ask so.
     """
     documents = sorted(folder.glob("*/fit.json"))
-    if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
-        return []
-    fits = [Fit.load(path.parent) for path in documents]
+    try:
+        if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
+            return []
+        fits = [Fit.load(path.parent) for path in documents]
+    except RefusalError:
+        raise
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError):
+        return []  # one that is damaged is made anew
     if any(one.objective != objective or (form is not None and one.form is not form) for one in fits):
         return []
     stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version

@@ -20,6 +20,7 @@ from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
 from analysis.laws.objectives import Objective
 from analysis.laws.token_cost import TokenCost
+from xlstm.run.json_files import DamagedFileError, write_text
 
 LEVEL = 0.95
 OTHERS = "others"
@@ -337,7 +338,11 @@ class Fit:
         document = self.to_json()
         if self.rollout is not None:
             document["rollout"] = asdict(self.rollout)
-        (folder / "fit.json").write_text(json.dumps(document, indent=2) + "\n")
+        for name in ("draws.npy", "rows.parquet"):
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                raise DamagedFileError(folder / name, "is a folder, where a file belongs", "remove it")
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / "fit.json", json.dumps(document, indent=2) + "\n")
         np.save(folder / "draws.npy", self.draws, allow_pickle=False)
 
     @classmethod

@@ -1,11 +1,13 @@
 """Verbs about what lies in the workspace beside runs: the MLflow store and the data."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.terminal import (
     A_RUN_FAILED,
+    BAD_INPUT,
     OverridesArgument,
     SetOption,
     SweepArgument,
@@ -36,7 +38,8 @@ def ui(
     with one_line_errors():
         workspace = writable_workspace()
         _require_free(host, port)
-        _sync_all(workspace)
+        for line in _sync_all(workspace):
+            print(line, file=sys.stderr)
         code = serve(workspace, host, port, open_browser=open_browser)
     raise typer.Exit(A_RUN_FAILED if code else 0)
 
@@ -45,7 +48,11 @@ def ui(
 def sync() -> None:
     """Make MLflow equal the run directories."""
     with one_line_errors():
-        _sync_all(workspace_here(), say=True)
+        problems = _sync_all(workspace_here(), say=True)
+    for line in problems:
+        print(line, file=sys.stderr)
+    if problems:
+        raise typer.Exit(BAD_INPUT)
 
 
 @data_app.command("prepare")
@@ -89,29 +96,42 @@ def data_inspect(
         print_samples(workspace, specs[0], samples)
 
 
-def _sync_all(workspace: "Workspace", say: bool = False) -> None:
+def _sync_all(workspace: "Workspace", say: bool = False) -> list[str]:
+    """Ship all that was submitted; returns what is damaged or was refused. InputError where there is no store."""
     from functools import partial
 
     from orchestrator.errors import InputError
     from orchestrator.execution.shipping import publish, ship
     from orchestrator.standing.lookup import load_document
     from orchestrator.workbench.live_fit import live_fit
+    from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.slurm import reconcile
     from xlstm.run import tracking
+    from xlstm.run.json_files import DamagedFileError
     from xlstm.run.secrets import masked
 
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")
+    problems: list[str] = []
     for name in workspace.submitted():
-        reconcile(workspace, name)
-        run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
-        shipped, complaint = ship(workspace, name, run_ids)
+        try:
+            mend_plan(workspace, name)
+            run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
+        except DamagedFileError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        try:
+            reconcile(workspace, name)
+        except DamagedFileError as error:
+            problems.append(f"{name}: {error}")
+        shipped, complaint = ship(workspace, name, run_ids, problems.append)
         complaint = complaint or publish(workspace, name, partial(live_fit, workspace, name))
         if complaint:
-            raise InputError(f"{name}: {complaint}")
-        if say:
+            problems.append(f"{name}: {complaint}")
+        elif say:
             print(f"{name}: {len(shipped)} runs equal their directories in {masked(workspace.tracking_uri)}")
+    return problems
 
 
 def _require_free(host: str, port: int) -> None:

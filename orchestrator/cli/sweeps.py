@@ -1,5 +1,6 @@
 """Verbs about sweeps: plan, submit, status, and the language itself."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,6 +55,8 @@ def plan(
 
     made = plan_sweep(sweep, overrides, override)
     document = made.document(price)
+    for line in made.damage:
+        print(line, file=sys.stderr)
     checked = build_layouts(made) if check else None
     if checked is not None:
         document["check"] = asdict(checked)
@@ -105,23 +108,34 @@ def submit(
 def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> None:
     """Show how submitted sweeps stand."""
     from orchestrator.standing.status import look
+    from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.slurm import catch_up
+    from xlstm.run.json_files import DamagedFileError
 
-    workspace = workspace_here()
+    workspace, standings, damaged = workspace_here(), [], []
     with one_line_errors():
         names = [sweep_name(sweep)] if sweep else workspace.submitted()
         for name in names:
-            catch_up(workspace, name)
-        standings = [look(workspace, name) for name in names]
+            try:
+                mend_plan(workspace, name)
+                damaged += catch_up(workspace, name)
+                standings.append(look(workspace, name))
+            except DamagedFileError as error:
+                damaged.append(str(error))
+    for line in damaged:
+        print(line, file=sys.stderr)
+    console = make_console()
     if as_json:
         documents = [standing.document() for standing in standings]
-        print_json(documents[0] if sweep else documents)
-        return
-    console = make_console()
-    if not standings:
+        if documents or not sweep:
+            print_json(documents[0] if sweep else documents)
+        standings = []
+    elif not names:
         console.print(f"no sweep was submitted to {workspace.root} yet: scaling submit quickstart --on local")
     for standing in standings:
         _show(standing, console)
+    if damaged:
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
@@ -138,10 +152,13 @@ def watch(
 
     from orchestrator.display.tables import runs_table
     from orchestrator.standing.status import look
+    from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.slurm import ASK_SECONDS, reconcile
     from xlstm.run.records import State
 
     workspace, name = workspace_here(), sweep_name(sweep)
+    with one_line_errors():
+        mend_plan(workspace, name)
     console = Console(quiet=True) if as_json else make_console()
     with one_line_errors(), Live(console=console, auto_refresh=False, transient=True) as live:
         ask_slurm = 0.0
@@ -169,8 +186,10 @@ def cancel(
 ) -> None:
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.workbench.cancel import cancel as cancel_runs
+    from orchestrator.workbench.mending import mend_plan
 
     with one_line_errors():
+        mend_plan(workspace_here(), sweep_name(target))
         cancelled = cancel_runs(workspace_here(), sweep_name(target), target)
     if as_json:
         print_json({"cancelled": [run.run_id for run in cancelled]})
@@ -184,9 +203,11 @@ def cancel(
 def retry(sweep: NameArgument) -> None:
     """Run again what failed, diverged or was cancelled of a submitted sweep, where it ran, and nothing else."""
     from orchestrator.standing.lookup import load_document
+    from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.submit import to_retry
 
     with one_line_errors():
+        mend_plan(workspace_here(), sweep_name(sweep))
         load_document(workspace_here(), sweep_name(sweep))
     made = plan_sweep(sweep, None)
     if (again := to_retry(made)) is None:

@@ -1,5 +1,6 @@
 """What the verbs of the command line share: arguments, output, and errors in one line."""
 
+import errno
 import json
 import sys
 from contextlib import contextmanager
@@ -87,15 +88,36 @@ def print_json(document: Any) -> None:
 
 @contextmanager
 def one_line_errors() -> "Iterator[None]":
-    """What a person can put right is said in a line each, without a traceback, and ends with exit code 2."""
-    from orchestrator.errors import InputError
+    """What a person can put right is said in a line each, without a traceback, and ends with exit code 2.
+
+    What stopped a submission from outside is said as well, and ends with 1.
+    """
+    from orchestrator.errors import InputError, StoppedError
     from sweeps.located import SweepError
+    from xlstm.run.json_files import DamagedFileError
 
     try:
         yield
-    except (InputError, SweepError) as error:
+    except (InputError, SweepError, DamagedFileError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(A_RUN_FAILED) from None
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK:
+            raise
+        print(refused_by_the_system(error), file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+def refused_by_the_system(error: OSError) -> str:
+    """One line for what the file system refused, where it said to which file."""
+    where = error.filename or workspace_here().root
+    return f"{where}: {error.strerror}; make room or give the right to write there, and do the same again"
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class _Tail:
         self._read = 0
 
     def lines(self, path: Path, *, end: bool) -> Iterator[str]:
-        if not path.exists():
+        if not path.is_file():
             return
         with open(path, "rb") as file:
             file.seek(self._read)

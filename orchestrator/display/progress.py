@@ -72,12 +72,14 @@ class SweepProgress:
     _at_start: float | None = None
 
     def happened(self, event: Event) -> None:
+        if event.what is Happening.DAMAGED:
+            return
         line = self.lines[event.run.run_id]
         line.state, line.reason = event.status.state, event.status.reason
         if event.what is Happening.STARTED:
             line.state = State.RUNNING
         if line.state is State.COMPLETED:
-            line.result = event.run.result()
+            line.result = event.run.known_result()
             line.tokens = line.planned["tokens"]
 
     def read(self, run_directories: Mapping[str, RunDirectory]) -> None:
@@ -145,7 +147,7 @@ class LiveDisplay:
     def happened(self, event: Event) -> None:
         self.progress.happened(event)
         self._running[event.run.run_id] = event.run
-        if event.what in (Happening.RETRIED, Happening.HELD) or event.status.state.unsuccessful:
+        if event.what in (Happening.RETRIED, Happening.HELD, Happening.DAMAGED) or event.status.state.unsuccessful:
             self._live.console.print(_sentence(event))
 
     def refresh(self) -> None:
@@ -228,7 +230,7 @@ def _sentence(event: Event) -> str:
         words += f": process {holder.pid} on {holder.host}, last seen {since}; waiting for it"
     if event.what is Happening.ENDED:
         words = f"{event.run.run_id}: {state.value.lower()}"
-        result = event.run.result() if state is State.COMPLETED else None
+        result = event.run.known_result() if state is State.COMPLETED else None
         if result is not None:
             words += f", validation perplexity {result.validation.perplexity:.3f}"
             if result.validation.bits_per_byte is not None:

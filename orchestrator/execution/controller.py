@@ -9,11 +9,15 @@ whatever else ends without a result is tried again as long as `xlstm.run.retry` 
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
+from xlstm.run.damage import set_aside as set_damage_aside
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import Executor, Handle, Job, JobState, PlannedRun
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.outcome import adopt
 from xlstm.run.records import Fork, State, Status
 from xlstm.run.retry import current_submission, judge_from_outside, set_aside, submission_of
@@ -31,6 +35,8 @@ class Happening(StrEnum):
     RETRIED = "retried"
     HELD = "held by another launcher"
     ADOPTED = "adopted"
+    DAMAGED = "damaged"
+    """A file of it was: the reason of the event's status says which, and what was done."""
     ENDED = "ended"
 
 
@@ -58,6 +64,8 @@ class _Progress:
     never_began: list[str] = field(default_factory=list)
     """Why jobs ended before their supervisor took the run: its directory tells nothing of them."""
     finished: bool = False
+    given_up: Status | None = None
+    """How it stands where its directory cannot say so, damaged as it is."""
 
 
 @dataclass
@@ -84,7 +92,8 @@ class Controller:
         On KeyboardInterrupt the trainers write checkpoints, everything ends, and the interrupt goes on.
         """
         for progress in self._progress.values():
-            self._admit(progress)
+            with self._contained(progress):
+                self._admit(progress)
         self._adopt()
         ticked = -POLL_SECONDS
         try:
@@ -101,12 +110,14 @@ class Controller:
             raise
         finally:
             self.tick()
-        return {run_id: progress.run.status() for run_id, progress in self._progress.items()}
+        return {run_id: progress.given_up or progress.run.status() for run_id, progress in self._progress.items()}
 
     def _admit(self, progress: _Progress) -> None:
         progress.submission = current_submission(progress.run)
-        if admit(progress.run, progress.planned.spec):
+        if admit(progress.run, progress.planned.spec, partial(self._tell_damage, progress)):
             self._finish_complete(progress, Happening.ALREADY_COMPLETE)
+        elif (fork := progress.planned.fork) is not None and not self._may_start(progress.planned):
+            progress.run.queue(f"waiting for step {fork.step} of {fork.run_id}")
 
     def _adopt(self) -> None:
         """Take on the jobs of an earlier controller that live on, and end those that nobody needs any more."""
@@ -122,14 +133,18 @@ class Controller:
         self.executor.cancel(superfluous)
 
     def _submit_ready(self) -> None:
-        ready = [
-            progress
-            for progress in self._progress.values()
-            if not progress.finished
-            and progress.handle is None
-            and self._may_start(progress.planned)
-            and not self._leave_to_another(progress)
-        ]
+        ready = []
+        for progress in self._progress.values():
+            if progress.finished or progress.handle is not None or not self._may_start(progress.planned):
+                continue
+            with self._contained(progress):
+                # A fork is asked to end before its trunk is, whose end makes it ready.
+                if self._leave_to_another(progress) or progress.run.cancel_requested():
+                    continue
+                progress.run.create(progress.planned.spec)
+                progress.run.queue(f"waiting for {self.executor.name}")
+                progress.attempts_before = progress.run.status().attempt
+                ready.append(progress)
         jobs = [
             Job(
                 run=progress.run,
@@ -140,9 +155,6 @@ class Controller:
             )
             for progress in ready
         ]
-        for progress in ready:
-            progress.run.queue(f"waiting for {self.executor.name}")
-            progress.attempts_before = progress.run.status().attempt
         for progress, handle in zip(ready, self.executor.submit(jobs), strict=True):
             progress.handle, progress.started = handle, False
             self._tell(progress, Happening.SUBMITTED)
@@ -181,8 +193,12 @@ class Controller:
         asked = [one for one in self._progress.values() if not one.finished and one.run.cancel_requested()]
         self.executor.cancel([one.handle for one in asked if one.handle is not None])
         for progress in asked:
-            progress.run.set_state(State.CANCELLED, "cancelled; submit it again to continue")
-            self._finish(progress, Happening.ENDED)
+            with self._contained(progress):
+                if progress.run.is_complete(progress.planned.spec):
+                    self._finish_complete(progress, Happening.ENDED)
+                    continue
+                progress.run.set_state(State.CANCELLED, "cancelled; submit it again to continue")
+                self._finish(progress, Happening.ENDED)
 
     def _poll(self) -> None:
         waiting = [progress for progress in self._progress.values() if progress.handle is not None]
@@ -192,7 +208,8 @@ class Controller:
                 progress.started = True
                 self._tell(progress, Happening.STARTED)
             elif state in (JobState.ENDED, JobState.LOST):
-                self._judge(progress, machine_lost=state is JobState.LOST)
+                with self._contained(progress):
+                    self._judge(progress, machine_lost=state is JobState.LOST)
 
     def _judge(self, progress: _Progress, *, machine_lost: bool) -> None:
         """Decide, from the run directory, what the end of a job means."""
@@ -212,6 +229,8 @@ class Controller:
         if status.state is State.COMPLETED or status.state.final:
             self._finish(progress, Happening.ENDED)
             return
+        if progress.run.cancel_requested():
+            return  # it is ended as such
         if machine_lost:
             # Ranks that were left alone may have called it a failure. It was the machine's, not the run's.
             self._settle(progress, began, State.PREEMPTED, "a machine was lost")
@@ -254,17 +273,39 @@ class Controller:
     def _tell(self, progress: _Progress, what: Happening) -> None:
         self.watch(Event(progress.run, what, progress.run.status()))
 
+    @contextmanager
+    def _contained(self, progress: _Progress) -> Iterator[None]:
+        """Give up one run whose files are damaged, and go on with the others. Raises where the workspace is gone."""
+        try:
+            yield
+        except DamagedFileError as error:
+            if not self.workspace.runs.is_dir():
+                raise DamagedFileError(
+                    self.workspace.root, "the workspace is gone", "submit again to begin anew"
+                ) from None
+            progress.given_up = Status(state=State.FAILED, reason=str(error))
+            with suppress(DamagedFileError):
+                progress.run.set_state(State.FAILED, str(error))
+            progress.finished, progress.handle = True, None
+            self.watch(Event(progress.run, Happening.ENDED, progress.given_up))
+
+    def _tell_damage(self, progress: _Progress, line: str) -> None:
+        self.watch(Event(progress.run, Happening.DAMAGED, Status(reason=line)))
+
     def _handles(self) -> Iterator[Handle]:
         return (progress.handle for progress in self._progress.values() if progress.handle is not None)
 
 
-def admit(run: RunDirectory, spec: RunSpec) -> bool:
-    """Make a run ready to be carried out: its directory is there, and what it was asked earlier is taken back.
+def admit(run: RunDirectory, spec: RunSpec, tell: Callable[[str], object]) -> bool:
+    """Make a run ready to be carried out: its directory is there, and what is damaged in it is set aside and told.
 
     Returns whether there is nothing to carry out: an evaluation that was made earlier is taken up again.
+    DamagedFileError where it cannot be made ready.
     """
+    result = run.known_result()
+    if (result is None or not result.answers(spec)) and not run.is_held():
+        set_damage_aside(run, tell)
     run.create(spec)
-    run.withdraw_cancel()
     if not run.is_held():
         adopt(run, spec)
     return run.is_complete(spec)

@@ -10,13 +10,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import IO
 
 from rich.console import Console
 
 from orchestrator.standing.status import look
 from xlstm.run.directory import Workspace
-from xlstm.run.locks import take
+from xlstm.run.locks import locked, open_lock, take
 
 WAIT_SECONDS = 0.5
 SAY_SECONDS = 30.0
@@ -38,9 +38,9 @@ def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Cons
     if not path.parent.is_dir():
         yield  # a single run of `scaling train` belongs to no sweep, and has its lease
         return
-    with open(path, "a+") as file:
+    with open_lock(path) as file:
         if not take(file, wait=False):
-            who = path.read_text().strip() or "another process"
+            who = path.read_text(errors="replace").strip() or "another process"
             console.print(f"{sweep} is carried out by {who}; waiting to do what it leaves", highlight=False)
             _wait(file, workspace, sweep, console)
             console.print(f"{sweep}: the other has ended; going on here", highlight=False)
@@ -51,7 +51,16 @@ def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Cons
         yield
 
 
-def _wait(file: TextIO, workspace: Workspace, sweep: str, console: Console) -> None:
+def is_carried_out(workspace: Workspace, sweep: str) -> bool:
+    """Whether some process is the controller of a sweep."""
+    path = workspace.sweep(sweep).controller_lock
+    if not path.is_file():
+        return False
+    with locked(path, wait=False) as free:
+        return not free
+
+
+def _wait(file: IO[str], workspace: Workspace, sweep: str, console: Console) -> None:
     said = time.monotonic()
     while not take(file, wait=False):
         time.sleep(WAIT_SECONDS)

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from orchestrator.standing.status import look
 from xlstm.run import tracking
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import State
 
 SHIP_SECONDS = 3.0
@@ -94,7 +95,11 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     directory = workspace.sweep(sweep)
     if not directory.plan_file.is_file():
         return None  # a single run, which `scaling train` carried out
-    standing = look(workspace, sweep)
+    try:
+        standing = look(workspace, sweep)
+        kept = read_json(directory.sweep_file, f"submit {sweep} again from its own file") or {}
+    except DamagedFileError as error:
+        return str(error)
     files: dict[str, str | Path] = {path.name: path for path in (directory.sweep_file, directory.plan_file)}
     files["ledger.json"] = json.dumps(standing.ledger.document(), indent=2) + "\n"
     complete = Counter(run.planned["model"] for run in standing.runs if run.state is State.COMPLETED)
@@ -105,7 +110,7 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
             return f"the law so far could not be fitted: {type(error).__name__}: {error}"
     ended = all(run.state.ended for run in standing.runs)
     counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
-    notes = json.loads(directory.sweep_file.read_text()).get("notes") or ""
+    notes = str(kept.get("notes") or "")
     told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
     description = "\n\n".join(part for part in told if part)
     return tracking.publish(
@@ -119,15 +124,20 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     )
 
 
-def ship(workspace: Workspace, sweep: str, run_ids: Iterable[str]) -> tuple[set[str], str | None]:
+def ship(
+    workspace: Workspace, sweep: str, run_ids: Iterable[str], tell: Callable[[str], object] = lambda damage: None
+) -> tuple[set[str], str | None]:
     """Make MLflow equal the directories of these runs; returns which were shipped, and the first complaint.
 
-    Two failures in a row end the round: a store that is away is not asked once per run.
+    Two failures in a row end the round: a store that is away is not asked once per run. `tell` is called with what of a
+    run is damaged and could not be shipped.
     """
     shipped: set[str] = set()
     complaint, in_a_row = None, 0
     for run_id in run_ids:
         synced = tracking.sync(workspace.run(run_id), sweep, workspace.tracking_uri)
+        if synced.damage:
+            tell(synced.damage)
         if synced.ok:
             shipped.add(run_id)
             in_a_row = 0

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, StoppedError
 from orchestrator.execution.controller import Controller, Event, Happening
 from orchestrator.execution.lock import sole_controller
 from orchestrator.execution.shipping import LiveFit, Shipper
@@ -20,6 +20,7 @@ from xlstm.data import open_prepared, prepare
 from xlstm.data.preparation import data_folder
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Executor, PlannedRun
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.records import Status
 from xlstm.run.spec import RunSpec
 
@@ -53,10 +54,14 @@ def submit(
 
     `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow.
 
-    InputError where the data cannot be prepared. KeyboardInterrupt, after every trainer has left a checkpoint, when the
+    InputError where the data cannot be prepared; StoppedError where the workspace is gone, full or cannot be written,
+    when every trainer has ended. KeyboardInterrupt, after every trainer has left a checkpoint, when the
     submission is stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     with _ending_as_interrupt(), sole_controller(workspace, name, executor.name, console):
+        for run in runs:
+            # Before anything takes time: what is cancelled from here on is not started.
+            workspace.run(run.run_id).withdraw_cancel()
         specs = [run.spec for run in runs]
         prepare_data(workspace, specs, console)
         refuse_drift(workspace, specs)
@@ -66,7 +71,11 @@ def submit(
                 shipper.touch(event.run, live=event.what is Happening.STARTED)
                 display.happened(event)
 
-            statuses = Controller(workspace, executor, runs, watch=watch, tick=display.refresh)()
+            try:
+                statuses = Controller(workspace, executor, runs, watch=watch, tick=display.refresh)()
+            except (OSError, DamagedFileError) as error:
+                said = str(error) if isinstance(error, DamagedFileError) else _said(error, workspace)
+                raise StoppedError(f"{name} was stopped, and its trainers have ended: {said}") from None
         if shipper.complaint:
             console.print(
                 f"MLflow could not be written ({shipper.complaint}); `scaling sync` makes up for it", style="yellow"
@@ -117,6 +126,11 @@ def refuse_drift(workspace: Workspace, specs: Sequence[RunSpec]) -> None:
 def failed(statuses: Mapping[str, Status]) -> list[str]:
     """Runs that ended without a result."""
     return [run_id for run_id, status in statuses.items() if status.state.unsuccessful]
+
+
+def _said(error: OSError, workspace: Workspace) -> str:
+    where = error.filename or workspace.root
+    return f"{where}: {error.strerror or error}; put that right and submit again: it continues"
 
 
 @contextmanager

@@ -21,8 +21,16 @@ from types import FrameType
 
 from orchestrator.execution import provenance
 from xlstm.accounting.cards import count_gpus
-from xlstm.run.directory import AlreadyCompleteError, Lease, LeaseHeldError, LeaseLostError, RunDirectory
+from xlstm.run.directory import (
+    AlreadyCompleteError,
+    CancelRequestedError,
+    Lease,
+    LeaseHeldError,
+    LeaseLostError,
+    RunDirectory,
+)
 from xlstm.run.executor import GRACE_SECONDS
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
 from xlstm.run.records import Fork, Launch, State, Verdict, write_json
 from xlstm.run.spec import Execution, RunSpec
@@ -67,7 +75,7 @@ class Supervisor:
         code = self._train(launch, lease)
         verdict = self.run.verdict(lease.attempt)
         if verdict is None:
-            verdict = self._verdict_from_outside(lease.attempt, code)
+            verdict = self._verdict_from_outside(launch, code)
             write_json(self.run.verdict_file(lease.attempt), verdict.model_dump(mode="json"))
         lease.release(verdict.state, verdict.reason)
         return verdict.state
@@ -96,6 +104,7 @@ class Supervisor:
             host=socket.gethostname(),
             rendezvous=self.rendezvous,
             started=time.time(),
+            monotonic=time.monotonic(),
             fork=self.fork,
             checkpoint_at=self.checkpoint_at,
         )
@@ -144,9 +153,11 @@ class Supervisor:
             beat = time.monotonic()
             try:
                 lease.renew()
-            except LeaseLostError:
+            except (LeaseLostError, DamagedFileError):
                 self._torchrun.kill()
                 raise
+            except OSError as error:  # a full disk may have room again at the next beat
+                print(f"the lease was not renewed: {error}", file=sys.stderr, flush=True)
 
     def _command(self, launch: Launch) -> list[str]:
         execution = launch.execution
@@ -185,13 +196,13 @@ class Supervisor:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     trainer.terminate()
 
-    def _verdict_from_outside(self, attempt: int, code: int) -> Verdict:
+    def _verdict_from_outside(self, launch: Launch, code: int) -> Verdict:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""
         died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         state = State.PREEMPTED if self._stopping else State.FAILED
-        log = self.run.torchrun_log(attempt, self.node_rank)
+        log = self.run.torchrun_log(launch.attempt, self.node_rank)
         reason = f"the trainer left no verdict; torchrun {died}; see {log}"
-        return Verdict(state=state, reason=reason, time=time.time())
+        return Verdict(state=state, reason=reason, time=time.time(), seconds=launch.elapsed())
 
 
 def _loopback() -> str:
@@ -255,8 +266,10 @@ def main() -> None:
     )
     try:
         state = supervisor()
-    except (AlreadyCompleteError, LeaseHeldError, LeaseLostError) as error:
+    except (AlreadyCompleteError, CancelRequestedError, DamagedFileError, LeaseHeldError, LeaseLostError) as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{options.run_directory}: {error}")
     sys.exit(0 if state in (State.COMPLETED, State.PREEMPTED) else 1)
 
 

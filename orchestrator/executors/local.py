@@ -156,11 +156,16 @@ class LocalExecutor:
             if slots is None or not all(one.lets_past(need) for one in ahead):
                 ahead.append(waiting)
                 continue
+            try:
+                process = self._start(waiting.job, slots)
+            except FileNotFoundError:  # the run's folder was deleted while it waited
+                self._ended.add(waiting.job.token)
+                continue
             for one in ahead:
                 one.note_overtaking(need)
             for slot in slots:
                 self._free[need.kind][slot] -= need.share
-            self._running[waiting.job.token] = _Running(self._start(waiting.job, slots), need, slots)
+            self._running[waiting.job.token] = _Running(process, need, slots)
         self._queue = ahead
 
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:

@@ -22,6 +22,7 @@ from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
 from xlstm.run.executor import PlannedRun
+from xlstm.run.json_files import DamagedFileError, write_text
 from xlstm.run.records import Fork, Parameters, State, write_json
 from xlstm.run.retry import is_settled
 from xlstm.run.spec import RunSpec, same_training
@@ -42,6 +43,8 @@ class RunPlan:
     """Of what this run itself trains: without the steps it takes over from a trunk."""
     state: State
     share: Share
+    damage: tuple[str, ...] = ()
+    """What of the run in the workspace is damaged, each with what to do."""
     settled: bool = False
     """Whether it diverged or was set aside, so that only who asks for it trains it again."""
 
@@ -173,6 +176,11 @@ class Plan:
         """Of the runs that are missing those that do not fit their card, each with what would help."""
         return [misfit for run in self.missing if (misfit := run.misfit)]
 
+    @property
+    def damage(self) -> list[str]:
+        """What is damaged of the runs in the workspace, each with what to do."""
+        return [line for run in self.runs for line in run.damage]
+
     @cached_property
     def launches(self) -> list[PlannedRun]:
         """Every run that is not settled, as the controller takes it, in order."""
@@ -210,7 +218,11 @@ class Plan:
         if not self.directory.plan_file.is_file():
             return []
         mine = {run.run_id for run in self.runs}
-        return [row["run_id"] for row in self.directory.plan()["runs"] if row["run_id"] not in mine]
+        try:
+            before = self.directory.plan()["runs"]
+        except DamagedFileError:
+            return []  # what it held is not known any more, and it is written anew
+        return [row["run_id"] for row in before if row["run_id"] not in mine]
 
     def save(self) -> Callable[[], None]:
         """Keep the sweep as submitted and its plan in the workspace; returns what takes that back.
@@ -219,12 +231,12 @@ class Plan:
         """
         directory, text = self.directory, self.sweep.dump()
         files = (directory.sweep_file, directory.plan_file)
-        before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.exists() else None for path in files]
+        before = [(path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None for path in files]
         changed = before[0] is not None and before[0][0] != text.encode()
         version = directory.keep_version() if changed else None
         directory.path.mkdir(parents=True, exist_ok=True)
-        directory.sweep_file.write_text(text)
-        write_json(directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
+        write_text(directory.sweep_file, text)
+        self.save_document()
 
         def take_back() -> None:
             for path, kept in zip(files, before, strict=True):
@@ -238,12 +250,16 @@ class Plan:
 
         return take_back
 
+    def save_document(self) -> None:
+        """Keep the plan in the folder of the sweep."""
+        write_json(self.directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
+
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
     runs = as_known(sweep.runs, workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
-    results = {run_id: directory.result() for run_id, directory in directories.items()}
+    results = {run_id: directory.known_result() for run_id, directory in directories.items()}
     complete = {
         run.spec.run_id: (result := results[run.spec.run_id]) is not None and result.answers(run.spec) for run in runs
     }
@@ -288,7 +304,8 @@ def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
     """Plan one run on its own."""
     run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": accounting.size_label(spec.physics.model)})
     directory = workspace.run(spec.run_id)
-    return _plan_run(run, directory, directory.is_complete(spec), Share(), Speeds())
+    result = directory.known_result()
+    return _plan_run(run, directory, result is not None and result.answers(spec), Share(), Speeds())
 
 
 def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Share, speeds: Speeds) -> RunPlan:
@@ -301,6 +318,8 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
     state = status.state
     if complete:
         state = State.COMPLETED
+    elif state is State.COMPLETED and directory.result_file in directory.noticed:
+        state = State.FAILED
     elif state is State.COMPLETED:
         state = State.PLANNED  # trained, but not measured as this sweep asks
     return RunPlan(
@@ -312,6 +331,7 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu),
         state=state,
         share=shared,
+        damage=tuple(map(str, directory.noticed.values())),
         settled=not complete and is_settled(status),
     )
 

@@ -88,7 +88,7 @@ def account(run: RunDirectory, planned: Mapping[str, Any]) -> Ledger:
 
 def attempts_of(run: RunDirectory) -> list[Attempt]:
     """The attempts that were launched, in order. A run that finished at once is read without its metrics."""
-    status, result = run.status(), run.result()
+    status, result = run.status(), run.known_result()
     if status.attempt == 1 and result is not None and (launch := run.launch(1)) is not None:
         first = launch.fork.step if launch.fork else 0
         return [Attempt(first, result.steps, result.device_hours)]

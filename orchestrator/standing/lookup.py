@@ -8,6 +8,7 @@ from orchestrator.errors import InputError
 from sweeps.located import Problem, SweepError
 from xlstm.quantities import nearest
 from xlstm.run.directory import WORKSPACE_VARIABLE, RunDirectory, Workspace
+from xlstm.run.files import SET_ASIDE
 
 
 def writable_workspace(workspace: Workspace | None = None) -> Workspace:
@@ -38,7 +39,8 @@ def load_document(workspace: Workspace, name: str) -> dict[str, Any]:
 
 def find_run(workspace: Workspace, name: str) -> RunDirectory:
     """The run with this id, or the only one whose id contains it. InputError for none or several."""
-    known = sorted(entry.name for entry in os.scandir(workspace.runs)) if workspace.runs.is_dir() else []
+    names = os.listdir(workspace.runs) if workspace.runs.is_dir() else []
+    known = sorted(one for one in names if not one.endswith(SET_ASIDE))
     if name in known:
         return workspace.run(name)
     found = [run_id for run_id in known if name in run_id]

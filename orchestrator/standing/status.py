@@ -92,12 +92,19 @@ def look(workspace: Workspace, sweep: str) -> SweepStanding:
 
 
 def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
-    """How one run stands. A run whose launcher died without a word is interrupted, whatever its status says."""
-    status, result = run.status(), run.result()
+    """How one run stands. A run whose launcher died without a word is interrupted, whatever its status says.
+
+    What is damaged of it is named in its reason; one whose result cannot be read has failed.
+    """
+    status, result = run.status(), run.known_result()
     state, reason = status.state, status.reason
+    if state is State.COMPLETED and run.result_file in run.noticed:
+        state = State.FAILED
     if state is State.RUNNING and not run.is_held():
         state, reason = State.PREEMPTED, "its launcher died; submit the sweep again to continue"
     row = {} if result is not None and state is State.COMPLETED else run.last_row()
+    ledger = account(run, planned)
+    reason = "; ".join(filter(None, [reason, *map(str, run.noticed.values())]))
     return RunStanding(
         planned=planned,
         run=run,
@@ -107,5 +114,5 @@ def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
         tokens=result.tokens if result else int(row.get(Metric.TOKENS, 0)),
         loss=row.get(Metric.LOSS),
         result=result,
-        ledger=account(run, planned),
+        ledger=ledger,
     )

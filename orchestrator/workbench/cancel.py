@@ -1,6 +1,7 @@
 """Ends runs, whoever carries them out. Imports little: whoever cancels is in a hurry."""
 
 from orchestrator.execution import cancellation
+from orchestrator.execution.lock import is_carried_out
 from orchestrator.standing.lookup import find_run, load_document
 from orchestrator.workbench import slurm
 from xlstm.run.directory import RunDirectory, Workspace
@@ -11,9 +12,14 @@ def cancel(workspace: Workspace, sweep: str, run: str) -> list[RunDirectory]:
 
     InputError where there is no such run, or where some are still held when the patience is over.
     """
+    controlled = False
     if sweep in workspace.submitted():
-        runs = [workspace.run(row["run_id"]) for row in load_document(workspace, sweep)["runs"]]
+        controlled = is_carried_out(workspace, sweep)
+        # Forks first: whoever sees that their trunk is to end sees it of them, too.
+        rows = sorted(load_document(workspace, sweep)["runs"], key=lambda row: not row.get("forks_from"))
+        runs = [workspace.run(row["run_id"]) for row in rows]
     else:
         runs = [find_run(workspace, run)]
     cancelled = slurm.cancel(workspace, runs)
-    return cancelled + cancellation.cancel([one for one in runs if one not in cancelled])
+    left = [one for one in runs if one not in cancelled]
+    return cancelled + cancellation.cancel(left, controlled=controlled)

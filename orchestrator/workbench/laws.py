@@ -17,7 +17,7 @@ import polars as pl
 from analysis.data import tables
 from analysis.data.quality import Rules
 from analysis.data.references import find as find_reference
-from analysis.data.runs import Reading
+from analysis.data.runs import Kind, Reading
 from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
@@ -26,6 +26,7 @@ from analysis.fitting.fit import Fit
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
+from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
 from xlstm.run.tracking import log_artifact
@@ -81,6 +82,8 @@ def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = 
     path = Path(typed)
     is_sweep = path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and tables.holds_one_mapping(path))
     name = Sweep.load(typed).name if is_sweep else typed
+    if Kind.of(name) is Kind.SWEEP:
+        mend_plan(Workspace.default(), name)
     if wishes is not None:
         reading = Reading(columns, wishes.decimal_comma)
         return Source(name, Workspace.default(), reading, wishes.question())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import InputError
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import Executor, Job
+from xlstm.run.json_files import DamagedFileError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,8 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
     jobs = []
     for run in part.missing:
         directory = plan.workspace.run(run.run_id)
-        if not admit(directory, run.spec):
+        directory.withdraw_cancel()
+        if not admit(directory, run.spec, console.print):
             jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
     prepare_data(plan.workspace, [job.spec for job in jobs], console)
     try:
@@ -104,14 +106,22 @@ def cancel(workspace: Workspace, runs: Sequence[RunDirectory]) -> list[RunDirect
     return cancelled
 
 
-def catch_up(workspace: Workspace, sweep: str) -> None:
-    """Bring the run directories, and MLflow, up to date with what happened on the cluster while nobody looked."""
-    if run_ids := reconcile(workspace, sweep):
+def catch_up(workspace: Workspace, sweep: str) -> list[str]:
+    """Bring the run directories, and MLflow, up to date with what happened on the cluster while nobody looked.
+
+    Returns what of the jobs that were handed over is damaged, so that nothing can be told of them.
+    """
+    try:
+        run_ids = reconcile(workspace, sweep)
+    except DamagedFileError as error:
+        return [str(error)]
+    if run_ids:
         from orchestrator.execution.shipping import ship
         from xlstm.run import tracking
 
         if tracking.open_store(workspace.tracking_uri, workspace.artifacts) is None:
             ship(workspace, sweep, run_ids)
+    return []
 
 
 def refuse_unknown_settings(plan: "Plan") -> None:

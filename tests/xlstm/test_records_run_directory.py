@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from xlstm.models.configs import LlamaConfig
 from xlstm.run.directory import LeaseHeldError, LeaseLostError, RunDirectory, Workspace
-from xlstm.run.records import State
+from xlstm.run.json_files import DamagedFileError
+from xlstm.run.records import Launch, State, Verdict, write_json
 from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
+from xlstm.training.watch import leave_verdict
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 
@@ -93,3 +98,37 @@ def test_changed_physics_are_refused_with_the_difference(run: RunDirectory) -> N
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"physics\.seed: 0 became 3"):
         run.spec()
+
+
+@pytest.mark.parametrize("jump", [-86400.0, -3600.0, 3600.0, 86400.0])
+def test_an_attempt_lasts_as_long_as_it_did_whatever_was_done_to_the_clock(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    lease = run.acquire("first")
+    launch = Launch(
+        run_id=run.run_id,
+        attempt=1,
+        token="first",
+        executor="local",
+        execution=Execution(device="cpu"),
+        host=socket.gethostname(),
+        rendezvous="",
+        started=time.time(),
+        monotonic=time.monotonic() - 10,
+    )
+    write_json(run.launch_file(1), launch.model_dump(mode="json"))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    leave_verdict(run, 1, Verdict(state=State.FAILED, reason="a crash"))
+    lease.release(State.FAILED)
+    assert 10 <= run.attempt_seconds(1) < 12
+    assert 10 <= launch.elapsed() < 12
+
+
+def test_a_folder_that_was_deleted_is_not_made_again_by_the_way(run: RunDirectory) -> None:
+    lease = run.acquire("first")
+    shutil.rmtree(run.path)
+    for use in (lease.renew, lambda: run.set_state(State.FAILED), lambda: run.queue("")):
+        with pytest.raises(DamagedFileError, match="is gone"):
+            use()
+    assert not run.path.exists()

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from xlstm.data.corpora import Corpus, CorpusError, Document, Reading, SplitName, open_corpus
 from xlstm.data.encoding import Encoded, batches, encode
-from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, write_manifest
+from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
 from xlstm.data.tokenizers import (
     Tokenizer,
     Vocabulary,
@@ -95,7 +95,11 @@ def prepare(
             aside = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            _write(data, paths, tokenizer_path, engine, aside)
+            try:
+                _write(data, paths, tokenizer_path, engine, aside)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)  # half-written, it only takes room
+                raise
             os.rename(aside, folder)
         return PreparedData.open(folder).manifest
 
@@ -157,10 +161,15 @@ def _assigned(
 
 
 def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
-    """The tokenizer that made the prepared data in `folder`."""
+    """The tokenizer that made the prepared data in `folder`. DamagedFileError where its file is not what was saved."""
     saved = folder / _TOKENIZER
-    content = saved.read_text(encoding="utf-8") if saved.exists() else None
-    return load_tokenizer(data.tokenizer, content, data.end_of_text)
+    try:
+        content = saved.read_text(encoding="utf-8") if saved.exists() else None
+        return load_tokenizer(data.tokenizer, content, data.end_of_text)
+    except Exception as error:  # the library behind a tokenizer raises what it likes
+        if not saved.exists():
+            raise
+        raise damaged_beside(folder, _TOKENIZER, f"cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _write(

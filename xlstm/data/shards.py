@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm.run.json_files import DamagedFileError, read_record
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import canonical
 
@@ -120,14 +121,16 @@ class PreparedData:
 
     @classmethod
     def open(cls, path: Path) -> "PreparedData":
-        """Open and verify. FileNotFoundError where nothing is prepared; DataDriftError names a file that changed.
+        """Open and verify. FileNotFoundError where nothing is prepared; DataDriftError names a file that changed,
+        DamagedFileError a manifest that cannot be read.
 
         Contents are hashed when a file's size or time differs from those of the last verification; else not again.
         """
-        try:
-            manifest = Manifest.model_validate_json((path / _MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: nothing is prepared there; run `scaling data prepare`") from None
+        manifest = read_record(path / _MANIFEST, Manifest, _remedy(path))
+        if manifest is None and path.exists():
+            raise DataDriftError(f"{path / _MANIFEST}: the file is missing; {_remedy(path)}")
+        if manifest is None:
+            raise FileNotFoundError(f"{path}: nothing is prepared there; run `scaling data prepare`")
         _verify(path, manifest)
         return cls(path, manifest)
 
@@ -216,6 +219,11 @@ def _describe(path: Path) -> File:
     return File(name=path.name, size=path.stat().st_size, sha256=digest)
 
 
+def damaged_beside(folder: Path, name: str, what: str) -> DamagedFileError:
+    """That a file beside the shards is not what was prepared."""
+    return DamagedFileError(folder / name, what, _remedy(folder))
+
+
 def _verify(folder: Path, manifest: Manifest) -> None:
     try:
         noted = json.loads((folder / _VERIFIED).read_text())
@@ -240,7 +248,7 @@ def _verify(folder: Path, manifest: Manifest) -> None:
 
 
 def _remedy(folder: Path) -> str:
-    return f"delete {folder} and prepare the data again"
+    return f"delete {folder} and prepare the data again: scaling data prepare SWEEP"
 
 
 def _note_verified(folder: Path, manifest: Manifest) -> None:

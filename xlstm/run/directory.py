@@ -3,30 +3,40 @@
 `Workspace` finds them, `SweepDirectory` names what a sweep leaves, `RunDirectory` reads and writes one run (whose files
 `xlstm.run.files` names), `Lease` keeps two launchers from one run. A file is replaced whole (written aside, fsynced,
 renamed) or, for the metrics, only appended to. Nothing here is unpickled. Imports without torch.
+
+A damaged file is one error, `DamagedFileError`. What an attempt left and the state can do without it: they are read as
+if the file were not there, and `RunDirectory.noticed` holds what was wrong. A specification or a result that cannot be
+read is raised.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xlstm.run import metrics
 from xlstm.run.files import RunFiles
+from xlstm.run.json_files import DamagedFileError, read_json, read_record, refused
 from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
-from xlstm.run.records import Holder, Launch, Result, State, Status, Verdict, write_json
+from xlstm.run.records import Holder, Launch, Record, Result, State, Status, SweepPlan, Verdict, write_json
 from xlstm.run.spec import RunSpec
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
 """A lease of another host without a heartbeat for this long may be taken."""
 _PLAN = "plan.json"
+_ANEW = "submit its sweep again, which writes it anew"
+_MEASURED_ANEW = "submit its sweep again: it is measured anew from the last checkpoint"
+_DERIVED = "what it held is derived from the attempts; delete it"
+_NOT_COUNTED = "its attempt is not counted; delete it"
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Workspace:
 
     def submitted(self) -> list[str]:
         """Names of the sweeps that were submitted here, the latest first."""
-        plans = sorted(self.sweeps.glob(f"*/{_PLAN}"), key=lambda path: -path.stat().st_mtime)
+        plans = sorted(self.sweeps.glob(f"*/{_PLAN}"), key=lambda path: -path.lstat().st_mtime)
         return [path.parent.name for path in plans]
 
 
@@ -145,9 +155,21 @@ class SweepDirectory:
         """The file whose lock is held while jobs are handed to Slurm."""
         return self.path / "slurm.lock"
 
+    def folders(self) -> list[Path]:
+        """Every folder of the sweep, whether it is there or not."""
+        return [self.path, self.fit, self.slurm]
+
+    def files(self) -> list[Path]:
+        """Every file of the sweep but its fits, batches and earlier versions, whether it is there or not."""
+        return [self.sweep_file, self.plan_file, self.controller_lock, self.slurm_lock, self.submission_log]
+
     def plan(self) -> dict[str, Any]:
-        """The plan. FileNotFoundError where the sweep was never submitted."""
-        document: dict[str, Any] = json.loads(self.plan_file.read_bytes())
+        """The plan. FileNotFoundError where the sweep was never submitted, DamagedFileError where it is no plan."""
+        remedy = f"submit it again: scaling submit {self.sweep_file}"
+        document = read_json(self.plan_file, remedy)
+        if document is None:
+            raise FileNotFoundError(self.plan_file)
+        read_record(self.plan_file, SweepPlan, remedy)
         return document
 
 
@@ -155,26 +177,38 @@ class SweepDirectory:
 class RunDirectory(RunFiles):
     """One run, read and written: its specification, state, metrics, attempts and result."""
 
+    noticed: dict[Path, DamagedFileError] = field(default_factory=dict, compare=False, repr=False)
+    """Damaged files that were met while the run was read, and done without."""
+
     @property
     def workspace(self) -> Workspace:
         return Workspace(self.path.parent.parent)
 
     def spec(self) -> RunSpec:
-        return RunSpec.load(self.spec_file)
+        """The specification. DamagedFileError where it is missing, or none, or that of another run."""
+        try:
+            return RunSpec.load(self.spec_file)
+        except FileNotFoundError:
+            raise DamagedFileError(self.spec_file, "is missing", _ANEW) from None
+        except OSError as error:
+            raise refused(self.spec_file, error, _ANEW) from None
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            said = " ".join(str(error).removeprefix(f"{self.spec_file}: ").split())
+            raise DamagedFileError(self.spec_file, f"cannot be read: {said}", _ANEW) from None
 
     def create(self, spec: RunSpec) -> None:
         """Make the directory and write `spec.json`. ValueError if another run's specification lies there."""
         if self.run_id != spec.run_id:
             raise ValueError(f"{self.path} is not the directory of {spec.run_id}")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise DamagedFileError(self.path, "is no folder, where one belongs", "remove it") from None
         spec.save(self.spec_file)
 
     def status(self) -> Status:
-        """The stored status; PLANNED where there is none yet."""
-        try:
-            return Status.model_validate_json(self.status_file.read_bytes())
-        except FileNotFoundError:
-            return Status()
+        """The stored status; where there is none, or it is damaged, what attempts tell: PLANNED before the first."""
+        return self._read(self.status_file, Status, _DERIVED) or self._derived_status()
 
     def set_state(self, state: State, reason: str = "") -> None:
         """Change the state, leaving the lease as it is."""
@@ -189,7 +223,8 @@ class RunDirectory(RunFiles):
                 self._write_status(status, state=State.QUEUED, reason=reason)
 
     def request_cancel(self) -> None:
-        """Ask whoever carries the run out to end it; submitting it again takes the request back."""
+        """Ask whoever carries the run out, or is about to, to end it; submitting it again takes the request back."""
+        self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
 
     def withdraw_cancel(self) -> None:
@@ -203,10 +238,12 @@ class RunDirectory(RunFiles):
         write_json(self.result_file, result.model_dump(mode="json"))
 
     def result(self) -> Result | None:
-        try:
-            return Result.model_validate_json(self.result_file.read_bytes())
-        except FileNotFoundError:
-            return None
+        """The result, or None where there is none yet. DamagedFileError where it cannot be read."""
+        return read_record(self.result_file, Result, _MEASURED_ANEW)
+
+    def known_result(self) -> Result | None:
+        """The result; None where there is none yet, and where it cannot be read, which is noticed."""
+        return self._read(self.result_file, Result, _MEASURED_ANEW)
 
     def change_evaluation(self, fingerprint: str, attempt: int) -> None:
         """Say which evaluation the rows from here on are measured by: those of another one before it no longer count.
@@ -221,10 +258,7 @@ class RunDirectory(RunFiles):
 
     def launch(self, attempt: int) -> Launch | None:
         """How attempt `attempt` is carried out, or None where it was never launched."""
-        try:
-            return Launch.model_validate_json(self.launch_file(attempt).read_bytes())
-        except FileNotFoundError:
-            return None
+        return self._read(self.launch_file(attempt), Launch, _NOT_COUNTED)
 
     def latest_launch(self) -> Launch | None:
         """How the latest attempt that was launched is carried out, or None where none ever was."""
@@ -233,10 +267,7 @@ class RunDirectory(RunFiles):
 
     def verdict(self, attempt: int) -> Verdict | None:
         """How attempt `attempt` ended, or None where it left no verdict."""
-        try:
-            return Verdict.model_validate_json(self.verdict_file(attempt).read_bytes())
-        except FileNotFoundError:
-            return None
+        return self._read(self.verdict_file(attempt), Verdict, _NOT_COUNTED)
 
     def is_held(self) -> bool:
         """Whether a living launcher holds the run."""
@@ -244,10 +275,12 @@ class RunDirectory(RunFiles):
         return lease is not None and _is_alive(lease)
 
     def attempt_seconds(self, number: int) -> float:
-        """Wall time of an attempt: from its launch to its verdict, or to the last row that a killed one wrote."""
+        """How long an attempt lasted: from its launch to its verdict, or to the last row that a killed one wrote."""
         launch, verdict = self.launch(number), self.verdict(number)
         if launch is None:
             return 0.0
+        if verdict is not None and verdict.seconds is not None:
+            return verdict.seconds
         times = [row["time"] for row in self.history() if row.get("attempt") == number and "time" in row]
         end = verdict.time if verdict and verdict.time else max(times, default=launch.started)
         return max(0.0, end - launch.started)
@@ -260,12 +293,15 @@ class RunDirectory(RunFiles):
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt.
 
-        LeaseHeldError while another launcher lives; AlreadyCompleteError where one has left nothing to do.
+        LeaseHeldError while another launcher lives; AlreadyCompleteError where one has left nothing to do;
+        CancelRequestedError where somebody asked for the end of the run before it began.
         """
         with self._locked():
             status = self.status()
             if status.lease is not None and _is_alive(status.lease):
                 raise LeaseHeldError(self.run_id, status.lease)
+            if self.cancel_requested():
+                raise CancelRequestedError(f"{self.run_id} was cancelled before it began")
             if self.spec_file.exists() and self.is_complete(self.spec()):
                 raise AlreadyCompleteError(f"{self.run_id} is complete: another launcher trained it meanwhile")
             holder = Holder(
@@ -299,7 +335,13 @@ class RunDirectory(RunFiles):
 
     def history(self) -> list[dict[str, Any]]:
         """Every row, also of dead branches, and every event, in the order in which they were written."""
-        return metrics.read(self.metrics_file)
+        try:
+            rows, damage = metrics.read(self.metrics_file)
+        except DamagedFileError as error:
+            rows, damage = [], error
+        if damage is not None:
+            self.noticed[damage.path] = damage
+        return rows
 
     def last_row(self) -> dict[str, Any]:
         """The last row of metrics that a step left; empty where there is none."""
@@ -307,10 +349,35 @@ class RunDirectory(RunFiles):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the kernel's lock on the run for one read-modify-write; a dead process holds nothing."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Hold the kernel's lock on the run for one read-modify-write; a dead process holds nothing.
+
+        DamagedFileError where the run's folder is gone: it is not made again by the way.
+        """
+        if not self.path.is_dir():
+            raise DamagedFileError(self.path, "is gone", "submit its sweep again to train it anew")
         with locked(self.status_lock):
             yield
+
+    def _read(self, path: Path, model: type[R], remedy: str) -> R | None:
+        """The record in a file of the run; None where there is none, and where it is damaged, which is noticed."""
+        try:
+            return read_record(path, model, remedy)
+        except DamagedFileError as error:
+            self.noticed[path] = error
+            return None
+
+    def _derived_status(self) -> Status:
+        """The state that result and attempts tell of."""
+        if not (numbers := self.attempt_numbers()):
+            return Status()
+        verdict = self.verdict(numbers[-1])
+        if self.result_file.is_file():
+            state, reason = State.COMPLETED, ""
+        elif verdict is not None:
+            state, reason = verdict.state, verdict.reason
+        else:
+            state, reason = State.PREEMPTED, "its last attempt left no verdict"
+        return Status(state=state, reason=reason, attempt=numbers[-1], updated=verdict.time if verdict else 0.0)
 
     def _write_status(self, status: Status, **changes: Any) -> None:
         changed = status.model_copy(update=changes | {"updated": time.time()})
@@ -370,6 +437,10 @@ class LeaseHeldError(RuntimeError):
 
 class AlreadyCompleteError(RuntimeError):
     """The run is trained and measured: there is nothing to attempt."""
+
+
+class CancelRequestedError(RuntimeError):
+    """Somebody asked for the end of the run: no attempt is begun."""
 
 
 class LeaseLostError(RuntimeError):

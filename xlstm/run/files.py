@@ -1,11 +1,15 @@
 """Names of everything that lies in a run's folder. Imports without torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from xlstm.run.spec import RunSpec
 
+SET_ASIDE = ".damaged"
+"""Ends the names of files that were set aside, because they were not what we wrote."""
 _COMPLETE = "COMPLETE"
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,12 @@ class RunFiles:
 
     def evaluation_file(self, spec: RunSpec) -> Path:
         """What the evaluation of `spec` measured on the trained run."""
-        return self.path / "evaluations" / f"{spec.evaluation.name}-{spec.evaluation_fingerprint}.json"
+        return self.evaluations / f"{spec.evaluation.name}-{spec.evaluation_fingerprint}.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """One file for each evaluation that was made of the trained run."""
+        return self.path / "evaluations"
 
     def meeting_file(self, token: str) -> Path:
         """In which the first of several nodes tells the others where the job with that token meets."""
@@ -67,9 +76,18 @@ class RunFiles:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def attempts(self) -> Path:
+        """One folder for each attempt."""
+        return self.path / "attempts"
+
     def attempt(self, number: int) -> Path:
         """`attempts/<n>`: how it was launched and ended, what it ran on, and its logs."""
-        return self.path / "attempts" / str(number)
+        return self.attempts / str(number)
+
+    def attempt_numbers(self) -> list[int]:
+        """Numbers of the attempts that left a folder, ascending."""
+        return sorted(int(path.name) for path in self.attempts.glob("*") if _NUMBER.fullmatch(path.name))
 
     def launch_file(self, attempt: int) -> Path:
         return self.attempt(attempt) / "launch.json"
@@ -121,10 +139,40 @@ class RunFiles:
         return self.checkpoint(step) / _COMPLETE
 
     def has_checkpoint(self, step: int) -> bool:
-        """Whether the checkpoint of a step was written whole."""
-        return self.checkpoint_mark(step).exists()
+        """Whether the checkpoint of a step was written whole. A link is none: what it leads to is not the run's."""
+        return self.checkpoint_mark(step).is_file() and not self.checkpoint(step).is_symlink()
 
     def checkpoint_steps(self) -> list[int]:
         """Steps whose checkpoints were written whole, the latest first."""
-        names = [path.parent.name.removeprefix("step-") for path in self.checkpoints.glob(f"step-*/{_COMPLETE}")]
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        steps = [_step(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")]
+        return sorted((step for step in steps if step is not None and self.has_checkpoint(step)), reverse=True)
+
+    def stray_checkpoints(self) -> list[Path]:
+        """What lies among the checkpoints and is none: under another name, a file, or a link."""
+        return sorted(path for path in self.checkpoints.glob("[!.]*") if _is_stray(path))
+
+    def folders(self) -> list[Path]:
+        """Every folder of the run, those of its attempts included, whether it is there or not."""
+        attempts = [self.attempt(number) for number in self.attempt_numbers()]
+        return [self.path, self.attempts, *attempts, self.evaluations, self.cursors, self.checkpoints]
+
+    def files(self) -> list[Path]:
+        """Every file of the run but those of checkpoints and tracking, whether it is there or not."""
+        own = [self.spec_file, self.status_file, self.status_lock, self.result_file, self.metrics_file]
+        own += [self.cancel_file, self.supervisor_log, self.model_card_file]
+        for number in self.attempt_numbers():
+            own += [self.launch_file(number), self.verdict_file(number), self.provenance_file(number)]
+            own += [self.kernels_file(number), *self.logs(number)]
+        return [*own, *sorted(self.evaluations.glob("*.json"))]
+
+
+def _step(name: str) -> int | None:
+    """The step that a checkpoint's name tells; None for a name that we do not give."""
+    return int(name) if _NUMBER.fullmatch(name) and name == f"{int(name):08d}" else None
+
+
+def _is_stray(path: Path) -> bool:
+    if path.name.endswith(SET_ASIDE):
+        return False
+    prefix, _, step = path.name.partition("-")
+    return prefix != "step" or _step(step) is None or path.is_symlink() or not path.is_dir()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from xlstm.run.json_files import is_in_the_way, refused
+
 
 def take(file: IO[Any], *, wait: bool) -> bool:
     """Lock an open file until it is closed. Returns False where another holds it and `wait` is false."""
@@ -23,5 +25,15 @@ def take(file: IO[Any], *, wait: bool) -> bool:
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock on a file, made if missing; yields whether it is held: always, where `wait` is true."""
-    with open(path, "a") as file:
+    with open_lock(path) as file:
         yield take(file, wait=wait)
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open the file of a lock, made if missing. DamagedFileError where something else lies in its place."""
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        if is_in_the_way(error):
+            raise refused(path, error, "remove it") from None
+        raise

@@ -4,10 +4,10 @@ An evaluation is stored under its name and fingerprint. The result holds the one
 earlier can take its place again without running anything. Imports without torch.
 """
 
-import os
 import time
 
 from xlstm.run.directory import RunDirectory
+from xlstm.run.json_files import read_record, write_text
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Result, State, Validation, write_json
 from xlstm.run.spec import RunSpec
@@ -18,18 +18,16 @@ def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:
     path = run.evaluation_file(spec)
     path.parent.mkdir(exist_ok=True)
     write_json(path, result.validation.model_dump(mode="json"))
-    card = run.model_card_file.with_name(f".{run.model_card_file.name}")
-    card.write_text(model_card(spec, result, run.launch(result.attempts)), encoding="utf-8")
-    os.replace(card, run.model_card_file)
+    write_text(run.model_card_file, model_card(spec, result, run.launch(result.attempts)))
     run.write_result(result)
 
 
 def evaluation(run: RunDirectory, spec: RunSpec) -> Validation | None:
-    """What the evaluation of `spec` measured on the trained run, or None where it was not made."""
-    try:
-        return Validation.model_validate_json(run.evaluation_file(spec).read_bytes())
-    except FileNotFoundError:
-        return None
+    """What the evaluation of `spec` measured on the trained run, or None where it was not made.
+
+    DamagedFileError where what was measured cannot be read.
+    """
+    return read_record(run.evaluation_file(spec), Validation, "delete it: it is measured anew")
 
 
 def adopt(run: RunDirectory, spec: RunSpec) -> bool:

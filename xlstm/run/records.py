@@ -3,15 +3,15 @@
 Where they lie is `xlstm.run.directory`. Nothing here is unpickled. Imports without torch.
 """
 
-import json
-import os
+import socket
+import time
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from xlstm.accounting import Parameters as Parameters
+from xlstm.run.json_files import write_json as write_json
 from xlstm.run.spec import Execution, RunSpec
 
 
@@ -99,6 +99,8 @@ class Verdict(Record):
     rank: int | None = None
     traceback: str | None = None
     time: float = 0.0
+    seconds: float | None = None
+    """How long the attempt lasted since its launch; None in verdicts of versions that did not say."""
 
 
 class Fork(Record):
@@ -122,10 +124,51 @@ class Launch(Record):
     rendezvous: str
     """host:port at which the nodes of the run meet."""
     started: float
+    monotonic: float | None = None
+    """The same moment on the clock of that host which nobody sets; None in launches of versions that did not say."""
     fork: Fork | None = None
     """Where to start when the run has no checkpoint of its own."""
     checkpoint_at: tuple[int, ...] = ()
     """Steps whose checkpoints are never pruned, because other runs fork from them."""
+
+    def elapsed(self) -> float:
+        """Seconds since the launch, by the clock that nobody sets; on other hosts than the launcher's by the wall's."""
+        if self.monotonic is not None and self.host == socket.gethostname():
+            return max(0.0, time.monotonic() - self.monotonic)
+        return max(0.0, time.time() - self.started)
+
+
+class PlannedParameters(BaseModel):
+    """Parameters of a planned run, as far as readers of plans need them."""
+
+    total: int
+
+
+class PlannedFlops(BaseModel):
+    """Training FLOPs of a planned run, as far as readers of plans need them."""
+
+    exact: float
+
+
+class PlannedRow(BaseModel):
+    """A run in `plan.json`, as far as readers of plans need it; what else it holds is for people."""
+
+    run_id: str
+    model: str
+    size: str
+    seed: int
+    tokens: int
+    steps: Annotated[int, Field(gt=0)]
+    batch_tokens: int
+    parameters: PlannedParameters
+    flops: PlannedFlops
+    device_hours: float
+
+
+class SweepPlan(BaseModel):
+    """`plan.json` of a sweep, as far as readers of plans need it."""
+
+    runs: list[PlannedRow]
 
 
 class Validation(Record):
@@ -185,21 +228,3 @@ class Result(Record):
     def answers(self, spec: RunSpec) -> bool:
         """Whether it was measured as the specification asks."""
         return self.validation.evaluation == spec.evaluation_fingerprint
-
-
-def write_json(path: Path, content: Any, *, private: bool = False) -> None:
-    """Replace a JSON file whole: written aside, fsynced, renamed. ValueError for NaN and infinities.
-
-    A `private` one is for its owner's eyes alone.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", opener=_for_the_owner if private else None) as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _for_the_owner(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -74,6 +74,8 @@ def judge_from_outside(run: RunDirectory, state: State, reason: str) -> None:
     left = run.verdict(attempt)
     if left is None or left.state is not state:
         verdict = Verdict(state=state, reason=reason, time=left.time if left is not None else 0.0)
+        if left is not None:
+            verdict = verdict.model_copy(update={"seconds": left.seconds})
         write_json(run.verdict_file(attempt), verdict.model_dump(mode="json"))
     run.set_state(state, reason)
 

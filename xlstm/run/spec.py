@@ -23,6 +23,7 @@ from xlstm.accounting import size_label
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import family_label
 from xlstm.quantities import compact
+from xlstm.run.json_files import write_text
 
 SCHEMA_VERSION = 1
 """Version of the hashed payload: raised when the meaning of a physics field changes."""
@@ -321,10 +322,12 @@ class RunSpec(Ring):
         return {"schema": SCHEMA_VERSION, "physics": self.physics.model_dump(mode="json")}
 
     def save(self, path: Path) -> None:
-        """Write `spec.json`: all rings, the evaluation, and the canonical payload of the hash."""
+        """Write `spec.json`, all rings, the evaluation, and the canonical payload of the hash, where it is another."""
         identity = {"run_id": self.run_id, "canonical": canonical(self.canonical_payload())}
         content = self.model_dump(mode="json") | identity
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text, durably=False)
 
     @classmethod
     def load(cls, path: Path) -> "RunSpec":

@@ -1,5 +1,6 @@
 """One rank of one attempt, from the specification to the verdict."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -44,8 +45,10 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
         os._exit(1)  # another launcher writes to this run now: end at once, without a verdict
     except BaseException as error:
         traceback.print_exc()
-        leave_failure(run, number, rank, error, traceback.format_exc())
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # where nothing can be written, the log holds what there is to say
+            leave_failure(run, number, rank, error, traceback.format_exc())
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         os._exit(1)  # the other ranks may wait in a collective that never ends: do not wait for them
     if rank == 0:
         leave_verdict(run, number, verdict)

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
 from xlstm.distributed import World
-from xlstm.run.directory import Lease, RunDirectory
+from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
 from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
@@ -160,11 +160,15 @@ class Checkpointer:
 
     def _write(self, staged: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         run = self.lease.run
+        if not run.path.is_dir():
+            raise LeaseLostError(f"{run.run_id}: its folder is gone, and is not made anew")
         aside = run.checkpoint_aside(record.step, self.lease.attempt)
         planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
             dcp.save(staged, storage_writer=JsonIndexWriter(aside), planner=planner, process_group=self.group)
         except dcp.CheckpointException as error:
+            if self.world.is_main:
+                shutil.rmtree(aside, ignore_errors=True)  # half-written, it only takes room
             causes = "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
             raise CheckpointError(f"{aside} could not be written: {causes}") from error
         # save() returns once every rank's files are on disk and the index is written.
@@ -184,7 +188,9 @@ class Checkpointer:
         _sync(aside)
         _sync(self.lease.run.metrics_file)  # rows up to this step are as durable as the step
         with self.lease.held():
-            if final.path.exists():
+            if final.path.is_symlink() or final.path.is_file():
+                final.path.unlink()  # none of ours
+            elif final.path.exists():
                 shutil.rmtree(final.path)  # left incomplete by a kill, or a dead branch's
             os.rename(aside, final.path)
             self._mark_complete(final, files)

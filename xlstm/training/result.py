@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 
 import torch
 
@@ -25,7 +24,7 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: Prepared
     physics = spec.physics
     tokens = physics.steps * physics.batch_tokens
     seconds = {number: run.attempt_seconds(number) for number in range(1, launch.attempt)}
-    seconds[launch.attempt] = time.time() - launch.started
+    seconds[launch.attempt] = launch.elapsed()
     hours = 0.0
     for number, spent in seconds.items():
         earlier = run.launch(number)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.records import State, Verdict, write_json
 
 _HEARTBEAT_SECONDS = 10.0
@@ -32,9 +33,14 @@ class Watch:
     - rank 0 renews the lease; `lease_lost` tells the loop to stop;
     - a failure that another rank recorded ends this process at once: it may wait for that rank in a collective;
     - where no step has ended for `patience` seconds, the rank to blame is named and everything ends.
+
+    `now` is the clock of that patience, which nobody sets; the signs of life that ranks leave for each other are on the
+    wall's clock, the only one that machines share.
     """
 
-    def __init__(self, lease: Lease, rank: int, ranks: int, patience: float, now: Callable[[], float] = time.time):
+    def __init__(
+        self, lease: Lease, rank: int, ranks: int, patience: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.lease, self.rank, self.ranks, self.patience, self.now = lease, rank, ranks, patience, now
         self.lease_lost = threading.Event()
         self._main = threading.main_thread().ident
@@ -79,12 +85,24 @@ class Watch:
             os._exit(1)
 
     def _beat(self) -> None:
+        if not self.lease.run.path.is_dir():
+            self.lease_lost.set()  # the run was deleted: there is nothing to train for
+            return
+        try:
+            self._leave_beat()
+        except (
+            OSError,
+            DamagedFileError,
+        ) as error:  # a full disk may have room again at the next beat, and the loop meets it as well
+            print(f"rank {self.rank}: no sign of life could be left: {error}", file=sys.stderr, flush=True)
+
+    def _leave_beat(self) -> None:
         step, at = self._progress
         stack = self._main_stack()
         waits = any(word in frame for frame in stack for word in _WAITING_WORDS)
         write_json(
             self._beat_file(self.rank),
-            {"time": self.now(), "step": step, "progress": at, "waits": waits, "stack": stack[-12:]},
+            {"time": time.time(), "step": step, "progress": at, "waits": waits, "stack": stack[-12:]},
         )
         if self.rank == 0:
             try:
@@ -105,7 +123,7 @@ class Watch:
         """
         self._beat()
         seen = {rank: self._read_beat(rank) for rank in range(self.ranks)}
-        silent = [r for r, beat in seen.items() if beat is None or self.now() - beat["time"] > self.patience / 2]
+        silent = [r for r, beat in seen.items() if beat is None or time.time() - beat["time"] > self.patience / 2]
         busy = [r for r, beat in seen.items() if beat is not None and not beat["waits"]]
         slowest = min(range(self.ranks), key=lambda r: (seen[r] or {}).get("step", 0))
         culprit = (silent or busy or [slowest])[0]
@@ -132,10 +150,12 @@ class Watch:
 
 def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
     """Write `exit.json` unless it is there. The first verdict stands: it holds the cause, the others its echo."""
-    path = run.verdict_file(attempt)
+    path, launch = run.verdict_file(attempt), run.launch(attempt)
+    seconds = launch.elapsed() if launch is not None else None
+    ending = verdict.model_copy(update={"time": time.time(), "seconds": seconds})
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with open(aside, "w") as file:
-        json.dump(verdict.model_copy(update={"time": time.time()}).model_dump(mode="json"), file, indent=2)
+        json.dump(ending.model_dump(mode="json"), file, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from typing import Any
 
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.locks import locked
 from xlstm.run.records import Record, Result, State, Status, write_json
 from xlstm.run.secrets import masked
@@ -36,6 +37,8 @@ class Synced:
     """MLflow's id of the child run."""
     rows: int = 0
     """Rows of metrics shipped by this call."""
+    damage: str = ""
+    """What of the run is damaged and could not be shipped: the store is not to blame."""
 
 
 class _Cursor(Record):
@@ -57,12 +60,19 @@ _OWN = "the workspace's own store"
 
 
 def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
-    """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow."""
+    """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow.
+
+    Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there.
+    """
+    if not run.spec_file.exists() and not run.attempt_numbers():
+        return Synced(True, f"{run.run_id}: there is nothing of it yet")
     try:
         with _exclusive(run, sweep, tracking_uri) as cursor_file:
             if cursor_file is None:
                 return Synced(True, "another process is shipping this run")
             return _sync(run, sweep, tracking_uri, cursor_file)
+    except DamagedFileError as error:
+        return Synced(True, str(error), damage=str(error))
     except Exception as error:  # the view must not disturb the truth: whatever MLflow raises is reported
         return Synced(False, f"{run.run_id}: {type(error).__name__}: {_first_line(error)}")
 
@@ -159,7 +169,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     cursor = _read_cursor(cursor_file)
     if cursor is None and own:
         cursor = _earlier_cursor(client, run, sweep)
-    rows, end, rolled_back_to = _new_rows(run, cursor.offset if cursor else 0)
+    rows, end, rolled_back_to, damage = _new_rows(run, cursor.offset if cursor else 0)
     if cursor is not None and not _follows(client, cursor.child, run, own):
         cursor = None
     elif cursor is not None and rolled_back_to is not None and rolled_back_to < cursor.last_step:
@@ -171,7 +181,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
             parent_of(client, experiment_of(client, sweep, artifacts), sweep, artifacts)
             return Synced(True, f"{run.run_id}: has not begun")
         cursor = _adopt_or_create(client, run, spec, sweep, tracking_uri, artifacts)
-        rows, end, _ = _new_rows(run, 0)
+        rows, end, _, damage = _new_rows(run, 0)
     for start in range(0, len(rows), _ROWS_PER_BATCH):
         log_rows(client, cursor.child, rows[start : start + _ROWS_PER_BATCH])
     last = max([cursor.last_step, *(row["step"] for row in rows)])
@@ -182,7 +192,7 @@ def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -
     if state != cursor.state:
         write_state(client, cursor.child, run, status, spec, result)
         write_json(cursor_file, cursor.model_copy(update={"state": state}).model_dump(), private=True)
-    return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows))
+    return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows), damage)
 
 
 def is_child(tags: Mapping[str, str], run: RunDirectory, tracking_uri: str) -> bool:
@@ -272,14 +282,14 @@ def _adopt_or_create(
     return _Cursor(tracking_uri=_OWN if own else masked(tracking_uri), experiment=experiment, child=child)
 
 
-def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None]:
+def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None, str]:
     """Surviving rows written after `offset`, the offset up to which was read, and the lowest step rolled back to.
 
-    Where another evaluation replaced what was measured, that is all of them: -1.
+    Where another evaluation replaced what was measured, that is all of them: -1. At last, which lines were left out.
     """
-    rows, end = metrics.read_added(run.metrics_file, offset)
+    rows, end, damage = metrics.read_added(run.metrics_file, offset)
     steps = [row["step"] if row["event"] == "resume" else -1 for row in rows if row.get("event") in _REPLACING]
-    return metrics.surviving(rows), end, min(steps, default=None)
+    return metrics.surviving(rows), end, min(steps, default=None), str(damage or "")
 
 
 _REPLACING = ("resume", "evaluation")
@@ -290,7 +300,10 @@ _REPLACING = ("resume", "evaluation")
 def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Path | None]:
     """The cursor's file, held by this process alone; None while another holds it."""
     folder = run.cursors
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise DamagedFileError(folder, "is no folder, where one belongs", "remove it") from None
     name = _cursor_name(_OWN if lies_with(tracking_uri, run.workspace.artifacts) else tracking_uri, sweep)
     with locked(folder / f"{name}.lock", wait=False) as held:
         yield folder / f"{name}.json" if held else None
@@ -303,7 +316,7 @@ def _cursor_name(tracking_uri: str, sweep: str) -> str:
 def _read_cursor(path: Path) -> _Cursor | None:
     try:
         return _Cursor.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None  # a cursor is worth nothing but time: the child is made anew
 
 

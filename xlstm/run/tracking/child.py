@@ -7,6 +7,7 @@ from typing import Any
 from xlstm.accounting import size_label
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
+from xlstm.run.json_files import read_json
 from xlstm.run.model_card import model_card
 from xlstm.run.records import Result, State, Status
 from xlstm.run.spec import RunSpec
@@ -88,6 +89,7 @@ def log_rows(client: Any, child: str, rows: list[dict[str, Any]]) -> None:
     points = [
         Metric(key, float(value), int(row["time"] * 1000), row["step"])
         for row in rows
+        if "time" in row
         for key, value in row.items()
         if key not in {"step", "time", "attempt"} and _is_number(value)
     ]
@@ -111,7 +113,7 @@ def write_state(
         params |= {"data_fingerprint": result.data_fingerprint}
         card = model_card(spec, result, run.launch(result.attempts))
         tags |= {"mlflow.note.content": card}  # what the UI shows as the description of the run
-    if provenance.is_file() and (commit := json.loads(provenance.read_bytes()).get("git_revision")):
+    if commit := (read_json(provenance, "delete it") or {}).get("git_revision"):
         tags |= {"mlflow.source.git.commit": commit}
     client.log_batch(
         child,

@@ -90,7 +90,8 @@ def client_of(tracking_uri: str, artifacts: Path | None = None) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password, if it has one
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its announcements would tear the progress display
+    # What it logs, errors with their tracebacks among it, would tear the progress display; they are told in a line.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
 
