@@ -72,10 +72,11 @@ class Form:
     def parameters(self, theta: Array) -> dict[str, Array]:
         """Columns of theta (..., k) by name, coefficients no longer as logarithms."""
         columns = np.moveaxis(theta, -1, 0)
-        return {
-            name.removeprefix("log "): np.exp(column) if name.startswith("log ") else column
-            for name, column in zip(self.coordinates, columns, strict=True)
-        }
+        with np.errstate(over="ignore"):  # a coefficient that no number holds is infinite
+            return {
+                name.removeprefix("log "): np.exp(column) if name.startswith("log ") else column
+                for name, column in zip(self.coordinates, columns, strict=True)
+            }
 
     def theta(self, parameters: Mapping[str, float]) -> Array:
         """Theta (k,) from what `parameters` names; a coefficient of zero is stored as SMALLEST."""
