@@ -82,7 +82,7 @@ def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = 
     path = Path(typed)
     is_sweep = path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and tables.holds_one_mapping(path))
     name = Sweep.load(typed).name if is_sweep else typed
-    if Kind.of(name) is Kind.SWEEP:
+    if Kind.of(name) is Kind.SWEEP and not Path(name).is_file():
         mend_plan(Workspace.default(), name)
     if wishes is not None:
         reading = Reading(columns, wishes.decimal_comma)
