@@ -161,7 +161,7 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
 THREADS = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[1]))
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/tests"]
 from tests.kernels.test_attention import problem, results
 for tensor in results(*problem(1, 3, 500, 24, True), "numba", torch.float32):
     print(tensor.flatten().tolist())

@@ -278,7 +278,7 @@ def test_what_kernels_for_cpus_cannot_take_is_refused_with_the_reason() -> None:
 THREADS = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[1]))
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/tests"]
 from block_problems import convolution, mixtures, norm, projection, rows_norm
 problems = projection(3, 50, 12, 4), convolution(3, 50, 200, True), norm(3, 50, 4, 24, True), rows_norm(3, 50, 24)
 problems = *problems, mixtures(3, 50, 20, 3, True)
