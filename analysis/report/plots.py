@@ -1,5 +1,6 @@
 """Figures of a fit: loss against tokens and against compute, with the law, its interval and the measured runs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from analysis.data.references import PublishedLaw, Table
@@ -129,11 +130,28 @@ def law_figure(
     return figure
 
 
+def _power_of_ten(value: float, position: int | None = None) -> str:
+    """A tick in plain characters, such as 10¹² or 2×10¹²: no text of a figure is taken for a formula."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = f"{value / 10.0**exponent:.3g}"
+    return ("" if factor == "1" else f"{factor}×") + f"10{str(exponent).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write a figure in several formats; returns the paths. ValueError names the formats there are."""
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                axis.set_major_formatter(FuncFormatter(_power_of_ten))
+                low, high = sorted(axis.get_view_interval())
+                few = high < 10 * low  # a single power of ten at most: what lies between is named too
+                axis.set_minor_formatter(FuncFormatter(_power_of_ten) if few else NullFormatter())
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(f".{name}") for name in formats]
     for path in paths:
