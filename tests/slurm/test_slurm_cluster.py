@@ -83,9 +83,10 @@ def test_check_says_when_the_controller_is_away(
     changed = ["SlurmctldPort=1" if line.startswith("SlurmctldPort") else line for line in text]
     elsewhere.write_text("\n".join([*changed, "MessageTimeout=2", "SlurmctldTimeout=2"]))
     monkeypatch.setenv("SLURM_CONF", str(elsewhere))
-    (commands, controller) = check.examine(workspace, nodes=0)
+    commands, controller, settings = check.examine(workspace, nodes=0)
     assert commands.ok
     assert controller.ok is False
+    assert settings.what == "settings"
 
 
 @pytest.mark.slow
