@@ -16,8 +16,9 @@ from typing import Any
 import polars as pl
 
 from analysis.data import runs
+from analysis.data.columns import NUMBERS, Reading
 from analysis.data.quality import Rules
-from analysis.data.runs import Kind, Reading
+from analysis.data.runs import Kind
 from analysis.fitting import choice, doubts, families
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
@@ -100,8 +101,7 @@ class Source:
     @cached_property
     def plan(self) -> dict[str, Any] | None:
         """The plan of a submitted sweep; None for anything else."""
-        submitted = self.kind is Kind.SWEEP and self.workspace.sweep(self.name).plan_file.exists()
-        return self.workspace.sweep(self.name).plan() if submitted else None
+        return self.workspace.sweep(self.name).known_plan() if self.kind is Kind.SWEEP else None
 
     @cached_property
     def question(self) -> Question:
@@ -199,13 +199,13 @@ class Source:
 
     def _saved_in(self, folder: Path) -> bool:
         """Whether every row of the fits that are saved in a folder is one of this source's, by its numbers."""
-        saved = [pl.read_parquet(path, columns=list(runs.NUMBERS)) for path in folder.glob("*/rows.parquet")]
+        saved = [pl.read_parquet(path, columns=list(NUMBERS)) for path in folder.glob("*/rows.parquet")]
         if not saved:
             return False
         before = json.loads((folder / _QUESTION).read_text()) if (folder / _QUESTION).exists() else {}
         reading = self.reading or Reading(before.get("columns", {}), before.get("decimal_comma", False))
         frame = runs.read(self.name, reading, workspace=self.workspace).frame
-        lacking: int = pl.concat(saved).join(frame, on=list(runs.NUMBERS), how="anti", nulls_equal=True).height
+        lacking: int = pl.concat(saved).join(frame, on=list(NUMBERS), how="anti", nulls_equal=True).height
         return lacking == 0
 
 

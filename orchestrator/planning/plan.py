@@ -154,8 +154,7 @@ class Plan:
         return self.sweep.name
 
     def __repr__(self) -> str:
-        done = len(self.runs) - len([run for run in self.runs if run.state is not State.COMPLETED])
-        return f"<plan of {self.name}: {len(self.runs)} runs, {done} complete>"
+        return f"<plan of {self.name}: {len(self.runs)} runs, {self.totals['complete']} complete>"
 
     @property
     def directory(self) -> SweepDirectory:

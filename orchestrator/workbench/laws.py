@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 
 from analysis.data import tables
+from analysis.data.columns import Reading
 from analysis.data.quality import Rules
 from analysis.data.references import find as find_reference
-from analysis.data.runs import Kind, Reading
+from analysis.data.runs import Kind
 from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs

@@ -57,7 +57,7 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
     InputError where the data cannot be prepared, or Slurm or the site refuses.
     """
     from orchestrator.execution.controller import admit
-    from orchestrator.execution.submission import prepare_data
+    from orchestrator.execution.submission import prepare_data, refuse_drift
     from slurm.commands import SlurmError
 
     jobs = []
@@ -67,6 +67,7 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
         if not admit(directory, run.spec, console.print):
             jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
     prepare_data(plan.workspace, [job.spec for job in jobs], console)
+    refuse_drift(plan.workspace, [run.spec for run in plan.runs])
     try:
         handles = executor.submit(jobs)
     except (SlurmError, ValueError) as error:

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import optimize
 
-from analysis.data import runs
+from analysis.data.columns import SCHEMA
 from analysis.decisions import allocation
 from analysis.findings import RefusalError
 from analysis.fitting import families
@@ -23,8 +23,8 @@ def fitted() -> Fit:
     noise = np.exp(np.random.default_rng(0).normal(0, 0.002, n.size))
     frame = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": LAW.predict(n, d) * noise})
     frame = frame.with_columns(run_id=pl.int_range(pl.len()).cast(pl.String), family=pl.lit("x"))
-    absent = [name for name in runs.SCHEMA if name not in frame.columns]
-    frame = frame.with_columns(pl.lit(None, dtype=runs.SCHEMA[name]).alias(name) for name in absent)
+    absent = [name for name in SCHEMA if name not in frame.columns]
+    frame = frame.with_columns(pl.lit(None, dtype=SCHEMA[name]).alias(name) for name in absent)
     (found,) = families.fit(frame, num_draws=60, num_starts=40)
     return found
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from analysis.data import runs
+from analysis.data.columns import EXTRA, SCHEMA
 from analysis.fitting import families
 from orchestrator.cli import app
 
-COLUMNS = (*runs.SCHEMA, *runs.EXTRA)
+COLUMNS = (*SCHEMA, *EXTRA)
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 NUMBERS = (
     st.sampled_from([1e6, 3e6, 1e7, 3e7, 1e8, 1e9, 1e10, 2.5, 2.7, 3.1, 4.0])

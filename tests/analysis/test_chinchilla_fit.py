@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from analysis.data import runs
+from analysis.data.columns import SCHEMA
 from analysis.findings import RefusalError
 from analysis.fitting import families, regression
 from analysis.fitting.fit import Fit
@@ -58,8 +59,8 @@ def noise_free(law: AdditiveLaw, sizes: int = 4, budgets: int = 4) -> pl.DataFra
     d = np.tile(np.geomspace(1e6, 1e9, budgets), sizes)
     rows = {"run_id": [str(i) for i in range(n.size)], "family": ["x"] * n.size, "parameters": n, "tokens": d}
     frame = pl.DataFrame(rows | {"flops": 6 * n * d, "loss": law.predict(n, d)})
-    absent = [name for name in runs.SCHEMA if name not in frame.columns]
-    return frame.with_columns(pl.lit(None, dtype=runs.SCHEMA[name]).alias(name) for name in absent)
+    absent = [name for name in SCHEMA if name not in frame.columns]
+    return frame.with_columns(pl.lit(None, dtype=SCHEMA[name]).alias(name) for name in absent)
 
 
 def test_a_noise_free_law_is_recovered() -> None:

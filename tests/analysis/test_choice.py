@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis.data import quality, runs
+from analysis.data.columns import SCHEMA
 from analysis.fitting import choice, doubts, families
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
@@ -35,7 +36,7 @@ def table(n: Array, d: Array, errors: Array, gamma: float = 1.0) -> pl.DataFrame
     loss = FORM.loss(theta(gamma), FORM.log_inputs(n, d))[0] * np.exp(errors)
     found = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
     found = found.with_columns(run_id=pl.format("run-{}", pl.int_range(pl.len())), family=pl.lit("x"))
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in runs.SCHEMA.items() if name not in found.columns]
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in found.columns]
     return quality.judge(found.with_columns(absent))
 
 

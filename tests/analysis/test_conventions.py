@@ -10,7 +10,8 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from analysis.data import quality, runs
+from analysis.data import quality
+from analysis.data.columns import SCHEMA
 from analysis.decisions import conventions
 from analysis.laws.additive import AdditiveLaw
 
@@ -29,7 +30,7 @@ def known() -> tuple[pl.DataFrame, pl.DataFrame]:
         family=pl.lit("x"),
         non_embedding=pl.col("parameters") - EMBEDDING,
     )
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in runs.SCHEMA.items() if name not in frame.columns]
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
     frame = quality.judge(frame.with_columns(absent))
     shares = np.linspace(0.02, 1, 50)
     curves = pl.concat(

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from analysis.data import quality, runs
+from analysis.data import quality
+from analysis.data.columns import SCHEMA
 from analysis.decisions import design
 from analysis.findings import RefusalError
 from analysis.fitting import families
@@ -24,10 +25,8 @@ def frame(n: np.ndarray, d: np.ndarray, seed: int) -> pl.DataFrame:
     noise = np.exp(np.random.default_rng(seed).normal(0, 0.004, n.size))
     table = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": LAW.predict(n, d) * noise})
     table = table.with_columns(run_id=pl.format(f"{seed}-{{}}", pl.int_range(pl.len())), family=pl.lit("llama"))
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in runs.SCHEMA.items() if name not in table.columns]
-    return quality.judge(
-        table.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in runs.SCHEMA.items())
-    )
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in table.columns]
+    return quality.judge(table.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items()))
 
 
 @pytest.fixture(scope="module")

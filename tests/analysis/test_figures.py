@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 from matplotlib.text import Text
 
-from analysis.data import quality, references, runs
+from analysis.data import quality, references
+from analysis.data.columns import SCHEMA
 from analysis.decisions import isoflop
 from analysis.findings import RefusalError
 from analysis.fitting.families import fit
@@ -32,7 +33,7 @@ def _evidence(families: Mapping[str, float]) -> Evidence:
         numbers = {"parameters": n, "tokens": d, "flops": budgets, "loss": gain * LAW.predict(n, d) * noise}
         tables.append(pl.DataFrame(numbers).with_columns(family=pl.lit(family)))
     frame = pl.concat(tables).with_columns(run_id=pl.format("r{}", pl.int_range(pl.len())))
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in runs.SCHEMA.items() if name not in frame.columns]
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
     frame = quality.judge(frame.with_columns(absent))
     curves = pl.concat(
         pl.DataFrame({"run_id": [run] * 9, "tokens": np.linspace(0.1, 1, 9) * d, "loss": np.linspace(4, loss, 9)})

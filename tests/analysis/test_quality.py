@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from analysis.data import quality, runs
+from analysis.data.columns import SCHEMA
 from analysis.findings import RefusalError
 from analysis.fitting import families
 from analysis.fitting.fit import Fit
@@ -22,8 +23,8 @@ def table(**replaced: object) -> pl.DataFrame:
     noise = np.exp(np.random.default_rng(1).normal(0, 0.003, n.size))
     given = {"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": LAW.predict(n, d) * noise} | replaced
     frame = pl.DataFrame(given).with_columns(run_id=pl.format("r{}", pl.int_range(pl.len())), family=pl.lit("x"))
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in runs.SCHEMA.items() if name not in frame.columns]
-    return frame.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in runs.SCHEMA.items())
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in frame.columns]
+    return frame.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
 
 
 def fit(frame: pl.DataFrame, *, allow_mixed: bool = False) -> Fit:

@@ -18,8 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis.data import runs, tables
+from analysis.data.columns import Reading
 from analysis.data.numbers import read_number
-from analysis.data.runs import Reading
 from analysis.findings import RefusalError
 from analysis.fitting import families
 from analysis.laws.additive import AdditiveLaw

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 from scipy import optimize
 
-from analysis.data import quality, runs
+from analysis.data import quality
+from analysis.data.columns import SCHEMA
 from analysis.decisions import allocation
 from analysis.fitting import families, regression
 from analysis.fitting.fit import Fit
@@ -35,10 +36,8 @@ def frame(
     table = pl.DataFrame(
         {"parameters": n, "tokens": d, "flops": cost(n) * shape * d, "loss": law.predict(n, d) * errors}
     ).with_columns(run_id=pl.format("{}-{}", pl.lit(family), pl.int_range(pl.len())), family=pl.lit(family))
-    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in runs.SCHEMA.items() if name not in table.columns]
-    return quality.judge(
-        table.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in runs.SCHEMA.items())
-    )
+    absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items() if name not in table.columns]
+    return quality.judge(table.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items()))
 
 
 def fit(table: pl.DataFrame) -> Fit:

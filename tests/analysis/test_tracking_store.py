@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis.data import runs, tracking_store
+from analysis.data import experiments, runs, tracking_store
+from analysis.data.columns import Reading
 from analysis.findings import RefusalError
 
 EXPERIMENT = "o's runs"
@@ -56,7 +57,7 @@ def test_the_database_gives_the_runs_of_mlflows_client(store: str) -> None:
 
 
 def test_of_a_step_logged_twice_the_later_point_counts(store: str) -> None:
-    curves = runs.curves_from_mlflow(EXPERIMENT, store).filter(pl.col("run_id") == "run-0")
+    curves = experiments.curves_from_mlflow(EXPERIMENT, store).filter(pl.col("run_id") == "run-0")
     assert curves.rows() == [("run-0", 20.0, 3.0), ("run-0", 40.0, 2.9), ("run-0", 60.0, 2.5)]
 
 
@@ -69,7 +70,7 @@ def test_reading_leaves_the_database_as_it_was(store: str) -> None:
 
 def test_another_experiments_columns_are_named_and_parents_left_out(store: str) -> None:
     frame = runs.quality.judge(
-        runs.from_mlflow(EXPERIMENT, store, {"parameters": "params.n", "loss": "metrics.other/metric"})
+        experiments.from_mlflow(EXPERIMENT, store, {"parameters": "params.n", "loss": "metrics.other/metric"})
     )
     assert frame["run_id"].to_list() == ["run-0", "run-1", "run-2", "run-3"]
     assert frame["flops"].to_list() == [6 * 10**index * 100 for index in range(4)]
@@ -92,7 +93,7 @@ def test_another_experiments_columns_are_named_and_parents_left_out(store: str) 
 )
 def test_what_is_not_there_is_named(store: str, experiment: str, columns: dict[str, str], code: str, said: str) -> None:
     with pytest.raises(RefusalError, match=said) as refusal:
-        runs.from_mlflow(experiment, store, columns)
+        experiments.from_mlflow(experiment, store, columns)
     assert refusal.value.code == code
 
 
@@ -124,8 +125,8 @@ def test_runs_of_others_are_told_apart_by_mlflows_id_and_their_numbers_read_as_p
         client.set_terminated(run.info.run_id)
         made.append(run.info.run_id)
     columns = {"parameters": "params.n", "tokens": "params.tokens", "loss": "metrics.eval/loss"}
-    reading = runs.Reading(columns)
-    frame = runs.quality.judge(runs.from_mlflow("names", uri, reading, searched=["params.lr"]))
+    reading = Reading(columns)
+    frame = runs.quality.judge(experiments.from_mlflow("names", uri, reading, searched=["params.lr"]))
     assert frame["parameters"].to_list() == [125e6, 126e6, 127e6, 128e6]
     assert frame["tokens"].unique().to_list() == [2.5e9]
     assert frame["excluded"].to_list() == [None, None, None, "loss is not a positive finite number"]

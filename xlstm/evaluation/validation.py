@@ -1,8 +1,10 @@
 """Loss of a model on the validation split, fixed and identical for every family, whatever the number of ranks."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from xlstm.data.shards import PreparedData
 from xlstm.distributed import World
 from xlstm.models import IGNORED
 from xlstm.run.records import Validation
-from xlstm.run.spec import Evaluation, RunSpec
+from xlstm.run.spec import Data, Evaluation, RunSpec
 
 
 def validate(
@@ -87,7 +89,7 @@ def _text_bytes(data: PreparedData, spec: RunSpec, windows: Windows, chosen: NDA
     stream, context = windows.stream, windows.context_length
     starts, ends = chosen * context + 1, np.minimum(chosen * context + 1 + context, len(stream))
     if len(chosen) < windows.covering:
-        of_token = tokenizer_of(spec.physics.data, data.path).token_bytes()
+        of_token = _bytes_of_tokens(spec.physics.data, data.path)
         if of_token is not None:
             counts = [of_token[stream.read(int(a), int(b))] for a, b in zip(starts, ends, strict=True)]
             if all((count >= 0).all() for count in counts):
@@ -95,6 +97,11 @@ def _text_bytes(data: PreparedData, spec: RunSpec, windows: Windows, chosen: NDA
     return sum(
         stream.text_bytes_before(int(b)) - stream.text_bytes_before(int(a)) for a, b in zip(starts, ends, strict=True)
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _bytes_of_tokens(data: Data, path: Path) -> NDArray[np.int64] | None:
+    return tokenizer_of(data, path).token_bytes()
 
 
 def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device, z_loss: float = 0.0) -> torch.Tensor:

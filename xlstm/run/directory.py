@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from xlstm.run import metrics
 from xlstm.run.files import RunFiles
-from xlstm.run.json_files import DamagedFileError, read_json, read_record, refused
+from xlstm.run.json_files import DamagedFileError, invalid, read_json, read_record, refused
 from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
 from xlstm.run.records import Holder, Launch, Record, Result, State, Status, SweepPlan, Verdict, write_json
@@ -169,8 +171,15 @@ class SweepDirectory:
         document = read_json(self.plan_file, remedy)
         if document is None:
             raise FileNotFoundError(self.plan_file)
-        read_record(self.plan_file, SweepPlan, remedy)
+        try:
+            SweepPlan.model_validate(document)
+        except ValidationError as error:
+            raise invalid(self.plan_file, error, remedy) from None
         return document
+
+    def known_plan(self) -> dict[str, Any] | None:
+        """The plan; None where the sweep was never submitted. DamagedFileError as `plan`."""
+        return self.plan() if self.plan_file.exists() else None
 
 
 @dataclass(frozen=True)

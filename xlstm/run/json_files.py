@@ -59,26 +59,20 @@ def read_bytes(path: Path, remedy: str) -> bytes | None:
 
 def read_record(path: Path, model: type[M], remedy: str) -> M | None:
     """The record in a JSON file, None where there is no file. DamagedFileError where it is no such record."""
-    content = read_bytes(path, remedy)
+    content = _content(path, remedy)
     if content is None:
         return None
-    if not content.strip():
-        raise DamagedFileError(path, "is empty", remedy)
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DamagedFileError(path, f"cannot be read: {where}{': ' * bool(where)}{first['msg']}", remedy) from None
+        raise invalid(path, error, remedy) from None
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     """The object in a JSON file, None where there is no file. DamagedFileError where it is no JSON object."""
-    content = read_bytes(path, remedy)
+    content = _content(path, remedy)
     if content is None:
         return None
-    if not content.strip():
-        raise DamagedFileError(path, "is empty", remedy)
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -86,6 +80,20 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise DamagedFileError(path, f"holds a {type(found).__name__}, where an object belongs", remedy)
     return found
+
+
+def invalid(path: Path, error: ValidationError, remedy: str) -> DamagedFileError:
+    """What it means that the content of a file is not what its model asks for."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return DamagedFileError(path, f"cannot be read: {where}{': ' * bool(where)}{first['msg']}", remedy)
+
+
+def _content(path: Path, remedy: str) -> bytes | None:
+    content = read_bytes(path, remedy)
+    if content is not None and not content.strip():
+        raise DamagedFileError(path, "is empty", remedy)
+    return content
 
 
 def write_json(path: Path, content: Any, *, private: bool = False) -> None:
