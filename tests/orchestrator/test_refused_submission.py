@@ -59,12 +59,15 @@ def test_where_sbatch_refuses_the_sweep_stays_as_it_was_submitted(
 ) -> None:
     from orchestrator.planning.plan import make_plan
     from sweeps.sweep import Sweep
+    from xlstm.data import prepare
 
     workspace = Workspace(scaling.workspace)
     plan = make_plan(Sweep.load(write_sweep()), workspace)
     plan.save()
     failed, done = (workspace.run(run.run_id) for run in plan.runs)
-    finish(workspace, plan.runs[1])
+    finished = plan.runs[1].spec
+    text = prepare(finished.physics.data, finished.execution.data_paths, workspace)
+    finish(workspace, plan.runs[1], data_fingerprint=text.fingerprint)
     failed.create(plan.runs[0].spec)
     failed.set_state(State.FAILED, "a reason")
     before = contents(workspace.sweeps)
