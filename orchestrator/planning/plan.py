@@ -20,12 +20,12 @@ from sweeps.sweep import Sweep
 from xlstm import accounting
 from xlstm.accounting.cards import Card
 from xlstm.models.naming import family_label
-from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
-from xlstm.run.executor import PlannedRun
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import PlannedRun, is_settled
 from xlstm.run.json_files import DamagedFileError, write_text
 from xlstm.run.records import Fork, Parameters, State, write_json
-from xlstm.run.retry import is_settled
 from xlstm.run.spec import RunSpec, same_training
+from xlstm.run.sweep_directory import SweepDirectory
 
 
 @dataclass(frozen=True)
