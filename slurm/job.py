@@ -79,7 +79,7 @@ class SlurmJob:
         nodes, cpus = self.contents.nodes, self.contents.cpus_per_task
         endpoint = f"{first_node()}:{free_port()}"
         job = Job(self.run, self.run.spec(), token, self.part.fork, self.part.checkpoint_at)
-        told = [endpoint, *arguments(job, "slurm")]
+        told = [endpoint, *arguments(job, "slurm", whole_devices=True)]
         layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
         ending = ["--kill-on-bad-exit=0", f"--wait={ENDING_SECONDS:.0f}", "--unbuffered"]
         python = [*self.contents.container, self.contents.python or sys.executable]
