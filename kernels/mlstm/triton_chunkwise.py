@@ -1,19 +1,22 @@
 """The mLSTM in chunks as Triton kernels: two levels of tiling, and every inner loop a matrix product.
 
-The mathematics is that of `torch_chunkwise.py`, whose gate weights are used as they are. The outer level are chunks of
+The mathematics is that of `torch_chunkwise.py`. The outer level are chunks of
 L tokens, between which a state passes; the inner level are tiles of BT tokens and of 16 to 64 channels. The quadratic
 form of a chunk, S = (Q K^T) * W, is written to memory once: beside heads of 384 to 1280 channels its L columns are
 narrow, and every product that follows is then a plain loop over tiles that no other program repeats.
 
     forward                                        backward
+    gates     weights within and between chunks    gates            the same weights
     keys      g k, and n before each chunk         scores_backward  S, dP = dS * W, dh / den, sums for the gates
     states    C before each chunk                  queries          a q / den, and dn after each chunk
     scores    S, s                                 states_backward  dC after each chunk
     outputs   h = (a q C + S V) / den              inputs_backward  dq, dk, dv: state part, then dP or S part
+                                                   gates_backward   di, df from the sums
 
-They stand in `triton_operands`, `triton_states`, `triton_outputs` and `triton_gradients`; here is what launches them.
-Lengths and batch are run-time arguments: only dtypes, head dimensions and tile sizes compile anew, and strides that are
-no multiples of 16. The gradients of q, k and v lie as these do, so that no copy by head stands between them and tokens.
+They stand in `triton_gates`, `triton_operands`, `triton_states`, `triton_outputs` and `triton_gradients`; here is
+what launches them. Lengths and batch are run-time arguments: only dtypes, head dimensions and tile sizes compile
+anew, and strides that are no multiples of 16. The gradients of q, k and v lie as these do, so that no copy by head
+stands between them and tokens.
 """
 
 from typing import Any
@@ -24,7 +27,7 @@ from torch import Tensor
 from kernels.cpu import empty_rows_like
 from kernels.mlstm import torch_chunkwise
 from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
-from kernels.mlstm.torch_chunkwise import ChunkGates, chunk_gates, gate_gradients
+from kernels.mlstm.triton_gates import chunk_gates, gate_gradients
 from kernels.mlstm.triton_gradients import inputs_backward_kernel, scores_backward_kernel
 from kernels.mlstm.triton_operands import keys_kernel, queries_kernel
 from kernels.mlstm.triton_outputs import outputs_kernel, scores_kernel
@@ -65,10 +68,6 @@ def _of(tiling: dict[str, int], names: str) -> dict[str, int]:
     return {name: tiling[name] for name in names.split()}
 
 
-def _segments(gates: ChunkGates) -> Tensor:
-    return gates.floor if gates.segment is None else gates.segment.to(torch.int32).contiguous()
-
-
 def forward(
     inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +77,6 @@ def forward(
     batch, heads, time, key_dim = q.shape
     value_dim, rows, chunks = v.shape[-1], batch * heads, -(-time // chunk)
     gates = chunk_gates(inputs, None if state is None else state.m, resets, options)
-    read = gates.read * gates.row_fine
     tiling = tiling_of(key_dim, value_dim, chunk, v.dtype)
     lengths = (time, chunks, heads)
     single: dict[str, Any] = {"dtype": torch.float32}
@@ -96,19 +94,20 @@ def forward(
     scores = v.new_empty(rows, chunks, chunk, chunk)
     s = v.new_empty(rows, time if normalize else 0, **single)
     scores_kernel[(chunks * (chunk // tiling["ST"]), rows)](
-        q, k, gates.row, gates.row_fine, gates.column, gates.column_fine, _segments(gates), read, states_n, scores, s,
+        q, k, gates.row, gates.row_fine, gates.column, gates.column_fine, gates.segment, gates.read, states_n,
+        scores, s,
         *_strides(q, k), *lengths, **_of(tiling, "L ST BT DK SK"), RESETS=resets is not None, NORMALIZE=normalize,
     )  # fmt: skip
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
     outputs_kernel[(value_dim // tiling["BV"], chunks * (chunk // tiling["BT"]), rows)](
-        q, v, scores, read, s, gates.floor, states_C, h, *_strides(q, v), options.eps, *lengths,
+        q, v, scores, gates.read, s, gates.floor, states_C, h, *_strides(q, v), options.eps, *lengths,
         **_of(tiling, "L BT ST DK SK DV BV"), NORMALIZE=normalize,
     )  # fmt: skip
     return (
         h,
         final_C.view(batch, heads, key_dim, value_dim),
         final_n.view(batch, heads, key_dim),
-        gates.m[:, -1].clone().view(batch, heads),
+        gates.m.view(batch, heads),
         states_C if save_states else states_C.new_empty(0, *states_C.shape[1:]),
         states_n if save_states else states_n.new_empty(0, *states_n.shape[1:]),
         s,
@@ -132,19 +131,18 @@ def backward(
     batch, heads, time, key_dim = q.shape
     value_dim, rows, chunks = v.shape[-1], batch * heads, -(-time // chunk)
     gates = chunk_gates(inputs, m, resets, options)
-    read = gates.read * gates.row_fine
     tiling = tiling_of(key_dim, value_dim, chunk, v.dtype)
     BT, BK, BV = (tiling[name] for name in ("BT", "BK", "BV"))
     steps, lengths = chunk // tiling["ST"], (time, chunks, heads)
     single: dict[str, Any] = {"dtype": torch.float32}
 
     scores, d_products = (v.new_empty(rows, chunks, chunk, chunk) for _ in range(2))
-    outer, through_n, row_sums, diagonal = (torch.empty_like(read) for _ in range(4))
-    column_sums = v.new_zeros(rows, chunks, steps, chunk, **single)
+    outer, through_n, row_sums, diagonal = (torch.empty_like(gates.read) for _ in range(4))
+    column_sums = v.new_empty(rows, chunks, steps, chunk, **single)
     grad_y = v.new_empty(rows, chunks, chunk, value_dim) if normalize else grad_h
     scores_backward_kernel[(chunks * steps, rows)](
-        q, k, v, h, grad_h, gates.row, gates.row_fine, gates.column, gates.column_fine, _segments(gates),
-        read, s, gates.floor, scores, d_products, grad_y, outer, through_n, row_sums, column_sums, diagonal,
+        q, k, v, h, grad_h, gates.row, gates.row_fine, gates.column, gates.column_fine, gates.segment,
+        gates.read, s, gates.floor, scores, d_products, grad_y, outer, through_n, row_sums, column_sums, diagonal,
         *_strides(q, k, v, grad_h), options.eps, *lengths, **_of(tiling, "L ST BT DK DV SK SV"),
         RESETS=resets is not None, NORMALIZE=normalize,
     )  # fmt: skip
@@ -186,10 +184,9 @@ def backward(
         HAS_VECTOR=False,
     )  # fmt: skip
 
-    columns, written = column_sums.sum(2), dots_k.sum(-1)
     grad_i, grad_f = gate_gradients(
-        inputs, resets, options, row_sums - columns, columns + diagonal + written,
-        dots_q.sum(-1), written, (carried_C.sum(-1) + carried_n.sum(-1))[..., None],
+        inputs, resets, options, (row_sums, column_sums, diagonal), (dots_q, dots_k), (carried_C, carried_n),
+        tiling["ST"],
     )  # fmt: skip
     initial = (first_C.view(batch, heads, key_dim, value_dim), first_n.view(batch, heads, key_dim))
     return grad_q, grad_k, grad_v, grad_i, grad_f, *initial

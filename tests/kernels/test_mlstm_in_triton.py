@@ -6,9 +6,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_xlstm_operators import mlstm_problem, relative_error, some_resets
+from test_xlstm_operators import EXTREME, mlstm_problem, relative_error, some_resets
 
-from kernels.mlstm import mlstm
+from kernels.mlstm import mlstm, torch_chunkwise, triton_gates
+from kernels.mlstm.reference import Inputs, Options
 from kernels.mlstm.triton_chunkwise import default_chunk_size
 from kernels.mlstm.triton_tiles import _place, tiling_of
 
@@ -39,6 +40,31 @@ def test_wide_tiles_and_long_chunks_are_the_recurrence(input_gate: Any, resettin
     expected = outputs_and_gradients("torch", torch.float64)
     for a, b in zip(outputs_and_gradients("triton", None), expected, strict=True):
         assert relative_error(a, b) < HALF
+
+
+@pytest.mark.parametrize("resetting", [False, True])
+def test_gates_of_any_size_weigh_as_in_pytorch(resetting: bool) -> None:
+    for input_bias, forget_bias in EXTREME:
+        tensors, state = mlstm_problem(2, 1, 100, 16, 16)
+        q, k, v, i, f = (t.float() for t in tensors)
+        inputs = Inputs(q, k, v, 5 * i + input_bias, 5 * (f - 3) + forget_bias)
+        resets, options = some_resets(2, 100, 0.05) if resetting else None, Options("exponential", True, 0.0, 48)
+        ours = triton_gates.chunk_gates(inputs, state.m.float(), resets, options)
+        theirs = torch_chunkwise.chunk_gates(inputs, state.m.float(), resets, options)
+
+        def weights(gates: Any) -> torch.Tensor:
+            exponent = gates.row[..., :, None] + gates.column[..., None, :]
+            return (exponent.exp() * gates.row_fine[..., :, None] * gates.column_fine[..., None, :]).tril()
+
+        for a, b in (
+            (weights(ours), weights(theirs)),
+            (ours.read, theirs.read * theirs.row_fine),
+            (ours.write, theirs.write),
+            (ours.carry, theirs.carry[..., 0, 0]),
+            (ours.floor, theirs.floor),
+            (ours.m, theirs.m[:, -1]),
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-30)
 
 
 def test_long_heads_have_long_chunks() -> None:
