@@ -49,11 +49,14 @@ class ImplementationError(ValueError):
 def modules(package: str, **names: str) -> Callable[..., Any]:
     """The module of `package` that holds an implementation, by the implementation's name; imported when asked for.
 
-    Without a name, the first: for operators that have one implementation alone.
+    Without a name, the first: for operators that have one implementation alone. ImplementationError for one that is not
+    declared although `choose` was not told so.
     """
 
     @functools.cache
     def module(implementation: str = next(iter(names))) -> Any:
+        if implementation not in names:
+            raise ImplementationError(f"{package}: has no {implementation!r}, only {', '.join(names)}")
         return importlib.import_module(f"{package}.{names[implementation]}")
 
     return module

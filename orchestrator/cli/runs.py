@@ -96,7 +96,7 @@ def logs(
 def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> None:
     """Show in which settings two runs differ: first the physics, then how they were carried out."""
     from orchestrator.standing.lookup import find_run
-    from xlstm.run.spec import differences
+    from xlstm.run.identity import differences
 
     workspace = workspace_here()
     with one_line_errors():

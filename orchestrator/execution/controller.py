@@ -3,7 +3,7 @@
 The controller keeps nothing that the run directories and the engine do not hold: killed at any moment, the next one
 reads them, adopts the jobs that live on, and goes on. Completed runs are not touched. A run that another launcher holds
 is left to it and watched: what the other completes is complete, what it lets go of is taken on. Divergence is final;
-whatever else ends without a result is tried again as long as `xlstm.run.retry` finds that worth while.
+whatever else ends without a result is tried again as long as `xlstm.run.executor` finds that worth while.
 """
 
 import time
@@ -16,11 +16,20 @@ from functools import partial
 
 from xlstm.run.damage import set_aside as set_damage_aside
 from xlstm.run.directory import RunDirectory, Workspace
-from xlstm.run.executor import Executor, Handle, Job, JobState, PlannedRun
+from xlstm.run.executor import (
+    Executor,
+    Handle,
+    Job,
+    JobState,
+    PlannedRun,
+    current_submission,
+    judge_from_outside,
+    set_aside,
+    submission_of,
+)
 from xlstm.run.json_files import DamagedFileError
 from xlstm.run.outcome import adopt
 from xlstm.run.records import Fork, State, Status
-from xlstm.run.retry import current_submission, judge_from_outside, set_aside, submission_of
 from xlstm.run.spec import RunSpec
 
 POLL_SECONDS = 0.5

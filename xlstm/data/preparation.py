@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from xlstm.data.corpora import Corpus, CorpusError, Document, Reading, SplitName, open_corpus
+from xlstm.data.corpora import Corpus, SplitName, open_corpus
+from xlstm.data.documents import CorpusError, Document, Reading
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
 from xlstm.data.tokenizers import (
@@ -26,8 +27,9 @@ from xlstm.data.tokenizers import (
     token_dtype,
 )
 from xlstm.run.directory import Workspace
+from xlstm.run.identity import canonical
 from xlstm.run.locks import locked
-from xlstm.run.spec import Data, IdType, canonical
+from xlstm.run.spec import Data, IdType
 
 T = TypeVar("T")
 

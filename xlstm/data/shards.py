@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm.run.identity import canonical
 from xlstm.run.json_files import DamagedFileError, read_record
 from xlstm.run.records import Record, write_json
-from xlstm.run.spec import canonical
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 28

@@ -8,7 +8,7 @@ from xlstm.accounting import size_label
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.json_files import read_json
-from xlstm.run.model_card import model_card
+from xlstm.run.outcome import model_card
 from xlstm.run.records import Result, State, Status
 from xlstm.run.spec import RunSpec
 
