@@ -35,6 +35,7 @@ from kernels.causal_conv import causal_conv_silu
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlstm import mlstm
+from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
@@ -132,7 +133,11 @@ def block_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
                 _by_head(2, 64, 4, size, torch.bfloat16).transpose(1, 2), normal(width), gate,
                 skipped=convolved, skip=normal(width), implementation="triton",
             )  # fmt: skip
-            return [block_diagonal(convolved, normal(width // 4, 4, 4), implementation="triton"), normed]
+            maps = [normal(width // 4, 4, 4) for _ in range(4)]
+            mapped = mlstm_inputs(
+                convolved, inner, *maps[:3], normal(8, 3 * width), normal(8), implementation="triton"
+            )  # fmt: skip
+            return [block_diagonal(convolved, maps[3], implementation="triton"), normed, *mapped]
 
         yield f"width {width}", call
 
