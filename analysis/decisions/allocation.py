@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.decisions.frontier import Frontier, LogCost
 from analysis.findings import RefusalError
-from analysis.fitting.fit import Fit, percentile
+from analysis.fitting.fit import Fit, beyond_runs, percentile
 from analysis.laws.additive import Array
 from analysis.laws.token_cost import six_n
 
@@ -47,12 +47,12 @@ class Allocation:
             self.loss_interval,
         )
         far = {
-            "the compute": self.extrapolation,
-            "the parameters": self.parameters_extrapolation,
-            "the tokens": self.tokens_extrapolation,
+            "flops": self.extrapolation,
+            "parameters": self.parameters_extrapolation,
+            "tokens": self.tokens_extrapolation,
         }
-        told = [f"{times:.3g} times {what}" for what, times in far.items() if times > 1]
-        beyond = f"; {', '.join(told)} of the largest run" if told else ""
+        told = beyond_runs(far)
+        beyond = f"; {told}" if told else ""
         return (
             f"N = {self.parameters:.3g} [{low_n:.3g}, {high_n:.3g}], "
             f"D = {self.tokens:.3g} [{low_d:.3g}, {high_d:.3g}], loss {self.loss:.4f} [{low:.4f}, {high:.4f}]{beyond}"
@@ -81,16 +81,25 @@ def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -
 
 
 def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
-    """Mean slope a of log N* by log C between two budgets, with its interval, at the cost that the fit's runs counted.
+    """Mean slope a of log N* by log C between two budgets, with its interval: that of `exponents_between`."""
+    return exponents_between(fitted, low, high)["parameters"]
 
-    Under C = 6ND it is the closed form beta/(alpha + beta) at any two budgets; under exact FLOPs it depends on them.
+
+def exponents_between(fitted: Fit, low: float, high: float) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Mean slopes by log C of log N* (`parameters`) and log D* (`tokens`) between two budgets, with their intervals.
+
+    A token costs what the fit's runs counted. Under C = 6ND the first is the closed form beta/(alpha + beta) at any two
+    budgets, and both add up to 1; under exact FLOPs they depend on the budgets.
     """
     if not 0 < low < high:
         raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
     frontier = _frontier_of_runs(fitted)
-    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops)))[0] for flops in (low, high)]
-    slopes = (ends[1] - ends[0]) / np.log(high / low)
-    return float(slopes[0]), percentile(slopes[1:])
+    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops))) for flops in (low, high)]
+    slopes = [(ends[1][place] - ends[0][place]) / np.log(high / low) for place in (0, 1)]
+    return {
+        name: (float(slope[0]), percentile(slope[1:]))
+        for name, slope in zip(("parameters", "tokens"), slopes, strict=True)
+    }
 
 
 def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: float) -> Allocation:
@@ -105,9 +114,8 @@ def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: f
         )
     n, d, loss = (percentile(drawn) for drawn in answers[:, 1:])
     size, budget, lowest = (float(value) for value in answers[:, 0])
-    most = {name: float(np.max(fitted.used[name].to_numpy())) for name in ("parameters", "tokens", "flops")}
-    far = flops / most["flops"], size / most["parameters"], budget / most["tokens"]
-    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, *far)
+    far = fitted.extrapolation({"flops": flops, "parameters": size, "tokens": budget})
+    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, *far.values())
 
 
 def _frontier(fitted: Fit, cost: LogCost) -> Frontier:
@@ -133,6 +141,8 @@ class ComputeMultiplier:
     interval: tuple[float, float]
     unreachable: float
     """Share of draws in which the challenger never reaches the baseline's loss; they count as a multiplier of 0."""
+    extrapolation: float = 0.0
+    """The larger of both budgets over the largest training compute among the runs of its family."""
 
     @property
     def sentence(self) -> str:
@@ -141,6 +151,7 @@ class ComputeMultiplier:
         return (
             f"{self.baseline} needs {self.value:.3g} [{low:.3g}, {high:.3g}] times the compute of {self.challenger} "
             f"for the loss it reaches at {self.flops:.3g} FLOPs"
+            + (f"; {beyond_runs({'flops': self.extrapolation})}" if self.extrapolation > 1 else "")
         )
 
 
@@ -157,5 +168,8 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     *_, log_loss = first.best(log_c)
     multiples = np.exp(log_c - second.budget(log_loss, log_c))
     unreachable = float(np.mean(multiples[1:] == 0))
-    interval = percentile(multiples[1:])
-    return ComputeMultiplier(baseline.family, challenger.family, flops, float(multiples[0]), interval, unreachable)
+    interval, value = percentile(multiples[1:]), float(multiples[0])
+    far = baseline.extrapolation({"flops": flops})["flops"]
+    if value > 0:
+        far = max(far, challenger.extrapolation({"flops": flops / value})["flops"])
+    return ComputeMultiplier(baseline.family, challenger.family, flops, value, interval, unreachable, far)

@@ -168,8 +168,11 @@ def design(
         print_json(documents)
         return
     console = make_console()
+
     for document in documents:
         console.print(design_table(document))
+        if told := laws.beyond(document):
+            console.print(f"the target is {told}", highlight=False)
     if fragment is not None:
         console.print(f"written to {fragment}", highlight=False, soft_wrap=True)
 
@@ -237,9 +240,10 @@ def predict(
         return
     for row in rows:
         (low, high), (least, most) = row["interval"], row["new_run_interval"]
+        told = laws.beyond(row)
         print(
             f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}; "
-            f"a new run [{least:.4f}, {most:.4f}]"
+            f"a new run [{least:.4f}, {most:.4f}]" + (f"; {told}" if told else "")
         )
 
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from analysis.data import tables
@@ -23,7 +22,7 @@ from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
 from analysis.findings import RefusalError
-from analysis.fitting.fit import Fit
+from analysis.fitting.fit import Fit, beyond_runs
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
@@ -207,11 +206,14 @@ def allocate(
     return splits, [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
 
 
+def beyond(document: Mapping[str, Any]) -> str:
+    """In words, how far what a document speaks of lies beyond the runs; empty where it does not."""
+    return beyond_runs(document["extrapolation"])
+
+
 def _extrapolation(fitted: Fit, parameters: float, tokens: float) -> dict[str, float]:
-    """N, D and C over the largest among the fitted runs."""
     compute = float(fitted.flops_per_token(parameters)) * tokens
-    at = {"parameters": parameters, "tokens": tokens, "flops": compute}
-    return {name: float(value / np.max(fitted.used[name].to_numpy())) for name, value in at.items()}
+    return fitted.extrapolation({"parameters": parameters, "tokens": tokens, "flops": compute})
 
 
 def _planned_hours(typed: str, source: Source, fitted: Fit) -> designs.Cost:

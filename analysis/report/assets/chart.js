@@ -125,8 +125,13 @@ function answer() {
       const ends = [at(0.025) + Math.min(0, ...apart), at(0.975) + Math.max(0, ...apart)];
       return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
     };
-    const run = bounds(drawn.map((value, index) => value * family.noise[index]));
-    const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]`;
+    // Where the scatter falls with compute, it falls no further beyond the dearest run.
+    const [exponent, mean, dearest] = family.scatter, logC = Math.log(6 * n * d);
+    const scale = Math.exp(exponent * ((exponent < 0 ? Math.min(logC, dearest) : logC) - mean));
+    const run = bounds(drawn.map((value, index) => value * family.noise[index] ** scale));
+    const far = [["compute", 6 * n * d / family.largest.flops], ["parameters", n / family.largest.parameters], ["tokens", d / family.largest.tokens]];
+    const beyond = far.filter(([, times]) => times > 1.0005).map(([name, times]) => `${+times.toPrecision(3)} times the ${name}`).join(", ");
+    const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]` + (beyond && `; ${beyond} of the largest run`);
     answers.append(Object.assign(document.createElement("p"), { textContent: said }));
   }
 }
