@@ -98,9 +98,12 @@ def plan_summary(document: Mapping[str, Any]) -> str:
     return text + settled
 
 
-def runs_table(runs: Sequence[RunStanding], width: int | None = None) -> Group:
-    """The table of a sweep's runs, as status and the end of a submission show it, within so many characters."""
-    chosen = swept([run.planned for run in runs])
+def runs_table(runs: Sequence[RunStanding], width: int | None = None, chosen: Sequence[str] | None = None) -> Group:
+    """The table of a sweep's runs, as status and the end of a submission show it, within so many characters.
+
+    `chosen` is what `swept` gives, where it is known already.
+    """
+    chosen = swept([run.planned for run in runs]) if chosen is None else chosen
     numbers = ("parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts")
     gone = ("attempts", "bits/byte", "parameters", "tokens", "loss")
     table = Columns(("run", *chosen, "state", *numbers, "reason"), _LEFT, dispensable=gone)
