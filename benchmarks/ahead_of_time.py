@@ -164,7 +164,7 @@ def scan_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
         by: dict[str, Any] = {"resets": _resets(2, 64), "implementation": "triton"}
         u, delta, B, C = normal(2, 64, 1536), normal(2, 64, 1536), normal(2, 64, 16), normal(2, 64, 16)
         rates = normal(1536, 16, dtype=torch.float32)
-        scanned = selective_scan(u, delta, rates, B, C, normal(1536, dtype=torch.float32), **by)[0]
+        scanned = selective_scan(u, delta, rates, B, C, **by)[0]
         decay, bonus = (normal(768, dtype=torch.float32) for _ in range(2))
         return [scanned, wkv(normal(2, 64, 768), normal(2, 64, 768), decay, bonus, **by)[0]]
 

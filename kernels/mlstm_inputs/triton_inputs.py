@@ -1,9 +1,8 @@
 """The mLSTM's inputs as Triton kernels: a token's channels are read once and give q, k, v and what they give the gates.
 
-A tile (tokens, channels) is mapped as (tokens, blocks, 1, in) times (blocks, out, in), summed over the last axis:
-what a block's channels have of one another is exchanged between registers. Going back, the gradient that the gates
-pass to q, k and v is added where that of the cell is read; maps' gradients are summed over stretches of tokens, whose
-partial sums are added in a fixed order.
+Tiles are mapped as in `block_diagonal`. Going back, the gradient that the gates pass to q, k and v is added where
+that of the cell is read; maps' gradients are summed over stretches of tokens, whose partial sums are added in a fixed
+order.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -13,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.block_diagonal.triton_blocks import load_blocks, mapped, outer_products, store_blocks
 
 RUN_TIME = ["rows"]
 """Arguments whose divisibility must not compile a kernel anew."""
@@ -32,33 +33,11 @@ def shape_obstacle(width: int) -> str | None:
 
 
 @triton.jit
-def _blocks(weight, start, channels, W: tl.constexpr, BC: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Matrices of the blocks from channel `start` on, (BC / W, out, in), or (BC / W, in, out) where TRANSPOSED."""
-    block = (start // W + tl.arange(0, BC // W))[:, None, None]
-    first, second = tl.arange(0, W)[None, :, None], tl.arange(0, W)[None, None, :]
-    place = second * W + first if TRANSPOSED else first * W + second
-    return tl.load(weight + block * W * W + place, mask=block * W < channels, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _mapped(x, matrices, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
-    """Rows x (BT, BC) of float32 through matrices (BC / W, W, W), whose last axis is x's."""
-    products = tl.reshape(x, (BT, BC // W, 1, W)) * matrices[None, :, :, :]
-    return tl.reshape(tl.sum(products, 3), (BT, BC))
-
-
-@triton.jit
-def _products(grad, x, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
-    """Sums over rows of grad[out] x[in] of each block, (BC / W, W, W)."""
-    return tl.sum(tl.reshape(grad, (BT, BC // W, W, 1)) * tl.reshape(x, (BT, BC // W, 1, W)), 0)
-
-
-@triton.jit
 def _one_forward(
     x, weight, gates, out, at, c, start, inside, channels, num_gates, W, BT, BC: tl.constexpr, G, PRECISION
 ):
     """One of q, k, v of a tile, stored; and its part of the gates, (BT, G)."""
-    y = _mapped(x, _blocks(weight, start, channels, W, BC, False), W, BT, BC).to(out.dtype.element_ty)
+    y = mapped(x, load_blocks(weight, start, channels, W, BC, False), W, BT, BC).to(out.dtype.element_ty)
     tl.store(out + at, y, mask=inside)
     g = tl.arange(0, G)
     seen = tl.load(
@@ -115,9 +94,9 @@ def backward_kernel(
     of_q = _gates_of(gates, c, channels, num_gates, G)
     of_k = _gates_of(gates + channels, c, channels, num_gates, G)
     of_v = _gates_of(gates + 2 * channels, c, channels, num_gates, G)
-    query_t = _blocks(query, start, channels, W, BC, True)
-    key_t = _blocks(key, start, channels, W, BC, True)
-    value_t = _blocks(value, start, channels, W, BC, True)
+    query_t = load_blocks(query, start, channels, W, BC, True)
+    key_t = load_blocks(key, start, channels, W, BC, True)
+    value_t = load_blocks(value, start, channels, W, BC, True)
     sum_q = tl.zeros((BC // W, W, W), tl.float32)
     sum_k = tl.zeros((BC // W, W, W), tl.float32)
     sum_v = tl.zeros((BC // W, W, W), tl.float32)
@@ -133,20 +112,18 @@ def backward_kernel(
         gk += tl.dot(d, of_k, input_precision=P)
         gv += tl.dot(d, of_v, input_precision=P)
         at = t * channels + c[None, :]
-        into = _mapped(gq, query_t, W, BT, BC) + _mapped(gk, key_t, W, BT, BC)
+        into = mapped(gq, query_t, W, BT, BC) + mapped(gk, key_t, W, BT, BC)
         tl.store(grad_convolved + at, into.to(grad_convolved.dtype.element_ty), mask=inside)
-        tl.store(grad_inner + at, _mapped(gv, value_t, W, BT, BC).to(grad_inner.dtype.element_ty), mask=inside)
+        tl.store(grad_inner + at, mapped(gv, value_t, W, BT, BC).to(grad_inner.dtype.element_ty), mask=inside)
         x = tl.load(convolved + t * convolved_r + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        sum_q += _products(gq, x, W, BT, BC)
-        sum_k += _products(gk, x, W, BT, BC)
+        sum_q += outer_products(gq, x, W, BT, BC)
+        sum_k += outer_products(gk, x, W, BT, BC)
         x = tl.load(inner + t * inner_r + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        sum_v += _products(gv, x, W, BT, BC)
-    block = (start // W + tl.arange(0, BC // W))[:, None, None]
-    place = block * W * W + tl.arange(0, W)[None, :, None] * W + tl.arange(0, W)[None, None, :]
-    at_part = parts + tl.program_id(0).to(tl.int64) * 3 * channels * W + place
-    tl.store(at_part, sum_q, mask=block * W < channels)
-    tl.store(at_part + channels * W, sum_k, mask=block * W < channels)
-    tl.store(at_part + 2 * channels * W, sum_v, mask=block * W < channels)
+        sum_v += outer_products(gv, x, W, BT, BC)
+    at_part = parts + tl.program_id(0).to(tl.int64) * 3 * channels * W
+    store_blocks(at_part, sum_q, start, channels, W, BC)
+    store_blocks(at_part + channels * W, sum_k, start, channels, W, BC)
+    store_blocks(at_part + 2 * channels * W, sum_v, start, channels, W, BC)
 
 
 def _rows(x: Tensor) -> Tensor:
