@@ -177,6 +177,15 @@ def forms_line(document: Mapping[str, Any]) -> str:
     return f"{document['family']}: " + "; ".join(said)
 
 
+def noise_line(document: Mapping[str, Any]) -> str:
+    """What rounding alone does to the log losses that were fitted, beside Huber's delta."""
+    noise = document["noise"]
+    count = len(noise["runs"])
+    said = f"rounding alone moves log losses by {noise['floor']:.2g} ({count} run{'s' if count > 1 else ''} repeated)"
+    delta = "" if noise["delta"] is None else f", Huber's delta is {noise['delta']:g}"
+    return f"{document['family']}: {said}{delta}"
+
+
 def _parameter(fit: Mapping[str, Any], name: str) -> str:
     """A parameter and its interval; what lies on a bound is said to: that value is the bound's, not the data's."""
     value, (low, high) = fit["parameters"][name], fit["intervals"][name]

@@ -29,6 +29,7 @@ from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
 from orchestrator.execution import provenance
+from orchestrator.standing.noise import measured
 from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
 from xlstm.quantities import nearest
@@ -102,7 +103,20 @@ def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = 
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
     source = open_source(typed, columns, wishes)
-    return documents(source.fits, source.question), source.notes, source.folder
+    found = documents(source.fits, source.question)
+    told = [document | _noise(source, one) for document, one in zip(found, source.fits, strict=True)]
+    return told, source.notes, source.folder
+
+
+def _noise(source: Source, fitted: Fit) -> dict[str, Any]:
+    """What rounding alone does to the losses that were fitted, beside Huber's delta; empty where nobody measured it."""
+    if source.kind is Kind.TABLE:
+        return {}
+    runs = [source.workspace.run(name) for name in fitted.used["run_id"] if name == Path(name).name]
+    floors = {noise.run_id: noise.floor for run in runs if (noise := measured(run)) is not None}
+    if not floors:
+        return {}
+    return {"noise": {"floor": max(floors.values()), "delta": fitted.objective.delta, "runs": floors}}
 
 
 def documents(fits: Sequence[Fit], question: Question) -> list[dict[str, Any]]:
