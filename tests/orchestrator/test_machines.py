@@ -233,6 +233,6 @@ def test_a_submission_leaves_no_secret(
             with tempfile.TemporaryDirectory(dir="/tmp") as folder:
                 os.chmod(folder, 0o755)
                 shutil.copy2(path, folder)
-                program = f"open({str(Path(folder) / path.name)!r}).read()"
-                other = subprocess.run([sys.executable, "-c", program], user=65534, capture_output=True, text=True)
-            assert "PermissionError" in other.stderr
+                copy = str(Path(folder) / path.name)
+                other = subprocess.run(["cat", copy], user=65534, capture_output=True, text=True)
+            assert "Permission denied" in other.stderr

@@ -105,12 +105,23 @@ def test_a_sweep_its_experiment_and_its_table_are_fitted_on_the_same_rows(
     assert len(rows["excluded"]) == 16
     assert used(scaling, "mlflow:rates") == (law, rows)
     frame = runs.read("rates", workspace=Workspace(scaling.workspace)).frame
-    for name, content in tables_of(frame).items():
-        (tmp_path / name).write_bytes(content)
-        assert used(scaling, str(tmp_path / name)) == (law, rows), name
+    frame.write_csv(tmp_path / "rows.csv")
+    assert used(scaling, str(tmp_path / "rows.csv")) == (law, rows)
     axis = scaling("fit", "rates", "--best-of", "rate")
     assert axis.code == 2
     assert "no axis 'rate' in the plan" in axis.err
+
+
+def test_a_table_of_any_format_has_the_rows_of_the_sweep_it_was_written_of(
+    scaling: Any, complete: Callable[..., Plan], tmp_path: Path
+) -> None:
+    complete("rates")
+    frame = runs.read("rates", workspace=Workspace(scaling.workspace)).frame
+    assert frame["excluded"].null_count() == 8
+    said = ["run_id", "family", "seed", "parameters", "tokens", "flops", "loss", "evaluation", "cluster", "excluded"]
+    for name, content in tables_of(frame).items():
+        (tmp_path / name).write_bytes(content)
+        assert runs.read(str(tmp_path / name)).frame.select(said).equals(frame.select(said)), name
 
 
 @pytest.mark.usefixtures("read_by")
@@ -180,7 +191,7 @@ def test_a_parent_run_that_names_no_workspace_is_that_of_the_runs_below_it(
 @pytest.fixture
 def postgresql() -> Iterator[str]:
     """The address, with a password, of a database of a PostgreSQL server of its own; skips where there can be none."""
-    pytest.importorskip("psycopg2", reason="PostgreSQL as MLflow's store needs its driver: pip install psycopg2-binary")
+    pytest.importorskip("psycopg", reason="PostgreSQL as MLflow's store needs its driver: pip install psycopg[binary]")
     if (initdb := shutil.which("initdb")) is None:
         pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
     postgres = Path(initdb).resolve().with_name("postgres")
