@@ -255,6 +255,7 @@ def compiled(launch: Launch, options: dict[str, int], capability: int) -> dict[s
         "loads of 2 bytes": sum(load.endswith((".b16", ".u16")) and ".v" not in load for load in loads),
         "register operands": len(re.findall(r"warp_group_dot (?!wait)[^\n]*: tensor<[^\n]*\* ", result.asm["ttgir"])),
         "narrow products": narrow_products(result.asm["ttir"]),
+        "open waits": open_waits(ptx),
     }
 
 
@@ -265,6 +266,19 @@ def _usage(cubin: bytes) -> dict[str, int]:
         tool = triton.knobs.nvidia.cuobjdump.path
         said = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
     return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", said)}
+
+
+def open_waits(ptx: str) -> int:
+    """How many waits for products are followed by copies or stores to shared memory before all warps have met.
+
+    Another warp group may still read there (triton-lang/triton issue 11047).
+    """
+    met, found = True, 0
+    for step in re.findall(r"wgmma\.wait_group|bar\.sync|cp\.async\.c[ag]\.shared|st\.shared", ptx):
+        if step.startswith("cp") or step == "st.shared":
+            found += not met
+        met = step != "wgmma.wait_group" and (met or step == "bar.sync")
+    return found
 
 
 def narrow_products(ttir: str) -> int:
@@ -318,7 +332,7 @@ def _compile_noted(index: int) -> dict[str, Any]:
 
 COLUMNS = (
     "operator", "shape", "kernel", "warps", "stages", "registers", "stack", "shared", "blocks", "loads of 16 bytes",
-    "loads of 2 bytes", "register operands", "narrow products",
+    "loads of 2 bytes", "register operands", "narrow products", "open waits",
 )  # fmt: skip
 
 
@@ -331,8 +345,9 @@ def table(found: list[dict[str, Any]], capability: int) -> str:
         "option that is offered (float32, whose products are the library's unless Triton is asked for: the first).",
         "Bytes of stack are what a thread spills; shared memory in KiB; blocks are those that fit a multiprocessor by",
         "registers and shared memory. `register operands`: warp-group products whose first operand is in registers;",
-        "`narrow products`: offsets into states that come of a product of 32 bits. Written by `python -m",
-        "benchmarks.ahead_of_time`; nothing here was run on a GPU.",
+        "`narrow products`: offsets into states that come of a product of 32 bits; `open waits`: shared memory written",
+        "after a wait for products before all warps have met. Written by `python -m benchmarks.ahead_of_time`; nothing",
+        "here was run on a GPU.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),

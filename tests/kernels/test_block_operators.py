@@ -261,6 +261,9 @@ def test_wide_blocks_in_triton_are_refused_with_the_reason() -> None:
     x, weight = projection(1, 2, 1, 48).tensors
     with pytest.raises(ImplementationError, match="blocks of 48 channels are wider than 32"):
         block_diagonal(x.float(), weight.float(), implementation="triton")
+    x, weight = projection(1, 2, 2, 6).tensors
+    with pytest.raises(ImplementationError, match="blocks of 6 channels are no power of two"):
+        block_diagonal(x.float(), weight.float(), implementation="triton")
 
 
 def test_what_kernels_for_cpus_cannot_take_is_refused_with_the_reason() -> None:
