@@ -281,7 +281,6 @@ class Fit:
         return {
             "family": self.family,
             "method": METHOD,
-            "form": self.form.name,
             "law": self.form.formula,
             "conventions": {"N": "total parameters", "D": "training tokens", "C": "exact FLOPs, else 6ND"},
             "objective": self.objective.name,
@@ -333,7 +332,7 @@ class Fit:
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        document = self.to_json()
+        document = self.to_json() | {"form": self.form.name}
         if self.rollout is not None:
             document["rollout"] = asdict(self.rollout)
         if self.noise_exponent:

@@ -168,7 +168,6 @@ def design(
         print_json(documents)
         return
     console = make_console()
-
     for document in documents:
         console.print(design_table(document))
         if told := laws.beyond(document):
