@@ -126,9 +126,11 @@ function answer() {
       return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
     };
     // Where the scatter falls with compute, it falls no further beyond the dearest run.
-    const [exponent, mean, dearest] = family.scatter, logC = Math.log(6 * n * d);
-    const scale = Math.exp(exponent * ((exponent < 0 ? Math.min(logC, dearest) : logC) - mean));
-    const run = bounds(drawn.map((value, index) => value * family.noise[index] ** scale));
+    const logC = Math.log(6 * n * d) - family.meanLogC, seen = Math.min(logC, Math.log(family.largest.flops) - family.meanLogC);
+    const run = bounds(drawn.map((value, index) => {
+      const exponent = family.scatter[index];
+      return value * family.noise[index] ** Math.max(Math.exp(exponent * (exponent < 0 ? seen : logC)), family.weighed ? 0 : 1);
+    }));
     const far = [["compute", 6 * n * d / family.largest.flops], ["parameters", n / family.largest.parameters], ["tokens", d / family.largest.tokens]];
     const beyond = far.filter(([, times]) => times > 1.0005).map(([name, times]) => `${+times.toPrecision(3)} times the ${name}`).join(", ");
     const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]` + (beyond && `; ${beyond} of the largest run`);
