@@ -199,8 +199,8 @@ class Fit:
     def _scattered(self, drawn: Array, flops: Array) -> Array:
         """What each draw says (draws, *shape), with the scatter of one run of so much compute.
 
-        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs are not weighed
-        by it, a slope that may be chance makes no run scatter less than runs do on the whole.
+        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs are not
+        weighed by it, a slope that may be chance makes no run scatter less than runs do on the whole.
         """
         each = (-1, *[1] * (drawn.ndim - 1))
         exponents, far = self.noise_exponents.reshape(each), self._far(flops)
