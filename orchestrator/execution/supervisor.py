@@ -123,6 +123,8 @@ class Supervisor:
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
             "PYTHONUNBUFFERED": "1",
         }
+        if launch.execution.device == "cuda":
+            environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or pieces would lie idle
         if launch.execution.nodes == 1 and ":" in _loopback():
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would look for 127.0.0.1, which is not there
         supervisor = os.getpid()

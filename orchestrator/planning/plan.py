@@ -6,6 +6,7 @@ which status and analysis read which runs belong to the sweep. Imports without t
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -174,6 +175,16 @@ class Plan:
     def misfits(self) -> list[str]:
         """Of the runs that are missing those that do not fit their card, each with what would help."""
         return [misfit for run in self.missing if (misfit := run.misfit)]
+
+    @property
+    def advice(self) -> list[str]:
+        """Of the runs that are missing those that use a small part of their card, counted by card."""
+        slow = Counter(run.card for run in self.missing if run.card and run.spec.physics.precision == "float32")
+        return [
+            f"{count} runs compute in float32, for which {card.name} has {card.float32 / 1e12:.0f} of its "
+            f"{card.bfloat16 / 1e12:.0f} TFLOP/s; set precision: bf16-mixed"
+            for card, count in slow.items()
+        ]
 
     @property
     def damage(self) -> list[str]:

@@ -1,8 +1,11 @@
 """How a sweep stands, read from its run directories at the moment of asking."""
 
+import html
+import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.standing.ledger import Ledger, account, total
@@ -77,6 +80,14 @@ class SweepStanding:
     def counts(self) -> Counter[State]:
         return Counter(run.state for run in self.runs)
 
+    def _repr_html_(self) -> str:
+        rows = [run.document() for run in self.runs]
+        shown = ("run_id", "state", "tokens", "tokens_planned", "attempts", "reason")
+        cells = [[*(row[name] for name in shown), (row["validation"] or {}).get("loss", "")] for row in rows]
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in cells)
+        head = "".join(f"<th>{name}</th>" for name in (*shown, "loss"))
+        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
+
     def document(self) -> dict[str, Any]:
         """The sweep as `scaling status --json` shows it."""
         return {
@@ -84,6 +95,40 @@ class SweepStanding:
             "runs": [run.document() for run in self.runs],
             "ledger": self.ledger.document(),
         }
+
+
+@dataclass
+class Lookout:
+    """Looks at a submitted sweep again and again: what waits or has ended is read anew when its folder has changed."""
+
+    workspace: Workspace
+    sweep: str
+    _plan: tuple[int, Mapping[str, Any]] | None = None
+    _seen: dict[str, tuple[int, RunStanding]] = field(default_factory=dict)
+
+    def __call__(self) -> SweepStanding:
+        """How it stands now. SweepError for a name that was never submitted."""
+        written = _changed(self.workspace.sweep(self.sweep).plan_file)
+        if self._plan is None or self._plan[0] != written:
+            self._plan = written, load_document(self.workspace, self.sweep)
+        return SweepStanding(self.sweep, tuple(map(self._stand, self._plan[1]["runs"])))
+
+    def _stand(self, planned: Mapping[str, Any]) -> RunStanding:
+        before, known = self._seen.get(planned["run_id"], (0, None))
+        run = self.workspace.run(planned["run_id"]) if known is None else known.run
+        changed = _changed(run.path)
+        if known is None or known.planned is not planned or known.state is State.RUNNING or changed != before:
+            known = stand(run, planned)
+            self._seen[planned["run_id"]] = changed, known
+        return known
+
+
+def _changed(path: Path) -> int:
+    """When a file, or which files a folder holds, changed last, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def look(workspace: Workspace, sweep: str) -> SweepStanding:

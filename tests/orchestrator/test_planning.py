@@ -51,6 +51,12 @@ def test_the_largest_model_on_32_small_gpus_is_named_with_what_would_help(planne
     assert planned(MISSION, *grid, recomputed).misfits == []
 
 
+def test_runs_in_float32_on_a_gpu_are_told_what_it_has_for_them(planned: Callable[..., Plan]) -> None:
+    assert planned(MISSION).advice == []
+    (line,) = planned(MISSION, "train.precision=float32").advice
+    assert line.startswith("25 runs compute in float32, for which H100-80GB has 67 of its 989 TFLOP/s")
+
+
 def test_hours_are_flops_at_the_stated_share_of_the_peak_and_cost_their_price(planned: Callable[..., Plan]) -> None:
     resources = "resources=[{when: {size: 125M}, set: {gpu: A100-80GB, mfu: 0.5}}, {set: {gpus: 8, gpu: H100-80GB}}]"
     document = planned(MISSION, "grid.model=llama", "grid.size=[125M, 350M]", resources).document(price=2.0)

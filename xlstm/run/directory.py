@@ -75,6 +75,18 @@ class Workspace:
         """Fits and figures of what is no sweep of this workspace: tables, and experiments of other stores."""
         return self.root / "fits"
 
+    @property
+    def cancel_requests_file(self) -> Path:
+        """Grows with every request to end a run, so that one look tells whether there was one."""
+        return self.root / "cancel-requests"
+
+    def cancel_requests(self) -> int:
+        """How often somebody asked for the end of a run."""
+        try:
+            return os.stat(self.cancel_requests_file).st_size
+        except OSError:
+            return 0
+
     def run(self, run_id: str) -> "RunDirectory":
         return RunDirectory(self.runs / run_id)
 
@@ -140,6 +152,8 @@ class RunDirectory(RunFiles):
         """Ask whoever carries the run out, or is about to, to end it; submitting it again takes the request back."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
+        with open(self.workspace.cancel_requests_file, "ab") as requests:
+            requests.write(b"\n")
 
     def withdraw_cancel(self) -> None:
         self.cancel_file.unlink(missing_ok=True)

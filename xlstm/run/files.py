@@ -108,6 +108,10 @@ class RunFiles:
         """Which kernels an attempt asked for, and whether those for CPUs can run."""
         return self.attempt(attempt) / "kernels.json"
 
+    def trace_file(self, attempt: int) -> Path:
+        """What torch's profiler saw of an attempt's first rank, for chrome://tracing or ui.perfetto.dev."""
+        return self.attempt(attempt) / "trace.json.gz"
+
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.attempt(attempt) / f"rank-{rank}.log"
 
@@ -167,7 +171,7 @@ class RunFiles:
         own += [self.cancel_file, self.supervisor_log, self.model_card_file]
         for number in self.attempt_numbers():
             own += [self.launch_file(number), self.verdict_file(number), self.provenance_file(number)]
-            own += [self.kernels_file(number), *self.logs(number)]
+            own += [self.kernels_file(number), self.trace_file(number), *self.logs(number)]
         return [*own, *sorted(self.evaluations.glob("*.json"))]
 
 

@@ -203,6 +203,9 @@ class Execution(Ring):
     checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
     keep_checkpoints: PositiveInt = Field(2, description="Latest checkpoints kept, besides those at fork points.")
     watchdog_seconds: float = Field(600.0, gt=0, description="Seconds without a step after which a run counts as hung.")
+    profile_steps: PositiveInt | None = Field(
+        None, description="Steps, from an attempt's fourth on, of which the first rank leaves a trace; null: none."
+    )
     data_paths: tuple[str, ...] = Field((), description="Files or folders of a corpus that lies in local files.")
     tokenizer_path: str | None = Field(None, description="The tokenizer.json of a tokenizer that lives in a file.")
     slurm: dict[str, str | int | bool | dict[str, str]] = Field(

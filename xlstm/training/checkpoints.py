@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +138,12 @@ class Checkpointer:
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""
         self.wait()
+        first = not self.staged
         self.staged = {name: _copy_to_cpu(tensor, self.staged.get(name)) for name, tensor in state.items()}
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+            if first:
+                _lock_pages(self.staged.values())
         self.pending = Future()
         threading.Thread(target=self._run, args=(self.staged, record, self.pending), name="checkpoint").start()
 
@@ -217,8 +222,20 @@ def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Ten
     """A copy of a tensor, or of this rank's shard of it; written over the copy before, where there is one."""
     if before is None:
         return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
-    _local(before).copy_(_local(tensor.detach()))
+    _local(before).copy_(_local(tensor.detach()), non_blocking=True)
     return before
+
+
+def _lock_pages(copies: Iterable[torch.Tensor]) -> None:
+    """Keep host copies where they are, so that a GPU writes to them itself: into pages that may move, it does not.
+
+    Where the system lets a process lock no more memory, later copies are as slow as the first one, which is said.
+    """
+    for copy in map(_local, copies):
+        refused = torch.cuda.cudart().cudaHostRegister(copy.data_ptr(), copy.nbytes, 0)
+        if int(refused) != 0:
+            print(f"checkpoints are copied slowly: {copy.nbytes:,} bytes could not be locked ({refused})", flush=True)
+            return
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
