@@ -25,7 +25,7 @@ from xlstm.distributed import World
 from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
-from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
+from xlstm.training.storage import INDEX, JsonIndexReader, JsonIndexWriter, describe
 
 _RECORD = "record.json"
 
@@ -65,6 +65,8 @@ class Checkpoint:
         mark = self.run.checkpoint_mark(self.step)
         try:
             listed = json.loads(mark.read_text())["files"]
+            if not isinstance(listed, dict) or not {_RECORD, INDEX} <= listed.keys():
+                return f"{mark} does not list the files of a checkpoint"
             for name, expected in sorted(listed.items())[part::parts]:
                 path = self.path / name
                 if path.parent != self.path or not path.is_file():
@@ -73,7 +75,7 @@ class Checkpoint:
                     return f"{path} has {path.stat().st_size} bytes, written were {expected['size']}"
                 if describe(path)["sha256"] != expected["sha256"]:
                     return f"{path} is not what was written: its SHA-256 differs"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return f"{mark} cannot be read: {error}"
         return None
 
@@ -188,7 +190,7 @@ class Checkpointer:
             entry = json.loads(note.read_text())
             files[entry.pop("name")] = entry
             note.unlink()
-        for name in (_RECORD, "index.json"):
+        for name in (_RECORD, INDEX):
             files[name] = describe(aside / name)
         _sync(aside)
         _sync(self.lease.run.metrics_file)  # rows up to this step are as durable as the step
