@@ -77,7 +77,7 @@ def _each(frame: pl.DataFrame, forms: Sequence[Form], settings: Mapping[str, Any
             continue  # fewer parameters may still be determined
         if [one.family for one in fits] == [one.family for one in found[0]]:
             found.append(fits)
-    return [[replace(one, rollout=rollout(one)) for one in fits] for fits in found]
+    return [[replace(noise.scattered(one), rollout=rollout(one)) for one in fits] for fits in found]
 
 
 def choose(candidates: Sequence[Sequence[Fit]]) -> int:
@@ -114,7 +114,7 @@ def rollout(fitted: Fit) -> Rollout | None:
         )
     except RefusalError:
         return None
-    center, low, high = before.new_runs(large)
+    center, low, high = noise.scattered(before).new_runs(large)
     return _compared(np.log(large["loss"].to_numpy()), *(np.log(bound) for bound in (center, low, high)))
 
 

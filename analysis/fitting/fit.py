@@ -74,7 +74,9 @@ class Fit:
     others: tuple["Fit", ...] = ()
     """The other forms fitted to the same rows, where a form was chosen."""
     noise_exponent: float = 0.0
-    """The scatter about the law goes as this power of C; the fit is weighted accordingly."""
+    """The power of C by which the scatter about the law is taken to go where the fit weighs its runs."""
+    scatter: tuple[float, float] = (0.0, 0.0)
+    """The power of C by which the scatter is found to go, and that power's standard error, for what a new run does."""
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} = {value:.4g}" for name, value in self.parameters.items())
@@ -152,7 +154,7 @@ class Fit:
         """Bounds of the interval for the loss of one new run: as `predict`'s, with the scatter of runs about the law.
 
         Every draw of the law meets a residual drawn from the fit's, enlarged for the degrees of freedom it used
-        (Davison & Hinkley 1997, section 6.3.3), at the compute of that run where the scatter depends on it.
+        (Davison & Hinkley 1997, section 6.3.3), and as large as the scatter is found to be at that run's compute.
         """
         center, drawn = self._at(parameters, tokens, unique_tokens)
         flops = self.flops_per_token(parameters) * np.asarray(tokens, float)
@@ -178,25 +180,35 @@ class Fit:
 
     @property
     def noise(self) -> Array:
-        """Factors of one run's scatter about the law at `noise_scale` 1, one for each draw: (draws,)."""
-        residual = self.residuals / self.noise_scale(self.used["flops"].to_numpy())
+        """Factors of one run's scatter about the law at the runs' mean log C, one for each draw: (draws,)."""
+        residual = self.residuals * np.exp(-self.noise_exponent * self._far(self.used["flops"].to_numpy()))
         enlarged = residual * np.sqrt(len(residual) / max(len(residual) - len(self.form.coordinates), 1))
         return np.exp(np.random.default_rng(3).choice(enlarged, len(self.draws)))
 
-    def noise_scale(self, flops: ArrayLike) -> Array:
-        """The scatter of runs of so much compute, over that at the runs' geometric mean: C to `noise_exponent`.
+    @property
+    def noise_exponents(self) -> Array:
+        """What power of C the scatter may go by, one for each draw: (draws,)."""
+        exponent, error = self.scatter
+        freedom = max(self.used.height - len(self.form.coordinates) - 2, 1)
+        return np.asarray(exponent + error * np.random.default_rng(4).standard_t(freedom, len(self.draws)))
 
-        Scatter that falls is taken to fall no further beyond the dearest run, where nobody saw it.
-        """
-        own = self.used["flops"].to_numpy()
-        log_c = np.log(np.asarray(flops, float))
-        if self.noise_exponent < 0:
-            log_c = np.minimum(log_c, np.log(own.max()))
-        return np.asarray(np.exp(self.noise_exponent * (log_c - np.log(own).mean())))
+    def _far(self, flops: ArrayLike) -> Array:
+        """log C less its mean over the runs."""
+        return np.asarray(np.log(np.asarray(flops, float)) - np.log(self.used["flops"].to_numpy()).mean())
 
     def _scattered(self, drawn: Array, flops: Array) -> Array:
-        """What each draw says (draws, *shape), with the scatter of one run of so much compute."""
-        return np.asarray(drawn * self.noise.reshape(-1, *[1] * (drawn.ndim - 1)) ** self.noise_scale(flops))
+        """What each draw says (draws, *shape), with the scatter of one run of so much compute.
+
+        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs are not
+        weighed by it, a slope that may be chance makes no run scatter less than runs do on the whole.
+        """
+        each = (-1, *[1] * (drawn.ndim - 1))
+        exponents, far = self.noise_exponents.reshape(each), self._far(flops)
+        seen = np.minimum(far, self._far(np.max(self.used["flops"].to_numpy())))
+        scale = np.exp(exponents * np.where(exponents < 0, seen, far))
+        return np.asarray(
+            drawn * self.noise.reshape(each) ** (scale if self.noise_exponent else np.maximum(scale, 1.0))
+        )
 
     def _bounds(self, center: Array, drawn: Array, rivals: Sequence[Array]) -> tuple[Array, Array]:
         """Quantiles of the draws, apart by what rivals say, and widened in log loss by the rollout."""
@@ -288,7 +300,6 @@ class Fit:
         return {
             "family": self.family,
             "method": METHOD,
-            "form": self.form.name,
             "law": self.form.formula,
             "conventions": {"N": "total parameters", "D": "training tokens", "C": "exact FLOPs, else 6ND"},
             "objective": self.objective.name,
@@ -340,11 +351,13 @@ class Fit:
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        document = self.to_json()
+        document = self.to_json() | {"form": self.form.name}
         if self.rollout is not None:
             document["rollout"] = asdict(self.rollout)
         if self.noise_exponent:
             document["noise_exponent"] = self.noise_exponent
+        if self.scatter != (0.0, 0.0):
+            document["scatter"] = list(self.scatter)
         for name in ("draws.npy", "rows.parquet"):
             if (folder / name).is_dir() and not (folder / name).is_symlink():
                 raise DamagedFileError(folder / name, "is a folder, where a file belongs", "remove it")
@@ -381,6 +394,7 @@ class Fit:
             warnings=tuple(FitWarning(**warning) for warning in stored["warnings"]),
             rollout=Rollout(**stored["rollout"]) if "rollout" in stored else None,
             noise_exponent=stored.get("noise_exponent", 0.0),
+            scatter=tuple(stored.get("scatter", (0.0, 0.0))),
         )
 
     def _zeroed(self, values: Any) -> dict[str, Array]:

@@ -82,14 +82,13 @@ def minimise(
     *,
     held: int | None = None,
     majorised: int = 3,
-    iterations: int = 200,
+    iterations: int = 1000,
     tolerance: float = 1e-13,
 ) -> Minima:
     """Minimise from every row of `free` (problems, k) by itself, within the bounds; column `held` stays as it is.
 
     A problem ends when the reduction predicted for its next step is below `tolerance`, relative to the objective, or
-    when PATIENCE steps in a row have gained nothing, at the latest after `iterations`: where residuals lie far beyond
-    delta the objective is all kinks, along which some problems creep without an end.
+    when PATIENCE steps in a row have gained nothing.
     """
     lower, upper = LOWER[structure.free], UPPER[structure.free]
     free = np.clip(free, lower, upper)

@@ -5,7 +5,7 @@ that of least absolute deviations, and consistent for errors of another shape (G
 2000).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -15,6 +15,8 @@ from analysis.laws.additive import Array
 
 SURPRISING = 0.001
 """Chance of so steep a slope, were there none, below which it is believed: weights that chance alone asks for harm."""
+LEAST_FREEDOM = 5
+"""Runs beyond the parameters below which nothing is said of how they scatter."""
 STEPS = 50
 
 
@@ -23,6 +25,8 @@ class Growth:
     """The scatter goes as C to `exponent`."""
 
     exponent: float
+    error: float
+    """The exponent's standard error."""
     chance: float
     """That residuals whose scatter does not depend on C show as steep a slope."""
 
@@ -40,10 +44,10 @@ def growth(fitted: Fit) -> Growth | None:
     x = np.log(used["flops"].to_numpy())
     x = x - x.mean()
     weights = used["weight"].to_numpy() if "weight" in used.columns else np.ones(used.height)
-    scale = fitted.noise_scale(used["flops"].to_numpy()) * weights**-fitted.objective.power
+    scale = np.exp(fitted.noise_exponent * x) * weights**-fitted.objective.power
     size = np.abs(fitted.residuals) / scale / np.sqrt(1 - _leverage(fitted, 1 / scale))
     freedom = used.height - len(fitted.form.coordinates) - 2
-    if freedom < 1 or np.ptp(x) == 0 or not size.sum() > 1e-12:
+    if freedom < LEAST_FREEDOM or np.ptp(x) == 0 or not size.sum() > 1e-12:
         return None
     slope = 0.0
     for _ in range(STEPS):  # of the convex log sum |r| exp(-slope x)
@@ -59,7 +63,13 @@ def growth(fitted: Fit) -> Growth | None:
     unseen = 1 - 1 / used.height - x**2 / (x @ x)  # of the slope's own residuals (HC3; MacKinnon & White 1985)
     error = float(np.sqrt((x**2 * ((relative - 1) / unseen) ** 2).sum()) / (x**2 * relative).sum())
     chance = 2 * float(stats.t.sf(abs(slope) / error, freedom)) if error > 0 else 1.0
-    return Growth(fitted.noise_exponent + slope, chance)
+    return Growth(fitted.noise_exponent + slope, error, chance)
+
+
+def scattered(fitted: Fit) -> Fit:
+    """The fit, with how its scatter goes with compute: what a new run far away does is uncertain by that, too."""
+    found = growth(fitted)
+    return fitted if found is None else replace(fitted, scatter=(found.exponent, found.error))
 
 
 def _leverage(fitted: Fit, root_weights: Array) -> Array:

@@ -205,7 +205,7 @@ class Structured(Problem):
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin, points = np.tile(free, (len(measured), 1)), replace(self.points, measured=measured, weights=weights)
-        return newton.minimise(begin, points, self.structure, self.objective, iterations=100)
+        return newton.minimise(begin, points, self.structure, self.objective)
 
     def slopes(self, free: Array) -> Array:
         return newton.slopes(free, self.points, self.structure, self.objective)

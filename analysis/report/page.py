@@ -148,7 +148,9 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         draws, law = np.round(drawn, 7).tolist(), fitted.law.to_vector().tolist()
     doubt = {
         "noise": np.round(fitted.noise[:DRAWS_ON_PAGE], 7).tolist(),
-        "scatter": [fitted.noise_exponent, float(np.log(c).mean()), float(np.log(c.max()))],
+        "scatter": np.round(fitted.noise_exponents[:DRAWS_ON_PAGE], 5).tolist(),
+        "weighed": bool(fitted.noise_exponent),
+        "meanLogC": float(np.log(c).mean()),
         "rivals": [rival.law.to_vector().tolist() for rival in fitted.rivals if rival.can_split],
         "widening": fitted.rollout.widening if fitted.rollout is not None else 1.0,
     }

@@ -101,7 +101,7 @@ def test_a_mixture_of_named_columns_is_fitted_from_a_file(tmp_path: Path, monkey
     shown = CliRunner().invoke(app, ["fit", str(tmp_path / "mixtures.csv"), *asked])
     assert shown.exit_code == 0, shown.output
     (found,) = json.loads(shown.stdout)
-    assert found["form"] == "mixture[web,code]"
+    assert found["chosen"] == "mixture[web,code]"
     assert found["certificate"]["converged"]
     # Shares add up to one: the third's effect is in K.
     assert found["parameters"] == pytest.approx(

@@ -365,3 +365,30 @@ def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
         anew.shutdown()
     assert said.code == 0, said
     assert trivial.executed() == {first.run_id: trivial.once, second.run_id: trivial.once}
+
+
+def test_a_sweep_that_is_cancelled_while_its_trunk_trains_starts_no_fork(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, trivial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trunk ends just then, which is what its forks had waited for."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    path = write_sweep(
+        ("warmup_steps: 2", "warmup_steps: 2, schedule: wsd, decay_fraction: 0.2"),
+        ("tokens: [2560, 5120]", "tokens: [2560, 5120, 20480]"),
+    )
+    made = make_plan(Sweep.load(path), Workspace(scaling.workspace))
+    trunk, *forks = (made.workspace.run(run.run_id) for run in made.runs)
+    trivial.prepare([run.spec for run in made.runs], {trunk.run_id: "wait"})
+    process = scaling.start("submit", path, "--on", "ray")
+    steps = trivial.folder / "executed.log"
+    wait_for(lambda: trunk.is_held() and steps.exists() and len(trivial.executed()[trunk.run_id]) > 1, 120)
+    assert {fork.status().state for fork in forks} == {State.QUEUED}
+    cancelling = scaling.start("cancel", "tiny")
+    wait_for(trunk.cancel_requested)
+    (trivial.folder / "go").touch()
+    out, err = cancelling.communicate(timeout=120)
+    assert (cancelling.returncode, out) == (0, "2 runs cancelled\n"), err
+    assert process.wait(timeout=120) == 0
+    assert [run.status().state for run in (trunk, *forks)] == [State.COMPLETED, State.CANCELLED, State.CANCELLED]
+    assert set(trivial.executed()) == {trunk.run_id}
+    wait_for(lambda: nothing_is_left(cluster))

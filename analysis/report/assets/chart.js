@@ -134,9 +134,12 @@ function answer() {
       return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
     };
     // Where the scatter falls with compute, it falls no further beyond the dearest run.
-    const [exponent, mean, dearest] = family.scatter, flops = family.per_token * n * d, logC = Math.log(flops);
-    const scale = Math.exp(exponent * ((exponent < 0 ? Math.min(logC, dearest) : logC) - mean));
-    const run = bounds(drawn.map((value, index) => value * family.noise[index] ** scale));
+    const flops = family.per_token * n * d;
+    const logC = Math.log(flops) - family.meanLogC, seen = Math.min(logC, Math.log(family.ranges.C[1]) - family.meanLogC);
+    const run = bounds(drawn.map((value, index) => {
+      const exponent = family.scatter[index];
+      return value * family.noise[index] ** Math.max(Math.exp(exponent * (exponent < 0 ? seen : logC)), family.weighed ? 0 : 1);
+    }));
     const beyond = Object.entries({ N: n, D: d, C: flops }).flatMap(([letter, value]) => {
       const [least, most] = family.ranges[letter];
       if (value > 1.001 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
