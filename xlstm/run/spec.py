@@ -21,6 +21,9 @@ from xlstm.models.naming import family_label
 from xlstm.quantities import compact
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
+from xlstm.tasks import Task, task_of
+from xlstm.tasks.settings import AnyTask
+from xlstm.tasks.settings import TaskName as TaskName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -58,6 +61,12 @@ class Data(Ring):
     id_type: IdType | None = Field(
         None, description="How headerless token ids are stored; null: the narrowest from 16 bits on."
     )
+    generated: AnyTask | None = Field(None, description="What generated sequences are like; null for a corpus.")
+
+    @property
+    def task(self) -> Task | None:
+        """The task whose sequences are generated; None for a corpus."""
+        return None if self.generated is None else task_of(self.generated, self.context_length)
 
 
 class Optimizer(Ring):
@@ -99,9 +108,6 @@ class Schedule(Ring):
         return self
 
 
-TaskName = Literal["language-modeling"]
-
-
 class Physics(Ring):
     """Ring 1: everything that may change the trained weights. Only this is hashed."""
 
@@ -125,6 +131,13 @@ class Physics(Ring):
     @model_serializer(mode="wrap")
     def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_later_defaults(self, handler(self))
+
+    @model_validator(mode="after")
+    def _data_are_those_of_the_task(self) -> Self:
+        learnt = self.data.generated.name if self.data.generated else "language-modeling"
+        if self.task != learnt:
+            raise ValueError(f"task {self.task} has the data of {learnt}")
+        return self
 
     @model_validator(mode="after")
     def _batch_is_whole_sequences_and_budget_at_least_one_step(self) -> Self:
@@ -245,6 +258,19 @@ class Evaluation(Ring):
     windows: Literal["even", "first"] = Field(
         "even", description="Which sequences a shortened validation reads: evenly over the whole split, or the first."
     )
+    shortest: PositiveInt | None = Field(
+        None, description="Least length that a generated task is tested on; null: the task's own."
+    )
+    longest: PositiveInt | None = Field(
+        None, description="Greatest length that a generated task is tested on; null: the task's own."
+    )
+    length_step: PositiveInt | None = Field(None, description="From one tested length to the next; null: 1.")
+
+    def lengths_of(self, task: Task) -> range:
+        """The lengths on which a task is tested."""
+        own = task.lengths()
+        first = self.shortest or own[0]
+        return range(first, (self.longest or max(own[-1], first)) + 1, self.length_step or 1)
 
     def fingerprint_on(self, data: Data) -> str:
         """Eight hex digits that name this evaluation of runs on these data: equal fingerprints, comparable losses.
@@ -275,12 +301,42 @@ class RunSpec(Ring):
             raise ValueError(f"{sequences // ranks} sequences per rank are not a multiple of the micro-batch {micro}")
         return self
 
+    @model_validator(mode="after")
+    def _tested_lengths_are_those_of_the_task(self) -> Self:
+        task, evaluation = self.physics.data.task, self.evaluation
+        if task is None:
+            if evaluation.shortest or evaluation.longest or evaluation.length_step:
+                raise ValueError("test lengths are for generated tasks; language-modeling reads its validation split")
+            return self
+        lengths = evaluation.lengths_of(task)
+        if not lengths:
+            raise ValueError(f"test lengths: there is none from {lengths.start} to {lengths.stop - 1}")
+        if lengths[0] < task.longest:
+            raise ValueError(f"test length {lengths[0]} is below the longest of training, {task.longest}")
+        for length in lengths:
+            try:
+                task.check(length)
+            except ValueError as error:
+                raise ValueError(f"test length {length}: {error}") from None
+        places: int | None = getattr(self.physics.model, "context_length", None)
+        if places is not None and task.positions(lengths[-1]) > places:
+            raise ValueError(
+                f"test length {lengths[-1]} takes {task.positions(lengths[-1])} positions, and"
+                f" {self.physics.model.family} has no more than {places}"
+            )
+        return self
+
     @cached_property
     def run_id(self) -> str:
-        """Readable slug and eight hex digits of the physics, such as `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
+        """Readable slug and eight hex digits of the physics, such as `xlstm-7-1-125M-15B-s0-3f9a1c2e`.
+
+        Before it stands the task, where its sequences are generated.
+        """
         model = self.physics.model
         label = "".join(c if c.isalnum() else "-" for c in family_label(model)).strip("-")
         slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
+        if self.physics.data.generated is not None:
+            slug = f"{self.physics.task}-{slug}"
         return f"{slug}-{digest(self.canonical_payload())}"
 
     @cached_property

@@ -57,6 +57,14 @@ def log_dataset(client: Any, child: str, spec: RunSpec) -> None:
     client.log_inputs(child, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
+def _task_of(spec: RunSpec) -> dict[str, Any]:
+    """The task and all its fields, where it is generated."""
+    generated = spec.physics.data.generated
+    if generated is None:
+        return {}
+    return {"task": spec.physics.task, **{f"task.{key}": value for key, value in generated.model_dump().items()}}
+
+
 def params_of(spec: RunSpec) -> dict[str, Any]:
     """What an analysis needs of a run that it knows from MLflow alone."""
     physics = spec.physics
@@ -70,6 +78,7 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
         "steps": physics.steps,
         "batch_tokens": physics.batch_tokens,
         "context_length": physics.data.context_length,
+        **_task_of(spec),
         "corpus": physics.data.corpus,
         "revision": physics.data.revision,
         "tokenizer": physics.data.tokenizer,
