@@ -93,8 +93,8 @@ def test_the_end_of_a_text_can_be_said(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "name", "value"),
     [("parity", *field.values) for field in fields(FormalLanguage, *ONE_VALUE_ONLY, "longest")]
-    + [("mqar", *field.values) for field in fields(Recall, *ONE_VALUE_ONLY, "symbols")]
-    + [("parity", "longest", 50), ("mqar", "symbols", 1024)],
+    + [("mqar", *field.values) for field in fields(Recall, *ONE_VALUE_ONLY, "symbols", "fill_blanks")]
+    + [("parity", "longest", 50), ("mqar", "symbols", 1024), ("mqar", "fill_blanks", False)],
 )
 def test_every_field_of_a_task_can_be_said(load: Load, task: str, name: str, value: Any) -> None:
     data = {"context_length": 64} if task == "mqar" else {}

@@ -63,10 +63,10 @@ def test_what_a_language_cannot_have_is_named_with_its_line(load: Load, right: s
         ("context_length: 64, ", "", "3: `data.context_length` is missing: mqar has no length of its own"),
         ("pairs: 4", "pairs: 17", "3: pairs 17 do not fit the context length 64: pairs and their queries take 68"),
         ("context_length: 64", "context_length: 63", "3: context_length 63 is odd"),
-        ("pairs: 4", "symbols: 64", "3: symbols 64 must be more than the context length 64"),
+        ("pairs: 4", "symbols: 8", "3: symbols 8 hold 3 keys, too few for pairs 4"),
         ("shortest: 64", "shortest: 32", "11: test length 32 is below the longest of training, 64"),
         ("shortest: 64", "shortest: 65", "11: test length 65: context_length 65 is odd"),
-        ("longest: 128", "longest: 16384, length_step: 64", "11: test length 8192: symbols 8192 must be more"),
+        ("longest: 128", "longest: 128, length_step: 3", "11: test length 67: context_length 67 is odd"),
         ("small: {", "small: {num_heads: 2, context_length: 100, ", "5: size `small` of `lstm`: unknown dimension"),
     ],
 )  # fmt: skip

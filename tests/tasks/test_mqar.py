@@ -50,7 +50,7 @@ def test_filled_blanks_are_any_symbol_and_the_same_for_the_same_seed() -> None:
 
 @pytest.mark.parametrize(
     ("length", "pairs", "symbols", "said"),
-    [(63, 4, 8192, "is odd"), (64, 17, 8192, "do not fit"), (64, 4, 64, "must be more")],
+    [(63, 4, 8192, "is odd"), (64, 17, 8192, "do not fit"), (64, 4, 8, "hold 3 keys")],
 )
 def test_what_does_not_fit_is_said(length: int, pairs: int, symbols: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):

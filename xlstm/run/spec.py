@@ -309,15 +309,7 @@ class RunSpec(Ring):
                 raise ValueError("test lengths are for generated tasks; language-modeling reads its validation split")
             return self
         lengths = evaluation.lengths_of(task)
-        if not lengths:
-            raise ValueError(f"test lengths: there is none from {lengths.start} to {lengths.stop - 1}")
-        if lengths[0] < task.longest:
-            raise ValueError(f"test length {lengths[0]} is below the longest of training, {task.longest}")
-        for length in lengths:
-            try:
-                task.check(length)
-            except ValueError as error:
-                raise ValueError(f"test length {length}: {error}") from None
+        task.check_tests(lengths)
         places: int | None = getattr(self.physics.model, "context_length", None)
         if places is not None and task.positions(lengths[-1]) > places:
             raise ValueError(

@@ -59,6 +59,18 @@ class Task(ABC):
     def check(self, length: int) -> None:
         """ValueError where there is no sequence of this length."""
 
+    def check_tests(self, lengths: range) -> None:
+        """ValueError where there is no test of one of these lengths, or it is shorter than what was trained on."""
+        if not lengths:
+            raise ValueError(f"test lengths: there is none from {lengths.start} to {lengths.stop - 1}")
+        if lengths[0] < self.longest:
+            raise ValueError(f"test length {lengths[0]} is below the longest of training, {self.longest}")
+        for length in lengths:
+            try:
+                self.check(length)
+            except ValueError as error:
+                raise ValueError(f"test length {length}: {error}") from None
+
     @abstractmethod
     def positions(self, length: int) -> int:
         """Positions that a sequence of this length takes."""

@@ -13,67 +13,50 @@ from xlstm.randomness import Draws
 
 Tokens = NDArray[np.int64]
 
-_DIGIT = -1
-_PLUS, _MINUS, _TIMES, _OPEN, _CLOSE = 1, 2, 3, 5, 6
+_PLUS, _MINUS, _OPEN, _CLOSE = 1, 2, 5, 6
 
 
-def expressions(draws: Draws, lengths: Tokens, width: int, first_digit: int, operators: Sequence[int]) -> Tokens:
-    """Expressions of `lengths` `(sequences,)`, as tokens `(sequences, width)`, 0 past their ends."""
+def expressions(
+    draws: Draws, lengths: Tokens, width: int, first_digit: int, operators: Sequence[int], modulus: int
+) -> tuple[Tokens, Tokens]:
+    """Expressions of `lengths` `(sequences,)` as tokens `(sequences, width)`, and their values `(sequences,)`.
+
+    Those of one depth are written together, from the whole to its digits, and their values taken on the way back. What
+    is drawn for an expression is drawn for the column where it begins.
+    """
     cuts = draws.uniform(width)
-    digits = first_digit + draws.below(5, width)
+    digits = draws.below(modulus, width)
     chosen = np.array(operators)[draws.below(len(operators), width)]
-    tokens = np.zeros((len(lengths), width), dtype=np.int64)
-    # What is still to be written, its beginning on top: tokens, or the negative length of an expression.
-    stack = np.zeros((len(lengths), width + 8), dtype=np.int64)
-    stack[:, 0], depth = -lengths, np.ones_like(lengths)
-    for column in range(width):
-        rows = np.flatnonzero(column < lengths)
-        depth[rows] -= 1
-        item = stack[rows, depth[rows]]
-        length = -item
-        written = np.select(
-            [item > 0, length == 1, length == 2], [item, digits[rows, column], np.full_like(item, _MINUS)], _OPEN
-        )
-        tokens[rows, column] = written
-        left = 1 + (cuts[rows, column] * (length - 4)).astype(np.int64)
-        whole = length >= 5
-        for part in (
-            np.where(length >= 3, _CLOSE, 0),
-            np.where(whole, left + 3 - length, np.where(length >= 2, _DIGIT, 0)),
-            np.where(whole, chosen[rows, column], np.where(length == 4, _MINUS, 0)),
-            np.where(whole, -left, 0),
-        ):
-            pushed = rows[part != 0]
-            stack[pushed, depth[pushed]] = part[part != 0]
-            depth[pushed] += 1
-    return tokens
+    tokens, value = (np.zeros((len(lengths), width), dtype=np.int64) for _ in range(2))
+    rows, starts, sizes = np.arange(len(lengths)), np.zeros_like(lengths), lengths
+    levels = []
+    while len(rows):
+        bracketed = sizes >= 3
+        tokens[rows[bracketed], starts[bracketed]] = _OPEN
+        tokens[rows[bracketed], (starts + sizes - 1)[bracketed]] = _CLOSE
+        whole = sizes >= 5
+        _write_digits(tokens, value, digits, first_digit, rows[~whole], starts[~whole], sizes[~whole])
+        rows, starts, sizes = rows[whole], starts[whole], sizes[whole]
+        left = 1 + (cuts[rows, starts] * (sizes - 4)).astype(np.int64)
+        operator, second = chosen[rows, starts], starts + left + 2
+        tokens[rows, second - 1] = operator
+        levels.append((rows, starts, second, operator))
+        rows, starts = np.concatenate([rows, rows]), np.concatenate([starts + 1, second])
+        sizes = np.concatenate([left, sizes - 3 - left])
+    for rows, starts, second, operator in reversed(levels):
+        one, other = value[rows, starts + 1], value[rows, second]
+        result = np.where(operator == _PLUS, one + other, np.where(operator == _MINUS, one - other, one * other))
+        value[rows, starts] = result % modulus
+    return tokens, value[:, 0] % modulus
 
 
-def values(tokens: Tokens, lengths: Tokens, first_digit: int, modulus: int) -> Tokens:
-    """The values `(sequences,)` of expressions, modulo `modulus`. Each bracket holds one operation at most."""
-    rows = np.arange(len(tokens))
-    value = np.zeros((len(tokens), tokens.shape[1] // 2 + 2), dtype=np.int64)
-    operator, level, negative = np.zeros_like(value), np.zeros_like(lengths), np.zeros(len(tokens), dtype=bool)
-    begun = np.zeros_like(value, dtype=bool)
-    for column in range(tokens.shape[1]):
-        held = column < lengths
-        token = np.where(held, tokens[:, column], 0)
-        opens, closes, digit = token == _OPEN, token == _CLOSE, token >= first_digit
-        operand = np.where(negative, first_digit - token, token - first_digit)
-        operand = np.where(closes, value[rows, level], operand)
-        level = level + opens - closes
-        begun[rows[opens], level[opens]] = operator[rows[opens], level[opens]] = 0
-        before, pending = value[rows, level], operator[rows, level]
-        combined = np.select(
-            [pending == _PLUS, pending == _MINUS, pending == _TIMES],
-            [before + operand, before - operand, before * operand],
-            operand,
-        )
-        ended = digit | closes
-        value[rows, level] = np.where(ended, combined % modulus, before)
-        is_operator = (token >= _PLUS) & (token <= _TIMES)
-        unary = is_operator & ~(begun[rows, level] & (pending == 0))
-        operator[rows, level] = np.where(is_operator & ~unary, token, pending)
-        negative = np.where(ended, False, negative | unary)
-        begun[rows, level] |= ended
-    return value[:, 0]
+def _write_digits(
+    tokens: Tokens, value: Tokens, digits: Tokens, first_digit: int, rows: Tokens, starts: Tokens, sizes: Tokens
+) -> None:
+    """Write the expressions of a single digit, with the sign that some have."""
+    negative = sizes % 2 == 0
+    columns = starts + (sizes - 1 + negative) // 2
+    tokens[rows[negative], columns[negative] - 1] = _MINUS
+    digit = digits[rows, columns]
+    tokens[rows, columns] = first_digit + digit
+    value[rows, starts] = np.where(negative, -digit, digit)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xlstm.randomness import Draws
 from xlstm.tasks.contract import TEST, TRAINING, Examples, Task, laid_out
-from xlstm.tasks.expressions import expressions, values
+from xlstm.tasks.expressions import expressions
 from xlstm.tasks.settings import SHORTEST, FormalLanguage
 
 Tokens = NDArray[np.int64]
@@ -149,15 +149,14 @@ def _modular_arithmetic(language: Language, draws: Draws, lengths: Tokens, width
 
 def _modular_arithmetic_brackets(language: Language, draws: Draws, lengths: Tokens, width: int) -> Strings:
     """The value of a bracketed expression."""
-    symbols = expressions(draws, lengths, width, language.first, (PLUS, MINUS, TIMES))
-    return language.one(symbols, lengths, language.first + values(symbols, lengths, language.first, MODULUS))
+    symbols, value = expressions(draws, lengths, width, language.first, (PLUS, MINUS, TIMES), MODULUS)
+    return language.one(symbols, lengths, language.first + value)
 
 
 def _solve_equation(language: Language, draws: Draws, lengths: Tokens, width: int) -> Strings:
     """The number that x stands for, in an expression of + and - alone, where it is one only."""
     inner, rows = lengths - 2, np.arange(len(lengths))
-    symbols = expressions(draws, inner, width, language.first, (PLUS, MINUS))
-    value = values(symbols, inner, language.first, MODULUS)
+    symbols, value = expressions(draws, inner, width, language.first, (PLUS, MINUS), MODULUS)
     digits = (symbols >= language.first) & _held(inner, width)
     hidden = np.where(digits, draws.uniform(width), -1.0).argmax(axis=1)
     answer = symbols[rows, hidden]

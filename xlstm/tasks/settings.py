@@ -81,8 +81,10 @@ class Recall(_Settings):
                 f"pairs {self.pairs} do not fit the context length {context_length}: pairs and their queries"
                 f" take {4 * self.pairs}"
             )
-        if self.symbols <= context_length:
-            raise ValueError(f"symbols {self.symbols} must be more than the context length {context_length}")
+        if self.symbols // 2 - 1 < self.pairs:
+            raise ValueError(
+                f"symbols {self.symbols} hold {self.symbols // 2 - 1} keys, too few for pairs {self.pairs}"
+            )
 
 
 TaskSettings = FormalLanguage | Recall
