@@ -35,6 +35,7 @@ from kernels.causal_conv import causal_conv_silu
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlstm import mlstm
+from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
@@ -132,7 +133,11 @@ def block_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
                 _by_head(2, 64, 4, size, torch.bfloat16).transpose(1, 2), normal(width), gate,
                 skipped=convolved, skip=normal(width), implementation="triton",
             )  # fmt: skip
-            return [block_diagonal(convolved, normal(width // 4, 4, 4), implementation="triton"), normed]
+            maps = [normal(width // 4, 4, 4) for _ in range(4)]
+            mapped = mlstm_inputs(
+                convolved, inner, *maps[:3], normal(8, 3 * width), normal(8), implementation="triton"
+            )  # fmt: skip
+            return [block_diagonal(convolved, maps[3], implementation="triton"), normed, *mapped]
 
         yield f"width {width}", call
 
@@ -159,7 +164,7 @@ def scan_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
         by: dict[str, Any] = {"resets": _resets(2, 64), "implementation": "triton"}
         u, delta, B, C = normal(2, 64, 1536), normal(2, 64, 1536), normal(2, 64, 16), normal(2, 64, 16)
         rates = normal(1536, 16, dtype=torch.float32)
-        scanned = selective_scan(u, delta, rates, B, C, normal(1536, dtype=torch.float32), **by)[0]
+        scanned = selective_scan(u, delta, rates, B, C, **by)[0]
         decay, bonus = (normal(768, dtype=torch.float32) for _ in range(2))
         return [scanned, wkv(normal(2, 64, 768), normal(2, 64, 768), decay, bonus, **by)[0]]
 
@@ -250,6 +255,7 @@ def compiled(launch: Launch, options: dict[str, int], capability: int) -> dict[s
         "loads of 2 bytes": sum(load.endswith((".b16", ".u16")) and ".v" not in load for load in loads),
         "register operands": len(re.findall(r"warp_group_dot (?!wait)[^\n]*: tensor<[^\n]*\* ", result.asm["ttgir"])),
         "narrow products": narrow_products(result.asm["ttir"]),
+        "open waits": open_waits(ptx),
     }
 
 
@@ -260,6 +266,19 @@ def _usage(cubin: bytes) -> dict[str, int]:
         tool = triton.knobs.nvidia.cuobjdump.path
         said = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
     return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", said)}
+
+
+def open_waits(ptx: str) -> int:
+    """How many waits for products are followed by copies or stores to shared memory before all warps have met.
+
+    Another warp group may still read there (triton-lang/triton issue 11047).
+    """
+    met, found = True, 0
+    for step in re.findall(r"wgmma\.wait_group|bar\.sync|cp\.async\.c[ag]\.shared|st\.shared", ptx):
+        if step.startswith("cp") or step == "st.shared":
+            found += not met
+        met = step != "wgmma.wait_group" and (met or step == "bar.sync")
+    return found
 
 
 def narrow_products(ttir: str) -> int:
@@ -313,7 +332,7 @@ def _compile_noted(index: int) -> dict[str, Any]:
 
 COLUMNS = (
     "operator", "shape", "kernel", "warps", "stages", "registers", "stack", "shared", "blocks", "loads of 16 bytes",
-    "loads of 2 bytes", "register operands", "narrow products",
+    "loads of 2 bytes", "register operands", "narrow products", "open waits",
 )  # fmt: skip
 
 
@@ -326,8 +345,9 @@ def table(found: list[dict[str, Any]], capability: int) -> str:
         "option that is offered (float32, whose products are the library's unless Triton is asked for: the first).",
         "Bytes of stack are what a thread spills; shared memory in KiB; blocks are those that fit a multiprocessor by",
         "registers and shared memory. `register operands`: warp-group products whose first operand is in registers;",
-        "`narrow products`: offsets into states that come of a product of 32 bits. Written by `python -m",
-        "benchmarks.ahead_of_time`; nothing here was run on a GPU.",
+        "`narrow products`: offsets into states that come of a product of 32 bits; `open waits`: shared memory written",
+        "after a wait for products before all warps have met. Written by `python -m benchmarks.ahead_of_time`; nothing",
+        "here was run on a GPU.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),

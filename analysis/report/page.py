@@ -5,22 +5,22 @@ scripts the figures of `analysis.report.figures` stand for themselves.
 """
 
 import html
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
+from analysis.decisions import agreement
 from analysis.findings import RefusalError
 from analysis.fitting.fit import LEVEL, Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, law_of
-from analysis.report import plots
-from analysis.report.figures import FIGURES, Evidence
+from analysis.report import figures, plots
+from analysis.report.figures import Evidence
 from xlstm.quantities import compact
 
 DRAWS_ON_PAGE = 300
@@ -48,7 +48,22 @@ CAPTIONS = {
 
 
 def write(path: Path, title: str, evidence: Evidence) -> Path:
-    """Write the page; returns its path."""
+    """Draw the figures and write the page; returns its path."""
+    with figures.drawn(evidence) as drawn:
+        return write_with(path, title, evidence, drawn, {})
+
+
+def write_with(
+    path: Path,
+    title: str,
+    evidence: Evidence,
+    drawn: Mapping[str, Figure | RefusalError],
+    about: Mapping[str, str],
+) -> Path:
+    """Write the page with figures that were drawn; returns its path.
+
+    `about` says what the page was made of and how, by what each is called; an `http` address becomes a link.
+    """
     fits = evidence.fits
     page = resources.files("analysis.report") / "assets"
     parts = [
@@ -71,14 +86,21 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
     if warnings:
         items = "".join(f"<li>{html.escape(warning.message)}</li>" for warning in warnings)
         parts.append(f"<ul class=warnings>{items}</ul>")
+    if compared := _approaches(fits):
+        parts.append("<h2>The best split, by profiles and by the law</h2><div class=wide>" + compared + "</div>")
     parts.append("<h2>How sure the optimum is</h2><div class=wide>" + _certificates(fits) + "</div>")
     if any(fitted.others for fitted in fits):
         parts.append("<h2>Which form</h2><div class=wide>" + _forms(fits) + "</div>")
-    parts.append("<h2>Figures</h2>" + "".join(_figure(name, evidence) for name in FIGURES))
+    parts.append("<h2>Figures</h2>" + "".join(_figure(name, figure) for name, figure in drawn.items()))
     if evidence.references:
         items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
         parts.append(f"<h2>Published numbers</h2><ul>{items}</ul>")
-    parts.append("<h2>Runs</h2><div class=wide>" + _runs(fits) + "</div>")
+    parts.append(
+        "<h2>Runs</h2><div class=bar><button id=csv>Download as CSV</button></div>"
+        "<div class=wide>" + _runs(fits) + "</div>"
+    )
+    if about:
+        parts.append("<h2>How this page was made</h2><dl>" + "".join(map(_said, about.items())) + "</dl>")
     # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
     data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
     parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text()}</script></html>")
@@ -108,10 +130,10 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         for row, percent in zip(used.iter_rows(named=True), residual, strict=True)
     ]
     lines: dict[str, list[dict[str, Any]]] = {"tokens": [], "parameters": [], "flops": []}
-    for size in plots.spread(sorted(set(n.tolist())), LINES):
+    for size in plots.spread(sorted(set(n.tolist())), LINES) if fitted.form.of_n_and_d else ():
         x = np.geomspace(d.min() / 1.3, d.max() * 1.3, 40)
         lines["tokens"].append(_line(fitted, x, np.full(40, size), x, f"N = {compact(round(size))}"))
-    for budget in plots.spread(sorted(set(d.tolist())), LINES):
+    for budget in plots.spread(sorted(set(d.tolist())), LINES) if fitted.form.of_n_and_d else ():
         x = np.geomspace(n.min() / 1.3, n.max() * 1.3, 40)
         lines["parameters"].append(_line(fitted, x, x, np.full(40, budget), f"D = {compact(round(budget))}"))
     x = np.geomspace(c.min() / 1.3, c.max() * 1.3, 40)
@@ -126,10 +148,15 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         draws, law = np.round(drawn, 7).tolist(), fitted.law.to_vector().tolist()
     doubt = {
         "noise": np.round(fitted.noise[:DRAWS_ON_PAGE], 7).tolist(),
+        "scatter": np.round(fitted.noise_exponents[:DRAWS_ON_PAGE], 5).tolist(),
+        "weighed": bool(fitted.noise_exponent),
+        "meanLogC": float(np.log(c).mean()),
         "rivals": [rival.law.to_vector().tolist() for rival in fitted.rivals if rival.can_split],
         "widening": fitted.rollout.widening if fitted.rollout is not None else 1.0,
     }
-    look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
+    look: dict[str, Any] = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
+    ranges = {name: [float(values.min()), float(values.max())] for name, values in zip("NDC", (n, d, c), strict=True)}
+    look |= {"ranges": ranges, "per_token": float(np.median(c / (n * d)))}
     return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law} | doubt
 
 
@@ -142,23 +169,20 @@ def _largest(fits: Sequence[Fit], column: str) -> float:
     return max(float(np.max(fitted.used[column].to_numpy())) for fitted in fits)
 
 
-def _figure(name: str, evidence: Evidence) -> str:
+def _said(item: tuple[str, str]) -> str:
+    name, value = map(html.escape, item)
+    shown = f'<a href="{value}">{value}</a>' if value.startswith("http") else value
+    return f"<dt>{name}</dt><dd>{shown}</dd>"
+
+
+def _figure(name: str, figure: Figure | RefusalError) -> str:
     """A figure that takes its ink from the page, light or dark, or why there is none."""
     caption = html.escape(CAPTIONS[name])
-    try:
-        drawn = _svg(name, evidence)
-    except RefusalError as refusal:
-        return f"<figcaption>{caption} Not drawn: {html.escape(str(refusal))}.</figcaption>"
+    if isinstance(figure, RefusalError):
+        return f"<figcaption>{caption} Not drawn: {html.escape(str(figure))}.</figcaption>"
+    with plots.style():
+        drawn = plots.svg(figure, name).replace(plots.INK, "currentColor")
     return f"<figure><div class=wide>{drawn}</div><figcaption>{caption}</figcaption></figure>"
-
-
-def _svg(name: str, evidence: Evidence) -> str:
-    with plots.style(transparent=True), plt.rc_context({"svg.hashsalt": name}):
-        figure = FIGURES[name](evidence)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    return "<svg" + buffer.getvalue().partition("<svg")[2].replace(plots.INK, "currentColor")
 
 
 def _laws(fits: Sequence[Fit]) -> str:
@@ -172,6 +196,24 @@ def _laws(fits: Sequence[Fit]) -> str:
     names = [*fits[0].parameters, *([EXPONENT] if fits[0].can_split else [])]
     rows = [[LETTERS.get(name, name), *cells] for name, *cells in zip(names, *columns, strict=True)]
     return _table(["", *(fitted.family for fitted in fits)], rows)
+
+
+def _approaches(fits: Sequence[Fit]) -> str:
+    """Approaches 2 and 3 beside each other, for the families whose runs are profiles; empty where none are."""
+    rows = []
+    for fitted in fits:
+        try:
+            found = agreement.compare(fitted)
+        except RefusalError:
+            continue
+        by_profiles = [(found.profiles.exponent, found.profiles.interval)]
+        if found.profiles.tokens_exponent is not None and found.profiles.tokens_interval is not None:
+            by_profiles.append((found.profiles.tokens_exponent, found.profiles.tokens_interval))
+        for approach, estimates in (("2, IsoFLOP profiles", by_profiles), ("3, the law", [*found.law.values()])):
+            cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in estimates]
+            said = "" if found.difference <= 1 else "they disagree"
+            rows.append([fitted.family, approach, *cells, *[""] * (2 - len(cells)), said])
+    return _table(["family", "approach", "N* ~ Cᵃ", "D* ~ Cᵇ", ""], rows) if rows else ""
 
 
 def _certificates(fits: Sequence[Fit]) -> str:
@@ -231,8 +273,8 @@ def _runs(fits: Sequence[Fit]) -> str:
                     (compact(round(row["parameters"])), row["parameters"]) if row["parameters"] else "",
                     (compact(round(row["tokens"])), row["tokens"]) if row["tokens"] else "",
                     (f"{row['flops']:.3g}", row["flops"]) if row["flops"] else "",
-                    f"{loss:.4f}" if loss else "",
-                    f"{bits:.4f}" if bits else "",
+                    (f"{loss:.4f}", loss) if loss else "",
+                    (f"{bits:.4f}", bits) if bits else "",
                     row["excluded"] or "",
                 ]
             )

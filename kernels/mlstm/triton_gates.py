@@ -188,7 +188,8 @@ def chunk_gates(inputs: Inputs, m: Tensor | None, resets: Tensor | None, options
         L=options.chunk, B=triton.next_power_of_2(options.chunk), EXPONENTIAL=options.input_gate == "exponential",
         STABILIZED=options.stabilized, HAS_INITIAL=m is not None, RESETS=resets is not None,
     )  # fmt: skip
-    return Gates(*weights, carry, segment, last)
+    row, row_fine, column, column_fine, read, write, floor = weights
+    return Gates(row, row_fine, column, column_fine, read, write, floor, carry, segment, last)
 
 
 def gate_gradients(

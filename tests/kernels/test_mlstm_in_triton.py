@@ -1,17 +1,24 @@
-"""The mLSTM's Triton kernels: wide tiles, long chunks, offsets beyond 32 bits."""
+"""The mLSTM's Triton kernels: wide tiles, long chunks, offsets beyond 32 bits, few launches, no waits."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 from test_xlstm_operators import EXTREME, mlstm_problem, relative_error, some_resets
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.ahead_of_time import noting
+from kernels.dispatch import prefer
 from kernels.mlstm import mlstm, torch_chunkwise, triton_gates
 from kernels.mlstm.reference import Inputs, Options
 from kernels.mlstm.triton_chunkwise import default_chunk_size
 from kernels.mlstm.triton_tiles import _place, tiling_of
+from xlstm.models.configs import XLSTMConfig
+from xlstm.models.mlstm_block import MLSTMBlock
 
 HALF = 1e-2
 """Relative, per tensor: what float16 loses where signs do not cancel."""
@@ -84,3 +91,52 @@ def test_states_beyond_2_to_the_31_have_offsets() -> None:
     _places[(rows,)](out, chunk, SIZE=size)
     assert torch.equal(out, (chunk * rows + torch.arange(rows)) * size)
     assert int(out.min()) > 2**31
+
+
+WITHOUT_WORK = (
+    "empty", "new_empty", "promote_types", "view", "as_strided", "slice", "select", "detach", "reshape", "expand",
+    "unsqueeze", "squeeze", "permute", "transpose", "unbind", "split", "chunk", "narrow", "alias", "resolve", "lift",
+    "unflatten", "flatten", "result_type", "contiguous", "item", "is_", "set_", "to", "t", "numpy_T", "_unsafe_view",
+    "_reshape_alias", "resize_",
+)  # fmt: skip
+"""Operations, by how their names begin, that launch nothing where they call nothing."""
+
+
+def works(event: FunctionEvent) -> int:
+    """How many operations under a profiler's event launch something on a GPU, of those that call no other."""
+    below = sum(works(child) for child in event.cpu_children)
+    name = event.name.removeprefix("aten::")
+    idle = name in WITHOUT_WORK or name.startswith(tuple(one for one in WITHOUT_WORK if len(one) > 2))
+    return below or int(event.name.startswith("aten::") and not idle)
+
+
+@pytest.mark.parametrize("resetting", [False, True])
+def test_a_block_is_few_launches_and_waits_for_nothing(resetting: bool) -> None:
+    block = MLSTMBlock(XLSTMConfig(vocab_size=32, embedding_dim=64, num_blocks=1))
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    block.bfloat16()
+    x = torch.randn(2, 300, 64).bfloat16().requires_grad_()
+    resets = some_resets(2, 300, 0.01) if resetting else None
+    noted: list[Any] = []
+    waits = {
+        name: mock.Mock(side_effect=AssertionError(name)) for name in ("item", "tolist", "__bool__", "cpu", "numpy")
+    }
+
+    def step() -> None:
+        y, _ = block(x, resets=resets)
+        torch.autograd.backward(y, torch.ones_like(y))
+
+    prefer("triton")
+    try:
+        with (
+            noting(lambda kernel, *_: noted.append(kernel)),
+            mock.patch.multiple(torch.Tensor, **waits),
+            profile(activities=[ProfilerActivity.CPU]) as profiler,
+        ):
+            step()
+    finally:
+        prefer("auto")
+    others = sum(works(event) for event in profiler.events() if event.cpu_parent is None)
+    assert len(noted) == 19
+    assert len(noted) + others <= 70

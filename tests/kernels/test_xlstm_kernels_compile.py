@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ahead_of_time import narrow_products, open_waits
+
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes a program may use, CUDA C++ programming guide, table of technical specifications per compute capability."""
 
@@ -43,6 +45,28 @@ def test_kernels_fit_the_chip(group: str, capability: int) -> None:
         assert kernel["stack"] == 0, kernel
         assert kernel["register operands"] == 0, kernel
         assert kernel["narrow products"] == 0, kernel
+        assert kernel["open waits"] == 0, kernel
         # Rows are multiples of 16 numbers here: all but single numbers, and blocks of four, are read eight at a time.
         few = kernel["kernel"].startswith(("gates_", "times_kernel"))
         assert kernel["loads of 16 bytes"] > 0 or few, kernel
+
+
+NARROW = """
+%1 = arith.muli %c, %rows : i32
+%2 = arith.{0}
+%3 = tt.addptr %states_C, %2 : !tt.ptr<bf16>, {1}
+%4 = tt.addptr %3, %5 : !tt.ptr<bf16>, i64
+"""
+
+
+@pytest.mark.parametrize("made", [("muli %1, %c1638400_i32 : i32", "i32"), ("extsi %1 : i32 to i64", "i64")])
+def test_a_product_of_32_bits_that_reaches_the_states_is_found(made: tuple[str, str]) -> None:
+    assert narrow_products(NARROW.format(*made)) == 1
+    assert narrow_products(NARROW.format(*made).replace("%states_C", "%carry")) == 0
+    assert narrow_products(NARROW.format("muli %wide, %c1638400_i64 : i64", "i64")) == 0
+
+
+def test_a_copy_between_a_wait_and_the_meeting_of_all_warps_is_found() -> None:
+    ptx = "wgmma.wait_group.sync.aligned 1;\n{0}\ncp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10;"
+    assert open_waits(ptx.format("")) == 1
+    assert open_waits(ptx.format("bar.sync 0;")) == 0

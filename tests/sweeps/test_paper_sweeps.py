@@ -62,7 +62,7 @@ def test_formal_languages_have_the_published_settings() -> None:
         assert physics.optimizer.learning_rate * physics.schedule.final_ratio == pytest.approx(1e-5)
         task = physics.data.task
         assert task is not None
-        lengths = run.spec.evaluation.lengths_of(task)
+        lengths = run.spec.test_lengths
         assert (task.longest, lengths[0], lengths[-1]) == (40, 40, 256)
 
 
@@ -83,4 +83,4 @@ def test_recall_reads_64_epochs_of_the_published_sequences(
         assert physics.batch_sequences == batches[task.context_length]
         assert physics.steps == 64 * 100_000 // physics.batch_sequences
         assert (task.vocabulary, task.different) == (8192, 100_000)
-        assert list(run.spec.evaluation.lengths_of(task)) == (tested or [task.context_length])
+        assert list(run.spec.test_lengths) == (tested or [task.context_length])

@@ -106,12 +106,10 @@ def test_every_field_of_a_task_can_be_said(load: Load, task: str, name: str, val
 def test_the_lengths_of_a_test_can_be_said(load: Load) -> None:
     said = {"shortest": 48, "longest": 96, "length_step": 16}
     (run,) = load(task="parity", data={}, evaluation=said).runs
-    task = run.spec.physics.data.task
-    assert task is not None
-    assert list(run.spec.evaluation.lengths_of(task)) == [48, 64, 80, 96]
+    assert list(run.spec.test_lengths) == [48, 64, 80, 96]
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Optimizer, *ONE_VALUE_ONLY))
+@pytest.mark.parametrize(("name", "value"), fields(Optimizer, *ONE_VALUE_ONLY, "recurrent_weight_decay"))
 def test_every_field_of_the_optimizer_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value}}]).runs
     assert getattr(run.spec.physics.optimizer, name) == value != Optimizer.model_fields[name].default

@@ -81,7 +81,7 @@ def test_what_recall_cannot_have_is_named_with_its_line(load: Load, right: str, 
 
 def test_a_family_without_places_for_what_is_tested_is_named(load: Load) -> None:
     text = GOOD.replace("lstm", "gpt").replace("num_blocks: 2", "num_blocks: 2, num_heads: 2, context_length: 32")
-    assert complaints(load, text) == ["11: test length 40 takes 40 positions, and gpt has no more than 32"]
+    assert complaints(load, text) == ["11: test length 40 takes 40 positions, and the model has no more than 32"]
 
 
 def test_tasks_are_an_axis_and_rules_say_what_each_takes(load: Load) -> None:

@@ -38,7 +38,7 @@ def _test(
     Each length is divided over the ranks, and all run the model equally often. A sequence is scored by the share of its
     answer that is right; scores are means over sequences, and so over lengths.
     """
-    lengths = spec.evaluation.lengths_of(data.task)
+    lengths = spec.test_lengths
     each = -(-(spec.evaluation.sequences or data.task.tested) // len(lengths))
     sums = np.zeros((len(lengths), 4))  # nats, tokens of answers, scores, sequences that are wholly right
     was_training = model.training

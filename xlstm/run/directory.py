@@ -75,6 +75,18 @@ class Workspace:
         """Fits and figures of what is no sweep of this workspace: tables, and experiments of other stores."""
         return self.root / "fits"
 
+    @property
+    def cancel_requests_file(self) -> Path:
+        """Grows with every request to end a run, so that one look tells whether there was one."""
+        return self.root / "cancel-requests"
+
+    def cancel_requests(self) -> int:
+        """How often somebody asked for the end of a run."""
+        try:
+            return os.stat(self.cancel_requests_file).st_size
+        except OSError:
+            return 0
+
     def run(self, run_id: str) -> "RunDirectory":
         return RunDirectory(self.runs / run_id)
 
@@ -140,6 +152,8 @@ class RunDirectory(RunFiles):
         """Ask whoever carries the run out, or is about to, to end it; submitting it again takes the request back."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
+        with open(self.workspace.cancel_requests_file, "ab") as requests:
+            requests.write(b"\n")
 
     def withdraw_cancel(self) -> None:
         self.cancel_file.unlink(missing_ok=True)
@@ -345,8 +359,7 @@ class LeaseHeldError(RuntimeError):
     """Another launcher holds the run."""
 
     def __init__(self, run_id: str, holder: Holder) -> None:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.heartbeat))
-        super().__init__(f"{run_id} is held by process {holder.pid} on {holder.host}, last seen {since}")
+        super().__init__(f"{run_id} is held by {describe(holder)}")
 
 
 class AlreadyCompleteError(RuntimeError):
@@ -359,6 +372,18 @@ class CancelRequestedError(RuntimeError):
 
 class LeaseLostError(RuntimeError):
     """The lease was taken by another launcher: stop without writing."""
+
+
+def describe(holder: Holder) -> str:
+    """Who holds a lease, when it was last seen, and until when it holds."""
+
+    def clock(moment: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+    until = f"{clock(holder.heartbeat + LEASE_EXPIRY_SECONDS)}, unless it is seen again"
+    if holder.host == socket.gethostname():
+        until = "that process ends"
+    return f"process {holder.pid} on {holder.host}, last seen {clock(holder.heartbeat)}, until {until}"
 
 
 def _is_alive(holder: Holder) -> bool:

@@ -68,6 +68,11 @@ class RunFiles:
         """One file for each evaluation that was made of the trained run."""
         return self.path / "evaluations"
 
+    @property
+    def noise(self) -> Path:
+        """Repeats of the trained run that tell what rounding alone does to its loss: a workspace for each."""
+        return self.path / "noise"
+
     def meeting_file(self, token: str) -> Path:
         """In which the first of several nodes tells the others where the job with that token meets."""
         return self.path / f"meeting-{token}"
@@ -158,7 +163,7 @@ class RunFiles:
     def folders(self) -> list[Path]:
         """Every folder of the run, those of its attempts included, whether it is there or not."""
         attempts = [self.attempt(number) for number in self.attempt_numbers()]
-        return [self.path, self.attempts, *attempts, self.evaluations, self.cursors, self.checkpoints]
+        return [self.path, self.attempts, *attempts, self.evaluations, self.cursors, self.checkpoints, self.noise]
 
     def files(self) -> list[Path]:
         """Every file of the run but those of checkpoints and tracking, whether it is there or not."""

@@ -22,8 +22,7 @@ from xlstm.quantities import compact
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
 from xlstm.tasks import Task, task_of
-from xlstm.tasks.settings import AnyTask
-from xlstm.tasks.settings import TaskName as TaskName
+from xlstm.tasks.settings import AnyTask, TaskName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -83,6 +82,13 @@ class Optimizer(Ring):
         0.1, ge=0, description="Share of a weight that one step at a learning rate of 1 would take away."
     )
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm; null for none.")
+    recurrent_weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Weight decay of the sLSTM's recurrent weights; a sweep that leaves it out means 0, as in the"
+        " authors' code.",
+    )
+    """None is `weight_decay`, as it was before there was a choice."""
 
 
 class Schedule(Ring):
@@ -258,19 +264,9 @@ class Evaluation(Ring):
     windows: Literal["even", "first"] = Field(
         "even", description="Which sequences a shortened validation reads: evenly over the whole split, or the first."
     )
-    shortest: PositiveInt | None = Field(
-        None, description="Least length that a generated task is tested on; null: the task's own."
-    )
-    longest: PositiveInt | None = Field(
-        None, description="Greatest length that a generated task is tested on; null: the task's own."
-    )
+    shortest: PositiveInt | None = Field(None, description="Least length a generated task is tested on; null: its own.")
+    longest: PositiveInt | None = Field(None, description="Greatest length it is tested on; null: the task's own.")
     length_step: PositiveInt | None = Field(None, description="From one tested length to the next; null: 1.")
-
-    def lengths_of(self, task: Task) -> range:
-        """The lengths on which a task is tested."""
-        own = task.lengths()
-        first = self.shortest or own[0]
-        return range(first, (self.longest or max(own[-1], first)) + 1, self.length_step or 1)
 
     def fingerprint_on(self, data: Data) -> str:
         """Eight hex digits that name this evaluation of runs on these data: equal fingerprints, comparable losses.
@@ -302,28 +298,22 @@ class RunSpec(Ring):
         return self
 
     @model_validator(mode="after")
-    def _tested_lengths_are_those_of_the_task(self) -> Self:
-        task, evaluation = self.physics.data.task, self.evaluation
-        if task is None:
-            if evaluation.shortest or evaluation.longest or evaluation.length_step:
-                raise ValueError("test lengths are for generated tasks; language-modeling reads its validation split")
-            return self
-        lengths = evaluation.lengths_of(task)
-        task.check_tests(lengths)
-        places: int | None = getattr(self.physics.model, "context_length", None)
-        if places is not None and task.positions(lengths[-1]) > places:
-            raise ValueError(
-                f"test length {lengths[-1]} takes {task.positions(lengths[-1])} positions, and"
-                f" {self.physics.model.family} has no more than {places}"
-            )
+    def _tests_are_those_of_the_task(self) -> Self:
+        if self.physics.data.task is not None:
+            self.physics.data.task.check_tests(self.test_lengths, getattr(self.physics.model, "context_length", None))
+        elif self.evaluation.shortest or self.evaluation.longest or self.evaluation.length_step:
+            raise ValueError("test lengths are for generated tasks; language-modeling reads its validation split")
         return self
+
+    @property
+    def test_lengths(self) -> range:
+        """The lengths that a generated task is tested on; none for a corpus."""
+        task, asked = self.physics.data.task, self.evaluation
+        return range(0) if task is None else task.tests(asked.shortest, asked.longest, asked.length_step)
 
     @cached_property
     def run_id(self) -> str:
-        """Readable slug and eight hex digits of the physics, such as `xlstm-7-1-125M-15B-s0-3f9a1c2e`.
-
-        Before it stands the task, where its sequences are generated.
-        """
+        """Readable slug, a generated task before it, and eight hex digits: `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
         model = self.physics.model
         label = "".join(c if c.isalnum() else "-" for c in family_label(model)).strip("-")
         slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
@@ -374,9 +364,14 @@ def same_training(spec: RunSpec) -> RunSpec:
     """The one of all specifications with the same training that states no more than it has to.
 
     A decay of cosine that ends with the run, and the floor of a constant rate, say nothing; before runs were told apart
-    by this specification, they made another id of the same training.
+    by this specification, they made another id of the same training. Nor does a decay of recurrent weights that is that
+    of all weights, or of a model that has none.
     """
-    physics, schedule = spec.physics, spec.physics.schedule
+    physics, schedule, optimizer = spec.physics, spec.physics.schedule, spec.physics.optimizer
+    recurrent = optimizer.recurrent_weight_decay
+    if recurrent is not None and (recurrent == optimizer.weight_decay or not has_slstm(physics.model)):
+        plain = optimizer.model_copy(update={"recurrent_weight_decay": None})
+        return same_training(spec.with_physics(physics.model_copy(update={"optimizer": plain})))
     without: dict[str, Any] = {}
     if schedule.kind == "cosine" and schedule.decay_steps == physics.steps:
         without["decay_steps"] = None
@@ -385,6 +380,11 @@ def same_training(spec: RunSpec) -> RunSpec:
     if all(getattr(schedule, name) == value for name, value in without.items()):
         return spec
     return spec.with_physics(physics.model_copy(update={"schedule": schedule.model_copy(update=without)}))
+
+
+def has_slstm(model: ModelConfig) -> bool:
+    """Whether a model has sLSTM blocks, whose recurrent weights `Optimizer.recurrent_weight_decay` is for."""
+    return bool(getattr(model, "slstm_at", ()))
 
 
 def shared_steps(left: Physics, right: Physics) -> int:

@@ -59,8 +59,17 @@ class Task(ABC):
     def check(self, length: int) -> None:
         """ValueError where there is no sequence of this length."""
 
-    def check_tests(self, lengths: range) -> None:
-        """ValueError where there is no test of one of these lengths, or it is shorter than what was trained on."""
+    def tests(self, shortest: int | None, longest: int | None, step: int | None) -> range:
+        """The lengths to be tested, those left open as `lengths` has them."""
+        own = self.lengths()
+        first = shortest or own[0]
+        return range(first, (longest or max(own[-1], first)) + 1, step or 1)
+
+    def check_tests(self, lengths: range, places: int | None) -> None:
+        """ValueError where there is no test of one of these lengths, or it is shorter than what was trained on.
+
+        `places` is the number of positions that a model has, where they have an end.
+        """
         if not lengths:
             raise ValueError(f"test lengths: there is none from {lengths.start} to {lengths.stop - 1}")
         if lengths[0] < self.longest:
@@ -70,6 +79,11 @@ class Task(ABC):
                 self.check(length)
             except ValueError as error:
                 raise ValueError(f"test length {length}: {error}") from None
+        taken = self.positions(lengths[-1])
+        if places is not None and taken > places:
+            raise ValueError(
+                f"test length {lengths[-1]} takes {taken} positions, and the model has no more than {places}"
+            )
 
     @abstractmethod
     def positions(self, length: int) -> int:

@@ -15,16 +15,18 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
-    """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names.
+
+    Those of them that `model.recurs(name)` names have one of their own where the optimizer states it.
+    """
+    groups: dict[float, list[nn.Parameter]] = {optimizer.weight_decay: []}
     for name, parameter in named_parameters(model):
-        groups[model.decays(name, parameter)].append(parameter)  # type: ignore[operator]
+        decay = optimizer.weight_decay if model.decays(name, parameter) else 0.0  # type: ignore[operator]
+        if decay and optimizer.recurrent_weight_decay is not None and model.recurs(name):  # type: ignore[operator]
+            decay = optimizer.recurrent_weight_decay
+        groups.setdefault(decay, []).append(parameter)
     return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": optimizer.weight_decay if decays else 0.0}
-            for decays, members in groups.items()
-            if members
-        ],
+        [{"params": members, "weight_decay": decay} for decay, members in groups.items() if members],
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
