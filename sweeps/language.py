@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import UNITS, nearest
-from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule, TaskName
-from xlstm.tasks.settings import FormalLanguage, Recall
+from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
+from xlstm.tasks.settings import FormalLanguage, Recall, TaskName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops", "steps")
 """A point states exactly one of these."""
