@@ -203,7 +203,7 @@ class Fit:
     def _scattered(self, drawn: Array, flops: Array) -> Array:
         """What each draw says (draws, *shape), with the scatter of one run of so much compute.
 
-        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs are not weighed
+        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs do not weigh
         by it, a slope that may be chance makes no run scatter less than runs do on the whole.
         """
         each = (-1, *[1] * (drawn.ndim - 1))
