@@ -114,7 +114,7 @@ def result_of(run: RunPlan) -> Result:
         steps=row["steps"],
         parameters=run.parameters,
         flops=row["flops"],
-        validation=Validation(loss=3.0, perplexity=20.0, tokens=1, evaluation=run.spec.evaluation.fingerprint),
+        validation=Validation(loss=3.0, perplexity=20.0, tokens=1, evaluation=run.spec.evaluation_fingerprint),
         wall_seconds=60.0,
         device_hours=1.0,
         tokens_per_second=1e5,

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from xlstm.run.directory import RunDirectory, SweepDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import DamagedFileError, read_record
 from xlstm.run.records import Fork, write_json
+from xlstm.run.sweep_directory import SweepDirectory
 
 
 class Part(BaseModel):
@@ -71,7 +72,7 @@ class Batch:
 
     @property
     def workspace(self) -> Workspace:
-        return SweepDirectory(self.folder.parents[1]).workspace
+        return Workspace(SweepDirectory(self.folder.parents[1]).root)
 
     @property
     def sweep(self) -> str:

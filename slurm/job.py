@@ -6,7 +6,7 @@ one per node, become supervisors. Then the run directory is read, and decides:
 - done: the job ends well, and what waits for it may start;
 - preempted, or stopped ahead of the time limit: the job asks Slurm to requeue it, and goes on where it stopped;
 - failed: another attempt in this allocation;
-- diverged, or set aside (`xlstm.run.retry`): the job ends badly.
+- diverged, or set aside (`xlstm.run.executor`): the job ends badly.
 
 Whoever ends the job itself (scancel, `scontrol requeue`, a partition that preempts, a dead node) has Slurm decide
 whether it comes back, so then nothing is asked for. Only a job at its time limit is requeued from here.
@@ -30,9 +30,8 @@ from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
 from slurm.shipping import shipped
 from xlstm.run.directory import LEASE_EXPIRY_SECONDS, RunDirectory
-from xlstm.run.executor import ENDING_SECONDS, Job
+from xlstm.run.executor import ENDING_SECONDS, Job, judge_from_outside, set_aside, submission_of
 from xlstm.run.records import State, Status
-from xlstm.run.retry import judge_from_outside, set_aside, submission_of
 
 REMEDY = "give a job more `time`, checkpoint more often (`checkpoint_every`), or signal earlier (`signal_seconds`)"
 """What can be done about attempts that end before they leave a checkpoint."""
@@ -80,7 +79,7 @@ class SlurmJob:
         nodes, cpus = self.contents.nodes, self.contents.cpus_per_task
         endpoint = f"{first_node()}:{free_port()}"
         job = Job(self.run, self.run.spec(), token, self.part.fork, self.part.checkpoint_at)
-        told = [endpoint, *arguments(job, "slurm")]
+        told = [endpoint, *arguments(job, "slurm", whole_devices=True)]
         layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
         ending = ["--kill-on-bad-exit=0", f"--wait={ENDING_SECONDS:.0f}", "--unbuffered"]
         python = [*self.contents.container, self.contents.python or sys.executable]

@@ -1,28 +1,28 @@
-"""From a sweep to its runs: the points of the grid, and for each point one resolved specification.
+"""From a sweep to its runs: for each point of the grid one resolved specification.
 
 What a point says wins over rules, rules over `data` and `train`. Derived budgets are rounded to whole optimizer steps.
 Every problem of every point is collected, once, with the line of the key that causes it. Imports without torch.
 """
 
-import itertools
 import pathlib as files
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from sweeps.language import BUDGETS, CORPUS, Axes, Resources, Settings, SweepFile, stated_fields
-from sweeps.located import Document, Path, Problem, SweepError
+from sweeps.language import BUDGETS, CORPUS, DataSettings, Resources, Settings, SweepFile, stated_fields
+from sweeps.located import Document, Path
+from sweeps.points import Choice, Grid, Point, Problems, matches
 from xlstm import accounting
 from xlstm.data import CorpusError, declare
+from xlstm.data.generated import declare_task
 from xlstm.data.locations import located
 from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import parse_family
-from xlstm.models.sizes import SIZES, config_for
-from xlstm.quantities import nearest
+from xlstm.models.sizes import config_for
 from xlstm.run.spec import (
     Data,
     Evaluation,
@@ -33,8 +33,10 @@ from xlstm.run.spec import (
     Presentation,
     RunSpec,
     Schedule,
+    has_slstm,
     same_training,
 )
+from xlstm.tasks.settings import fields_of, settings_of
 
 _ALTERNATIVES = (
     ("batch_sequences", "batch_tokens"),
@@ -51,8 +53,6 @@ _SCHEDULING = ("priority", "gpu", "mfu")
 
 _SHIPPED = files.Path(__file__).parent.resolve()
 """Sweeps that come with the program, some of them without their text."""
-Choice = tuple[Any, Path]
-"""A value, and the path of the key that gave it."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,11 @@ class SweepRun:
     """The card to plan for, by its name in xlstm.accounting.cards; None where none was stated."""
     mfu: float | None = None
     """Share of the card's peak to plan with; None where none was stated."""
+    earlier: RunSpec | None = None
+    """What earlier versions made of the same point: weight decay fell on the sLSTM's recurrent weights, too.
 
-
-@dataclass
-class _Point:
-    """Axis values with where they were written; `origin` is where the point as a whole was."""
-
-    choices: dict[str, Choice]
-    origin: Path
-
-    def values(self) -> dict[str, Any]:
-        return {axis: value for axis, (value, _) in self.choices.items()}
+    None where that is the same run, or the sweep says which it means.
+    """
 
 
 def expand(file: SweepFile, document: Document) -> list[SweepRun]:
@@ -85,132 +79,39 @@ def expand(file: SweepFile, document: Document) -> list[SweepRun]:
 
     SweepError with every problem. CorpusError's text becomes a problem at the line of the data.
     """
-    expansion = _Expansion(file, document)
-    points = list(expansion.points())
-    expansion.check_words()
-    expansion.stop_at_problems()
+    problems = Problems(document)
+    grid = Grid(file, problems)
+    points = list(grid.points())
+    grid.check_words()
+    problems.stop()
+    expansion = _Expansion(file, problems)
     runs: dict[str, SweepRun] = {}
     for point in points:
         run = expansion.run(point)
         if run is not None:
             runs.setdefault(run.spec.run_id, run)
-    expansion.stop_at_problems()
+    problems.stop()
     return list(runs.values())
 
 
 @dataclass
 class _Expansion:
     file: SweepFile
-    document: Document
-    problems: set[Problem] = field(default_factory=set)
+    problems: Problems
 
     def complain(self, path: Path, message: str) -> None:
-        self.problems.add(self.document.problem(path, message))
+        self.problems.complain(path, message)
 
-    def stop_at_problems(self) -> None:
-        if self.problems:
-            raise SweepError(self.problems)
-
-    # Points ---------------------------------------------------------------------------------------------------------
-
-    def points(self) -> Iterator[_Point]:
-        """Grid times zip without what is excluded, then what is included."""
-        grid = self.lists(self.file.grid, ("grid",))
-        zipped = self.lists(self.file.zip, ("zip",))
-        for axis in grid.keys() & zipped.keys():
-            self.complain(("zip", axis), f"`{axis}` is an axis of `grid` and of `zip`; keep one")
-        if len({len(values) for values in zipped.values()}) > 1:
-            lengths = ", ".join(f"{axis} has {len(values)}" for axis, values in zipped.items())
-            self.complain(("zip",), f"lists of `zip` must be equally long: {lengths}")
-            return
-        rows = [dict(zip(zipped, row, strict=True)) for row in zip(*zipped.values(), strict=True)] or [{}]
-        if grid or zipped:
-            for combination in itertools.product(*grid.values()):
-                for row in rows:
-                    point = _Point(dict(zip(grid, combination, strict=True)) | row, ("grid",) if grid else ("zip",))
-                    if not any(matches(where, point.values()) for where in self.file.exclude):
-                        yield from self._complete(point)
-        for index in range(len(self.file.include)):
-            yield from self._included(index, grid | zipped)
-        if not (grid or zipped or self.file.include):
-            self.complain((), "no runs: give `grid`, `zip` or `include`")
-
-    def _included(self, index: int, axes: Mapping[str, list[Choice]]) -> Iterator[_Point]:
-        given = self.lists(self.file.include[index], ("include", index))
-        inherited = {axis: values for axis, values in axes.items() if axis not in given}
-        if any(budget in given for budget in BUDGETS):
-            inherited = {axis: values for axis, values in inherited.items() if axis not in BUDGETS}
-        for axis, values in inherited.items():
-            if len(values) > 1:
-                self.complain(("include", index), f"the point leaves `{axis}` open, and the grid has several values")
-        columns = given | {axis: values[:1] for axis, values in inherited.items()}
-        for combination in itertools.product(*columns.values()):
-            yield from self._complete(_Point(dict(zip(columns, combination, strict=True)), ("include", index)))
-
-    def _complete(self, point: _Point) -> Iterator[_Point]:
-        """The point if it says what a run needs, with the seed and task it may leave out."""
-        missing = [axis for axis in ("model", "size") if axis not in point.choices]
-        budgets = [budget for budget in BUDGETS if budget in point.choices]
-        if missing:
-            self.complain(point.origin, f"no axis `{'`, `'.join(missing)}`: each run needs a model and a size")
-        if len(budgets) != 1:
-            stated = f"states {' and '.join(budgets)}" if budgets else "states no budget"
-            self.complain(point.origin, f"a run {stated}; give one of {', '.join(BUDGETS)}")
-        if not missing and len(budgets) == 1:
-            point.choices.setdefault("seed", (0, ("grid",)))
-            yield point
-
-    def lists(self, axes: Axes, path: Path) -> dict[str, list[Choice]]:
-        """The stated axes in the order written, each value with its path."""
-        written = self.document.value
-        for part in path:
-            written = written.get(part, {}) if isinstance(written, dict) else written[part]
-        return {
-            name: [(value, (*path, name, index)) for index, value in enumerate(getattr(axes, name))]
-            for name in written
-            if getattr(axes, name) is not None
-        }
-
-    def check_words(self) -> None:
-        """Every model and size that is written anywhere must exist, and `best_of` must be an axis that varies."""
-        file = self.file
-        groups: list[tuple[Axes, Path]] = [(file.grid, ("grid",)), (file.zip, ("zip",))]
-        groups += [(where, ("include", index)) for index, where in enumerate(file.include)]
-        groups += [(where, ("exclude", index)) for index, where in enumerate(file.exclude)]
-        groups += [(rule.when, ("rules", index, "when")) for index, rule in enumerate(file.rules)]
-        groups += [(rule.when, ("resources", index, "when")) for index, rule in enumerate(file.resources)]
-        for axes, path in groups:
-            for axis in ("model", "size"):
-                for value, where in self.lists(axes, path).get(axis, []):
-                    self._check_word(axis, value, where)
-        varying = {
-            axis for axes, path in groups[:2] for axis, values in self.lists(axes, path).items() if len(values) > 1
-        }
-        if file.best_of is not None and file.best_of not in varying:
-            self.complain(("best_of",), f"`{file.best_of}` is no axis with several values; {nearest('', varying)}")
-
-    def _check_word(self, axis: str, value: str, where: Path) -> None:
-        if axis == "size":
-            if value not in self.file.sizes and value not in SIZES:
-                known = [*self.file.sizes, *SIZES]
-                self.complain(where, f"unknown size `{value}`; {nearest(value, known)} (own sizes go under `sizes`)")
-            return
-        try:
-            parse_family(value)
-        except ValueError as error:
-            self.complain(where, str(error))
-
-    # Runs -----------------------------------------------------------------------------------------------------------
-
-    def run(self, point: _Point) -> SweepRun | None:
+    def run(self, point: Point) -> SweepRun | None:
         """The run of a point, or None after noting what is wrong with it."""
         settings = self._choose(Settings.model_fields, self._settings_levels(point))
         resources = self._choose(Resources.model_fields, self._resource_levels(point.values()))
-        sources = {name: path for name, (_, path) in (point.choices | settings | resources).items()}
+        evaluation = _stated(self.file.evaluation, ("evaluation",))
+        sources = {name: path for name, (_, path) in (evaluation | point.choices | settings | resources).items()}
         values = {
             name: value for name, (value, _) in settings.items() if value is not None or name not in _DEFAULT_WHERE_NULL
         }
-        declared = self._data(settings, values)
+        declared = self._data(point, settings, values)
         if declared is None:
             return None
         data, vocabulary = declared
@@ -230,10 +131,13 @@ class _Expansion:
             for detail in error.errors(include_url=False):
                 self._complain_at_cause(detail, sources, point)
             return None
+        spec, earlier = same_training(spec), None
+        if values.get("recurrent_weight_decay") is None and has_slstm(config) and physics.optimizer.weight_decay:
+            earlier, spec = spec, _sparing_recurrent_weights(spec)
         scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
-        return SweepRun(same_training(spec), point.values(), **scheduling)
+        return SweepRun(spec, point.values(), earlier=earlier, **scheduling)
 
-    def _settings_levels(self, point: _Point) -> Iterator[dict[str, Choice]]:
+    def _settings_levels(self, point: Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}
         for index, rule in enumerate(self.file.rules):
             if matches(rule.when, point.values()):
@@ -260,7 +164,45 @@ class _Expansion:
             chosen |= {name: choice for name, choice in level.items() if name in names and name not in taken}
         return chosen
 
-    def _data(self, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
+    def _task(self, point: Point) -> str:
+        task: str = point.values().get("task") or self.file.task
+        return task
+
+    def _data(self, point: Point, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
+        task = self._task(point)
+        generated = task != "language-modeling"
+        own = {"paths", *Data.model_fields}
+        if generated:
+            own = {*fields_of(task), *(["context_length"] if "pairs" in fields_of(task) else [])}
+        foreign = [name for name in DataSettings.model_fields if values.get(name) is not None and name not in own]
+        for name in foreign:
+            known = f"it takes {', '.join(sorted(own))}" if generated else "it reads a corpus"
+            self.complain(settings[name][1], f"`{name}` says nothing of the task {task}; {known}")
+        if foreign:
+            return None
+        return self._generated(task, point, settings, values) if generated else self._corpus(settings, values)
+
+    def _generated(
+        self, task: str, point: Point, settings: Mapping[str, Choice], values: Mapping[str, Any]
+    ) -> tuple[Data, int] | None:
+        context_length = values.get("context_length")
+        if "pairs" in fields_of(task) and context_length is None:
+            self.complain(("data",), f"`data.context_length` is missing: {task} has no length of its own")
+            return None
+        stated = {name: value for name, value in stated_fields(settings_of(task), values).items() if value is not None}
+        try:
+            return declare_task(task, stated, context_length)
+        except ValueError as error:
+            details = error.errors(include_url=False) if isinstance(error, ValidationError) else [{"msg": str(error)}]
+            for detail in details:
+                message = str(detail["msg"]).removeprefix("Value error, ")
+                causes = [name for name in (*fields_of(task), "context_length") if name in settings]
+                cause = next((settings[name][1] for name in causes if f"{name} " in message), None)
+                where = cause or (point.choices["task"][1] if "task" in point.choices else ("task",))
+                self.complain(where, message)
+            return None
+
+    def _corpus(self, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
         for name in ("corpus", "context_length"):
             if values.get(name) is None:
                 self.complain(("data",), f"`data.{name}` is missing")
@@ -284,13 +226,13 @@ class _Expansion:
             if "tokenizer" in str(error) and not isinstance(error, CorpusError):
                 about = "tokenizer"
             where = settings.get(about, settings["corpus"])[1]
-            file, _ = self.document.place(where)
+            file, _ = self.problems.document.place(where)
             shipped = paths and files.Path(file).resolve().is_relative_to(_SHIPPED)
             hint = f"; the first lines of {file} say how to get the text" if shipped else ""
             self.complain(where, f"{error}{hint}")
             return None
 
-    def _config(self, point: _Point, vocabulary: int) -> ModelConfig | None:
+    def _config(self, point: Point, vocabulary: int) -> ModelConfig | None:
         model, size = point.values()["model"], point.values()["size"]
         own = self.file.sizes.get(size)
         where: Path = ("sizes", size) if own is not None else point.choices["size"][1]
@@ -310,7 +252,7 @@ class _Expansion:
             self.complain(where, f"size `{size}` of `{model}`: {error}")
             return None
 
-    def _batch(self, values: Mapping[str, Any], data: Data, point: _Point) -> int | None:
+    def _batch(self, values: Mapping[str, Any], data: Data, point: Point) -> int | None:
         if values.get("batch_tokens"):
             return int(values["batch_tokens"])
         if values.get("batch_sequences"):
@@ -318,9 +260,7 @@ class _Expansion:
         self.complain(("train",), "`train.batch_sequences` is missing")
         return None
 
-    def _physics(
-        self, point: _Point, values: Mapping[str, Any], data: Data, config: ModelConfig, batch: int
-    ) -> Physics:
+    def _physics(self, point: Point, values: Mapping[str, Any], data: Data, config: ModelConfig, batch: int) -> Physics:
         """ValidationError where the values do not make a run."""
         stated = point.values()
         tokens = stated.get("tokens") or _derived_tokens(stated, config, data.context_length, batch)
@@ -328,7 +268,7 @@ class _Expansion:
         if values.get("decay_fraction"):
             decay = max(1, round(values["decay_fraction"] * (tokens // batch)))
         built = {
-            "task": stated.get("task") or self.file.task,
+            "task": self._task(point),
             "model": config,
             "data": data,
             "tokens": tokens,
@@ -339,7 +279,7 @@ class _Expansion:
         }
         return Physics.model_validate(stated_fields(Physics, values) | built)
 
-    def _complain_at_cause(self, detail: Any, sources: Mapping[str, Path], point: _Point) -> None:
+    def _complain_at_cause(self, detail: Any, sources: Mapping[str, Path], point: Point) -> None:
         """Note a problem of a specification at the key that most likely causes it."""
         message = str(detail["msg"]).removeprefix("Value error, ")
         if message.startswith("a run of"):
@@ -353,6 +293,7 @@ class _Expansion:
         if key not in sources:
             suspects = {
                 "less than one global batch": BUDGETS,
+                "test length": ("shortest", "longest", "length_step"),
                 "runs_per_device": ("runs_per_device",),
                 "ranks": ("devices", "gpus", "nodes"),
                 "micro-batch": ("micro_batch_sequences",),
@@ -365,13 +306,9 @@ class _Expansion:
         self.complain(sources.get(key or "", point.origin), message)
 
 
-def matches(where: Axes, values: Mapping[str, Any]) -> bool:
-    """Whether a point has, on each axis that is stated, one of the values stated."""
-    return all(
-        axis in values and values[axis] in stated
-        for axis, stated in ((name, getattr(where, name)) for name in where.model_fields_set)
-        if stated is not None
-    )
+def _sparing_recurrent_weights(spec: RunSpec) -> RunSpec:
+    optimizer = spec.physics.optimizer.model_copy(update={"recurrent_weight_decay": 0.0})
+    return spec.with_physics(spec.physics.model_copy(update={"optimizer": optimizer}))
 
 
 def _stated(section: Any, path: Path) -> dict[str, Choice]:
@@ -424,7 +361,9 @@ def _declared(
 
 
 def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:
-    """Tokens of a budget given per parameter or in FLOPs, to the nearest whole step; at least one step."""
+    """Tokens of a budget given in steps, per parameter or in FLOPs, to the nearest whole step; at least one step."""
+    if "steps" in stated:
+        return int(stated["steps"]) * batch
     if "flops" in stated:
         tokens = stated["flops"] / accounting.training_flops_per_token(config, context_length)
     else:

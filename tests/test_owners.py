@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "xlstm", "sweeps", "orchestrator", "slurm", "analysis")
-OWNERS = {ROOT / "xlstm/run/files.py", ROOT / "xlstm/run/directory.py"}
+OWNERS = {ROOT / f"xlstm/run/{name}.py" for name in ("files", "directory", "sweep_directory")}
 OWNED = re.compile(
     r"""(^|/)\.?(
         (spec|status|result|launch|exit|provenance|kernels|plan)\.json | status\.lock | metrics\.jsonl | sweep\.yaml

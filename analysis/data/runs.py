@@ -38,8 +38,8 @@ from analysis.data.selection import SEARCHED
 from analysis.findings import RefusalError
 from xlstm.quantities import nearest
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.identity import canonical
 from xlstm.run.records import Metric, Result
-from xlstm.run.spec import canonical
 
 CURVES = {"run_id": pl.String, "tokens": pl.Float64, "loss": pl.Float64}
 

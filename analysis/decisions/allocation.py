@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.decisions.frontier import Frontier, LogCost
 from analysis.findings import RefusalError
-from analysis.fitting.fit import Fit, beyond_runs, percentile
+from analysis.fitting.fit import Fit, percentile
 from analysis.laws.additive import Array
 from analysis.laws.token_cost import six_n
 
@@ -37,6 +37,8 @@ class Allocation:
     """N over that of the largest model among the fitted runs."""
     tokens_extrapolation: float
     """D over the most tokens among the fitted runs."""
+    beyond: str
+    """How far C, N and D lie outside the fitted runs, in words."""
 
     @property
     def sentence(self) -> str:
@@ -46,13 +48,7 @@ class Allocation:
             self.tokens_interval,
             self.loss_interval,
         )
-        far = {
-            "flops": self.extrapolation,
-            "parameters": self.parameters_extrapolation,
-            "tokens": self.tokens_extrapolation,
-        }
-        told = beyond_runs(far)
-        beyond = f"; {told}" if told else ""
+        beyond = f"; {self.beyond}" if self.beyond else ""
         return (
             f"N = {self.parameters:.3g} [{low_n:.3g}, {high_n:.3g}], "
             f"D = {self.tokens:.3g} [{low_d:.3g}, {high_d:.3g}], loss {self.loss:.4f} [{low:.4f}, {high:.4f}]{beyond}"
@@ -114,8 +110,10 @@ def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: f
         )
     n, d, loss = (percentile(drawn) for drawn in answers[:, 1:])
     size, budget, lowest = (float(value) for value in answers[:, 0])
-    far = fitted.extrapolation({"flops": flops, "parameters": size, "tokens": budget})
-    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, *far.values())
+    asked = {"flops": flops, "parameters": size, "tokens": budget}
+    far = [fitted.extrapolation(asked)[name] for name in ("flops", "parameters", "tokens")]
+    beyond = fitted.beyond(asked)
+    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, far[0], far[1], far[2], beyond)
 
 
 def _frontier(fitted: Fit, cost: LogCost) -> Frontier:
@@ -141,8 +139,8 @@ class ComputeMultiplier:
     interval: tuple[float, float]
     unreachable: float
     """Share of draws in which the challenger never reaches the baseline's loss; they count as a multiplier of 0."""
-    extrapolation: float = 0.0
-    """The larger of both budgets over the largest training compute among the runs of its family."""
+    beyond: str = ""
+    """How far both budgets lie outside the runs of their families, in words."""
 
     @property
     def sentence(self) -> str:
@@ -150,8 +148,7 @@ class ComputeMultiplier:
         low, high = self.interval
         return (
             f"{self.baseline} needs {self.value:.3g} [{low:.3g}, {high:.3g}] times the compute of {self.challenger} "
-            f"for the loss it reaches at {self.flops:.3g} FLOPs"
-            + (f"; {beyond_runs({'flops': self.extrapolation})}" if self.extrapolation > 1 else "")
+            f"for the loss it reaches at {self.flops:.3g} FLOPs" + (f"; {self.beyond}" if self.beyond else "")
         )
 
 
@@ -169,7 +166,6 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     multiples = np.exp(log_c - second.budget(log_loss, log_c))
     unreachable = float(np.mean(multiples[1:] == 0))
     interval, value = percentile(multiples[1:]), float(multiples[0])
-    far = baseline.extrapolation({"flops": flops})["flops"]
-    if value > 0:
-        far = max(far, challenger.extrapolation({"flops": flops / value})["flops"])
-    return ComputeMultiplier(baseline.family, challenger.family, flops, value, interval, unreachable, far)
+    budgets = [(baseline, flops)] + ([(challenger, flops / value)] if value > 0 else [])
+    told = [f"{one.family}: {said}" for one, budget in budgets if (said := one.beyond({"flops": budget}))]
+    return ComputeMultiplier(baseline.family, challenger.family, flops, value, interval, unreachable, "; ".join(told))

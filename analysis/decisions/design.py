@@ -46,6 +46,8 @@ class Design:
     proposals: tuple[Proposal, ...]
     extrapolation: dict[str, float]
     """N, D and C of the target over the largest among the fitted runs."""
+    beyond: str
+    """How far the target lies outside the fitted runs, in words."""
 
     @property
     def cost(self) -> float:
@@ -120,8 +122,9 @@ def design(
         n, d = (float(value) for value in points[best])
         proposals.append(Proposal(n, d, float(costs[best]), _half_width(toward, covariance) / linear * before))
     flops = float(fitted.flops_per_token(target[0])) * target[1]
-    far = fitted.extrapolation({"parameters": target[0], "tokens": target[1], "flops": flops})
-    return Design(fitted.family, target, budget, before, tuple(proposals), far)
+    asked = {"parameters": target[0], "tokens": target[1], "flops": flops}
+    far = fitted.extrapolation(asked), fitted.beyond(asked)
+    return Design(fitted.family, target, budget, before, tuple(proposals), *far)
 
 
 def sweep_fragment(found: Design, fitted: Fit) -> str:

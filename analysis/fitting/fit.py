@@ -40,11 +40,7 @@ def percentile(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def beyond_runs(extrapolation: Mapping[str, float]) -> str:
-    """In words, what of N, D and C lies beyond the runs; empty where nothing does."""
-    names = {"flops": "the compute", "parameters": "the parameters", "tokens": "the tokens"}
-    told = [f"{times:.3g} times {names[name]}" for name, times in extrapolation.items() if times > 1 + 1e-9]
-    return f"{', '.join(told)} of the largest run" if told else ""
+LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
 
 
 def log_inputs(frame: pl.DataFrame, form: Form) -> Array:
@@ -203,8 +199,8 @@ class Fit:
     def _scattered(self, drawn: Array, flops: Array) -> Array:
         """What each draw says (draws, *shape), with the scatter of one run of so much compute.
 
-        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs do not weigh
-        by it, a slope that may be chance makes no run scatter less than runs do on the whole.
+        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs are not
+        weighed by it, a slope that may be chance makes no run scatter less than runs do on the whole.
         """
         each = (-1, *[1] * (drawn.ndim - 1))
         exponents, far = self.noise_exponents.reshape(each), self._far(flops)
@@ -268,6 +264,17 @@ class Fit:
     def extrapolation(self, asked: Mapping[str, float]) -> dict[str, float]:
         """Each of N (`parameters`), D (`tokens`) and C (`flops`) over the largest among the fitted runs."""
         return {name: value / float(np.max(self.used[name].to_numpy())) for name, value in asked.items()}
+
+    def beyond(self, asked: Mapping[str, float]) -> str:
+        """How far each of N, D and C lies outside the fitted runs, in words; empty where all lie among them."""
+        told = []
+        for name, value in asked.items():
+            low, high = (float(end(self.used[name].to_numpy())) for end in (np.min, np.max))
+            if value > 1.001 * high:
+                told.append(f"{LETTERS[name]} {value / high:.3g} times the largest")
+            elif value < low / 1.001:
+                told.append(f"{LETTERS[name]} {value / low:.3g} times the smallest")
+        return f"{', '.join(told)} of its runs" if told else ""
 
     @property
     def information(self) -> float:

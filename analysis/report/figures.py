@@ -4,8 +4,10 @@
 there are no curves): an empty figure would say something that is not so.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,11 +56,11 @@ def sizes(evidence: Evidence) -> Figure:
             color = plots.shade(every.index(budget), len(every))
             center, low, high = fitted.predict(n, budget)
             axis.fill_between(n, low, high, color=color, alpha=0.18, linewidth=0)
-            axis.plot(n, center, color=color, linewidth=1.4, label=f"D = {compact(round(budget))}")
+            axis.plot(n, center, color=color, linewidth=1.4, label=f"D = {plots.rounded(budget)}")
         plots.measured(axis, used, "parameters", "tokens")
         axis.set(xscale="log", xlabel="parameters N", title=fitted.family)
         plots.quantity_axis(axis)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the points, never on them
     axes[0].set_ylabel("validation loss (nats per token)")
     plots.same_limits(axes, np.concatenate([fitted.used["loss"].to_numpy() for fitted in evidence.fits]))
     return figure
@@ -140,8 +142,10 @@ def envelope(evidence: Evidence) -> Figure:
         try:
             found = isoflop.envelope(points)
             label += f": N* ~ C^{found.exponent:.2f}"
-        except RefusalError:
+        except RefusalError as refusal:
             label += ": no envelope"
+            why = textwrap.fill(str(refusal), 46)
+            axis.text(0.02, 0.02, why, transform=axis.transAxes, fontsize=7, verticalalignment="bottom")
         axis.set(xscale="log", xlabel="compute so far (FLOPs)", title=label)
         late = points.filter(pl.col("tokens") > 0.05 * points["tokens"].max())["loss"].to_numpy()
         if late.size:
@@ -209,14 +213,29 @@ def multipliers(evidence: Evidence) -> Figure:
         found = [allocation.compute_multiplier(baseline, fitted, float(flops)) for flops in c]
         low, high = np.array([one.interval for one in found]).T
         axes[0].fill_between(c, low, high, color=color, alpha=0.18, linewidth=0)
-        multiples = [one.value for one in found]
-        axes[0].plot(c, multiples, plots.dash_of(index), color=color, linewidth=1.6, label=fitted.family)
+        multiples = np.array([one.value for one in found])
+        near = np.array([_is_near_runs(baseline, at) for at in c]) & np.array(
+            [_is_near_runs(fitted, at / times) for at, times in zip(c, multiples, strict=True)]
+        )
+        label = fitted.family if near.all() else f"{fitted.family} (dotted: the optimum is far from the runs)"
+        axes[0].plot(c, multiples, ":", color=color, linewidth=1.2)
+        shown = np.where(near, multiples, np.nan)
+        axes[0].plot(c, shown, plots.dash_of(index), color=color, linewidth=1.6, label=label)
     axes[0].axhline(1, color="0.5", linewidth=0.8)
     axes[0].set(xscale="log", xlabel=f"compute of {baseline.family} (FLOPs)", title="compute multiplier")
     axes[0].set_ylabel(f"compute {baseline.family} needs,\nover the other's")
     axes[0].set_ylim(0, min(float(axes[0].get_ylim()[1]), 20.0))
     _legend(axes[0], evidence)
     return figure
+
+
+def _is_near_runs(fitted: Fit, flops: float) -> bool:
+    """Whether the best split of a budget lies within a factor of three of the models and budgets that were trained."""
+    if not 0 < flops < np.inf:
+        return False
+    best = allocation.allocate_runs(replace(fitted, draws=fitted.draws[:2]), flops)
+    of_n = plots.is_near(np.array([best.parameters]), fitted.used["parameters"])
+    return bool(of_n.all() and plots.is_near(np.array([best.tokens]), fitted.used["tokens"]).all())
 
 
 FIGURES: dict[str, Callable[[Evidence], Figure]] = {
@@ -229,6 +248,24 @@ FIGURES: dict[str, Callable[[Evidence], Figure]] = {
     "exponents": exponents,
     "multipliers": multipliers,
 }
+
+
+@contextmanager
+def drawn(evidence: Evidence) -> Iterator[Mapping[str, Figure | RefusalError]]:
+    """Every figure by its name, drawn once and on no ground, or why the runs cannot show it; closed in the end."""
+    found: dict[str, Figure | RefusalError] = {}
+    try:
+        with plots.style():
+            for name, draw in FIGURES.items():
+                try:
+                    found[name] = draw(evidence)
+                except RefusalError as refusal:
+                    found[name] = refusal
+        yield found
+    finally:
+        for figure in found.values():
+            if isinstance(figure, Figure):
+                plt.close(figure)
 
 
 def _panels(count: int, width: float = 3.8) -> tuple[Figure, list[Axes]]:

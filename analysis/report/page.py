@@ -5,23 +5,22 @@ scripts the figures of `analysis.report.figures` stand for themselves.
 """
 
 import html
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
 from analysis.fitting.fit import LEVEL, Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, law_of
-from analysis.report import plots
-from analysis.report.figures import FIGURES, Evidence
+from analysis.report import figures, plots
+from analysis.report.figures import Evidence
 from xlstm.quantities import compact
 
 DRAWS_ON_PAGE = 300
@@ -49,7 +48,22 @@ CAPTIONS = {
 
 
 def write(path: Path, title: str, evidence: Evidence) -> Path:
-    """Write the page; returns its path."""
+    """Draw the figures and write the page; returns its path."""
+    with figures.drawn(evidence) as drawn:
+        return write_with(path, title, evidence, drawn, {})
+
+
+def write_with(
+    path: Path,
+    title: str,
+    evidence: Evidence,
+    drawn: Mapping[str, Figure | RefusalError],
+    about: Mapping[str, str],
+) -> Path:
+    """Write the page with figures that were drawn; returns its path.
+
+    `about` says what the page was made of and how, by what each is called; an `http` address becomes a link.
+    """
     fits = evidence.fits
     page = resources.files("analysis.report") / "assets"
     parts = [
@@ -77,11 +91,16 @@ def write(path: Path, title: str, evidence: Evidence) -> Path:
     parts.append("<h2>How sure the optimum is</h2><div class=wide>" + _certificates(fits) + "</div>")
     if any(fitted.others for fitted in fits):
         parts.append("<h2>Which form</h2><div class=wide>" + _forms(fits) + "</div>")
-    parts.append("<h2>Figures</h2>" + "".join(_figure(name, evidence) for name in FIGURES))
+    parts.append("<h2>Figures</h2>" + "".join(_figure(name, figure) for name, figure in drawn.items()))
     if evidence.references:
         items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
         parts.append(f"<h2>Published numbers</h2><ul>{items}</ul>")
-    parts.append("<h2>Runs</h2><div class=wide>" + _runs(fits) + "</div>")
+    parts.append(
+        "<h2>Runs</h2><div class=bar><button id=csv>Download as CSV</button></div>"
+        "<div class=wide>" + _runs(fits) + "</div>"
+    )
+    if about:
+        parts.append("<h2>How this page was made</h2><dl>" + "".join(map(_said, about.items())) + "</dl>")
     # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
     data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
     parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text()}</script></html>")
@@ -132,11 +151,12 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         "scatter": np.round(fitted.noise_exponents[:DRAWS_ON_PAGE], 5).tolist(),
         "weighed": bool(fitted.noise_exponent),
         "meanLogC": float(np.log(c).mean()),
-        "largest": {name: float(values.max()) for name, values in (("parameters", n), ("tokens", d), ("flops", c))},
         "rivals": [rival.law.to_vector().tolist() for rival in fitted.rivals if rival.can_split],
         "widening": fitted.rollout.widening if fitted.rollout is not None else 1.0,
     }
-    look = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
+    look: dict[str, Any] = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
+    ranges = {name: [float(values.min()), float(values.max())] for name, values in zip("NDC", (n, d, c), strict=True)}
+    look |= {"ranges": ranges, "per_token": float(np.median(c / (n * d)))}
     return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law} | doubt
 
 
@@ -149,23 +169,20 @@ def _largest(fits: Sequence[Fit], column: str) -> float:
     return max(float(np.max(fitted.used[column].to_numpy())) for fitted in fits)
 
 
-def _figure(name: str, evidence: Evidence) -> str:
+def _said(item: tuple[str, str]) -> str:
+    name, value = map(html.escape, item)
+    shown = f'<a href="{value}">{value}</a>' if value.startswith("http") else value
+    return f"<dt>{name}</dt><dd>{shown}</dd>"
+
+
+def _figure(name: str, figure: Figure | RefusalError) -> str:
     """A figure that takes its ink from the page, light or dark, or why there is none."""
     caption = html.escape(CAPTIONS[name])
-    try:
-        drawn = _svg(name, evidence)
-    except RefusalError as refusal:
-        return f"<figcaption>{caption} Not drawn: {html.escape(str(refusal))}.</figcaption>"
+    if isinstance(figure, RefusalError):
+        return f"<figcaption>{caption} Not drawn: {html.escape(str(figure))}.</figcaption>"
+    with plots.style():
+        drawn = plots.svg(figure, name).replace(plots.INK, "currentColor")
     return f"<figure><div class=wide>{drawn}</div><figcaption>{caption}</figcaption></figure>"
-
-
-def _svg(name: str, evidence: Evidence) -> str:
-    with plots.style(transparent=True), plt.rc_context({"svg.hashsalt": name}):
-        figure = FIGURES[name](evidence)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    return "<svg" + buffer.getvalue().partition("<svg")[2].replace(plots.INK, "currentColor")
 
 
 def _laws(fits: Sequence[Fit]) -> str:
@@ -256,8 +273,8 @@ def _runs(fits: Sequence[Fit]) -> str:
                     (compact(round(row["parameters"])), row["parameters"]) if row["parameters"] else "",
                     (compact(round(row["tokens"])), row["tokens"]) if row["tokens"] else "",
                     (f"{row['flops']:.3g}", row["flops"]) if row["flops"] else "",
-                    f"{loss:.4f}" if loss else "",
-                    f"{bits:.4f}" if bits else "",
+                    (f"{loss:.4f}", loss) if loss else "",
+                    (f"{bits:.4f}", bits) if bits else "",
                     row["excluded"] or "",
                 ]
             )

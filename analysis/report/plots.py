@@ -1,5 +1,6 @@
 """Figures of a fit: loss against tokens and against compute, with the law, its interval and the measured runs."""
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ SIZE_MAP = matplotlib.colormaps["viridis"]
 
 
 @contextmanager
-def style(*, transparent: bool = False) -> Iterator[None]:
-    """Settings of every figure; `transparent` for one that lies on a page's own ground."""
+def style() -> Iterator[None]:
+    """Settings of every figure: it lies on no ground of its own, which `save` gives it."""
     settings = {
         "font.size": 9,
         "axes.titlesize": 10,
@@ -48,7 +49,7 @@ def style(*, transparent: bool = False) -> Iterator[None]:
         "axes.facecolor": "none",
         "text.parse_math": False,  # a name with dollars is a name
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-        "figure.facecolor": "none" if transparent else "white",
+        "figure.facecolor": "none",
     }
     with plt.rc_context(settings):
         yield
@@ -91,6 +92,11 @@ def quantity_axis(axis: Axes, which: str = "x") -> None:
     chosen.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=12))
     chosen.set_minor_locator(NullLocator())
     chosen.set_major_formatter(lambda value, _: compact(round(value)))
+
+
+def rounded(count: float) -> str:
+    """A budget as people name it: whole optimizer steps make 299,008 tokens of 300K."""
+    return compact(round(float(f"{count:.2g}")))
 
 
 def same_limits(axes: Sequence[Axes], losses: Array) -> None:
@@ -141,10 +147,34 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write a figure in several formats; returns the paths. ValueError names the formats there are."""
+    """Write a figure in several formats, on white; returns the paths. The same figure makes the same bytes.
+
+    ValueError names the formats there are.
+    """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+    name_ticks(figure)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(f".{name}") for name in formats]
+    with plt.rc_context({"svg.hashsalt": stem.name}):
+        for path in paths:
+            undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
+            figure.savefig(path, facecolor="white", metadata=undated)
+    return paths
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure on no ground, for a page that has one of its own."""
+    name_ticks(figure)
+    buffer = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "<svg" + buffer.getvalue().partition("<svg")[2]
+
+
+def name_ticks(figure: Figure) -> None:
+    """Write powers of ten in plain characters."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(axis.get_major_formatter(), LogFormatter):
@@ -152,12 +182,6 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[P
                 low, high = sorted(axis.get_view_interval())
                 few = high < 10 * low  # a single power of ten at most: what lies between is named too
                 axis.set_minor_formatter(FuncFormatter(_power_of_ten) if few else NullFormatter())
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(f".{name}") for name in formats]
-    for path in paths:
-        figure.savefig(path)
-    plt.close(figure)
-    return paths
 
 
 def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
@@ -176,7 +200,7 @@ def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
     budgets = sorted(used["tokens"].unique().to_list())
     quantity_axis(axis)
     if len(budgets) <= 5:
-        axis.set_xticks(budgets)
+        axis.set_xticks(budgets, [rounded(budget) for budget in budgets])
     axis.set_xlabel("training tokens D")
     axis.set_title(fitted.family)
     axis.legend(fontsize=8, handletextpad=0.2)

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +90,7 @@ def fit(
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
     with one_line_errors():
-        from orchestrator.display.tables import fit_table, forms_line
+        from orchestrator.display.tables import fit_table, forms_line, noise_line
         from orchestrator.workbench import laws
 
         asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma)
@@ -114,6 +115,8 @@ def fit(
         console.print(forms_line(document), highlight=False, style="dim")
     console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
     for document in documents:
+        if "noise" in document:
+            console.print(noise_line(document), highlight=False, style="dim", soft_wrap=True)
         left_out = document["rows"]["excluded"]
         for line in _counted(left_out)[:_LINES]:
             console.print(line, highlight=False, style="dim", soft_wrap=True)
@@ -170,8 +173,9 @@ def design(
     console = make_console()
     for document in documents:
         console.print(design_table(document))
-        if told := laws.beyond(document):
-            console.print(f"the target is {told}", highlight=False)
+        if document["beyond"]:
+            console.print(f"{document['family']}: {document['beyond']}", highlight=False)
+    _warn(warning for document in documents for warning in document["warnings"])
     if fragment is not None:
         console.print(f"written to {fragment}", highlight=False, soft_wrap=True)
 
@@ -194,12 +198,19 @@ def _print_conventions(found: list[dict[str, Any]], as_json: bool) -> None:
 
 
 @app.command()
-def plot(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
-    """Draw the fitted laws, as PNG, PDF and SVG, and one page with everything."""
+def plot(
+    source: SourceArgument,
+    columns: ColumnsOption = None,
+    reference: ReferenceOption = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", metavar="png|pdf|svg", help="Of the figures; may be repeated.")
+    ] = None,
+) -> None:
+    """Draw the fitted laws, as PNG or as asked, and one page with everything."""
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        paths, refusals, complaint = laws.plot(source, _columns(columns), reference or ())
+        paths, refusals, complaint = laws.plot(source, _columns(columns), reference or (), formats or ("png",))
     _complain(complaint)
     for line in (*paths, *refusals):
         print(line)
@@ -239,11 +250,11 @@ def predict(
         return
     for row in rows:
         (low, high), (least, most) = row["interval"], row["new_run_interval"]
-        told = laws.beyond(row)
         print(
             f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}; "
-            f"a new run [{least:.4f}, {most:.4f}]" + (f"; {told}" if told else "")
+            f"a new run [{least:.4f}, {most:.4f}]" + (f"; {row['beyond']}" if row["beyond"] else "")
         )
+    _warn(warning for row in rows for warning in row["warnings"])
 
 
 @app.command()
@@ -258,12 +269,13 @@ def allocate(
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        splits, multipliers = laws.allocate(source, _columns(columns), flops, inference_tokens)
+        splits, multipliers, warnings = laws.allocate(source, _columns(columns), flops, inference_tokens)
     if as_json:
         print_json(
             {
                 "allocations": [{"family": family, **asdict(split)} for family, split in splits],
                 "compute_multipliers": [asdict(multiplier) for multiplier in multipliers],
+                "warnings": warnings,
             }
         )
         return
@@ -271,6 +283,14 @@ def allocate(
         print(f"{family}: {split.sentence}")
     for multiplier in multipliers:
         print(multiplier.sentence)
+    _warn(warnings)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    """What fits warn of, with all that is read off them."""
+    console = make_console()
+    for warning in dict.fromkeys(warnings):
+        console.print(warning, highlight=False, style="yellow", soft_wrap=True)
 
 
 def _complain(complaint: str | None) -> None:

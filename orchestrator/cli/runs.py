@@ -1,4 +1,4 @@
-"""Verbs about runs: train, generate, logs, diff, runs, export, delete."""
+"""Verbs about runs: train, noise, generate, logs, diff, runs, table, export, delete."""
 
 import json
 import sys
@@ -53,6 +53,40 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
 
 
 @app.command()
+def noise(
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what rounding does to a run's loss: three repeats with other threads, kernels and micro-batches."""
+    from rich.console import Console
+
+    from orchestrator.errors import InputError
+    from orchestrator.workbench.noise import plan_repeats
+
+    console = Console(quiet=True) if as_json else make_console()
+    with one_line_errors():
+        repeats = plan_repeats(workspace_here(), run)
+        if repeats.missing:
+            print(repeats.summary, file=sys.stderr if as_json else sys.stdout)
+            if not yes:
+                if not sys.stdin.isatty():
+                    raise InputError("nothing was trained: nobody can be asked here; say --yes")
+                typer.confirm("train them here?", abort=True)
+    with one_line_errors(), interruption(console, f"scaling noise {run}"):
+        found = repeats.carry_out(console)
+    if as_json:
+        print_json({"run_id": found.run_id, "floor": found.floor, "loss": found.loss, "repeats": dict(found.repeats)})
+        return
+    for name, loss in {
+        "the run itself": found.loss,
+        **{f"other {one}": at for one, at in found.repeats.items()},
+    }.items():
+        print(f"{name}: loss {loss:.6f}")
+    print(f"{found.run_id}: rounding alone moves the logarithm of its loss by {found.floor:.2g} (standard deviation)")
+
+
+@app.command()
 def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
@@ -96,7 +130,7 @@ def logs(
 def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> None:
     """Show in which settings two runs differ: first the physics, then how they were carried out."""
     from orchestrator.standing.lookup import find_run
-    from xlstm.run.spec import differences
+    from xlstm.run.identity import differences
 
     workspace = workspace_here()
     with one_line_errors():
@@ -128,6 +162,35 @@ def runs_of(
         frame.write_parquet(parquet)
     if csv is None and parquet is None:
         sys.stdout.write(frame.write_csv())
+
+
+@app.command()
+def table(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A submitted sweep.")],
+    measure: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What stands in the cells, such as accuracy or loss.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="What the columns are: an axis such as task or pairs.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--to", metavar="FILE", help="Write .md, .tex, .csv, .png, .pdf or .svg.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show families by tasks: the best of a searched axis, mean and interval over seeds."""
+    from orchestrator.workbench.measures import measure_table, write_table
+
+    with one_line_errors():
+        made = measure_table(workspace_here(), sweep_name(sweep), measure, columns)
+        for file in files or ():
+            write_table(made, file)
+    if as_json:
+        print_json(made.to_json())
+        return
+    sys.stdout.write(made.markdown())
+    if made.measured < made.planned:
+        print(f"{made.measured} of {made.planned} runs have this measure", file=sys.stderr)
 
 
 @app.command()

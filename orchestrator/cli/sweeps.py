@@ -69,6 +69,8 @@ def plan(
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
+        for line in made.advice:
+            console.print(line, highlight=False, style="yellow", soft_wrap=True)
         if checked is not None and not problems:
             console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
     if checked is not None and checked.problems:
@@ -150,8 +152,8 @@ def watch(
     from rich.console import Console, Group
     from rich.live import Live
 
-    from orchestrator.display.tables import runs_table
-    from orchestrator.standing.status import look
+    from orchestrator.display.tables import runs_table, swept
+    from orchestrator.standing.status import Lookout
     from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.slurm import ASK_SECONDS, reconcile
     from xlstm.run.records import State
@@ -161,17 +163,19 @@ def watch(
         mend_plan(workspace, name)
     console = Console(quiet=True) if as_json else make_console()
     with one_line_errors(), Live(console=console, auto_refresh=False, transient=True) as live:
-        ask_slurm = 0.0
+        ask_slurm, look, chosen = 0.0, Lookout(workspace, name), None
         while True:
             if time.monotonic() > ask_slurm:
                 reconcile(workspace, name)
                 ask_slurm = time.monotonic() + ASK_SECONDS
-            standing = look(workspace, name)
+            standing = look()
             if all(state.ended for state in standing.counts):
                 break
             # What runs first: a long sweep is taller than the terminal.
-            runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)
-            live.update(Group(_headline(standing), runs_table(runs, width_of(console))), refresh=console.is_terminal)
+            runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)[: max(4, console.height - 3)]
+            chosen = chosen or swept([run.planned for run in standing.runs])
+            table = runs_table(runs, width_of(console), chosen)
+            live.update(Group(_headline(standing), table), refresh=console.is_terminal)
             time.sleep(every)
     if as_json:
         print_json(standing.document())

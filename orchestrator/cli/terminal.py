@@ -101,6 +101,11 @@ def one_line_errors() -> "Iterator[None]":
     except (InputError, SweepError, DamagedFileError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _TRAINING:
+            raise
+        print(f"{error.name} is not installed: this needs more than laws do, {_TRAIN_EXTRA}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
     except StoppedError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(A_RUN_FAILED) from None
@@ -109,6 +114,10 @@ def one_line_errors() -> "Iterator[None]":
             raise
         print(refused_by_the_system(error), file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
+
+
+_TRAINING = frozenset({"torch", "triton", "numba", "mlflow", "tokenizers", "safetensors", "psutil"})
+_TRAIN_EXTRA = "in a checkout: pip install -c constraints.txt '.[train]'"
 
 
 def refused_by_the_system(error: OSError) -> str:

@@ -1,7 +1,8 @@
 """The progress of a submission, for people: a live table on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.text import Text
 from orchestrator.execution.controller import Event, Happening
 from orchestrator.execution.submission import Display
 from xlstm.quantities import compact, duration
-from xlstm.run.directory import RunDirectory
+from xlstm.run.directory import RunDirectory, describe
 from xlstm.run.records import Metric, Result, State
 
 PLAIN_SECONDS = 30.0
@@ -69,48 +70,73 @@ class SweepProgress:
     sweep: str
     lines: dict[str, _Line]
     started: float = field(default_factory=time.monotonic)
+    latest: deque[_Line] = field(default_factory=lambda: deque(maxlen=MOST_ROWS))
+    """Those that were completed last."""
     _at_start: float | None = None
+    _shown: dict[str, _Line] = field(default_factory=dict)
+    """What runs, and what ended without a result."""
+    _begun: dict[str, _Line] = field(default_factory=dict)
+    """What holds tokens and is not complete. However many wait or are complete, a look takes no longer."""
+
+    def __post_init__(self) -> None:
+        self.flops = sum(line.flops for line in self.lines.values())
+        self._counts = Counter(line.state for line in self.lines.values())
+        self._complete = self._gone = 0.0
 
     def happened(self, event: Event) -> None:
         if event.what is Happening.DAMAGED:
             return
         line = self.lines[event.run.run_id]
+        before, run_id = line.state, event.run.run_id
         line.state, line.reason = event.status.state, event.status.reason
         if event.what is Happening.STARTED:
             line.state = State.RUNNING
+        self._counts[before] -= 1
+        self._counts[line.state] += 1
+        self._complete += line.flops * ((line.state is State.COMPLETED) - (before is State.COMPLETED))
+        self._gone += line.flops * (_is_gone(line.state) - _is_gone(before))
         if line.state is State.COMPLETED:
             line.result = event.run.known_result()
             line.tokens = line.planned["tokens"]
+            self._begun.pop(run_id, None)
+            if before is not State.COMPLETED:
+                self.latest.append(line)
+        if line.state is State.RUNNING or line.state.unsuccessful:
+            self._shown[run_id] = line
+        else:
+            self._shown.pop(run_id, None)
 
     def read(self, run_directories: Mapping[str, RunDirectory]) -> None:
         """Look at the metrics of what runs."""
-        for run_id, run in run_directories.items():
-            line = self.lines[run_id]
-            if line.state is State.RUNNING and (row := run.last_row()):
+        for run_id, line in self._shown.items():
+            if line.state is State.RUNNING and (row := run_directories[run_id].last_row()):
                 line.tokens = int(row.get(Metric.TOKENS, line.tokens))
                 line.loss = row.get(Metric.LOSS)
                 line.speed = row.get(Metric.TOKENS_PER_SECOND)
+                self._begun[run_id] = line
         if self._at_start is None:
             self._at_start = self.flops_done
 
     @property
-    def flops(self) -> float:
-        return sum(line.flops for line in self.lines.values())
+    def shown(self) -> Iterable[_Line]:
+        """What runs, and what ended without a result."""
+        return self._shown.values()
 
     @property
     def flops_done(self) -> float:
-        return sum(line.fraction * line.flops for line in self.lines.values())
+        return self._complete + sum(line.fraction * line.flops for line in self._begun.values())
 
     @property
     def seconds_left(self) -> float | None:
         """Until the runs have ended that still may, from the rate since the start; None while nothing was done yet."""
         done = self.flops_done - (self._at_start or 0.0)
         elapsed = time.monotonic() - self.started
-        left = sum(line.flops * (1 - line.fraction) for line in self.lines.values() if not line.state.ended)
+        begun = sum(line.fraction * line.flops for line in self._begun.values() if not line.state.ended)
+        left = self.flops - self._complete - self._gone - begun
         return elapsed * left / done if done > 0 else None
 
     def count(self, *states: State) -> int:
-        return sum(line.state in states for line in self.lines.values())
+        return sum(self._counts[state] for state in states)
 
     def summary(self) -> str:
         """`7 of 18 runs complete, 2 running, 61% of the FLOPs, 3:20 left`."""
@@ -161,9 +187,7 @@ class LiveDisplay:
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for name in ("tokens", "loss", "tokens/s", "left"):
             table.add_column(name, justify="right", no_wrap=True)
-        shown = [line for line in progress.lines.values() if line.state is State.RUNNING or line.state.unsuccessful]
-        ended = [line for line in progress.lines.values() if line.state is State.COMPLETED]
-        shown = shown[:MOST_ROWS]
+        shown, ended = list(progress.shown)[:MOST_ROWS], list(progress.latest)
         for line in [*ended[max(0, len(ended) - (MOST_ROWS - len(shown))) :], *shown]:
             loss = line.result.validation.loss if line.result else line.loss
             left = line.seconds_left if line.state is State.RUNNING else None
@@ -210,6 +234,11 @@ class PlainDisplay:
         self.console.print(self.progress.summary(), soft_wrap=True, highlight=False)
 
 
+def _is_gone(state: State) -> bool:
+    """Whether a run ended without a result: nothing of it is left to be done."""
+    return state.ended and state is not State.COMPLETED
+
+
 def state_word(state: State, tokens: int) -> str:
     """A state for people; what runs and has no step yet loads, and compiles where nobody did before."""
     return "starting" if state is State.RUNNING and not tokens else state.value.lower()
@@ -226,8 +255,7 @@ def _sentence(event: Event) -> str:
     state = event.status.state
     words = f"{event.run.run_id}: {event.what.value}"
     if event.what is Happening.HELD and (holder := event.status.lease) is not None:
-        since = time.strftime("%H:%M:%S", time.localtime(holder.heartbeat))
-        words += f": process {holder.pid} on {holder.host}, last seen {since}; waiting for it"
+        words += f": {describe(holder)}; waiting for it"
     if event.what is Happening.ENDED:
         words = f"{event.run.run_id}: {state.value.lower()}"
         result = event.run.known_result() if state is State.COMPLETED else None

@@ -98,9 +98,12 @@ def plan_summary(document: Mapping[str, Any]) -> str:
     return text + settled
 
 
-def runs_table(runs: Sequence[RunStanding], width: int | None = None) -> Group:
-    """The table of a sweep's runs, as status and the end of a submission show it, within so many characters."""
-    chosen = swept([run.planned for run in runs])
+def runs_table(runs: Sequence[RunStanding], width: int | None = None, chosen: Sequence[str] | None = None) -> Group:
+    """The table of a sweep's runs, as status and the end of a submission show it, within so many characters.
+
+    `chosen` is what `swept` gives, where it is known already.
+    """
+    chosen = swept([run.planned for run in runs]) if chosen is None else chosen
     numbers = ("parameters", "tokens", "loss", "perplexity", "bits/byte", "attempts")
     gone = ("attempts", "bits/byte", "parameters", "tokens", "loss")
     table = Columns(("run", *chosen, "state", *numbers, "reason"), _LEFT, dispensable=gone)
@@ -172,6 +175,15 @@ def forms_line(document: Mapping[str, Any]) -> str:
             words.append(f"rollout {rolled['error']:.2%}, {rolled['outside']} of {rolled['runs']} outside")
         said.append(" ".join(words))
     return f"{document['family']}: " + "; ".join(said)
+
+
+def noise_line(document: Mapping[str, Any]) -> str:
+    """What rounding alone does to the log losses that were fitted, beside Huber's delta."""
+    noise = document["noise"]
+    count = len(noise["runs"])
+    said = f"rounding alone moves log losses by {noise['floor']:.2g} ({count} run{'s' if count > 1 else ''} repeated)"
+    delta = "" if noise["delta"] is None else f", Huber's delta is {noise['delta']:g}"
+    return f"{document['family']}: {said}{delta}"
 
 
 def _parameter(fit: Mapping[str, Any], name: str) -> str:

@@ -36,7 +36,10 @@ def serve(workspace: Workspace, host: str, port: int, *, open_browser: bool = Fa
     server = subprocess.Popen(command, env=quiet | os.environ | store)
     try:
         _await(server, address)
-        links = {name: address + charts_link(one) for name, one in experiments(workspace.tracking_uri).items()}
+        links = {
+            name: address + charts_link(one)
+            for name, one in experiments(workspace.tracking_uri, workspace.artifacts).items()
+        }
         print(f"MLflow on {workspace.root}: {address}  (Ctrl-C ends it)")
         for sweep, link in links.items():
             print(f"charts of {sweep}: {link}")

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 SUPERVISOR = "orchestrator.execution.supervisor"
 
 
-def arguments(job: "Job", executor: str) -> list[str]:
-    """What every supervisor of an attempt is told: the run, the token of its lease, and what it shares with others."""
+def arguments(job: "Job", executor: str, *, whole_devices: bool = False) -> list[str]:
+    """What every supervisor of an attempt is told: the run, the token of its lease, and what it shares with others.
+
+    `whole_devices`: the engine hands out no parts of a device.
+    """
     told = [str(job.run.path), "--token", job.token, "--executor", executor]
+    if whole_devices:
+        told.append("--whole-devices")
     if job.fork is not None:
         told += ["--fork-run", job.fork.run_id, "--fork-step", str(job.fork.step)]
     if job.checkpoint_at:

@@ -3,7 +3,7 @@
 The controller keeps nothing that the run directories and the engine do not hold: killed at any moment, the next one
 reads them, adopts the jobs that live on, and goes on. Completed runs are not touched. A run that another launcher holds
 is left to it and watched: what the other completes is complete, what it lets go of is taken on. Divergence is final;
-whatever else ends without a result is tried again as long as `xlstm.run.retry` finds that worth while.
+whatever else ends without a result is tried again as long as `xlstm.run.executor` finds that worth while.
 """
 
 import time
@@ -16,14 +16,26 @@ from functools import partial
 
 from xlstm.run.damage import set_aside as set_damage_aside
 from xlstm.run.directory import RunDirectory, Workspace
-from xlstm.run.executor import Executor, Handle, Job, JobState, PlannedRun
+from xlstm.run.executor import (
+    Executor,
+    Handle,
+    Job,
+    JobState,
+    PlannedRun,
+    current_submission,
+    judge_from_outside,
+    set_aside,
+    submission_of,
+)
 from xlstm.run.json_files import DamagedFileError
 from xlstm.run.outcome import adopt
 from xlstm.run.records import Fork, State, Status
-from xlstm.run.retry import current_submission, judge_from_outside, set_aside, submission_of
 from xlstm.run.spec import RunSpec
 
 POLL_SECONDS = 0.5
+ALERT_SECONDS = 90.0
+"""For so long after a request to cancel something, all runs are looked at: on a shared file system the request for one
+may be seen later than that there was one."""
 
 
 class Happening(StrEnum):
@@ -85,6 +97,13 @@ class Controller:
         self._progress = {
             planned.run_id: _Progress(planned, self.workspace.run(planned.run_id)) for planned in self.runs
         }
+        # A look takes as long as what trains asks for, however many runs wait or have ended.
+        self._open = dict(self._progress)
+        self._ready: dict[str, _Progress] = {}
+        self._behind: dict[str, list[_Progress]] = {}
+        self._carried: dict[str, _Progress] = {}
+        self._asked: int | None = None
+        self._alert = 0.0
 
     def __call__(self) -> dict[str, Status]:
         """Run until nothing is left to do; returns the status of every run.
@@ -97,7 +116,7 @@ class Controller:
         self._adopt()
         ticked = -POLL_SECONDS
         try:
-            while any(not progress.finished for progress in self._progress.values()):
+            while self._open:
                 self._cancel_requested()
                 self._submit_ready()
                 self._poll()
@@ -106,18 +125,22 @@ class Controller:
                     ticked = time.monotonic()
                 self.executor.rest(POLL_SECONDS)
         except BaseException:
-            self.executor.cancel(list(self._handles()))
+            self.executor.cancel(self._handles())
             raise
         finally:
             self.tick()
         return {run_id: progress.given_up or progress.run.status() for run_id, progress in self._progress.items()}
 
     def _admit(self, progress: _Progress) -> None:
+        """Look at a run for the first time: it is complete, ready, or behind its trunk."""
         progress.submission = current_submission(progress.run)
         if admit(progress.run, progress.planned.spec, partial(self._tell_damage, progress)):
             self._finish_complete(progress, Happening.ALREADY_COMPLETE)
         elif (fork := progress.planned.fork) is not None and not self._may_start(progress.planned):
             progress.run.queue(f"waiting for step {fork.step} of {fork.run_id}")
+            self._behind.setdefault(fork.run_id, []).append(progress)
+        else:
+            self._ready[progress.run.run_id] = progress
 
     def _adopt(self) -> None:
         """Take on the jobs of an earlier controller that live on, and end those that nobody needs any more."""
@@ -127,16 +150,16 @@ class Controller:
             if progress.finished or progress.handle is not None:
                 superfluous.append(handle)
             else:
-                progress.handle, progress.attempts_before = handle, progress.run.status().attempt
+                progress.attempts_before = progress.run.status().attempt
                 progress.submission = submission_of(handle.token)
+                self._carry(progress, handle)
                 self._tell(progress, Happening.ADOPTED)
         self.executor.cancel(superfluous)
 
     def _submit_ready(self) -> None:
+        self._look_behind()
         ready = []
-        for progress in self._progress.values():
-            if progress.finished or progress.handle is not None or not self._may_start(progress.planned):
-                continue
+        for progress in list(self._ready.values()):
             with self._contained(progress):
                 # A fork is asked to end before its trunk is, whose end makes it ready.
                 if self._leave_to_another(progress) or progress.run.cancel_requested():
@@ -156,8 +179,38 @@ class Controller:
             for progress in ready
         ]
         for progress, handle in zip(ready, self.executor.submit(jobs), strict=True):
-            progress.handle, progress.started = handle, False
+            progress.started = False
+            self._carry(progress, handle)
             self._tell(progress, Happening.SUBMITTED)
+
+    def _look_behind(self) -> None:
+        """Take up the forks whose trunk has left their checkpoint, or has ended."""
+        for run_id, forks in list(self._behind.items()):
+            trunk = self._progress[run_id]
+            if not (trunk.finished or trunk.started or trunk.held):
+                continue
+            for fork in [fork for fork in forks if self._may_start(fork.planned)]:
+                forks.remove(fork)
+                if not fork.finished and fork.handle is None:
+                    self._ready[fork.run.run_id] = fork
+            if not forks:
+                del self._behind[run_id]
+
+    def _carry(self, progress: _Progress, handle: Handle) -> None:
+        progress.handle = handle
+        self._carried[progress.run.run_id] = progress
+        self._ready.pop(progress.run.run_id, None)
+
+    def _drop(self, progress: _Progress) -> None:
+        """The run's job has ended, and the run has not."""
+        progress.handle = None
+        del self._carried[progress.run.run_id]
+        self._ready[progress.run.run_id] = progress
+
+    def _close(self, progress: _Progress) -> None:
+        progress.finished, progress.handle = True, None
+        for held in (self._open, self._ready, self._carried):
+            held.pop(progress.run.run_id, None)
 
     def _leave_to_another(self, progress: _Progress) -> bool:
         """Whether another launcher holds the run, or has settled it meanwhile."""
@@ -190,7 +243,12 @@ class Controller:
 
     def _cancel_requested(self) -> None:
         """End the runs whose cancellation somebody asked for; those that wait for a trunk are never submitted."""
-        asked = [one for one in self._progress.values() if not one.finished and one.run.cancel_requested()]
+        before, self._asked = self._asked, self.workspace.cancel_requests()
+        if before not in (None, self._asked):
+            self._alert = time.monotonic() + ALERT_SECONDS
+        if self._asked == before and time.monotonic() > self._alert:
+            return
+        asked = [one for one in self._open.values() if one.run.cancel_requested()]
         self.executor.cancel([one.handle for one in asked if one.handle is not None])
         for progress in asked:
             with self._contained(progress):
@@ -201,8 +259,8 @@ class Controller:
                 self._finish(progress, Happening.ENDED)
 
     def _poll(self) -> None:
-        waiting = [progress for progress in self._progress.values() if progress.handle is not None]
-        states = self.executor.poll([progress.handle for progress in waiting if progress.handle is not None])
+        waiting = list(self._carried.values())
+        states = self.executor.poll(self._handles())
         for progress, state in zip(waiting, states, strict=True):
             if state is JobState.RUNNING and not progress.started:
                 progress.started = True
@@ -223,7 +281,8 @@ class Controller:
             return
         if not ours and (status.attempt > progress.attempts_before or status.lease):
             # Another launcher was first: its attempt is not ours to judge.
-            progress.handle, progress.held = None, True
+            self._drop(progress)
+            progress.held = True
             self._tell(progress, Happening.HELD)
             return
         if status.state is State.COMPLETED or status.state.final:
@@ -258,7 +317,7 @@ class Controller:
             self._finish(progress, Happening.ENDED)
         else:
             self._tell(progress, Happening.RETRIED)
-            progress.handle = None
+            self._drop(progress)
 
     def _finish_complete(self, progress: _Progress, what: Happening) -> None:
         if progress.run.status().state is not State.COMPLETED and not progress.run.is_held():
@@ -267,7 +326,7 @@ class Controller:
         self._finish(progress, what)
 
     def _finish(self, progress: _Progress, what: Happening) -> None:
-        progress.finished, progress.handle = True, None
+        self._close(progress)
         self._tell(progress, what)
 
     def _tell(self, progress: _Progress, what: Happening) -> None:
@@ -286,14 +345,14 @@ class Controller:
             progress.given_up = Status(state=State.FAILED, reason=str(error))
             with suppress(DamagedFileError):
                 progress.run.set_state(State.FAILED, str(error))
-            progress.finished, progress.handle = True, None
+            self._close(progress)
             self.watch(Event(progress.run, Happening.ENDED, progress.given_up))
 
     def _tell_damage(self, progress: _Progress, line: str) -> None:
         self.watch(Event(progress.run, Happening.DAMAGED, Status(reason=line)))
 
-    def _handles(self) -> Iterator[Handle]:
-        return (progress.handle for progress in self._progress.values() if progress.handle is not None)
+    def _handles(self) -> list[Handle]:
+        return [progress.handle for progress in self._carried.values() if progress.handle is not None]
 
 
 def admit(run: RunDirectory, spec: RunSpec, tell: Callable[[str], object]) -> bool:

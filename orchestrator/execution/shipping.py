@@ -3,6 +3,7 @@
 The sweep's parent run carries the sweep, its plan, its ledger and, where somebody fits it, the law so far.
 """
 
+import hashlib
 import json
 import threading
 import time
@@ -17,6 +18,8 @@ from xlstm.run import tracking
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import State
+from xlstm.run.sweep_directory import SweepDirectory
+from xlstm.run.tracking.store import Place
 
 SHIP_SECONDS = 3.0
 MAXIMUM_FAILURES = 2
@@ -58,8 +61,6 @@ class Shipper:
             self._unpublished |= not live
 
     def __enter__(self) -> "Shipper":
-        # The store is initialised here, once, before anybody else may touch a fresh file.
-        self.complaint = tracking.open_store(self.workspace.tracking_uri, self.workspace.artifacts)
         self._thread.start()
         return self
 
@@ -70,6 +71,8 @@ class Shipper:
         self._thread.join()
 
     def _ship_until_end(self) -> None:
+        # Takes seconds, in which the first runs start.
+        self.complaint = tracking.open_store(self.workspace.tracking_uri, self.workspace.artifacts)
         while not self._end.wait(SHIP_SECONDS):
             self._ship()
             if self._unpublished and time.monotonic() - self._published > PUBLISH_SECONDS:
@@ -95,7 +98,11 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     directory = workspace.sweep(sweep)
     if not directory.plan_file.is_file():
         return None  # a single run, which `scaling train` carried out
+    place = Place(sweep, workspace.tracking_uri, workspace.artifacts)
     try:
+        stamp = _stamp(workspace, directory, with_fit=live_fit is not None)
+        if tracking.is_published(place, stamp):
+            return None
         standing = look(workspace, sweep)
         kept = read_json(directory.sweep_file, f"submit {sweep} again from its own file") or {}
     except DamagedFileError as error:
@@ -113,15 +120,17 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     notes = str(kept.get("notes") or "")
     told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
     description = "\n\n".join(part for part in told if part)
-    return tracking.publish(
-        sweep,
-        workspace.tracking_uri,
-        workspace.artifacts,
-        files,
-        ended=ended,
-        description=description,
-        notes=notes,
-    )
+    return tracking.publish(place, files, ended=ended, stamp=stamp, description=description, notes=notes)
+
+
+def _stamp(workspace: Workspace, directory: SweepDirectory, *, with_fit: bool) -> str:
+    """Of all that the account of a sweep is made from. DamagedFileError where its plan cannot be read."""
+    said = hashlib.sha256(b"with the law" if with_fit else b"")
+    for path in (directory.sweep_file, directory.plan_file):
+        said.update(path.read_bytes() if path.is_file() else b"")
+    for row in directory.plan()["runs"]:
+        said.update(tracking.files_stamp(workspace.run(row["run_id"])).encode())
+    return said.hexdigest()
 
 
 def ship(
@@ -134,8 +143,9 @@ def ship(
     """
     shipped: set[str] = set()
     complaint, in_a_row = None, 0
+    place = Place(sweep, workspace.tracking_uri, workspace.artifacts)
     for run_id in run_ids:
-        synced = tracking.sync(workspace.run(run_id), sweep, workspace.tracking_uri)
+        synced = tracking.sync(workspace.run(run_id), sweep, workspace.tracking_uri, place)
         if synced.damage:
             tell(synced.damage)
         if synced.ok:

@@ -51,6 +51,8 @@ class Supervisor:
     run: RunDirectory
     token: str
     executor: str
+    whole_devices: bool = False
+    """Whether the engine hands out no parts of a device."""
     node_rank: int = 0
     rendezvous: str = ""
     fork: Fork | None = None
@@ -100,7 +102,7 @@ class Supervisor:
             attempt=lease.attempt,
             token=self.token,
             executor=self.executor,
-            execution=resolve(spec.execution, self._earlier_launch(lease.attempt), self.executor),
+            execution=resolve(spec.execution, self._earlier_launch(lease.attempt), whole=self.whole_devices),
             host=socket.gethostname(),
             rendezvous=self.rendezvous,
             started=time.time(),
@@ -121,6 +123,8 @@ class Supervisor:
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
             "PYTHONUNBUFFERED": "1",
         }
+        if launch.execution.device == "cuda":
+            environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or pieces would lie idle
         if launch.execution.nodes == 1 and ":" in _loopback():
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would look for 127.0.0.1, which is not there
         supervisor = os.getpid()
@@ -222,10 +226,10 @@ def _become_torchrun(supervisor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def resolve(execution: Execution, earlier: Launch | None, executor: str) -> Execution:
+def resolve(execution: Execution, earlier: Launch | None, *, whole: bool = False) -> Execution:
     """Fill in what the sweep left open: from the earlier attempt, so that a resumed run keeps its arithmetic.
 
-    A GPU is shared where the executor hands out parts of one: Slurm gives it to one job.
+    A GPU is shared unless devices are handed out `whole`, and cores never.
 
     Without one, the device is CUDA where this node has one, and a rank on CPU computes with one thread: the result then
     does not depend on how many cores the machine has.
@@ -236,7 +240,7 @@ def resolve(execution: Execution, earlier: Launch | None, executor: str) -> Exec
     if execution.threads_per_rank is None:
         threads = earlier.execution.threads_per_rank if earlier else 1
         execution = execution.model_copy(update={"threads_per_rank": threads})
-    if execution.device == "cpu" or executor == "slurm":
+    if execution.device == "cpu" or whole:
         execution = execution.model_copy(update={"runs_per_device": 1})
     return execution
 
@@ -246,6 +250,7 @@ def main() -> None:
     parser.add_argument("run_directory", type=Path)
     parser.add_argument("--token", default=uuid.uuid4().hex)
     parser.add_argument("--executor", default="local")
+    parser.add_argument("--whole-devices", action="store_true", help="the engine hands out no parts of a device")
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--rendezvous", default="", help="host:port on the first node, for a run of several nodes")
     parser.add_argument("--fork-run", default="", help="run whose checkpoint this one starts from")
@@ -259,6 +264,7 @@ def main() -> None:
         run=RunDirectory(options.run_directory.absolute()),
         token=options.token,
         executor=options.executor,
+        whole_devices=options.whole_devices,
         node_rank=options.node_rank,
         rendezvous=options.rendezvous,
         fork=Fork(run_id=options.fork_run, step=options.fork_step) if options.fork_run else None,

@@ -93,13 +93,14 @@ class LocalExecutor:
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job; starts what fits into the slots that became free."""
-        for token, running in list(self._running.items()):
-            if running.process.poll() is not None:
-                for slot in running.slots:
-                    self._free[running.need.kind][slot] += running.need.share
-                self._ended.add(token)
-                del self._running[token]
-        self._start_what_fits()
+        ended = [token for token, running in self._running.items() if running.process.poll() is not None]
+        for token in ended:
+            running = self._running.pop(token)
+            for slot in running.slots:
+                self._free[running.need.kind][slot] += running.need.share
+            self._ended.add(token)
+        if ended:
+            self._start_what_fits()
         return [self._state(handle.job) for handle in handles]
 
     def rest(self, seconds: float) -> None:
@@ -128,6 +129,7 @@ class LocalExecutor:
                 running.process.wait()
                 kill_tagged(token)
         self.poll(handles)
+        self._start_what_fits()  # what was dropped lets others past
 
     def _state(self, token: str) -> JobState:
         if token in self._running:
@@ -150,7 +152,10 @@ class LocalExecutor:
 
     def _start_what_fits(self) -> None:
         ahead: list[_Waiting] = []
-        for waiting in self._queue:
+        for position, waiting in enumerate(self._queue):
+            if not any(free for slots in self._free.values() for free in slots.values()):
+                ahead += self._queue[position:]
+                break
             need = waiting.need
             slots = self._room(need)
             if slots is None or not all(one.lets_past(need) for one in ahead):

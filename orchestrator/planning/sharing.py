@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlstm.run.directory import Workspace
+from xlstm.run.identity import canonical
 from xlstm.run.records import Fork
-from xlstm.run.spec import Physics, RunSpec, canonical, shared_steps
+from xlstm.run.spec import Physics, RunSpec, shared_steps
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
@@ -30,6 +31,8 @@ def writable_workspace(workspace: Workspace | None = None) -> Workspace:
 def load_document(workspace: Workspace, name: str) -> dict[str, Any]:
     """The saved plan of a submitted sweep. SweepError naming the nearest one for a name that was never submitted."""
     try:
+        if Path(name).name != name:  # a path is no name, wherever it leads
+            raise FileNotFoundError(name)
         return workspace.sweep(name).plan()
     except FileNotFoundError:
         names = workspace.submitted()

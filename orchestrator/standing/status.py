@@ -1,13 +1,17 @@
 """How a sweep stands, read from its run directories at the moment of asking."""
 
+import html
+import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.standing.ledger import Ledger, account, total
 from orchestrator.standing.lookup import load_document
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.json_files import refused
 from xlstm.run.records import Metric, Result, State
 
 
@@ -76,6 +80,14 @@ class SweepStanding:
     def counts(self) -> Counter[State]:
         return Counter(run.state for run in self.runs)
 
+    def _repr_html_(self) -> str:
+        rows = [run.document() for run in self.runs]
+        shown = ("run_id", "state", "tokens", "tokens_planned", "attempts", "reason")
+        cells = [[*(row[name] for name in shown), (row["validation"] or {}).get("loss", "")] for row in rows]
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in cells)
+        head = "".join(f"<th>{name}</th>" for name in (*shown, "loss"))
+        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
+
     def document(self) -> dict[str, Any]:
         """The sweep as `scaling status --json` shows it."""
         return {
@@ -83,6 +95,40 @@ class SweepStanding:
             "runs": [run.document() for run in self.runs],
             "ledger": self.ledger.document(),
         }
+
+
+@dataclass
+class Lookout:
+    """Looks at a submitted sweep again and again: what waits or has ended is read anew when its folder has changed."""
+
+    workspace: Workspace
+    sweep: str
+    _plan: tuple[int, Mapping[str, Any]] | None = None
+    _seen: dict[str, tuple[int, RunStanding]] = field(default_factory=dict)
+
+    def __call__(self) -> SweepStanding:
+        """How it stands now. SweepError for a name that was never submitted."""
+        written = _changed(self.workspace.sweep(self.sweep).plan_file)
+        if self._plan is None or self._plan[0] != written:
+            self._plan = written, load_document(self.workspace, self.sweep)
+        return SweepStanding(self.sweep, tuple(map(self._stand, self._plan[1]["runs"])))
+
+    def _stand(self, planned: Mapping[str, Any]) -> RunStanding:
+        before, known = self._seen.get(planned["run_id"], (0, None))
+        run = self.workspace.run(planned["run_id"]) if known is None else known.run
+        changed = _changed(run.path)
+        if known is None or known.planned is not planned or known.state is State.RUNNING or changed != before:
+            known = stand(run, planned)
+            self._seen[planned["run_id"]] = changed, known
+        return known
+
+
+def _changed(path: Path) -> int:
+    """When a file, or which files a folder holds, changed last, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def look(workspace: Workspace, sweep: str) -> SweepStanding:
@@ -94,8 +140,16 @@ def look(workspace: Workspace, sweep: str) -> SweepStanding:
 def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
     """How one run stands. A run whose launcher died without a word is interrupted, whatever its status says.
 
-    What is damaged of it is named in its reason; one whose result cannot be read has failed.
+    What is damaged of it is named in its reason; one whose result, or whose folder, cannot be read has failed.
     """
+    try:
+        return _stand(run, planned)
+    except PermissionError as error:
+        denied = str(refused(run.path, error, "make it readable"))
+        return RunStanding(planned, run, State.FAILED, denied, 0, 0, None, None, Ledger())
+
+
+def _stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
     status, result = run.status(), run.known_result()
     state, reason = status.state, status.reason
     if state is State.COMPLETED and run.result_file in run.noticed:

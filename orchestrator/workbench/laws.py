@@ -5,9 +5,11 @@ it is not there or its rows cannot answer.
 """
 
 import errno
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +24,23 @@ from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
 from analysis.findings import RefusalError
-from analysis.fitting.fit import Fit, beyond_runs
+from analysis.fitting.fit import Fit
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
+from orchestrator.execution import provenance
+from orchestrator.standing.noise import measured
 from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
+from xlstm.quantities import nearest
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
-from xlstm.run.tracking import log_artifact
+from xlstm.run.secrets import masked
+from xlstm.run.tracking import embedded, log_artifact
+from xlstm.run.tracking.charts import charts_link
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from analysis.report.figures import Evidence
 
 
@@ -94,7 +103,20 @@ def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = 
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
     source = open_source(typed, columns, wishes)
-    return documents(source.fits, source.question), source.notes, source.folder
+    found = documents(source.fits, source.question)
+    told = [document | _noise(source, one) for document, one in zip(found, source.fits, strict=True)]
+    return told, source.notes, source.folder
+
+
+def _noise(source: Source, fitted: Fit) -> dict[str, Any]:
+    """What rounding alone does to the losses that were fitted, beside Huber's delta; empty where nobody measured it."""
+    if source.kind is Kind.TABLE:
+        return {}
+    runs = [source.workspace.run(name) for name in fitted.used["run_id"] if name == Path(name).name]
+    floors = {noise.run_id: noise.floor for run in runs if (noise := measured(run)) is not None}
+    if not floors:
+        return {}
+    return {"noise": {"floor": max(floors.values()), "delta": fitted.objective.delta, "runs": floors}}
 
 
 def documents(fits: Sequence[Fit], question: Question) -> list[dict[str, Any]]:
@@ -151,32 +173,46 @@ def design(
     if fragment is not None:
         pairs = zip(found, source.fits, strict=True)
         fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
-    return [asdict(one) | {"unit": unit} for one in found]
+    return [
+        asdict(one) | {"unit": unit, "warnings": _warnings([fitted])}
+        for one, fitted in zip(found, source.fits, strict=True)
+    ]
 
 
 @_refusals_in_a_line()
-def plot(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[list[Path], list[str], str | None]:
-    """The figures and the page that were written, why others were not drawn, and why MLflow did not get the page."""
+def plot(
+    typed: str, columns: Mapping[str, str], references: Sequence[str], formats: Sequence[str] = ("png",)
+) -> tuple[list[Path], list[str], str | None]:
+    """The figures and the page that were written, why others were not drawn, and why MLflow did not get the page.
+
+    InputError for a format that there is not.
+    """
     from analysis.report import figures, plots
 
+    if unknown := [name for name in formats if name not in plots.FORMATS]:
+        raise InputError(f"--format {unknown[0]}: {nearest(unknown[0], plots.FORMATS)}")
     source = open_source(typed, columns)
     evidence = _evidence(source, references)
     paths, refusals = [], []
-    with plots.style():
-        for name, draw in figures.FIGURES.items():
-            try:
-                paths += plots.save(draw(evidence), source.folder / name)
-            except RefusalError as refusal:
-                refusals.append(f"{name}: not drawn: {refusal}")
-    page, complaint = _write_page(source, evidence)
+    with figures.drawn(evidence) as drawn, plots.style():
+        for name, figure in drawn.items():
+            if isinstance(figure, RefusalError):
+                refusals.append(f"{name}: not drawn: {figure}")
+            else:
+                paths += plots.save(figure, source.folder / name, formats)
+        page, complaint = _write_page(source, evidence, drawn)
     return [*paths, page], refusals, complaint
 
 
 @_refusals_in_a_line()
 def report(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[Path, str | None]:
     """The page that was written, and why MLflow did not get it."""
+    from analysis.report import figures
+
     source = open_source(typed, columns)
-    return _write_page(source, _evidence(source, references))
+    evidence = _evidence(source, references)
+    with figures.drawn(evidence) as drawn:
+        return _write_page(source, evidence, drawn)
 
 
 @_refusals_in_a_line()
@@ -189,9 +225,11 @@ def predict(
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
+        asked = at | {"flops": float(fitted.flops_per_token(parameters)) * tokens}
         rows.append(
             {"family": fitted.family, **at, "loss": loss, "interval": interval, "new_run_interval": run}
-            | {"form": fitted.form.name, "extrapolation": _extrapolation(fitted, parameters, tokens)}
+            | {"form": fitted.form.name, "extrapolation": fitted.extrapolation(asked), "beyond": fitted.beyond(asked)}
+            | {"warnings": _warnings([fitted])}
         )
     return rows
 
@@ -199,21 +237,19 @@ def predict(
 @_refusals_in_a_line()
 def allocate(
     typed: str, columns: Mapping[str, str], flops: float, inference_tokens: float
-) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier]]:
-    """The best split of a budget for each family, and how much compute the first one needs for the others' loss."""
+) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier], list[str]]:
+    """The best split of a budget for each family, how much compute the first one needs for the others' loss, and what
+    the fits warn of.
+    """
     fits = open_source(typed, columns).fits
     splits = [(one.family, allocation.allocate_runs(one, flops, inference_tokens=inference_tokens)) for one in fits]
-    return splits, [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+    multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+    return splits, multipliers, _warnings(fits)
 
 
-def beyond(document: Mapping[str, Any]) -> str:
-    """In words, how far what a document speaks of lies beyond the runs; empty where it does not."""
-    return beyond_runs(document["extrapolation"])
-
-
-def _extrapolation(fitted: Fit, parameters: float, tokens: float) -> dict[str, float]:
-    compute = float(fitted.flops_per_token(parameters)) * tokens
-    return fitted.extrapolation({"parameters": parameters, "tokens": tokens, "flops": compute})
+def _warnings(fits: Sequence[Fit]) -> list[str]:
+    """What the fits warn of, each once: it holds for all that is read off them."""
+    return list(dict.fromkeys(warning.message for fitted in fits for warning in fitted.warnings))
 
 
 def _planned_hours(typed: str, source: Source, fitted: Fit) -> designs.Cost:
@@ -238,11 +274,40 @@ def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
     return Evidence(source.fits, source.curves(used), found)
 
 
-def _write_page(source: Source, evidence: "Evidence") -> tuple[Path, str | None]:
+def _write_page(
+    source: Source, evidence: "Evidence", drawn: "Mapping[str, Figure | RefusalError]"
+) -> tuple[Path, str | None]:
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
     from analysis.report import page as pages
 
-    path = pages.write(source.folder / "report.html", source.name, evidence)
+    path = pages.write_with(source.folder / "report.html", source.name, evidence, drawn, _about(source))
     if source.plan is None:
         return path, None
     return path, log_artifact(source.name, source.workspace.tracking_uri, path, source.workspace.artifacts)
+
+
+def _about(source: Source) -> dict[str, str]:
+    """What a page was made of and how."""
+    code = provenance.code()["git_revision"]
+    version = metadata.version("scaling-orchestrator") + (f" ({code[:12]})" if code else "")
+    used = pl.concat([fitted.used.select("data", "tokenizer", "evaluation", "schedule") for fitted in source.fits])
+    seen = {name: sorted(used[name].drop_nulls().unique()) for name in used.columns}
+    about = {"source": f"{source.kind.value} {source.name}", "runs": f"{used.height} fitted"}
+    about |= {name: ", ".join(values) for name, values in seen.items() if values}
+    about |= {"made": time.strftime("%Y-%m-%d %H:%M %Z"), "by": f"scaling-orchestrator {version}"}
+    again = f"scaling fit {source.name} && scaling report {source.name}"
+    about |= {"made again by": again}
+    if source.plan is None:
+        return about
+    first = source.workspace.run(source.plan["runs"][0]["run_id"])
+    if first.spec_file.exists():
+        data = first.spec().physics.data
+        about["data"] = f"{data.corpus} {data.revision}" + (f", prepared {about['data']}" if "data" in about else "")
+    uri, artifacts = source.workspace.tracking_uri, source.workspace.artifacts
+    shown = embedded.shown(source.name, uri, artifacts)
+    if shown is not None:
+        about["in MLflow"] = f"http://127.0.0.1:5000{charts_link(shown.experiment)}"
+        about["which is served by"] = "scaling ui"
+    elif uri.startswith(("http://", "https://")):
+        about["in MLflow"] = masked(uri)
+    return about

@@ -20,6 +20,8 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     import matplotlib
 
     matplotlib.use("agg")  # drawn in the background, where no window system may be asked
+    import matplotlib.pyplot as plt
+
     from analysis.findings import RefusalError
     from analysis.report import plots
     from analysis.source import Question, Source
@@ -31,7 +33,8 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     except RefusalError:
         return {}
     with plots.style():
-        (figure,) = plots.save(plots.law_figure(fits), source.folder / "law", ("png",))
+        (figure,) = plots.save(drawn := plots.law_figure(fits), source.folder / "law", ("png",))
+        plt.close(drawn)
     documents = laws.documents(fits, source.question)
     told = f"{_table(documents)}\n\n![law](fit/law.png)"
     return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure, DESCRIPTION: told}

@@ -209,6 +209,14 @@ def test_extreme_gates_lose_no_more_than_the_recurrence_does(operator, input_bia
     assert_no_less_exact_than_the_recurrence(operator, tensors, state)
 
 
+def test_the_slstms_recurrence_has_gradients_at_input_gates_of_any_size() -> None:
+    tensors, _ = slstm_problem(2, 5, 2, 8)
+    tensors[0][:, ::2, 0], tensors[0][:, 1::2, 0] = -100.0, 100.0
+    gates, recurrent = (tensor.float().requires_grad_() for tensor in tensors)
+    h, _ = slstm(gates, recurrent, implementation="reference")
+    assert all(torch.isfinite(found).all() for found in torch.autograd.grad(h.sum(), (gates, recurrent)))
+
+
 @pytest.mark.parametrize("operator", [mlstm, slstm])
 def test_a_vanishing_normaliser_loses_no_more_than_the_recurrence_does(operator) -> None:  # type: ignore[no-untyped-def]
     if operator is mlstm:
@@ -342,6 +350,11 @@ def test_operators_keep_the_rules_of_torch_library() -> None:
     inputs = [t.float().detach().requires_grad_() for t in tensors]
     state = MLSTMState(*(part.float() for part in state))
     options = (*options[:-1], "numba")
+    torch.library.opcheck(torch.ops.scaling.mlstm.default, (*inputs, state.C, state.n, state.m, *options))
+    tensors, state = mlstm_problem(1, 2, 20, 16, 16)
+    inputs = [t.float().requires_grad_() for t in tensors]
+    state = MLSTMState(*(part.float() for part in state))
+    options = (*options[:-1], "triton")
     torch.library.opcheck(torch.ops.scaling.mlstm.default, (*inputs, state.C, state.n, state.m, *options))
     tensors, start = slstm_problem(2, 3, 1, 4)
     inputs = [t.requires_grad_() for t in tensors]

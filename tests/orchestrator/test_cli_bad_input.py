@@ -88,6 +88,7 @@ def test_a_port_in_use_is_named_with_the_next_one(scaling: Any) -> None:
         (("submit", "quickstart", "--on", "lokal"), "did you mean `local`?"),
         (("submit", "xlstm-125m-2.7b"), "for files of yours: --set data.corpus=KIND:PATH"),
         (("status", "quickstart"), "no sweep `quickstart`"),
+        (("status", "../sweeps/quickstart"), "no sweep `../sweeps/quickstart`"),
         (("logs", "nothing"), "no run `nothing`"),
         (("generate", "nothing"), "no run `nothing`"),
         (("diff", "one", "other"), "no run `one`"),

@@ -109,9 +109,9 @@ def test_runs_share_a_gpu_when_they_say_so_and_a_gang_waits_for_whole_ones(gpus:
 
 def test_a_shared_gpu_costs_each_run_its_part_and_slurm_and_cores_share_nothing(spec: RunSpec) -> None:
     asked = spec.execution.model_copy(update={"device": "cuda", "runs_per_device": 4})
-    assert resolve(asked, None, "local").devices_taken == 0.25
-    assert resolve(asked, None, "slurm").devices_taken == 1
-    assert resolve(asked.model_copy(update={"device": "cpu"}), None, "ray").devices_taken == 1
+    assert resolve(asked, None).devices_taken == 0.25
+    assert resolve(asked, None, whole=True).devices_taken == 1
+    assert resolve(asked.model_copy(update={"device": "cpu"}), None).devices_taken == 1
 
 
 def test_jobs_that_ask_for_the_cpu_take_cores_beside_the_gpus_and_hold_up_nobody(gpus: Sleeping, spec: RunSpec) -> None:

@@ -14,9 +14,18 @@ from orchestrator.executors.local import LocalExecutor
 from orchestrator.planning.plan import make_plan
 from sweeps.sweep import Sweep
 from xlstm.run.directory import RunDirectory, Workspace
-from xlstm.run.executor import ENDING_SECONDS, Executor, Handle, Job, JobState, PlannedRun
+from xlstm.run.executor import (
+    ENDING_SECONDS,
+    Executor,
+    Handle,
+    Job,
+    JobState,
+    PlannedRun,
+    current_submission,
+    set_aside,
+    submission_of,
+)
 from xlstm.run.records import Launch, State, Verdict, write_json
-from xlstm.run.retry import current_submission, set_aside, submission_of
 
 WriteSweep = Callable[..., str]
 

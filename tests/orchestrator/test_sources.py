@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.fitting import families
-from analysis.report import figures, page
+from analysis.report import figures
 from sweeps.sweep import Sweep
 from xlstm.run.records import Validation
 
@@ -41,7 +41,6 @@ def test_a_sweeps_file_is_parsed_once_by_every_verb(
     # How much is drawn and resampled is not what is asked here.
     monkeypatch.setattr(families, "fit", partial(families.fit, num_draws=12, num_starts=64))
     monkeypatch.setattr(figures, "FIGURES", {"law": figures.law})
-    monkeypatch.setattr(page, "FIGURES", {"law": figures.law})
     parsed = []
     load = Sweep.load.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(Sweep, "load", classmethod(lambda *given: parsed.append(given[1]) or load(*given)))

@@ -13,9 +13,10 @@ from examples import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xlstm.data import CorpusError, corpora, declare, open_prepared, prepare
-from xlstm.data.corpora import Reading, open_corpus
-from xlstm.data.layouts import LayoutError, documents
+from xlstm.data import CorpusError, declare, open_prepared, prepare
+from xlstm.data.corpora import CorpusFile, open_corpus
+from xlstm.data.corpora.documents import Reading
+from xlstm.data.corpora.layouts import LayoutError, documents
 from xlstm.data.preparation import data_folder, tokenizer_of
 from xlstm.data.tokenizers import JsonTokenizer, Vocabulary
 from xlstm.run.directory import Workspace
@@ -243,12 +244,12 @@ def test_a_compressed_file_that_grows_beyond_the_limit_is_refused(
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "the same again"}\n' * 100_000))
     declare("jsonl", "bytes", 8, (str(path),))
-    monkeypatch.setattr(corpora, "MOST_DECOMPRESSED", 1_000_000)
+    monkeypatch.setattr("xlstm.data.corpora.documents.MOST_DECOMPRESSED", 1_000_000)
     with pytest.raises(CorpusError, match=r"bytes that decompress to more than 1,000,000"):
-        list(open_corpus("jsonl", (str(path),)).documents(corpora.CorpusFile(path, "a")))
-    monkeypatch.setattr(corpora, "LONGEST_DOCUMENT", 10)
+        list(open_corpus("jsonl", (str(path),)).documents(CorpusFile(path, "a")))
+    monkeypatch.setattr("xlstm.data.corpora.documents.LONGEST_DOCUMENT", 10)
     with pytest.raises(CorpusError, match=r"a line of more than 10 bytes"):
-        list(open_corpus("jsonl", (str(path),)).documents(corpora.CorpusFile(path, "a")))
+        list(open_corpus("jsonl", (str(path),)).documents(CorpusFile(path, "a")))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What a model card says of names that come from the data is what they are."""
 
 from xlstm.models.configs import LlamaConfig
-from xlstm.run.model_card import model_card
+from xlstm.run.outcome import model_card
 from xlstm.run.records import Parameters, Result, Validation
 from xlstm.run.spec import Data, Optimizer, Physics, RunSpec
 

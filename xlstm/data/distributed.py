@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.data.corpora import Corpus, CorpusError
+from xlstm.data.corpora import Corpus
+from xlstm.data.corpora.documents import CorpusError
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.tokenizers import Tokenizer, Vocabulary, load_tokenizer, token_dtype
 

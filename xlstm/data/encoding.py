@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from xlstm.data.corpora import Document, SplitName
+from xlstm.data.corpora import SplitName
+from xlstm.data.corpora.documents import Document
 from xlstm.data.tokenizers import PlainIds, Tokenizer, Tokens
 
 _BATCH_LENGTH = 1 << 22

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from xlstm.data.corpora import Corpus, CorpusError, Document, Reading, SplitName, open_corpus
+from xlstm.data import overlap
+from xlstm.data.corpora import Corpus, SplitName, open_corpus
+from xlstm.data.corpora.documents import CorpusError, Document, Reading
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
 from xlstm.data.tokenizers import (
@@ -26,8 +28,9 @@ from xlstm.data.tokenizers import (
     token_dtype,
 )
 from xlstm.run.directory import Workspace
+from xlstm.run.identity import canonical
 from xlstm.run.locks import locked
-from xlstm.run.spec import Data, IdType, canonical
+from xlstm.run.spec import Data, IdType
 
 T = TypeVar("T")
 
@@ -192,6 +195,9 @@ def _write(
     saved = tokenizer.save()
     if saved is not None:
         (folder / _TOKENIZER).write_text(saved, encoding="utf-8")
+    taken = corpus.taken(Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document))
+    if corpus.compares_splits and (line := _overlap(corpus)):
+        taken.append(line)
     manifest = Manifest(
         corpus=data.corpus,
         revision=data.revision,
@@ -200,9 +206,17 @@ def _write(
         end_of_document=tokenizer.end_of_document,
         dtype=dtype,
         splits={split: writer.close() for split, writer in writers.items()},
-        taken=tuple(corpus.taken(Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document))),
+        taken=tuple(taken),
     )
     write_manifest(folder, manifest)
+
+
+def _overlap(corpus: Corpus) -> str | None:
+    """How much of the validation split the training split holds as well, in a line; None for nothing."""
+    texts: dict[SplitName, dict[str, bytes]] = {"train": {}, "validation": {}}
+    for split, document in assigned_documents(corpus):
+        texts.setdefault(split, {})[document.key] = document.text.encode()
+    return overlap.described(texts["train"].values(), texts["validation"])
 
 
 def _encoded_here(corpus: Corpus, _: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm.run.identity import canonical
 from xlstm.run.json_files import DamagedFileError, read_record
 from xlstm.run.records import Record, write_json
-from xlstm.run.spec import canonical
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 28
@@ -65,7 +65,7 @@ class Manifest(Record):
     dtype: str
     splits: dict[str, Split]
     taken: tuple[str, ...] = ()
-    """What each of the files read was taken for, in lines for people."""
+    """What each of the files read was taken for, and what splits share where that is counted, in lines for people."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -133,6 +133,15 @@ class PreparedData:
             raise FileNotFoundError(f"{path}: nothing is prepared there; run `scaling data prepare`")
         _verify(path, manifest)
         return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this number."""
+        return self.manifest.vocabulary
 
     def stream(self, split: str) -> TokenStream:
         """The tokens of a split. ValueError with the known names for a split that is not there."""

@@ -1,8 +1,8 @@
 """The directories of a workspace: a folder for each sweep and each run. They are the truth; MLflow is a view of them.
 
-`Workspace` finds them, `SweepDirectory` names what a sweep leaves, `RunDirectory` reads and writes one run (whose files
-`xlstm.run.files` names), `Lease` keeps two launchers from one run. A file is replaced whole (written aside, fsynced,
-renamed) or, for the metrics, only appended to. Nothing here is unpickled. Imports without torch.
+`Workspace` finds them, `RunDirectory` reads and writes one run (whose files `xlstm.run.files` names), `Lease` keeps two
+launchers from one run. A file is replaced whole (written aside, fsynced, renamed) or, for the metrics, only appended
+to. Nothing here is unpickled. Imports without torch.
 
 A damaged file is one error, `DamagedFileError`. What an attempt left and the state can do without it: they are read as
 if the file were not there, and `RunDirectory.noticed` holds what was wrong. A specification or a result that cannot be
@@ -11,7 +11,6 @@ read is raised.
 
 import contextlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -19,20 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from xlstm.run import metrics
 from xlstm.run.files import RunFiles
-from xlstm.run.json_files import DamagedFileError, invalid, read_json, read_record, refused
+from xlstm.run.json_files import DamagedFileError, read_record, refused
 from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
-from xlstm.run.records import Holder, Launch, Record, Result, State, Status, SweepPlan, Verdict, write_json
+from xlstm.run.records import Holder, Launch, Record, Result, State, Status, Verdict, write_json
 from xlstm.run.spec import RunSpec
+from xlstm.run.sweep_directory import PLAN, SweepDirectory
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
 LEASE_EXPIRY_SECONDS = 120.0
 """A lease of another host without a heartbeat for this long may be taken."""
-_PLAN = "plan.json"
 _ANEW = "submit its sweep again, which writes it anew"
 _MEASURED_ANEW = "submit its sweep again: it is measured anew from the last checkpoint"
 _DERIVED = "what it held is derived from the attempts; delete it"
@@ -78,108 +75,28 @@ class Workspace:
         """Fits and figures of what is no sweep of this workspace: tables, and experiments of other stores."""
         return self.root / "fits"
 
+    @property
+    def cancel_requests_file(self) -> Path:
+        """Grows with every request to end a run, so that one look tells whether there was one."""
+        return self.root / "cancel-requests"
+
+    def cancel_requests(self) -> int:
+        """How often somebody asked for the end of a run."""
+        try:
+            return os.stat(self.cancel_requests_file).st_size
+        except OSError:
+            return 0
+
     def run(self, run_id: str) -> "RunDirectory":
         return RunDirectory(self.runs / run_id)
 
-    def sweep(self, name: str) -> "SweepDirectory":
+    def sweep(self, name: str) -> SweepDirectory:
         return SweepDirectory(self.sweeps / name)
 
     def submitted(self) -> list[str]:
         """Names of the sweeps that were submitted here, the latest first."""
-        plans = sorted(self.sweeps.glob(f"*/{_PLAN}"), key=lambda path: -path.lstat().st_mtime)
+        plans = sorted(self.sweeps.glob(f"*/{PLAN}"), key=lambda path: -path.lstat().st_mtime)
         return [path.parent.name for path in plans]
-
-
-@dataclass(frozen=True)
-class SweepDirectory:
-    """One submitted sweep: itself, its plan, its fits, and what its submissions leave."""
-
-    path: Path
-
-    @property
-    def workspace(self) -> Workspace:
-        return Workspace(self.path.parent.parent)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def sweep_file(self) -> Path:
-        """The sweep as it was submitted."""
-        return self.path / "sweep.yaml"
-
-    @property
-    def plan_file(self) -> Path:
-        """The plan as `scaling plan --json` prints it; it is there once the sweep was submitted."""
-        return self.path / _PLAN
-
-    @property
-    def history(self) -> Path:
-        """Earlier versions: a folder for each, with the sweep and the plan that another submission replaced."""
-        return self.path / "history"
-
-    def keep_version(self) -> Path | None:
-        """Copy the sweep and its plan among the earlier versions; returns where, None where nothing was submitted."""
-        files = [path for path in (self.sweep_file, self.plan_file) if path.is_file()]
-        if not files:
-            return None
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(files[0].stat().st_mtime))
-        number = len(list(self.history.glob("*"))) + 1 if self.history.is_dir() else 1
-        version = self.history / f"{number:04d}-{stamp}"
-        version.mkdir(parents=True)
-        for path in files:
-            shutil.copy2(path, version)
-        return version
-
-    @property
-    def controller_lock(self) -> Path:
-        """The file whose lock the controller holds, and whose text says who that is."""
-        return self.path / "controller.lock"
-
-    @property
-    def submission_log(self) -> Path:
-        """What a submission in the background prints."""
-        return self.path / "submit.log"
-
-    @property
-    def fit(self) -> Path:
-        """Fits and figures of the sweep."""
-        return self.path / "fit"
-
-    @property
-    def slurm(self) -> Path:
-        """One folder for each array of jobs that was handed to Slurm."""
-        return self.path / "slurm"
-
-    @property
-    def slurm_lock(self) -> Path:
-        """The file whose lock is held while jobs are handed to Slurm."""
-        return self.path / "slurm.lock"
-
-    def folders(self) -> list[Path]:
-        """Every folder of the sweep, whether it is there or not."""
-        return [self.path, self.fit, self.slurm]
-
-    def files(self) -> list[Path]:
-        """Every file of the sweep but its fits, batches and earlier versions, whether it is there or not."""
-        return [self.sweep_file, self.plan_file, self.controller_lock, self.slurm_lock, self.submission_log]
-
-    def plan(self) -> dict[str, Any]:
-        """The plan. FileNotFoundError where the sweep was never submitted, DamagedFileError where it is no plan."""
-        remedy = f"submit it again: scaling submit {self.sweep_file}"
-        document = read_json(self.plan_file, remedy)
-        if document is None:
-            raise FileNotFoundError(self.plan_file)
-        try:
-            SweepPlan.model_validate(document)
-        except ValidationError as error:
-            raise invalid(self.plan_file, error, remedy) from None
-        return document
-
-    def known_plan(self) -> dict[str, Any] | None:
-        """The plan; None where the sweep was never submitted. DamagedFileError as `plan`."""
-        return self.plan() if self.plan_file.exists() else None
 
 
 @dataclass(frozen=True)
@@ -235,6 +152,8 @@ class RunDirectory(RunFiles):
         """Ask whoever carries the run out, or is about to, to end it; submitting it again takes the request back."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
+        with open(self.workspace.cancel_requests_file, "ab") as requests:
+            requests.write(b"\n")
 
     def withdraw_cancel(self) -> None:
         self.cancel_file.unlink(missing_ok=True)
@@ -440,8 +359,7 @@ class LeaseHeldError(RuntimeError):
     """Another launcher holds the run."""
 
     def __init__(self, run_id: str, holder: Holder) -> None:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.heartbeat))
-        super().__init__(f"{run_id} is held by process {holder.pid} on {holder.host}, last seen {since}")
+        super().__init__(f"{run_id} is held by {describe(holder)}")
 
 
 class AlreadyCompleteError(RuntimeError):
@@ -454,6 +372,18 @@ class CancelRequestedError(RuntimeError):
 
 class LeaseLostError(RuntimeError):
     """The lease was taken by another launcher: stop without writing."""
+
+
+def describe(holder: Holder) -> str:
+    """Who holds a lease, when it was last seen, and until when it holds."""
+
+    def clock(moment: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+    until = f"{clock(holder.heartbeat + LEASE_EXPIRY_SECONDS)}, unless it is seen again"
+    if holder.host == socket.gethostname():
+        until = "that process ends"
+    return f"process {holder.pid} on {holder.host}, last seen {clock(holder.heartbeat)}, until {until}"
 
 
 def _is_alive(holder: Holder) -> bool:

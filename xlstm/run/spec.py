@@ -8,14 +8,10 @@ new one needs no training.
 Imports without torch.
 """
 
-import dataclasses
-import hashlib
 import json
-import math
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -23,30 +19,10 @@ from xlstm.accounting import size_label
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import family_label
 from xlstm.quantities import compact
+from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
-
-SCHEMA_VERSION = 1
-"""Version of the hashed payload: raised when the meaning of a physics field changes."""
-
-HASHED_AT_THEIR_DEFAULTS = {
-    "Physics": "task schedule precision seed",
-    "Data": "tokenizer documents",
-    "Optimizer": "name beta1 beta2 epsilon weight_decay gradient_clip",
-    "Schedule": "kind warmup_steps decay_steps final_ratio",
-    "XLSTMConfig": (
-        "slstm_at num_heads mlstm_block input_gate forget_gate input_gate_activation normalizer convolution"
-        " learnable_skip slstm_gates slstm_feedforward_factor recurrent_gradient_clip family"
-    ),
-    "XLSTMLargeConfig": "gate_soft_cap logit_soft_cap family",
-    "LlamaConfig": "rope_theta family",
-    "GPTConfig": "family",
-    "MambaConfig": "state_dim family",
-    "RWKV4Config": "family",
-    "LSTMConfig": "variant family",
-    "Evaluation": "name sequences",
-}
-"""The fields with defaults that the first version of what is hashed had. The table is closed: a field that is added
-later is left out while it has its default, so that a run or an evaluation without it is the one it was before."""
+from xlstm.tasks import Task, task_of
+from xlstm.tasks.settings import AnyTask, TaskName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -84,6 +60,12 @@ class Data(Ring):
     id_type: IdType | None = Field(
         None, description="How headerless token ids are stored; null: the narrowest from 16 bits on."
     )
+    generated: AnyTask | None = Field(None, description="What generated sequences are like; null for a corpus.")
+
+    @property
+    def task(self) -> Task | None:
+        """The task whose sequences are generated; None for a corpus."""
+        return None if self.generated is None else task_of(self.generated, self.context_length)
 
 
 class Optimizer(Ring):
@@ -100,6 +82,13 @@ class Optimizer(Ring):
         0.1, ge=0, description="Share of a weight that one step at a learning rate of 1 would take away."
     )
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm; null for none.")
+    recurrent_weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Weight decay of the sLSTM's recurrent weights; a sweep that leaves it out means 0, as in the"
+        " authors' code.",
+    )
+    """None is `weight_decay`, as it was before there was a choice."""
 
 
 class Schedule(Ring):
@@ -125,9 +114,6 @@ class Schedule(Ring):
         return self
 
 
-TaskName = Literal["language-modeling"]
-
-
 class Physics(Ring):
     """Ring 1: everything that may change the trained weights. Only this is hashed."""
 
@@ -150,7 +136,14 @@ class Physics(Ring):
 
     @model_serializer(mode="wrap")
     def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_later_defaults(self, handler(self))
+        return without_later_defaults(self, handler(self))
+
+    @model_validator(mode="after")
+    def _data_are_those_of_the_task(self) -> Self:
+        learnt = self.data.generated.name if self.data.generated else "language-modeling"
+        if self.task != learnt:
+            raise ValueError(f"task {self.task} has the data of {learnt}")
+        return self
 
     @model_validator(mode="after")
     def _batch_is_whole_sequences_and_budget_at_least_one_step(self) -> Self:
@@ -222,6 +215,9 @@ class Execution(Ring):
     checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
     keep_checkpoints: PositiveInt = Field(2, description="Latest checkpoints kept, besides those at fork points.")
     watchdog_seconds: float = Field(600.0, gt=0, description="Seconds without a step after which a run counts as hung.")
+    profile_steps: PositiveInt | None = Field(
+        None, description="Steps, from an attempt's fourth on, of which the first rank leaves a trace; null: none."
+    )
     data_paths: tuple[str, ...] = Field((), description="Files or folders of a corpus that lies in local files.")
     tokenizer_path: str | None = Field(None, description="The tokenizer.json of a tokenizer that lives in a file.")
     slurm: dict[str, str | int | bool | dict[str, str]] = Field(
@@ -268,16 +264,19 @@ class Evaluation(Ring):
     windows: Literal["even", "first"] = Field(
         "even", description="Which sequences a shortened validation reads: evenly over the whole split, or the first."
     )
+    shortest: PositiveInt | None = Field(None, description="Least length a generated task is tested on; null: its own.")
+    longest: PositiveInt | None = Field(None, description="Greatest length it is tested on; null: the task's own.")
+    length_step: PositiveInt | None = Field(None, description="From one tested length to the next; null: 1.")
 
     def fingerprint_on(self, data: Data) -> str:
         """Eight hex digits that name this evaluation of runs on these data: equal fingerprints, comparable losses.
 
         `first` is what was done before text, tokenizer and context were a part of the fingerprint, and keeps it so.
         """
-        own = _without_later_defaults(self, self.model_dump(mode="json"))
+        own = without_later_defaults(self, self.model_dump(mode="json"))
         if self.windows == "first":
-            return _digest({name: own[name] for name in ("name", "sequences")})
-        return _digest({"evaluation": own, "data": _without_later_defaults(data, data.model_dump(mode="json"))})
+            return digest({name: own[name] for name in ("name", "sequences")})
+        return digest({"evaluation": own, "data": without_later_defaults(data, data.model_dump(mode="json"))})
 
 
 class RunSpec(Ring):
@@ -298,13 +297,29 @@ class RunSpec(Ring):
             raise ValueError(f"{sequences // ranks} sequences per rank are not a multiple of the micro-batch {micro}")
         return self
 
+    @model_validator(mode="after")
+    def _tests_are_those_of_the_task(self) -> Self:
+        if self.physics.data.task is not None:
+            self.physics.data.task.check_tests(self.test_lengths, getattr(self.physics.model, "context_length", None))
+        elif self.evaluation.shortest or self.evaluation.longest or self.evaluation.length_step:
+            raise ValueError("test lengths are for generated tasks; language-modeling reads its validation split")
+        return self
+
+    @property
+    def test_lengths(self) -> range:
+        """The lengths that a generated task is tested on; none for a corpus."""
+        task, asked = self.physics.data.task, self.evaluation
+        return range(0) if task is None else task.tests(asked.shortest, asked.longest, asked.length_step)
+
     @cached_property
     def run_id(self) -> str:
-        """Readable slug and eight hex digits of the physics, such as `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
+        """Readable slug, a generated task before it, and eight hex digits: `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
         model = self.physics.model
         label = "".join(c if c.isalnum() else "-" for c in family_label(model)).strip("-")
         slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
-        return f"{slug}-{_digest(self.canonical_payload())}"
+        if self.physics.data.generated is not None:
+            slug = f"{self.physics.task}-{slug}"
+        return f"{slug}-{digest(self.canonical_payload())}"
 
     @cached_property
     def evaluation_fingerprint(self) -> str:
@@ -349,9 +364,14 @@ def same_training(spec: RunSpec) -> RunSpec:
     """The one of all specifications with the same training that states no more than it has to.
 
     A decay of cosine that ends with the run, and the floor of a constant rate, say nothing; before runs were told apart
-    by this specification, they made another id of the same training.
+    by this specification, they made another id of the same training. Nor does a decay of recurrent weights that is that
+    of all weights, or of a model that has none.
     """
-    physics, schedule = spec.physics, spec.physics.schedule
+    physics, schedule, optimizer = spec.physics, spec.physics.schedule, spec.physics.optimizer
+    recurrent = optimizer.recurrent_weight_decay
+    if recurrent is not None and (recurrent == optimizer.weight_decay or not has_slstm(physics.model)):
+        plain = optimizer.model_copy(update={"recurrent_weight_decay": None})
+        return same_training(spec.with_physics(physics.model_copy(update={"optimizer": plain})))
     without: dict[str, Any] = {}
     if schedule.kind == "cosine" and schedule.decay_steps == physics.steps:
         without["decay_steps"] = None
@@ -360,6 +380,11 @@ def same_training(spec: RunSpec) -> RunSpec:
     if all(getattr(schedule, name) == value for name, value in without.items()):
         return spec
     return spec.with_physics(physics.model_copy(update={"schedule": schedule.model_copy(update=without)}))
+
+
+def has_slstm(model: ModelConfig) -> bool:
+    """Whether a model has sLSTM blocks, whose recurrent weights `Optimizer.recurrent_weight_decay` is for."""
+    return bool(getattr(model, "slstm_at", ()))
 
 
 def shared_steps(left: Physics, right: Physics) -> int:
@@ -373,72 +398,3 @@ def shared_steps(left: Physics, right: Physics) -> int:
     if left.model_dump(exclude=budget) != right.model_dump(exclude=budget):
         return 0
     return min(left.undecided_steps, right.undecided_steps)
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a plain value: sorted keys, no blanks. TypeError or ValueError for what has none."""
-    _refuse_without_canonical_form(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted path, left, right) for each leaf in which two plain values differ; an absent side is None."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        for key in sorted(left.keys() | right.keys()):
-            yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
-    elif left != right:
-        yield path, left, right
-
-
-def _without_later_defaults(part: Any, content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a part of what is hashed without the fields that `HASHED_AT_THEIR_DEFAULTS` leaves out.
-
-    A field that can have one value only tells a class from others, as `family` does, and always stays.
-    """
-    hashed = {name for kind in type(part).__mro__ for name in HASHED_AT_THEIR_DEFAULTS.get(kind.__name__, "").split()}
-    fields = _fields(part)
-    hashed_content = {}
-    for name, value in content.items():
-        stated = getattr(part, name)
-        annotation, default = fields[name]
-        names_its_class = get_origin(annotation) is Literal and len(get_args(annotation)) == 1
-        if stated == default and name not in hashed and not names_its_class:
-            continue
-        nested = isinstance(stated, BaseModel) or dataclasses.is_dataclass(stated)
-        hashed_content[name] = _without_later_defaults(stated, value) if nested else value
-    return hashed_content
-
-
-def _fields(part: Any) -> dict[str, tuple[Any, Any]]:
-    """The type and the default of each field; a default that equals no value where there is none."""
-    if isinstance(part, BaseModel):
-        models = type(part).model_fields
-        return {
-            name: (field.annotation, field.get_default(call_default_factory=True)) for name, field in models.items()
-        }
-    return {
-        field.name: (
-            field.type,
-            field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
-        )
-        for field in dataclasses.fields(part)
-    }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
-
-
-def _refuse_without_canonical_form(value: Any) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"a key of type {type(key).__name__} has no canonical form")
-            _refuse_without_canonical_form(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_without_canonical_form(item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} has no canonical form")
-    elif dataclasses.is_dataclass(value) or not isinstance(value, str | bool | int | float | None):
-        raise TypeError(f"{type(value).__name__} has no canonical form")

@@ -1,5 +1,6 @@
 "use strict";
 // The page's chart, calculator and sortable tables. DATA holds per family: name, color, dash, points, lines by axis, draws.
+const raised = (power) => `${power}`.replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻");
 const NAMES = { tokens: "training tokens D", parameters: "parameters N", flops: "training compute C (FLOPs)" };
 const SVG = "http://www.w3.org/2000/svg";
 const chart = document.getElementById("chart");
@@ -10,6 +11,11 @@ function compact(value) {
   for (const [scale, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]])
     if (value >= scale * 0.9995 && value < 1e15) return `${+(value / scale).toPrecision(3)}${letter}`;
   return value >= 1e4 || value < 1e-2 ? value.toExponential(1).replace("e+", "e").replace(".0", "") : `${+value.toPrecision(3)}`;
+}
+
+function powerOfTen(value) {  // as the figures write FLOPs
+  const power = Math.floor(Math.log10(value) + 1e-9), factor = +(value / 10 ** power).toPrecision(3);
+  return `${factor === 1 ? "" : `${factor}×`}10${raised(power)}`;
 }
 
 function element(name, attributes, text) {
@@ -45,7 +51,7 @@ function draw() {
   hideTip();
   if (!points.length) return;
   const width = Math.max(320, chart.clientWidth), height = Math.min(460, Math.max(300, width * 0.55));
-  const left = 48, right = 12, top = 10, bottom = 44;
+  const left = 62, right = 12, top = 10, bottom = 44;
   const xs = points.map((point) => point[along]), ys = points.map((point) => point.loss);
   const x0 = Math.min(...xs) / 1.4, x1 = Math.max(...xs) * 1.4;
   const pad = 0.12 * (Math.max(...ys) - Math.min(...ys)), y0 = Math.min(...ys) - pad, y1 = Math.max(...ys) + pad;
@@ -59,13 +65,15 @@ function draw() {
   while (ticks.length > width / 55) ticks = ticks.filter((_, index) => index % 2 === 0);
   for (const value of ticks) {
     svg.append(element("line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - bottom }));
-    svg.append(element("text", { x: x(value), y: height - bottom + 18, "text-anchor": "middle" }, compact(value)));
+    svg.append(element("text", { x: x(value), y: height - bottom + 18, "text-anchor": "middle" }, along === "flops" ? powerOfTen(value) : compact(value)));
   }
   for (const value of lossTicks(y0, y1)) {
     svg.append(element("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
     svg.append(element("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, `${value}`));
   }
   svg.append(element("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, NAMES[along]));
+  const middle = (top + height - bottom) / 2;
+  svg.append(element("text", { x: 14, y: middle, transform: `rotate(-90 14 ${middle})`, "text-anchor": "middle" }, "loss (nats per token)"));
   const inside = element("g", { "clip-path": "url(#inside)" });
   for (const family of shown)
     for (const line of family.lines[along]) {
@@ -94,7 +102,7 @@ function showTip(family, point, left, top, width) {
   tip.textContent = "";
   const lines = [
     point.run, `${family.name}: N = ${compact(point.parameters)}, D = ${compact(point.tokens)}`,
-    `C = ${point.flops.toExponential(2)} FLOPs`,
+    `C = ${powerOfTen(point.flops)} FLOPs`,
     `loss ${point.loss.toFixed(4)}, ${point.residual >= 0 ? "+" : ""}${point.residual.toFixed(2)} % of the law`,
   ];
   for (const line of lines) tip.append(Object.assign(document.createElement("div"), { textContent: line }));
@@ -126,14 +134,19 @@ function answer() {
       return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
     };
     // Where the scatter falls with compute, it falls no further beyond the dearest run.
-    const logC = Math.log(6 * n * d) - family.meanLogC, seen = Math.min(logC, Math.log(family.largest.flops) - family.meanLogC);
+    const flops = family.per_token * n * d;
+    const logC = Math.log(flops) - family.meanLogC, seen = Math.min(logC, Math.log(family.ranges.C[1]) - family.meanLogC);
     const run = bounds(drawn.map((value, index) => {
       const exponent = family.scatter[index];
       return value * family.noise[index] ** Math.max(Math.exp(exponent * (exponent < 0 ? seen : logC)), family.weighed ? 0 : 1);
     }));
-    const far = [["compute", 6 * n * d / family.largest.flops], ["parameters", n / family.largest.parameters], ["tokens", d / family.largest.tokens]];
-    const beyond = far.filter(([, times]) => times > 1.0005).map(([name, times]) => `${+times.toPrecision(3)} times the ${name}`).join(", ");
-    const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]` + (beyond && `; ${beyond} of the largest run`);
+    const beyond = Object.entries({ N: n, D: d, C: flops }).flatMap(([letter, value]) => {
+      const [least, most] = family.ranges[letter];
+      if (value > 1.001 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
+      return value < least / 1.001 ? [`${letter} ${+(value / least).toPrecision(3)} times the smallest`] : [];
+    }).join(", ");
+    const far = beyond && `; ${beyond} of its runs`;
+    const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]${far}`;
     answers.append(Object.assign(document.createElement("p"), { textContent: said }));
   }
 }
@@ -168,5 +181,15 @@ for (const table of document.querySelectorAll("table.sortable"))
     head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     table.tBodies[0].append(...rows);
   }));
+
+document.getElementById("csv").addEventListener("click", () => {
+  const rows = [...document.querySelectorAll("table.sortable tr")].map((row) => [...row.cells].map((cell) => {
+    const text = cell.dataset.value ?? cell.textContent;
+    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }).join(","));
+  const file = URL.createObjectURL(new Blob([`${rows.join("\n")}\n`], { type: "text/csv" }));
+  Object.assign(document.createElement("a"), { href: file, download: `${document.title}.csv` }).click();
+  URL.revokeObjectURL(file);
+});
 draw();
 answer();

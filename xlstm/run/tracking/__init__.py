@@ -8,7 +8,8 @@ returned. mlflow is imported when first needed.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from xlstm.run.locks import locked
 from xlstm.run.records import Record, Result, State, Status, write_json
 from xlstm.run.secrets import masked
 from xlstm.run.spec import RunSpec
-from xlstm.run.tracking.child import began, log_dataset, log_rows, owner, params_of, write_state
-from xlstm.run.tracking.store import client_of, experiment_of, lies_with, parent_of
-
-_ROWS_PER_BATCH = 250
-"""Rows of some ten metrics: below the server's limit of 1,000 metrics a batch and half a second of its time."""
+from xlstm.run.tracking import embedded
+from xlstm.run.tracking.bulk import Child, Point
+from xlstm.run.tracking.child import Standing, began, dataset_of, owner, params_of, points_of, standing_of
+from xlstm.run.tracking.embedded import lies_with
+from xlstm.run.tracking.store import Place, client_of
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,29 @@ class _Cursor(Record):
     """Step of the last row shipped."""
     state: str = ""
     """What the tags were written for."""
+    files: str = ""
+    """The run's files as they were when all of this was shipped: while they are the same, nothing is to be done."""
 
 
 _OWN = "the workspace's own store"
 
 
-def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
+def sync(run: RunDirectory, sweep: str, tracking_uri: str, place: Place | None = None) -> Synced:
     """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow.
 
-    Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there.
+    Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there. Whoever
+    ships many runs of a sweep in one go gives the `place` to all of them.
     """
     if not run.spec_file.exists() and not run.attempt_numbers():
         return Synced(True, f"{run.run_id}: there is nothing of it yet")
+    place = place or Place(sweep, tracking_uri, run.workspace.artifacts)
     try:
-        with _exclusive(run, sweep, tracking_uri) as cursor_file:
+        if (child := _unchanged(run, place)) is not None:
+            return Synced(True, f"{run.run_id}: 0 rows shipped", child)
+        with _exclusive(run, place) as cursor_file:
             if cursor_file is None:
                 return Synced(True, "another process is shipping this run")
-            return _sync(run, sweep, tracking_uri, cursor_file)
+            return _sync(run, place, cursor_file)
     except DamagedFileError as error:
         return Synced(True, str(error), damage=str(error))
     except Exception as error:  # the view must not disturb the truth: whatever MLflow raises is reported
@@ -82,6 +89,8 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
 
     Returns None, or what is wrong. `artifacts` is where a new experiment of an embedded store keeps its files.
     """
+    if embedded.is_ready(tracking_uri, artifacts):
+        return None
     try:
         client_of(tracking_uri, artifacts).search_experiments(max_results=1)
     except Exception as error:
@@ -91,53 +100,55 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
 
 def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> str:
     """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
-    client = client_of(tracking_uri, artifacts)
-    return parent_of(client, experiment_of(client, sweep, artifacts), sweep, artifacts)
+    return Place(sweep, tracking_uri, artifacts).parent
 
 
 def publish(
-    sweep: str,
-    tracking_uri: str,
-    artifacts: Path,
+    place: Place,
     files: Mapping[str, str | Path],
     *,
     ended: bool,
+    stamp: str = "",
     description: str = "",
     notes: str = "",
 ) -> str | None:
     """Put texts and files among the artifacts of a sweep's parent run, replacing what was there.
 
     `files` maps names of artifacts to a text, or to a file that is called the same. `description`, in Markdown, is
-    shown with the parent run; images in it are names of artifacts. `notes` describe the experiment.
+    shown with the parent run; images in it are names of artifacts. `notes` describe the experiment. `stamp` tells what
+    all this was made from: it is kept with the parent, for `is_published`.
 
     `ended` says whether all runs have ended, which the parent run shows. Returns None, or what is wrong.
     """
     try:
-        client = client_of(tracking_uri, artifacts)
-        parent = parent_run(sweep, tracking_uri, artifacts)
+        client, parent = place.client, place.parent
         for name, content in files.items():
-            if isinstance(content, str):
-                client.log_text(parent, content, name)
-            else:
-                client.log_artifact(parent, str(content), str(Path(name).parent) if "/" in name else None)
+            place.keep(parent, name, content)
         if description:
             shown = description.replace("](", f"](get-artifact?run_id={parent}&path=")
             client.set_tag(parent, "mlflow.note.content", shown)
         if notes:
-            client.set_experiment_tag(experiment_of(client, sweep, artifacts), "mlflow.note.content", notes)
+            client.set_experiment_tag(place.experiment, "mlflow.note.content", notes)
         if ended:
             client.set_terminated(parent, "FINISHED")
         else:
             client.update_run(parent, "RUNNING")
+        client.set_tag(parent, embedded.PUBLISHED, stamp)
     except Exception as error:  # as in sync
-        return f"{sweep}: {type(error).__name__}: {_first_line(error)}"
+        return f"{place.sweep}: {type(error).__name__}: {_first_line(error)}"
     return None
+
+
+def is_published(place: Place, stamp: str) -> bool:
+    """Whether the parent run shows what is made from `stamp`, as far as that is known without importing mlflow."""
+    return place.shown is not None and place.shown.published == stamp
 
 
 def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | None = None) -> str | None:
     """Keep a file with a sweep's parent run. Returns None, or what is wrong: the view must not disturb its reader."""
     try:
-        client_of(tracking_uri, artifacts).log_artifact(parent_run(sweep, tracking_uri, artifacts), str(path))
+        place = Place(sweep, tracking_uri, artifacts)
+        place.keep(place.parent, path.name, path)
     except Exception as error:
         return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
     return None
@@ -161,37 +172,57 @@ def forget_sweep(sweep: str, tracking_uri: str, artifacts: Path) -> None:
             client.delete_experiment(found.experiment_id)
 
 
-def _sync(run: RunDirectory, sweep: str, tracking_uri: str, cursor_file: Path) -> Synced:
-    artifacts = run.workspace.artifacts
-    own = lies_with(tracking_uri, artifacts)
-    client = client_of(tracking_uri, artifacts)
+def _unchanged(run: RunDirectory, place: Place) -> str | None:
+    """The child of a run of which everything was shipped to the workspace's own store; None where that is not known."""
+    if not place.active or (cursor := _read_cursor(_cursor_file(run, place))) is None:
+        return None
+    return cursor.child if cursor.child in place.active and cursor.files == files_stamp(run) else None
+
+
+def files_stamp(run: RunDirectory) -> str:
+    """Changes with whatever of a run is shipped: its state, its result and its metrics."""
+    said = []
+    for path in (run.status_file, run.result_file, run.metrics_file):
+        try:
+            found = os.stat(path)
+            said.append(f"{found.st_mtime_ns}/{found.st_size}")
+        except OSError:
+            said.append("-")
+    return " ".join(said)
+
+
+def _sync(run: RunDirectory, place: Place, cursor_file: Path) -> Synced:
+    files = files_stamp(run)
     status, spec, result = run.status(), run.spec(), run.result()
     cursor = _read_cursor(cursor_file)
-    if cursor is None and own:
-        cursor = _earlier_cursor(client, run, sweep)
+    if cursor is None and place.own:
+        cursor = _earlier_cursor(run, place)
     rows, end, rolled_back_to, damage = _new_rows(run, cursor.offset if cursor else 0)
-    if cursor is not None and not _follows(client, cursor.child, run, own):
+    if cursor is not None and not _follows(place, cursor.child, run):
         cursor = None
     elif cursor is not None and rolled_back_to is not None and rolled_back_to < cursor.last_step:
-        client.delete_run(cursor.child)
+        place.client.delete_run(cursor.child)
         cursor = None
     if cursor is None:
         if status.state in (State.PLANNED, State.QUEUED) and began(run) is None:
             # MLflow takes the start of a run when it is made, and no correction: it is made once it has begun.
-            parent_of(client, experiment_of(client, sweep, artifacts), sweep, artifacts)
+            assert place.parent  # its sweep is there already
             return Synced(True, f"{run.run_id}: has not begun")
-        cursor = _adopt_or_create(client, run, spec, sweep, tracking_uri, artifacts)
         rows, end, _, damage = _new_rows(run, 0)
-    for start in range(0, len(rows), _ROWS_PER_BATCH):
-        log_rows(client, cursor.child, rows[start : start + _ROWS_PER_BATCH])
+        cursor = _make(run, spec, place, standing_of(run, status, spec, result), points_of(rows))
+        cursor = cursor.model_copy(update={"state": _describe_state(status, result)})
+    elif rows:
+        place.log_points(cursor.child, points_of(rows))
     last = max([cursor.last_step, *(row["step"] for row in rows)])
     state = _describe_state(status, result)
     if rows or state != cursor.state or not cursor_file.exists():
         cursor = cursor.model_copy(update={"offset": end, "last_step": last})
         write_json(cursor_file, cursor.model_dump(), private=True)
     if state != cursor.state:
-        write_state(client, cursor.child, run, status, spec, result)
-        write_json(cursor_file, cursor.model_copy(update={"state": state}).model_dump(), private=True)
+        _write_standing(place, cursor.child, standing_of(run, status, spec, result))
+    if state != cursor.state or (not damage and files != cursor.files):
+        shipped = {"state": state, "files": "" if damage else files}
+        write_json(cursor_file, cursor.model_copy(update=shipped).model_dump(), private=True)
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows), damage)
 
 
@@ -201,7 +232,7 @@ def is_child(tags: Mapping[str, str], run: RunDirectory, tracking_uri: str) -> b
     return tags.get("directory") in {_directory(run, own), str(run.path)}
 
 
-def _earlier_cursor(client: Any, run: RunDirectory, sweep: str) -> _Cursor | None:
+def _earlier_cursor(run: RunDirectory, place: Place) -> _Cursor | None:
     """The cursor of the workspace's own store as it was named before: by where the workspace lay then.
 
     Children that a move has doubled are deleted.
@@ -212,29 +243,31 @@ def _earlier_cursor(client: Any, run: RunDirectory, sweep: str) -> _Cursor | Non
         if (
             cursor is not None
             and Path(cursor.tracking_uri).name == "mlflow.db"
-            and path.stem == _cursor_name(cursor.tracking_uri, sweep)
-            and _follows(client, cursor.child, run, own=True)
+            and path.stem == _cursor_name(cursor.tracking_uri, place.sweep)
+            and _follows(place, cursor.child, run)
         ):
             found.append(cursor)
     if not found:
         return None
     latest = max(found, key=lambda cursor: cursor.last_step)
-    for other in client.search_runs([latest.experiment], f"tags.run_id = '{run.run_id}'"):
+    for other in place.client.search_runs([latest.experiment], f"tags.run_id = '{run.run_id}'"):
         if other.info.run_id != latest.child:
-            client.delete_run(other.info.run_id)
-    client.set_tag(latest.child, "directory", _directory(run, own=True))
+            place.client.delete_run(other.info.run_id)
+    place.client.set_tag(latest.child, "directory", _directory(run, own=True))
     return latest.model_copy(update={"tracking_uri": _OWN})
 
 
-def _follows(client: Any, child: str, run: RunDirectory, own: bool) -> bool:
+def _follows(place: Place, child: str, run: RunDirectory) -> bool:
     """Whether a child is there, and is that of this directory and not of one that it was copied from.
 
     Of a directory that was moved the child says from now on where it is.
     """
+    if child in place.active:
+        return True
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.get_run(child)
+        found = place.client.get_run(child)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
@@ -242,12 +275,12 @@ def _follows(client: Any, child: str, run: RunDirectory, own: bool) -> bool:
     if found.info.lifecycle_stage != "active":
         return False  # deleted by hand
     directory = found.data.tags.get("directory")
-    if own or not directory or directory == str(run.path):
+    if place.own or not directory or directory == str(run.path):
         return True
     origin = RunDirectory(Path(directory))
     if origin.spec_file.exists() and not origin.path.samefile(run.path):
         return False
-    client.set_tag(child, "directory", _directory(run, own=False))
+    place.client.set_tag(child, "directory", _directory(run, own=False))
     return True
 
 
@@ -256,30 +289,40 @@ def _directory(run: RunDirectory, own: bool) -> str:
     return str(run.path.relative_to(run.workspace.root)) if own else str(run.path)
 
 
-def _adopt_or_create(
-    client: Any, run: RunDirectory, spec: RunSpec, sweep: str, tracking_uri: str, artifacts: Path
-) -> _Cursor:
+def _make(run: RunDirectory, spec: RunSpec, place: Place, standing: Standing, points: Sequence[Point]) -> _Cursor:
     """The child of (sweep, run), new. It replaces children of this directory whose cursor was lost."""
+    for earlier, directory in place.children(run.run_id):
+        if not place.own and directory != str(run.path):
+            continue  # another workspace tracks its own run of this name on the same server
+        place.client.delete_run(earlier)
+    tags = {"mlflow.parentRunId": place.parent, "run_id": run.run_id, "sweep": place.sweep, "kind": "run"}
+    tags |= {"mlflow.source.name": f"scaling submit {place.sweep}", "mlflow.source.type": "LOCAL"}
+    tags |= {"directory": _directory(run, place.own), **owner(run), **spec.presentation.tags}
+    tags |= {"mlflow.note.content": spec.presentation.notes} | standing.tags
+    params = {key: str(value)[:6000] for key, value in params_of(spec).items()} | standing.params
+    start = began(run)
+    started = int(start * 1000) if start else None
+    about = (run.run_id, standing.status, started, standing.end, dataset_of(spec))
+    child = place.make(Child(*about, tags=tags, params=params, points=points))
+    _keep_files(place, child, standing)
+    uri = _OWN if place.own else masked(place.tracking_uri)
+    return _Cursor(tracking_uri=uri, experiment=place.experiment, child=child)
+
+
+def _write_standing(place: Place, child: str, standing: Standing) -> None:
     from mlflow.entities import Param, RunTag
 
-    own = lies_with(tracking_uri, artifacts)
-    experiment = experiment_of(client, sweep, artifacts)
-    parent = parent_of(client, experiment, sweep, artifacts)
-    for earlier in client.search_runs([experiment], f"tags.run_id = '{run.run_id}'"):
-        if not own and earlier.data.tags.get("directory") != str(run.path):
-            continue  # another workspace tracks its own run of this name on the same server
-        client.delete_run(earlier.info.run_id)
-    tags = {"mlflow.parentRunId": parent, "run_id": run.run_id, "sweep": sweep, "kind": "run"}
-    tags |= {"mlflow.source.name": f"scaling submit {sweep}", "mlflow.source.type": "LOCAL"}
-    tags |= {"directory": _directory(run, own), **owner(run), **spec.presentation.tags}
-    start = began(run)
-    child = client.create_run(
-        experiment, start_time=int(start * 1000) if start else None, run_name=run.run_id, tags=tags
-    ).info.run_id
-    params = [Param(key, str(value)[:6000]) for key, value in params_of(spec).items()]
-    client.log_batch(child, params=params, tags=[RunTag("mlflow.note.content", spec.presentation.notes)])
-    log_dataset(client, child, spec)
-    return _Cursor(tracking_uri=_OWN if own else masked(tracking_uri), experiment=experiment, child=child)
+    params, tags = standing.params, standing.tags
+    place.client.log_batch(
+        child, params=[Param(*item) for item in params.items()], tags=[RunTag(*item) for item in tags.items()]
+    )
+    place.end(child, standing.status, standing.end)
+    _keep_files(place, child, standing)
+
+
+def _keep_files(place: Place, child: str, standing: Standing) -> None:
+    for name, content in standing.files.items():
+        place.keep(child, name, content)
 
 
 def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int, int | None, str]:
@@ -297,16 +340,19 @@ _REPLACING = ("resume", "evaluation")
 
 
 @contextlib.contextmanager
-def _exclusive(run: RunDirectory, sweep: str, tracking_uri: str) -> Iterator[Path | None]:
+def _exclusive(run: RunDirectory, place: Place) -> Iterator[Path | None]:
     """The cursor's file, held by this process alone; None while another holds it."""
-    folder = run.cursors
     try:
-        folder.mkdir(exist_ok=True)
+        run.cursors.mkdir(exist_ok=True)
     except FileExistsError:
-        raise DamagedFileError(folder, "is no folder, where one belongs", "remove it") from None
-    name = _cursor_name(_OWN if lies_with(tracking_uri, run.workspace.artifacts) else tracking_uri, sweep)
-    with locked(folder / f"{name}.lock", wait=False) as held:
-        yield folder / f"{name}.json" if held else None
+        raise DamagedFileError(run.cursors, "is no folder, where one belongs", "remove it") from None
+    cursor_file = _cursor_file(run, place)
+    with locked(cursor_file.with_suffix(".lock"), wait=False) as held:
+        yield cursor_file if held else None
+
+
+def _cursor_file(run: RunDirectory, place: Place) -> Path:
+    return run.cursors / f"{_cursor_name(_OWN if place.own else place.tracking_uri, place.sweep)}.json"
 
 
 def _cursor_name(tracking_uri: str, sweep: str) -> str:

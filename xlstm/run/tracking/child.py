@@ -2,15 +2,19 @@
 
 import json
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xlstm.accounting import size_label
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.json_files import read_json
-from xlstm.run.model_card import model_card
+from xlstm.run.outcome import model_card
 from xlstm.run.records import Result, State, Status
 from xlstm.run.spec import RunSpec
+from xlstm.run.tracking.bulk import Dataset, Point
 
 _STATUS = {
     State.PLANNED: "SCHEDULED",
@@ -47,14 +51,19 @@ def owner(run: RunDirectory) -> dict[str, str]:
         return {}  # an id without a name, as in a container
 
 
-def log_dataset(client: Any, child: str, spec: RunSpec) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
+def dataset_of(spec: RunSpec) -> Dataset:
+    """The corpus that a run is trained on."""
     data = spec.physics.data
     source = json.dumps({"corpus": data.corpus, "revision": data.revision, "tokenizer": data.tokenizer})
-    digest = data.revision.removeprefix("sha256:")[:36]  # the longest that MLflow keeps
-    dataset = Dataset(name=data.corpus, digest=digest, source_type="corpus", source=source)
-    client.log_inputs(child, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    return Dataset(data.corpus, data.revision.removeprefix("sha256:")[:36], source)  # the longest that MLflow keeps
+
+
+def _task_of(spec: RunSpec) -> dict[str, Any]:
+    """The task and all its fields, where it is generated."""
+    generated = spec.physics.data.generated
+    if generated is None:
+        return {}
+    return {"task": spec.physics.task, **{f"task.{key}": value for key, value in generated.model_dump().items()}}
 
 
 def params_of(spec: RunSpec) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
         "steps": physics.steps,
         "batch_tokens": physics.batch_tokens,
         "context_length": physics.data.context_length,
+        **_task_of(spec),
         "corpus": physics.data.corpus,
         "revision": physics.data.revision,
         "tokenizer": physics.data.tokenizer,
@@ -82,27 +92,34 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def log_rows(client: Any, child: str, rows: list[dict[str, Any]]) -> None:
+def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Each number with the time and step of its row, so that a row shipped twice is one point."""
-    from mlflow.entities import Metric
-
-    points = [
-        Metric(key, float(value), int(row["time"] * 1000), row["step"])
+    return [
+        (key, float(value), int(row["time"] * 1000), row["step"])
         for row in rows
         if "time" in row
         for key, value in row.items()
         if key not in {"step", "time", "attempt"} and _is_number(value)
     ]
-    for start in range(0, len(points), 1000):
-        client.log_batch(child, metrics=points[start : start + 1000])
 
 
-def write_state(
-    client: Any, child: str, run: RunDirectory, status: Status, spec: RunSpec, result: Result | None
-) -> None:
-    from mlflow.entities import Param, RunTag
+@dataclass(frozen=True)
+class Standing:
+    """What is said of a run as it stands: it changes with the run's state."""
 
-    provenance, card = run.provenance_file(status.attempt), None
+    status: str
+    end: int | None
+    """Milliseconds since the epoch; None while the run has not ended."""
+    tags: dict[str, str]
+    params: dict[str, str]
+    files: dict[str, str | Path]
+    """Artifacts by name."""
+
+
+def standing_of(run: RunDirectory, status: Status, spec: RunSpec, result: Result | None) -> Standing:
+    """What is to be said of a run in this state."""
+    provenance = run.provenance_file(status.attempt)
+    files: dict[str, str | Path] = {}
     tags = {"state": status.state.value, "reason": status.reason, "attempts": str(status.attempt)}
     params: dict[str, Any] = {}
     if result is not None:
@@ -113,22 +130,14 @@ def write_state(
         params |= {"data_fingerprint": result.data_fingerprint}
         card = model_card(spec, result, run.launch(result.attempts))
         tags |= {"mlflow.note.content": card}  # what the UI shows as the description of the run
+        files[run.model_card_file.name] = card
     if commit := (read_json(provenance, "delete it") or {}).get("git_revision"):
         tags |= {"mlflow.source.git.commit": commit}
-    client.log_batch(
-        child,
-        params=[Param(key, str(value)) for key, value in params.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
-    wanted = _STATUS[status.state]
-    if wanted in _ENDED:
-        client.set_terminated(child, wanted, int(_ended(run, status) * 1000))
-    else:
-        client.update_run(child, wanted)
     if provenance.is_file():
-        client.log_artifact(child, str(provenance))
-    if card is not None:
-        client.log_text(child, card, run.model_card_file.name)
+        files[provenance.name] = provenance
+    wanted = _STATUS[status.state]
+    end = int(_ended(run, status) * 1000) if wanted in _ENDED else None
+    return Standing(wanted, end, tags, {key: str(value) for key, value in params.items()}, files)
 
 
 def _is_number(value: Any) -> bool:

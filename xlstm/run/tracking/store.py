@@ -3,26 +3,132 @@
 import contextlib
 import functools
 import os
+import shutil
 import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from xlstm.run.locks import locked
+from xlstm.run.tracking import bulk, embedded
+from xlstm.run.tracking.bulk import Child, Point
 from xlstm.run.tracking.charts import MODEL_TRAINING, TAGS
+from xlstm.run.tracking.embedded import lies_with
 
 TIMEOUT_SECONDS = 5
+POINTS_PER_BATCH = 1000
+"""The most that a server takes at once."""
 
 
-def lies_with(tracking_uri: str, artifacts: Path | None) -> bool:
-    """Whether a store is the embedded one of the workspace that keeps its artifacts there."""
-    if artifacts is None or not tracking_uri.startswith("sqlite:///"):
-        return False
-    return Path(tracking_uri.removeprefix("sqlite:///")).parent.resolve() == artifacts.parent.resolve()
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep is tracked. What the store holds of it is asked once: it serves for one round over the runs."""
+
+    sweep: str
+    tracking_uri: str
+    artifacts: Path | None
+
+    @cached_property
+    def own(self) -> bool:
+        """Whether that is the workspace's own store."""
+        return lies_with(self.tracking_uri, self.artifacts)
+
+    @cached_property
+    def client(self) -> Any:
+        return client_of(self.tracking_uri, self.artifacts)
+
+    @cached_property
+    def experiment(self) -> str:
+        """MLflow's id, made if it is missing."""
+        return experiment_of(self.client, self.sweep, self.artifacts)
+
+    @cached_property
+    def parent(self) -> str:
+        """MLflow's id of the sweep's parent run, made if it is missing."""
+        known = self.shown.parent if self.shown is not None else None
+        return known or parent_of(self.client, self.experiment, self.sweep, self.artifacts)
+
+    @cached_property
+    def shown(self) -> embedded.Shown | None:
+        """What was shown when the round began; None where mlflow has to be asked."""
+        return embedded.shown(self.sweep, self.tracking_uri, self.artifacts)
+
+    @cached_property
+    def active(self) -> frozenset[str]:
+        """Children that were there when the round began, as far as that is known without asking for each."""
+        return self.shown.active if self.shown is not None else frozenset()
+
+    def children(self, run_id: str) -> list[tuple[str, str | None]]:
+        """MLflow's ids of the children of a run, and where each says that its run lies."""
+        if self._before is not None:
+            return [(child, None) for child in self._before.get(run_id, ())]
+        found = self.client.search_runs([self.experiment], f"tags.run_id = '{run_id}'")
+        return [(run.info.run_id, run.data.tags.get("directory")) for run in found]
+
+    def keep(self, run: str, name: str, content: str | Path) -> None:
+        """Put a text, or a file that is called the same, among the artifacts of a child or the parent."""
+        if self._before is not None and self.artifacts is not None:
+            # What mlflow's client does, without asking the store for the run first.
+            target = self.artifacts / self.sweep / run / "artifacts" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content) if isinstance(content, str) else shutil.copyfile(content, target)
+        elif isinstance(content, str):
+            self.client.log_text(run, content, name)
+        else:
+            self.client.log_artifact(run, str(content), str(Path(name).parent) if "/" in name else None)
+
+    def make(self, child: Child) -> str:
+        """Log a run for the first time; returns mlflow's id of it."""
+        if self._before is not None and self.artifacts is not None:
+            store = Path(self.tracking_uri.removeprefix("sqlite:///"))
+            made = bulk.make(child, store, self.experiment, self.artifacts / self.sweep, int(time.time() * 1000))
+            if made is not None:
+                return made
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        made = self.client.create_run(
+            self.experiment, start_time=child.start, run_name=child.name, tags=child.tags
+        ).info.run_id
+        self.client.log_batch(made, params=[Param(*item) for item in child.params.items()])
+        data = child.dataset
+        dataset = Dataset(name=data.name, digest=data.digest, source_type=data.source_type, source=data.source)
+        self.client.log_inputs(made, [DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])])
+        self.log_points(made, child.points)
+        self.end(made, child.status, child.end)
+        return str(made)
+
+    def log_points(self, child: str, points: Sequence[Point]) -> None:
+        """Add points to a child's metrics."""
+        from mlflow.entities import Metric
+
+        for start in range(0, len(points), POINTS_PER_BATCH):
+            batch = [Metric(*point) for point in points[start : start + POINTS_PER_BATCH]]
+            self.client.log_batch(child, metrics=batch)
+
+    def end(self, child: str, status: str, end: int | None) -> None:
+        """Say how a child stands, and when it ended, where it has."""
+        if end is None:
+            self.client.update_run(child, status)
+        else:
+            self.client.set_terminated(child, status, end)
+
+    @cached_property
+    def _before(self) -> Mapping[str, tuple[str, ...]] | None:
+        """Children by run when they were first asked for; None where mlflow has to be asked for those of each run."""
+        known = self.shown
+        if known is None or known.parent is None:
+            known = embedded.shown(self.sweep, self.tracking_uri, self.artifacts) if self.own and self.parent else None
+        return None if known is None else known.children
 
 
-def experiments(tracking_uri: str) -> dict[str, str]:
+def experiments(tracking_uri: str, artifacts: Path | None = None) -> dict[str, str]:
     """Ids of the experiments that hold sweeps, by name."""
+    if (known := embedded.experiments(tracking_uri, artifacts)) is not None:
+        return known
     found = client_of(tracking_uri).search_experiments()
     return {one.name: str(one.experiment_id) for one in found if MODEL_TRAINING.items() <= one.tags.items()}
 

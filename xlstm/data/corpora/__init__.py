@@ -8,37 +8,26 @@ Bad input raises `CorpusError`, which names the file, the place and what would b
 """
 
 import functools
-import gzip
 import hashlib
 import io
-import itertools
-import json
 import platform
 import re
 import sysconfig
 import tokenize
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from numpy.typing import NDArray
-
-from xlstm.data import columnar, hub, layouts
+from xlstm.data.corpora import columnar, hub, layouts
+from xlstm.data.corpora.documents import CorpusError, Document, Reading, of_json, of_row
 from xlstm.data.locations import located
 from xlstm.data.tokenizers import Vocabulary
-from xlstm.run.spec import IdType
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 VALIDATION_SHARE = 20
 """One document in twenty is held out, by a hash of its key, where files are not named after splits."""
-
-MOST_DECOMPRESSED = 100 << 30
-"""Bytes that a compressed file may grow to: a few kilobytes can be made to fill any disk."""
-LONGEST_DOCUMENT = 1 << 30
-"""Bytes of one line of JSON, or of a file that is one array: they are held in memory."""
 
 _SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train",
@@ -51,34 +40,6 @@ _SPLIT_WORDS: dict[str, SplitName] = {
 }
 
 
-class CorpusError(ValueError):
-    """The corpus cannot be used as declared: says which file, where in it, and what would be right."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text, or its token ids. `key` decides its split where files do not; `source` names where it came from."""
-
-    text: str
-    key: str
-    source: str = ""
-    tokens: NDArray[Any] | None = None
-    """The token ids of a corpus that holds them in place of text."""
-
-    def __bool__(self) -> bool:
-        return bool(self.text) if self.tokens is None else len(self.tokens) > 0
-
-    @property
-    def length(self) -> int:
-        """Characters, or tokens where there is no text."""
-        return len(self.text) if self.tokens is None else len(self.tokens)
-
-    def part(self, start: int, stop: int) -> "Document":
-        """A part of it, as a document of its own."""
-        tokens = None if self.tokens is None else self.tokens[start:stop]
-        return Document(self.text[start:stop], self.key, self.source, tokens)
-
-
 @dataclass(frozen=True)
 class CorpusFile:
     """A file of a corpus: where it lies, its name within the corpus, and the split that its name states."""
@@ -89,14 +50,6 @@ class CorpusFile:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a declaration says of how files are to be read, where they do not say it themselves."""
-
-    text_key: str = "text"
-    id_type: IdType | None = None
-
-
-@dataclass(frozen=True)
 class CorpusKind:
     """How a corpus is found and read, and which fields of `Reading` mean something for it."""
 
@@ -104,6 +57,8 @@ class CorpusKind:
     read: Callable[[CorpusFile, Reading, Vocabulary | None], Iterator[Document]]
     revision: Callable[[Sequence[CorpusFile], Reading], str]
     takes: tuple[str, ...] = ()
+    compares_splits: bool = False
+    """Whether it is known to repeat itself and small, so that what its splits share is counted when it is prepared."""
 
 
 def open_corpus(corpus: str, paths: Sequence[str], reading: Reading = Reading()) -> "Corpus":
@@ -126,7 +81,7 @@ class Corpus:
 
     name: str
     files: tuple[CorpusFile, ...]
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def revision(self) -> str:
@@ -137,6 +92,11 @@ class Corpus:
     def holds_tokens(self) -> bool:
         """Whether its files hold token ids rather than text."""
         return self.name == "tokens"
+
+    @property
+    def compares_splits(self) -> bool:
+        """Whether what the splits share is counted when it is prepared."""
+        return CORPORA[self.name].compares_splits
 
     def documents(self, file: CorpusFile, vocabulary: Vocabulary | None = None) -> Iterator[Document]:
         """The documents of one file, in order; an empty one is none. `vocabulary` is needed to read token ids."""
@@ -253,92 +213,16 @@ def _read_text(file: CorpusFile, _: Reading, __: Vocabulary | None) -> Iterator[
     yield Document(text, key=text)
 
 
-def _read_jsonl(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
-    """One object a line; of a file that is one array, its items."""
-    with _open_maybe_compressed(file.path) as opened:
-        number, first = 0, True
-        lines = _lines(file.path, opened)
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            if first and line.lstrip().startswith(b"["):
-                yield from _array(file.path, itertools.chain([line], lines), reading)
-                return
-            first = False
-            where = f"{file.path}:{number}"
-            yield _json_document(where, _parsed(where, line), reading)
-        if number == 0:
-            raise CorpusError(f"{file.path}: the file is empty")
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """The lines of an opened file. CorpusError where it grows beyond what is held, or cannot be decompressed."""
-    total, compressed = 0, not isinstance(getattr(file, "raw", None), io.FileIO)
-    try:
-        while line := file.readline(LONGEST_DOCUMENT + 1):
-            total += len(line)
-            if len(line) > LONGEST_DOCUMENT:
-                raise CorpusError(f"{path}: a line of more than {LONGEST_DOCUMENT:,} bytes, the most that is read")
-            if compressed and total > MOST_DECOMPRESSED:
-                raise CorpusError(
-                    f"{path}: {path.stat().st_size:,} bytes that decompress to more than {MOST_DECOMPRESSED:,}, "
-                    "the most that is read; divide the file, or decompress it first"
-                )
-            yield line
-    except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path}: cannot be decompressed: {error}") from None
-
-
-def _array(path: Path, lines: Iterable[bytes], reading: Reading) -> Iterator[Document]:
-    content = bytearray()
-    for line in lines:
-        content += line
-        if len(content) > LONGEST_DOCUMENT:
-            raise CorpusError(f"{path}: one array of more than {LONGEST_DOCUMENT:,} bytes; write one object per line")
-    for number, row in enumerate(_parsed(str(path), bytes(content))):
-        yield _json_document(f"{path}: item {number}", row, reading)
-
-
-def _parsed(where: str, content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where}: not JSON: {error}") from None
-
-
-def _json_document(where: str, row: Any, reading: Reading) -> Document:
-    key = reading.text_key
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where}: no object with `{key}`; found {type(row).__name__}")
-    return _document(where, row, key, row.get("meta"))
-
-
-def _document(where: str, row: dict[str, Any], key: str, meta: Any) -> Document:
-    """A row as a document: one whose text is null is none, as one whose text is empty."""
-    text = columnar.value_of(row, key)
-    if text is None:
-        return Document("", key="")
-    if not isinstance(text, str):
-        found = f"found {', '.join(sorted(row))}"
-        holds = found if text is columnar.MISSING else f"it is of type {type(text).__name__}"
-        raise CorpusError(
-            f"{where}: no `{key}` of type string; {holds}; say data.text_key where the text has another key"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise CorpusError(f"{where}: `{key}` holds half of a surrogate pair, which UTF-8 cannot hold") from None
-    return Document(text, key=text, source=_source_of(meta))
-
-
 def _read_columns(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
     try:
         for number, (row, meta) in enumerate(columnar.rows(file.path, reading.text_key)):
-            yield _document(f"{file.path}: row {number}", row, reading.text_key, meta)
+            yield of_row(f"{file.path}: row {number}", row, reading.text_key, meta)
     except columnar.ColumnError as error:
         raise CorpusError(str(error)) from None
+
+
+def _read_jsonl(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
+    return of_json(file.path, reading)
 
 
 def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
@@ -356,7 +240,7 @@ def _read_dataset(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> I
     try:
         for number, (text, meta) in enumerate(hub.rows(str(file.path), file.name, reading.text_key)):
             where = f"hf:{file.path}: row {number} of {file.name}"
-            yield _document(where, {reading.text_key: text}, reading.text_key, meta)
+            yield of_row(where, {reading.text_key: text}, reading.text_key, meta)
     except hub.HubError as error:
         raise CorpusError(str(error)) from None
 
@@ -383,27 +267,6 @@ def _token_revision(files: Sequence[CorpusFile], _: Reading) -> str:
     return _content_revision([*files, *(index for index in indices if index.path.is_file())], _)
 
 
-def _source_of(meta: Any) -> str:
-    """SlimPajama's set name; its meta is a struct, a JSON string or the text of a Python dictionary."""
-    if isinstance(meta, dict):
-        name = meta.get("redpajama_set_name", "")
-        return name if isinstance(name, str) else ""
-    match = re.search(r"""["']redpajama_set_name["']\s*:\s*["'](\w+)["']""", meta) if isinstance(meta, str) else None
-    return match[1] if match else ""
-
-
-def _open_maybe_compressed(path: Path) -> BinaryIO:
-    with open(path, "rb") as file:
-        magic = file.read(4)
-    if magic[:2] == b"\x1f\x8b":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if magic == b"\x28\xb5\x2f\xfd":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return open(path, "rb")
-
-
 def _content_revision(files: Sequence[CorpusFile], _: Reading) -> str:
     """One SHA-256 over the splits and contents of the files, in order; their names and folders do not count.
 
@@ -424,7 +287,9 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
 
 
 CORPORA: dict[str, CorpusKind] = {
-    "python-stdlib": CorpusKind(_find_python_stdlib, _read_python_source, lambda files, _: platform.python_version()),
+    "python-stdlib": CorpusKind(
+        _find_python_stdlib, _read_python_source, lambda files, _: platform.python_version(), compares_splits=True
+    ),
     "text": CorpusKind(functools.partial(_find_files, (".txt",)), _read_text, _content_revision),
     "jsonl": CorpusKind(
         functools.partial(

@@ -1,0 +1,107 @@
+"""The folder of one submitted sweep: the names of what lies in it, and its plan. Imports without torch."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from xlstm.run.json_files import invalid, read_json
+from xlstm.run.records import SweepPlan
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """One submitted sweep: itself, its plan, its fits, and what its submissions leave."""
+
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        """The workspace it lies in."""
+        return self.path.parent.parent
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def sweep_file(self) -> Path:
+        """The sweep as it was submitted."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan as `scaling plan --json` prints it; it is there once the sweep was submitted."""
+        return self.path / PLAN
+
+    @property
+    def history(self) -> Path:
+        """Earlier versions: a folder for each, with the sweep and the plan that another submission replaced."""
+        return self.path / "history"
+
+    def keep_version(self) -> Path | None:
+        """Copy the sweep and its plan among the earlier versions; returns where, None where nothing was submitted."""
+        files = [path for path in (self.sweep_file, self.plan_file) if path.is_file()]
+        if not files:
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(files[0].stat().st_mtime))
+        number = len(list(self.history.glob("*"))) + 1 if self.history.is_dir() else 1
+        version = self.history / f"{number:04d}-{stamp}"
+        version.mkdir(parents=True)
+        for path in files:
+            shutil.copy2(path, version)
+        return version
+
+    @property
+    def controller_lock(self) -> Path:
+        """The file whose lock the controller holds, and whose text says who that is."""
+        return self.path / "controller.lock"
+
+    @property
+    def submission_log(self) -> Path:
+        """What a submission in the background prints."""
+        return self.path / "submit.log"
+
+    @property
+    def fit(self) -> Path:
+        """Fits and figures of the sweep."""
+        return self.path / "fit"
+
+    @property
+    def slurm(self) -> Path:
+        """One folder for each array of jobs that was handed to Slurm."""
+        return self.path / "slurm"
+
+    @property
+    def slurm_lock(self) -> Path:
+        """The file whose lock is held while jobs are handed to Slurm."""
+        return self.path / "slurm.lock"
+
+    def folders(self) -> list[Path]:
+        """Every folder of the sweep, whether it is there or not."""
+        return [self.path, self.fit, self.slurm]
+
+    def files(self) -> list[Path]:
+        """Every file of the sweep but its fits, batches and earlier versions, whether it is there or not."""
+        return [self.sweep_file, self.plan_file, self.controller_lock, self.slurm_lock, self.submission_log]
+
+    def plan(self) -> dict[str, Any]:
+        """The plan. FileNotFoundError where the sweep was never submitted, DamagedFileError where it is no plan."""
+        remedy = f"submit it again: scaling submit {self.sweep_file}"
+        document = read_json(self.plan_file, remedy)
+        if document is None:
+            raise FileNotFoundError(self.plan_file)
+        try:
+            SweepPlan.model_validate(document)
+        except ValidationError as error:
+            raise invalid(self.plan_file, error, remedy) from None
+        return document
+
+    def known_plan(self) -> dict[str, Any] | None:
+        """The plan; None where the sweep was never submitted. DamagedFileError as `plan`."""
+        return self.plan() if self.plan_file.exists() else None
