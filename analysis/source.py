@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from analysis.data import runs
 from analysis.data.columns import NUMBERS, Reading
 from analysis.data.quality import Rules
 from analysis.data.runs import Kind
+from analysis.decisions import agreement
 from analysis.fitting import choice, doubts, families
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
@@ -156,7 +157,7 @@ class Source:
         """One new fit per family, as the question asks; nothing is saved."""
         asked = self.question
         found = choice.fit(self.frame, form=asked.form, objective=asked.objective, allow_mixed=asked.mixed)
-        return [doubts.at_edge(one, self._loaded.at_edge) for one in found]
+        return [agreement.checked(doubts.at_edge(one, self._loaded.at_edge)) for one in found]
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Every validation during training of the usable rows: columns run_id, tokens, loss."""
@@ -187,9 +188,9 @@ class Source:
     @cached_property
     def _loaded(self) -> runs.Rows:
         question = self.question
-        return runs.read(
-            self.name, self.read_as, workspace=self.workspace, rules=question.rules, best_of=question.best_of
-        )
+        further = () if question.form is None else question.form.inputs
+        reading = replace(self.read_as, further=further)
+        return runs.read(self.name, reading, workspace=self.workspace, rules=question.rules, best_of=question.best_of)
 
     @property
     def _store(self) -> str:

@@ -7,7 +7,9 @@ All sides fit the same points in the same run on one core. SciPy's side is L-BFG
 from every `stride`-th of the 4,500 starts of Besiroglu et al. 2024, for a point fit; and BFGS with the exact gradient
 from the optimum, for each of some bootstrap resamples. `chinchilla` (0.2.0, in PYTHON's environment) fits by its own
 BFGS with its own log-Huber loss from a grid of its own, without its pool. Their times are per start or resample, and
-scaled to all. Every side's objective is ours, evaluated at its parameters. Writes fitting.json and fitting.md.
+scaled to all. Every side's objective is ours, evaluated at its parameters. Then what `scaling fit` does for one form,
+certificate, rollout and 1,000 draws, beside the additive law's certificate and draws alone; and a point fit of 200,000
+rows. `--only-ours` leaves the others' sides out. Writes fitting.json and fitting.md.
 """
 
 import argparse
@@ -25,9 +27,9 @@ import polars as pl
 from scipy import optimize
 
 from analysis.data import runs
-from analysis.fitting import families, regression
+from analysis.fitting import choice, families, regression
 from analysis.fitting.fit import Fit
-from analysis.laws.additive import Array, log_loss
+from analysis.laws.additive import AdditiveLaw, Array, log_loss
 from analysis.laws.forms import FORMS
 from benchmarks.machine import describe
 
@@ -108,6 +110,38 @@ def measure(frame: pl.DataFrame, stride: int, repeats: int, peer: str | None) ->
     }
 
 
+def measure_forms(frame: pl.DataFrame, repeats: int) -> dict[str, float]:
+    """Seconds of the additive law's fit, and how many times as long each form takes with its rollout; medians."""
+    found: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        additive, _fits = _timed(lambda: families.fit(frame))
+        found.setdefault("additive_fit_seconds", []).append(additive)
+        for form in choice.CANDIDATES:
+            seconds, _fits = _timed(lambda form=form: choice.fit(frame, form=form))
+            found.setdefault(f"{form.name}_with_rollout_times_additive_fit", []).append(seconds / additive)
+        seconds, _fits = _timed(lambda: choice.fit(frame))
+        found.setdefault("all_forms_times_additive_fit", []).append(seconds / additive)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def measure_many(rows: int) -> dict[str, float]:
+    """Seconds of a point fit of each form, and of all that `scaling fit` does, on rows that an additive law made."""
+    random = np.random.default_rng(0)
+    n, d = (np.exp(random.uniform(np.log(low), np.log(high), rows)) for low, high in ((1e7, 1e10), (1e9, 1e12)))
+    loss = AdditiveLaw(1.7, 400.0, 2000.0, 0.34, 0.36).predict(n, d) * np.exp(random.normal(0, 0.005, rows))
+    frame = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": loss}).with_columns(
+        run_id=pl.int_range(rows).cast(pl.String), family=pl.lit("x")
+    )
+    forms = (*choice.CANDIDATES, FORMS["overtraining"], FORMS["farseer"])
+    found = {
+        f"rows_{rows}_{form.name}_point_seconds": _timed(lambda form=form: families.fit(frame, form=form, num_draws=1))[
+            0
+        ]
+        for form in forms
+    }
+    return found | {f"rows_{rows}_all_forms_seconds": _timed(lambda: choice.fit(frame))[0]}
+
+
 def _timed(work: Any) -> tuple[float, Any]:
     began = time.perf_counter()
     result = work()
@@ -166,12 +200,16 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-python")
+    parser.add_argument("--only-ours", action="store_true", help="forms and many rows alone")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     columns = dict(pair.split("=", 1) for pair in given.columns.split(",") if pair)
     frame = runs.load(given.points, columns=columns)
     frame = frame.sort("loss").head(frame.height - given.drop_highest)
-    measured = measure(frame, given.stride, given.repeats, given.peer_python)
+    measured: dict[str, Any] = {}
+    if not given.only_ours:
+        measured = measure(frame, given.stride, given.repeats, given.peer_python)
+    measured |= measure_forms(frame, given.repeats) | measure_many(200_000)
     print(table(measured))
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)

@@ -30,14 +30,16 @@ CONTEXT = 2048
 FAMILIES = ("xlstm[1:0]", "xlstm[7:1]", "llama", "gpt", "mamba", "rwkv4")
 
 
-def run_spec(family: str, size: str, ranks: int, micro: int, checkpointing: str, precision: str) -> RunSpec:
-    """A run of ten steps at the published context, sharded over all ranks."""
+def run_spec(
+    family: str, size: str, ranks: int, micro: int, checkpointing: str, precision: str, passes: int = 1
+) -> RunSpec:
+    """A run of ten steps of so many passes at the published context, sharded over all ranks."""
     return RunSpec(
         physics=Physics(
             model=config_for(family, size, 50304),
             data=Data(corpus="text", revision="sha256:0", tokenizer="bytes", context_length=CONTEXT),
-            tokens=10 * CONTEXT * ranks * micro,
-            batch_tokens=CONTEXT * ranks * micro,
+            tokens=10 * passes * CONTEXT * ranks * micro,
+            batch_tokens=passes * CONTEXT * ranks * micro,
             optimizer=Optimizer(learning_rate=1e-3),
             schedule=Schedule(warmup_steps=3),
             precision=precision,  # type: ignore[arg-type]
@@ -69,8 +71,11 @@ def tracked_peak(spec: RunSpec) -> dict[str, int]:
             tracker.track_external(model)
         tokens = torch.zeros((rows, physics.data.context_length), dtype=torch.int64)
         with tracker:
-            for _ in range(min(2, physics.batch_sequences // execution.ranks // rows)):
+            passes = min(2, physics.batch_sequences // execution.ranks // rows)
+            for number in range(passes):
                 tracker.reset_mod_stats()
+                if execution.ranks > 1:
+                    model.set_requires_gradient_sync(number + 1 == passes)  # type: ignore[operator]
                 losses, _ = model(tokens, targets=torch.zeros_like(tokens))
                 losses.sum().backward()
         (peak,) = tracker.get_tracker_snapshot("peak").values()

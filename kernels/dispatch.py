@@ -3,7 +3,7 @@
 Every public function of this package takes `implementation`:
 
 - `auto`: what `prefer` named in this process; else `triton` for tensors on a CUDA device, `numba` for those on a CPU,
-  where there are such kernels and they take dtype and shapes; else `torch`;
+  where there are such kernels and they take dtype and shapes; else, and for the mLSTM in float32 on CUDA, `torch`;
 - `reference`: the plain recurrence, the definition; slow, differentiated by autograd;
 - `torch`: fast on any device, with a hand-written backward;
 - `numba`: compiled kernels for CPUs and float32, of the operators that gain by them;
@@ -15,6 +15,7 @@ choose another; and a preference for `numba` or `triton` leaves an operator with
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
@@ -28,6 +29,9 @@ Chosen: TypeAlias = Literal["reference", "torch", "numba", "triton"]
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes of inputs that the Triton kernels take."""
+
+HOPPER_TRITON = (3, 6)
+"""The first Triton that may compile for compute capability 9."""
 
 _preferred: Implementation = "auto"
 
@@ -66,10 +70,24 @@ def triton_obstacle(tensor: Tensor) -> str | None:
         return "the package triton is not installed"
     if tensor.is_cuda:
         major, minor = torch.cuda.get_device_capability(tensor.device)
-        return None if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
+        if major < 8:
+            return f"compute capability {major}.{minor} is below 8.0"
+        return _hopper_obstacle(importlib.metadata.version("triton")) if major == 9 else None
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"the tensors are on {tensor.device} and Triton's interpreter is off (TRITON_INTERPRET=1 turns it on)"
+
+
+def _hopper_obstacle(version: str) -> str | None:
+    """Why this Triton may not compile for Hopper, or None.
+
+    Whether operands of a warp-group product come from shared memory was read from what 3.6 and later make of these
+    kernels; from registers, the next turn of a loop may overwrite them (triton-lang/triton issue 9433).
+    """
+    if tuple(int(part) for part in version.split(".")[:2]) >= HOPPER_TRITON:
+        return None
+    least = ".".join(map(str, HOPPER_TRITON))
+    return f"Triton {version} is below {least}, the first whose matrix products were checked on Hopper"
 
 
 def choose(
@@ -78,12 +96,14 @@ def choose(
     tensor: Tensor,
     shape_obstacle: Callable[[], str | None] | None = lambda: None,
     cpu_obstacle: Callable[[], str | None] | None = None,
+    of_products: bool = False,
 ) -> Chosen:
     """The implementation that will run for `tensor`.
 
     `shape_obstacle` says why the Triton kernels refuse the shapes, `cpu_obstacle` why the Numba kernels refuse the
-    operands; None where the operator has none. Raises ImplementationError for an unknown name, or for `triton` or
-    `numba` where it cannot run.
+    operands; None where the operator has none. `of_products`: its Triton kernels are matrix products, which in float32
+    have no tensor cores and are left to the library unless asked for. Raises ImplementationError for an unknown name,
+    or for `triton` or `numba` where it cannot run.
     """
     names = get_args(Implementation)
     if implementation not in names:
@@ -93,7 +113,9 @@ def choose(
         implementation = "torch" if lacking.get(_preferred) else _preferred
     if implementation == "auto":
         if tensor.is_cuda:
+            by_library = of_products and tensor.dtype == torch.float32
             on_gpu = shape_obstacle is not None and triton_obstacle(tensor) is None and shape_obstacle() is None
+            on_gpu = on_gpu and not by_library
             return "triton" if on_gpu else "torch"
         for_cpus = tensor.device.type == "cpu" and cpu_obstacle is not None and cpu_obstacle() is None
         return "numba" if for_cpus else "torch"

@@ -5,6 +5,7 @@ many of the kernels (`benchmarks/dispatch.py`). So where it would change nothing
 nobody looks on, the operator's body is called at once, through an autograd function of its own.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +33,7 @@ class _Node(Generic[Result]):
     def __init__(
         self, name: str, takes: dict[str, str], gives: Sequence[str], body: Hook, fake: Hook, count: Callable[..., int]
     ) -> None:
-        self._body = _without_autocast(body)
+        self._body = _plainly(body)
         arguments = ", ".join(f"{kind} {argument}" for argument, kind in takes.items())
         results = gives[0] if len(gives) == 1 else f"({', '.join(gives)})"
         schema = f"({arguments}) -> {results}"
@@ -281,13 +282,15 @@ def _counting(name: str, label: str, flops: Hook | int, takes: dict[str, str], f
     return formula
 
 
-def _without_autocast(body: Hook) -> Hook:
+def _plainly(body: Hook) -> Hook:
     @functools.wraps(body)
     def without(*arguments: Any) -> Any:
-        device_type = next(iter(_tensors(arguments))).device.type
-        if not torch.is_autocast_enabled(device_type):
+        device = next(iter(_tensors(arguments))).device
+        if device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             return body(*arguments)
-        with torch.autocast(device_type, enabled=False):
+        # Triton launches on the current device, whatever its tensors'.
+        on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        with on, torch.autocast(device.type, enabled=False):
             return body(*arguments)
 
     return without

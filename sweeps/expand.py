@@ -32,6 +32,7 @@ from xlstm.run.spec import (
     Presentation,
     RunSpec,
     Schedule,
+    has_slstm,
     same_training,
 )
 
@@ -64,6 +65,11 @@ class SweepRun:
     """The card to plan for, by its name in xlstm.accounting.cards; None where none was stated."""
     mfu: float | None = None
     """Share of the card's peak to plan with; None where none was stated."""
+    earlier: RunSpec | None = None
+    """What earlier versions made of the same point: weight decay fell on the sLSTM's recurrent weights, too.
+
+    None where that is the same run, or the sweep says which it means.
+    """
 
 
 def expand(file: SweepFile, document: Document) -> list[SweepRun]:
@@ -122,8 +128,11 @@ class _Expansion:
             for detail in error.errors(include_url=False):
                 self._complain_at_cause(detail, sources, point)
             return None
+        spec, earlier = same_training(spec), None
+        if values.get("recurrent_weight_decay") is None and has_slstm(config) and physics.optimizer.weight_decay:
+            earlier, spec = spec, _sparing_recurrent_weights(spec)
         scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
-        return SweepRun(same_training(spec), point.values(), **scheduling)
+        return SweepRun(spec, point.values(), earlier=earlier, **scheduling)
 
     def _settings_levels(self, point: Point) -> Iterator[dict[str, Choice]]:
         yield {name: choice for name, choice in point.choices.items() if name in Settings.model_fields}
@@ -253,6 +262,11 @@ class _Expansion:
             names = [name for word, names in suspects.items() if word in message for name in names if name in sources]
             key = names[0] if names else None
         self.complain(sources.get(key or "", point.origin), message)
+
+
+def _sparing_recurrent_weights(spec: RunSpec) -> RunSpec:
+    optimizer = spec.physics.optimizer.model_copy(update={"recurrent_weight_decay": 0.0})
+    return spec.with_physics(spec.physics.model_copy(update={"optimizer": optimizer}))
 
 
 def _stated(section: Any, path: Path) -> dict[str, Choice]:

@@ -41,10 +41,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`, serial tests of one folder run one after the other."""
+    """Under `--dist loadgroup`, serial tests of one folder run one after the other, and so do those of Ray."""
     for item in items:
         if item.get_closest_marker("serial"):
-            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+            group = "ray" if "ray" in item.path.stem.split("_") else item.path.parent.name
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

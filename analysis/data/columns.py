@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
 
 import polars as pl
 
@@ -37,7 +39,7 @@ NUMBERS = ("parameters", "tokens", "flops", "loss")
 """What a law is fitted to: a row whose cell of one of these is no number is left out, with the cell."""
 MEASURES = ("loss", "bits_per_byte")
 """Numbers that are no counts: a comma in one may be a decimal comma."""
-EXTRA = {"unique_tokens": pl.Float64, "weight": pl.Float64}
+EXTRA = dict.fromkeys(("unique_tokens", "weight", "vocabulary_parameters", "experts", "granularity"), pl.Float64)
 """Columns that a table may have beside those of `SCHEMA`, for the forms and the fits that need them."""
 
 
@@ -46,14 +48,26 @@ class Reading:
     """How the columns of a source that is not ours are read."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Our names to the source's own, such as `{"parameters": "Model Size"}`, or `{"parameters": "params.n"}`."""
+    """Our names to the source's own, such as `{"parameters": "Model Size"}`, or `{"parameters": "params.n"}`.
+
+    A name that is none of ours is that of a further column of numbers, such as a benchmark's error.
+    """
     decimal_comma: bool = False
     """Whether 3,857 is 3.857."""
+    further: tuple[str, ...] = ()
+    """Columns of numbers that are kept under their own names, where they are there: the inputs of a form."""
+    whole: bool = False
+    """Whether all other columns of a table are kept, too, as numbers or texts."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.columns) - set(SCHEMA | EXTRA))
-        if unknown:
-            raise RefusalError("unknown-column", f"{unknown[0]!r} is none of ours; known are: {', '.join(SCHEMA)}")
+        for name in self.columns:
+            if name not in SCHEMA | EXTRA and (meant := get_close_matches(name, SCHEMA | EXTRA, n=1, cutoff=0.8)):
+                raise RefusalError("unknown-column", f"{name!r} is none of ours; did you mean `{meant[0]}`?")
+
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """The columns that are looked for, by our names, with what they hold."""
+        return dict.fromkeys((*self.columns, *self.further), pl.Float64) | EXTRA | SCHEMA
 
     def theirs(self, ours: str) -> str:
         """What a table calls a column of ours."""
@@ -61,7 +75,7 @@ class Reading:
 
     def number(self, ours: str, cell: object, *, grouped: bool = True) -> float | None:
         """The number in a cell of a column of ours; None for an empty cell. ValueError for what is no number."""
-        count = ours not in MEASURES
+        count = ours in SCHEMA | EXTRA and ours not in MEASURES
         return read_number(cell, count=count, decimal_comma=self.decimal_comma, grouped=grouped)
 
 
@@ -80,8 +94,19 @@ def completed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     kinds = SCHEMA | {name: kind for name, kind in EXTRA.items() if name in frame.columns}
     absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in kinds.items() if name not in frame.columns]
     frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
-    helpers = [name for name in frame.columns if name.startswith(SEARCHED)]
-    return frame.select(*(pl.col(name).cast(kind) for name, kind in kinds.items()), *helpers)
+    others = [name for name in frame.columns if name not in kinds]
+    return frame.select(*(pl.col(name).cast(kind) for name, kind in kinds.items()), *others)
+
+
+def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> dict[str, pl.Series]:
+    """Columns that nobody named: numbers where every cell is one or empty, else texts."""
+    found = {}
+    for name, values in cells.items():
+        try:
+            found[name] = pl.Series(name, [reading.number(name, cell) for cell in values], pl.Float64)
+        except ValueError:
+            found[name] = pl.Series(name, [as_text(cell) for cell in values], pl.String)
+    return found
 
 
 def numbers_of(

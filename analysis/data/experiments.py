@@ -7,8 +7,6 @@ import polars as pl
 
 from analysis.data import tracking_store
 from analysis.data.columns import (
-    EXTRA,
-    SCHEMA,
     Reading,
     as_text,
     axis_values,
@@ -102,9 +100,9 @@ def from_mlflow(
     frame = pl.DataFrame(
         {
             ours: whole_numbers(ours, texts[ours])
-            if (SCHEMA | EXTRA)[ours] == pl.Int64
+            if reading.kinds[ours] == pl.Int64
             else pl.Series(ours, [as_text(cell) for cell in texts[ours]], pl.String)
-            if (SCHEMA | EXTRA)[ours] == pl.String
+            if reading.kinds[ours] == pl.String
             else numbers_of(ours, texts[ours], reading, reasons)
             for ours in places
         }

@@ -4,7 +4,7 @@ A frame's columns `state` and `quality` say what is known; `judge` turns them in
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,9 +147,13 @@ def count_reasons(rows: pl.DataFrame) -> str:
     return f"{rows.height} rows: {', '.join([*listed, *more])}"
 
 
-def several_losses(family: str, rows: pl.DataFrame) -> list[FitWarning]:
-    """A warning where usable rows of one (N, D) differ in loss by more than chance; the fit takes each as measured."""
-    points = [name for name in ("parameters", "tokens", "unique_tokens") if name in rows.columns]
+def several_losses(family: str, rows: pl.DataFrame, inputs: Sequence[str] = ()) -> list[FitWarning]:
+    """A warning where usable rows of one (N, D) differ in loss by more than chance; the fit takes each as measured.
+
+    Rows that differ in one of the form's other `inputs` are of different points.
+    """
+    known = dict.fromkeys(("parameters", "tokens", "unique_tokens", *inputs))
+    points = [name for name in known if name in rows.columns and name != "flops"]
     with_seed = rows.filter(pl.col("seed").is_not_null()) if "seed" in rows.columns else rows.clear()
     spread = pl.col("loss").max() / pl.col("loss").min() - 1
     same = (rows.group_by([*points, "seed"]) if "seed" in rows.columns else rows.group_by(points)).agg(spread=spread)

@@ -26,6 +26,7 @@ from analysis.data.columns import (
     Reading,
     as_text,
     axis_values,
+    columns_of_any,
     completed,
     numbers_of,
     unique_keys,
@@ -78,10 +79,11 @@ def load(
     """Load runs from a sweep's name, `mlflow:EXPERIMENT`, or a table; `read` with its defaults.
 
     `columns` maps our names to a file's own, such as `{"parameters": "Model Size"}`, or to an experiment's, such as
-    `{"parameters": "params.n"}`; with two of parameters, tokens and flops given, the third follows from C = 6ND.
+    `{"parameters": "params.n"}`; with two of parameters, tokens and flops given, the third follows from C = 6ND. All
+    other columns of a table are kept under their own names (up to `tables.MOST_CELLS`), of an experiment those named.
     `rules` decide which rows are excluded. RefusalError says what is missing.
     """
-    return read(source, Reading(columns or {}), workspace=workspace, rules=rules).frame
+    return read(source, Reading(columns or {}, whole=True), workspace=workspace, rules=rules).frame
 
 
 def read(
@@ -116,7 +118,8 @@ def read(
                 known = sorted({key for run in plan["runs"] for key in run["point"]})
                 raise RefusalError("missing-column", f"{name}: no axis {axis!r} in the plan; {nearest(axis, known)}")
         frame = _with_points(frame, plan, axes) if plan else frame
-    chosen = selection.best_of(quality.judge(frame, rules), axes)
+    described = {*SCHEMA, *EXTRA, *reading.further, selection.POINT}
+    chosen = selection.best_of(quality.judge(frame, rules), axes, described=described)
     return Rows(chosen.frame, chosen.edges, chosen.at_edge)
 
 
@@ -174,9 +177,12 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
 
 
 def from_table(path: Path, reading: Reading | None = None, searched: Sequence[str] = ()) -> pl.DataFrame:
-    """One row per row of a table, the columns `searched` beside ours. Only the columns that are named are parsed."""
+    """One row per row of a table, the columns `searched` beside ours.
+
+    Only the columns that are named are parsed, unless the reading is of the whole table.
+    """
     reading = reading or Reading()
-    known = SCHEMA | EXTRA
+    known = reading.kinds
     table = tables.read(path, {*map(reading.theirs, known), *searched})
     for ours, theirs in (*reading.columns.items(), *(("--best-of", axis) for axis in searched)):
         if theirs not in table.cells:
@@ -208,6 +214,9 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     )
     for axis in searched:
         columns[SEARCHED + axis] = axis_values(axis, table.cells[axis], reading)
+    if reading.whole:
+        taken = {*map(reading.theirs, known), *known}
+        columns |= columns_of_any(tables.others(path, [name for name in table.names if name not in taken]), reading)
     return completed(pl.DataFrame(columns), str(path))
 
 

@@ -1,6 +1,6 @@
 """Which rows the law takes where an axis, such as the learning rate, was searched rather than studied."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -24,20 +24,25 @@ class Selection:
     """Run ids of those best ones."""
 
 
-def best_of(frame: pl.DataFrame, axes: Sequence[str]) -> Selection:
+def best_of(frame: pl.DataFrame, axes: Sequence[str], described: Collection[str] | None = None) -> Selection:
     """Keep, of rows that differ in the searched `axes` alone, those whose value of them has the lowest loss.
 
     The values stand in columns named SEARCHED and the axis, which the result no longer has. Rows agree in all the rest
-    by POINT where there is such a column, else by every column but the MEASURED ones. Of several rows of one value,
-    which are repetitions, the mean counts, and all of them stay. Where each value has seeds of its own, the seed is
-    left out of what must agree. A row that is excluded already is no candidate, but its value counts as tried.
+    by POINT where there is such a column, else by every column (of `described`, where given) but the MEASURED ones. Of
+    several rows of one value, which are repetitions, the mean counts, and all of them stay. Where each value has seeds
+    of its own, the seed is left out of what must agree. A row that is excluded already is no candidate, but its value
+    counts as tried.
     """
     columns = [SEARCHED + axis for axis in axes]
     bare = frame.drop([name for name in frame.columns if name.startswith(SEARCHED)])
     if not axes or not frame.height:
         return Selection(bare, [])
     values = list(zip(*(frame[name].to_list() for name in columns), strict=True))
-    agree = [POINT] if POINT in frame.columns else [name for name in bare.columns if name not in MEASURED]
+    agree = (
+        [POINT]
+        if POINT in frame.columns
+        else [name for name in bare.columns if name not in MEASURED and (described is None or name in described)]
+    )
     groups = _groups(frame, agree)
     if "seed" in agree and not any(len({values[row] for row in rows}) > 1 for rows in groups):
         groups = _groups(frame, [name for name in agree if name != "seed"])

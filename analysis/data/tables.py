@@ -26,6 +26,8 @@ from analysis.findings import RefusalError
 MAXIMUM_BYTES = 2**30
 """Of text, and of a compressed file once it is decompressed."""
 MAXIMUM_ROWS = 2_000_000
+MOST_CELLS = 10_000_000
+"""Of columns that nobody named, beyond which they are left in the file."""
 COMPRESSIONS = (".gz", ".zst")
 SEPARATORS = (",", ";", "\t")
 """What may separate the cells of a .csv: the one by which most of the wanted columns are found."""
@@ -78,6 +80,19 @@ def read(path: Path, wanted: Collection[str]) -> Table:
         raise RefusalError("unknown-format", f"{path}: tables are read as {known_formats()}")
     with _refused(path, ending):
         return _READERS[ending](path, wanted)
+
+
+def others(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The cells of columns that nobody asked for, of those that are readable; none where they are over MOST_CELLS."""
+    distinct = [name for name in names if names.count(name) == 1]
+    typed = format_of(path.name) in (".parquet", ".arrow", ".feather")
+    found: dict[str, list[Any]] = {}
+    for wanted in [{name} for name in distinct] if typed else [set(distinct)]:
+        try:
+            found |= read(path, wanted).cells
+        except RefusalError:
+            continue  # what stands in a column that is not named never matters
+    return found if sum(map(len, found.values())) <= MOST_CELLS else {}
 
 
 def holds_one_mapping(path: Path) -> bool:

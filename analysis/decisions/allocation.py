@@ -37,6 +37,8 @@ class Allocation:
     """N over that of the largest model among the fitted runs."""
     tokens_extrapolation: float
     """D over the most tokens among the fitted runs."""
+    beyond: str
+    """How far C, N and D lie outside the fitted runs, in words."""
 
     @property
     def sentence(self) -> str:
@@ -46,13 +48,7 @@ class Allocation:
             self.tokens_interval,
             self.loss_interval,
         )
-        far = {
-            "the compute": self.extrapolation,
-            "the parameters": self.parameters_extrapolation,
-            "the tokens": self.tokens_extrapolation,
-        }
-        told = [f"{times:.3g} times {what}" for what, times in far.items() if times > 1]
-        beyond = f"; {', '.join(told)} of the largest run" if told else ""
+        beyond = f"; {self.beyond}" if self.beyond else ""
         return (
             f"N = {self.parameters:.3g} [{low_n:.3g}, {high_n:.3g}], "
             f"D = {self.tokens:.3g} [{low_d:.3g}, {high_d:.3g}], loss {self.loss:.4f} [{low:.4f}, {high:.4f}]{beyond}"
@@ -81,16 +77,25 @@ def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -
 
 
 def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
-    """Mean slope a of log N* by log C between two budgets, with its interval, at the cost that the fit's runs counted.
+    """Mean slope a of log N* by log C between two budgets, with its interval: that of `exponents_between`."""
+    return exponents_between(fitted, low, high)["parameters"]
 
-    Under C = 6ND it is the closed form beta/(alpha + beta) at any two budgets; under exact FLOPs it depends on them.
+
+def exponents_between(fitted: Fit, low: float, high: float) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Mean slopes by log C of log N* (`parameters`) and log D* (`tokens`) between two budgets, with their intervals.
+
+    A token costs what the fit's runs counted. Under C = 6ND the first is the closed form beta/(alpha + beta) at any two
+    budgets, and both add up to 1; under exact FLOPs they depend on the budgets.
     """
     if not 0 < low < high:
         raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
     frontier = _frontier_of_runs(fitted)
-    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops)))[0] for flops in (low, high)]
-    slopes = (ends[1] - ends[0]) / np.log(high / low)
-    return float(slopes[0]), percentile(slopes[1:])
+    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops))) for flops in (low, high)]
+    slopes = [(ends[1][place] - ends[0][place]) / np.log(high / low) for place in (0, 1)]
+    return {
+        name: (float(slope[0]), percentile(slope[1:]))
+        for name, slope in zip(("parameters", "tokens"), slopes, strict=True)
+    }
 
 
 def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: float) -> Allocation:
@@ -105,9 +110,10 @@ def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: f
         )
     n, d, loss = (percentile(drawn) for drawn in answers[:, 1:])
     size, budget, lowest = (float(value) for value in answers[:, 0])
-    most = {name: float(np.max(fitted.used[name].to_numpy())) for name in ("parameters", "tokens", "flops")}
-    far = flops / most["flops"], size / most["parameters"], budget / most["tokens"]
-    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, *far)
+    asked = {"flops": flops, "parameters": size, "tokens": budget}
+    far = [fitted.extrapolation(asked)[name] for name in ("flops", "parameters", "tokens")]
+    beyond = fitted.beyond(asked)
+    return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, far[0], far[1], far[2], beyond)
 
 
 def _frontier(fitted: Fit, cost: LogCost) -> Frontier:
@@ -133,6 +139,8 @@ class ComputeMultiplier:
     interval: tuple[float, float]
     unreachable: float
     """Share of draws in which the challenger never reaches the baseline's loss; they count as a multiplier of 0."""
+    beyond: str = ""
+    """How far both budgets lie outside the runs of their families, in words."""
 
     @property
     def sentence(self) -> str:
@@ -140,7 +148,7 @@ class ComputeMultiplier:
         low, high = self.interval
         return (
             f"{self.baseline} needs {self.value:.3g} [{low:.3g}, {high:.3g}] times the compute of {self.challenger} "
-            f"for the loss it reaches at {self.flops:.3g} FLOPs"
+            f"for the loss it reaches at {self.flops:.3g} FLOPs" + (f"; {self.beyond}" if self.beyond else "")
         )
 
 
@@ -157,5 +165,7 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     *_, log_loss = first.best(log_c)
     multiples = np.exp(log_c - second.budget(log_loss, log_c))
     unreachable = float(np.mean(multiples[1:] == 0))
-    interval = percentile(multiples[1:])
-    return ComputeMultiplier(baseline.family, challenger.family, flops, float(multiples[0]), interval, unreachable)
+    interval, value = percentile(multiples[1:]), float(multiples[0])
+    budgets = [(baseline, flops)] + ([(challenger, flops / value)] if value > 0 else [])
+    told = [f"{one.family}: {said}" for one, budget in budgets if (said := one.beyond({"flops": budget}))]
+    return ComputeMultiplier(baseline.family, challenger.family, flops, value, interval, unreachable, "; ".join(told))

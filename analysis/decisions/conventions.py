@@ -38,6 +38,9 @@ class Answer:
     interval: tuple[float, float] | None = None
     """At 0.95, by the regression over budgets for approaches 1 and 2 and by the bootstrap for approach 3."""
     refusal: str = ""
+    tokens_exponent: float | None = None
+    """b of D* ~ C^b; None by approach 1."""
+    tokens_interval: tuple[float, float] | None = None
 
 
 def count(frame: pl.DataFrame, parameters: str, flops: str) -> pl.DataFrame:
@@ -74,14 +77,18 @@ def _compare_family(family: str, rows: pl.DataFrame, curves: pl.DataFrame) -> It
                 continue
             for approach in APPROACHES:
                 try:
-                    exponent, interval = _answer(approach, counted, curves)
+                    answer = _answer(approach, counted, curves)
                 except RefusalError as refusal:
                     yield Answer(family, approach, parameters, flops, refusal=str(refusal))
                 else:
-                    yield Answer(family, approach, parameters, flops, exponent, interval)
+                    yield Answer(family, approach, parameters, flops, *answer[:2], "", *answer[2:])
 
 
-def _answer(approach: str, rows: pl.DataFrame, curves: pl.DataFrame) -> tuple[float, tuple[float, float]]:
+Both = tuple[float, tuple[float, float], float | None, tuple[float, float] | None]
+"""The exponents of N* and D*, each with its interval."""
+
+
+def _answer(approach: str, rows: pl.DataFrame, curves: pl.DataFrame) -> Both:
     kind, _, method = approach.partition(" ")
     if kind == "3":
         return _parametric(rows)
@@ -91,11 +98,12 @@ def _answer(approach: str, rows: pl.DataFrame, curves: pl.DataFrame) -> tuple[fl
         per_token = rows.select("run_id", "parameters", per_token=pl.col("flops") / pl.col("tokens"))
         points = curves.filter(pl.col("tokens") > 0).join(per_token, on="run_id")
         frontier = isoflop.envelope(points.with_columns(flops=pl.col("tokens") * pl.col("per_token")))
-    return frontier.exponent, frontier.interval
+    return frontier.exponent, frontier.interval, frontier.tokens_exponent, frontier.tokens_interval
 
 
-def _parametric(rows: pl.DataFrame) -> tuple[float, tuple[float, float]]:
-    """Slope of log N* between the smallest and the largest budget trained, under the runs' own cost of a token."""
+def _parametric(rows: pl.DataFrame) -> Both:
+    """Slopes between the smallest and the largest budget trained, under the runs' own cost of a token."""
     (fitted,) = families.fit(rows, num_draws=DRAWS)
     low, high = float(np.min(rows["flops"].to_numpy())), float(np.max(rows["flops"].to_numpy()))
-    return allocation.exponent_between(fitted, low, high)
+    found = allocation.exponents_between(fitted, low, high)
+    return *found["parameters"], *found["tokens"]

@@ -44,6 +44,10 @@ class Design:
     half_width: float
     """Half the width of the prediction's 0.95 interval before any of the runs, relative to the loss."""
     proposals: tuple[Proposal, ...]
+    extrapolation: dict[str, float]
+    """N, D and C of the target over the largest among the fitted runs."""
+    beyond: str
+    """How far the target lies outside the fitted runs, in words."""
 
     @property
     def cost(self) -> float:
@@ -117,7 +121,10 @@ def design(
         left -= costs[best]
         n, d = (float(value) for value in points[best])
         proposals.append(Proposal(n, d, float(costs[best]), _half_width(toward, covariance) / linear * before))
-    return Design(fitted.family, target, budget, before, tuple(proposals))
+    flops = float(fitted.flops_per_token(target[0])) * target[1]
+    asked = {"parameters": target[0], "tokens": target[1], "flops": flops}
+    far = fitted.extrapolation(asked), fitted.beyond(asked)
+    return Design(fitted.family, target, budget, before, tuple(proposals), *far)
 
 
 def sweep_fragment(found: Design, fitted: Fit) -> str:

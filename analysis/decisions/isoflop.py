@@ -18,6 +18,8 @@ from analysis.laws.additive import Array
 SAME_BUDGET = 0.05
 """Runs whose FLOPs follow each other within this relative gap belong to one budget. Rounding to significant figures
 instead would merge budgets that differ."""
+SPREAD = 1.25
+"""Runs of one budget lie within this factor: where budgets run into each other, none of them has a profile."""
 SAME_SIZE = 0.02
 """Sizes of one budget that follow each other within this gap count as one where losses are interpolated, which would
 follow their noise. A polynomial averages it and takes every run."""
@@ -181,6 +183,9 @@ def _best_per_size(rows: pl.DataFrame) -> pl.DataFrame:
 def _profile(rows: pl.DataFrame, method: str) -> IsoFlopProfile:
     n, loss = rows["parameters"].to_numpy(), rows["loss"].to_numpy()
     flops = float(np.exp(np.mean(np.log(rows["flops"].to_numpy()))))
+    spread = float(np.max(rows["flops"].to_numpy()) / np.min(rows["flops"].to_numpy()))
+    if spread > SPREAD:
+        return IsoFlopProfile(flops, n, loss, None, None, f"FLOPs within a factor of {spread:.3g} are no one budget")
     needed, sizes = LEAST_POINTS[method], len(np.unique(n))
     if sizes < needed:
         return IsoFlopProfile(flops, n, loss, None, None, f"{sizes} sizes; {method} needs {needed}")

@@ -6,25 +6,27 @@ says little about the error of a prediction; that of a rollout says something. O
 that what is compared between them is one thing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from analysis.findings import RefusalError
-from analysis.fitting import doubts, families, regression
-from analysis.fitting.fit import Fit, Rollout
+from analysis.fitting import doubts, families, noise, regression
+from analysis.fitting.certificate import Rollout
+from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, FORMS, Form
 from analysis.laws.objectives import HUBER, Objective
 
 CANDIDATES = (ADDITIVE, FORMS["coupled"], FORMS["kaplan"])
 """What is fitted where no form is asked for. The first stays where nothing speaks clearly for another."""
-STARTS = 64
-"""Descents of each form but the first: those to the first certify it on data where most starts agree for all."""
-ROLLOUT_STARTS, ROLLOUT_DRAWS = 12, 200
+STARTS = 48
+"""Descents of each form but the additive: those to that one certify it on data where most starts agree for all."""
+ROLLOUT_STARTS, ROLLOUT_DRAWS = 6, 120
 HELD_OUT = 0.2
 CLEAR_INFORMATION, CLEAR_ROLLOUT = 6.0, 0.9
 """A form is clearly better where its AICc is lower by this much and its rollout's error at most this share."""
@@ -34,27 +36,48 @@ EXPECTED_OUTSIDE = 0.1
 
 
 def fit(
-    frame: pl.DataFrame, *, form: Form | None = None, objective: Objective = HUBER, allow_mixed: bool = False
+    frame: pl.DataFrame,
+    *,
+    form: Form | None = None,
+    objective: Objective = HUBER,
+    allow_mixed: bool = False,
+    **settings: Any,
 ) -> list[Fit]:
     """One fit per family, of `form` or of the form that the rows speak for, with its rollout, others and doubts.
 
-    Raises RefusalError as `families.fit` does.
+    Where the scatter about that form depends on C, all forms are fitted again with the weights that follow, unless the
+    rows have weights already. `settings` (`num_starts`, `num_draws`, `seed`) are those of `families.fit`, which raises
+    the same RefusalError.
     """
-    first, *rest = (form,) if form is not None else CANDIDATES
-    found = [families.fit(frame, form=first, objective=objective, allow_mixed=allow_mixed)]
+    forms = (form,) if form is not None else CANDIDATES
+    settings |= {"objective": objective, "allow_mixed": allow_mixed}
+    found = _each(frame, forms, settings)
+    chosen = found[choose(found)]
+    if "weight" not in frame.columns:
+        grown = {one.family: noise.growth(one) for one in chosen}
+        exponents = {family: one.exponent for family, one in grown.items() if one is not None and one.is_believed}
+        if exponents:
+            found = _each(frame, forms, settings | {"noise_exponents": exponents})
+            chosen = found[choose(found)]
+    return [
+        doubts.doubted(replace(one, others=tuple(fits[index] for fits in found if fits is not chosen)))
+        for index, one in enumerate(chosen)
+    ]
+
+
+def _each(frame: pl.DataFrame, forms: Sequence[Form], settings: Mapping[str, Any]) -> list[list[Fit]]:
+    """A fit per family, with its rollout, of the first form and of each other that can be fitted to the same."""
+    first, *rest = forms
+    few = {"num_starts": STARTS}
+    found = [families.fit(frame, form=first, **(settings if first is ADDITIVE else {**few, **settings}))]
     for other in rest:
         try:
-            fits = families.fit(frame, form=other, objective=objective, num_starts=STARTS, allow_mixed=allow_mixed)
+            fits = families.fit(frame, form=other, **{**few, **settings})
         except RefusalError:
             continue  # fewer parameters may still be determined
         if [one.family for one in fits] == [one.family for one in found[0]]:
             found.append(fits)
-    rolled = [[replace(one, rollout=rollout(one)) for one in fits] for fits in found]
-    chosen = rolled[choose(rolled)]
-    return [
-        doubts.doubted(replace(one, others=tuple(fits[index] for fits in rolled if fits is not chosen)))
-        for index, one in enumerate(chosen)
-    ]
+    return [[replace(noise.scattered(one), rollout=rollout(one)) for one in fits] for fits in found]
 
 
 def choose(candidates: Sequence[Sequence[Fit]]) -> int:
@@ -82,11 +105,16 @@ def rollout(fitted: Fit) -> Rollout | None:
         return None
     try:
         before = regression.fit_form(
-            small, fitted.form, fitted.objective, num_starts=ROLLOUT_STARTS, num_draws=ROLLOUT_DRAWS
+            small,
+            fitted.form,
+            fitted.objective,
+            num_starts=ROLLOUT_STARTS,
+            num_draws=ROLLOUT_DRAWS,
+            noise_exponent=fitted.noise_exponent,
         )
     except RefusalError:
         return None
-    center, low, high = before.new_runs(large)
+    center, low, high = noise.scattered(before).new_runs(large)
     return _compared(np.log(large["loss"].to_numpy()), *(np.log(bound) for bound in (center, low, high)))
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from analysis.findings import FitWarning
+from analysis.fitting import noise
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 
@@ -20,8 +20,6 @@ COLLINEAR = 0.97
 """Correlation of log N and log D beyond which they are told apart by 3 % of their variance or less."""
 CARRIES, FAR = 0.5, 6.0
 """An outlier holds this share of the squared residuals, and lies this many robust standard deviations away."""
-GROWS = 3.5
-"""t of the slope of log |residual| by log C beyond which noise is said to depend on compute."""
 
 
 def doubted(fitted: Fit) -> Fit:
@@ -106,20 +104,16 @@ def _outlier(fitted: Fit) -> Iterator[FitWarning]:
 
 
 def _noise(fitted: Fit) -> Iterator[FitWarning]:
-    residual = fitted.residuals
-    log_c = np.log(fitted.used["flops"].to_numpy())
-    # A robust fit goes through some points: their residuals of zero say nothing of the noise.
-    seen = np.abs(residual) > 1e-3 * _robust(residual)
-    if seen.sum() < 20 or np.ptp(log_c[seen]) == 0:
+    found = noise.growth(fitted)
+    exponent = fitted.noise_exponent
+    if exponent:
+        done = f"every run has a weight of C^{-exponent / fitted.objective.power:.2f}, and a new run scatters so"
+    elif found is not None and found.is_believed:
+        exponent, done = found.exponent, "the weights that were given do not account for it"
+    else:
         return
-    found = stats.linregress(log_c[seen], np.log(np.abs(residual[seen])))
-    if found.stderr > 0 and abs(found.slope) > GROWS * found.stderr:
-        kind = "grows" if found.slope > 0 else "falls"
-        yield FitWarning(
-            "noise-depends-on-compute",
-            f"the scatter about the law {kind} as C^{found.slope:.2f}: intervals beyond the runs are too "
-            f"{'narrow' if found.slope > 0 else 'wide'}; a column weight of C^{-2 * found.slope:.2f} accounts for it",
-        )
+    kind = "grows" if exponent > 0 else "falls"
+    yield FitWarning("noise-depends-on-compute", f"the scatter about the law {kind} as C^{exponent:.2f}: {done}")
 
 
 def _robust(residual: Array) -> float:

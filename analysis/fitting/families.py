@@ -5,6 +5,7 @@ rows were used and which left out, each with its reason.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from analysis.data import quality
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting import regression
 from analysis.fitting.fit import METHOD, Fit, percentile, usable
+from analysis.fitting.problem import is_structured
 from analysis.laws.forms import ADDITIVE, Form
 from analysis.laws.objectives import HUBER, Objective
 
@@ -46,7 +48,7 @@ def saved(
         raise
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError):
         return []  # one that is damaged is made anew
-    if any(one.objective != objective or (form is not None and one.form is not form) for one in fits):
+    if any(one.objective != objective or (form is not None and one.form.name != form.name) for one in fits):
         return []
     stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
     if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
@@ -65,9 +67,12 @@ def fit(
     num_draws: int = DRAWS,
     seed: int = 0,
     allow_mixed: bool = False,
+    noise_exponents: Mapping[str, float] | None = None,
 ) -> list[Fit]:
     """Fit a form, by default the additive law, to each family of a frame from `analysis.data.runs`.
 
+    The command line weighs several forms where none is named, and doubts the one it takes: `choice.fit` does so.
+    `noise_exponents` are those of the families whose scatter depends on C, as `regression.fit_form` has them.
     `num_starts` left out are STARTS, and `regression.STARTS` for a form that `analysis.fitting.newton` does not fit.
     Raises RefusalError where the rows cannot give an answer: too few, one size only, constant loss, or different
     evaluations, tokenizers or schedules in one family, unless `allow_mixed`.
@@ -76,7 +81,7 @@ def fit(
     if not families:
         raise RefusalError("no-rows", "there are no runs to fit")
     if num_starts is None:
-        num_starts = regression.STARTS if form.structure is None else STARTS
+        num_starts = STARTS if is_structured(form) else regression.STARTS
     fits, refusals = [], []
     for family in families:
         rows = frame.filter(pl.col("family") == family)
@@ -85,9 +90,17 @@ def fit(
         except RefusalError as refusal:
             refusals.append(refusal)
         else:
-            found = regression.fit_form(rows, form, objective, num_starts=num_starts, num_draws=num_draws, seed=seed)
+            found = regression.fit_form(
+                rows,
+                form,
+                objective,
+                num_starts=num_starts,
+                num_draws=num_draws,
+                seed=seed,
+                noise_exponent=(noise_exponents or {}).get(family, 0.0),
+            )
             told = [FitWarning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
-            told += quality.several_losses(family, found.used)
+            told += quality.several_losses(family, found.used, form.inputs)
             fits.append(replace(found, family=family, warnings=(*told, *_weaknesses(family, found))))
     if refusals and (not fits or len(families) == 1):
         raise refusals[0]

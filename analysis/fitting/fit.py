@@ -5,7 +5,7 @@ A fit is saved as a folder (`fit.json`, `draws.npy`, `rows.parquet`) from which 
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from analysis.findings import FitWarning, RefusalError
+from analysis.fitting.certificate import Certificate, Rollout
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
-from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, law_of
+from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, find, law_of
 from analysis.laws.objectives import Objective
 from analysis.laws.token_cost import TokenCost
 from xlstm.run.json_files import DamagedFileError, write_text
@@ -39,6 +40,9 @@ def percentile(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
+LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
+
+
 def log_inputs(frame: pl.DataFrame, form: Form) -> Array:
     """Logarithms of the form's inputs at the rows of a frame: (inputs, rows)."""
     return np.stack([np.log(frame[name].cast(pl.Float64).to_numpy()) for name in form.inputs])
@@ -47,36 +51,6 @@ def log_inputs(frame: pl.DataFrame, form: Form) -> Array:
 def usable(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows that are not excluded."""
     return frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What is known about the optimum that was found."""
-
-    converged: bool
-    agreeing_starts: float
-    """Share of starts that ended at the same optimum."""
-    scaled_gradient: float
-    """Largest reduction of the objective, by its root, predicted for a first-order step of one curvature unit."""
-    bounds_hit: tuple[str, ...]
-    condition_number: float
-    """The weighted least-squares problem's at the optimum, columns scaled: how far the data tell parameters apart."""
-    converged_draws: float
-    """Share of bootstrap draws that converged; 1 where none were asked for."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """How a form that was fitted to the cheap runs predicts the dear ones."""
-
-    runs: int
-    """How many dear runs."""
-    error: float
-    """Root mean square of their relative errors."""
-    outside: int
-    """How many lie outside the interval for a new run."""
-    widening: float
-    """How many times wider the interval had to be; 1 where no more lie outside than chance allows."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +73,10 @@ class Fit:
     """None where it was not asked for, or too few cheap runs determine the form."""
     others: tuple["Fit", ...] = ()
     """The other forms fitted to the same rows, where a form was chosen."""
+    noise_exponent: float = 0.0
+    """The power of C by which the scatter about the law is taken to go where the fit weighs its runs."""
+    scatter: tuple[float, float] = (0.0, 0.0)
+    """The power of C by which the scatter is found to go, and that power's standard error, for what a new run does."""
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} = {value:.4g}" for name, value in self.parameters.items())
@@ -176,15 +154,16 @@ class Fit:
         """Bounds of the interval for the loss of one new run: as `predict`'s, with the scatter of runs about the law.
 
         Every draw of the law meets a residual drawn from the fit's, enlarged for the degrees of freedom it used
-        (Davison & Hinkley 1997, section 6.3.3).
+        (Davison & Hinkley 1997, section 6.3.3), and as large as the scatter is found to be at that run's compute.
         """
         center, drawn = self._at(parameters, tokens, unique_tokens)
-        return self._bounds(center, self._scattered(drawn), self._rivals_at(parameters, tokens, unique_tokens))
+        flops = self.flops_per_token(parameters) * np.asarray(tokens, float)
+        return self._bounds(center, self._scattered(drawn, flops), self._rivals_at(parameters, tokens, unique_tokens))
 
     def new_runs(self, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
         """Loss at the rows of a frame that has the form's inputs, and the bounds for one new run at each."""
         center = self.predict_rows(frame)
-        return center, *self._bounds(center, self._scattered(self.drawn_rows(frame)), [])
+        return center, *self._bounds(center, self._scattered(self.drawn_rows(frame), frame["flops"].to_numpy()), [])
 
     def _at(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None) -> tuple[Array, Array]:
         """Loss at (N, D), and by each draw: (draws, *shape)."""
@@ -201,14 +180,35 @@ class Fit:
 
     @property
     def noise(self) -> Array:
-        """Factors of one run's scatter about the law, one for each draw: (draws,)."""
-        residual = self.residuals
+        """Factors of one run's scatter about the law at the runs' mean log C, one for each draw: (draws,)."""
+        residual = self.residuals * np.exp(-self.noise_exponent * self._far(self.used["flops"].to_numpy()))
         enlarged = residual * np.sqrt(len(residual) / max(len(residual) - len(self.form.coordinates), 1))
         return np.exp(np.random.default_rng(3).choice(enlarged, len(self.draws)))
 
-    def _scattered(self, drawn: Array) -> Array:
-        """What each draw says (draws, *shape), with the scatter of one run."""
-        return np.asarray(drawn * self.noise.reshape(-1, *[1] * (drawn.ndim - 1)))
+    @property
+    def noise_exponents(self) -> Array:
+        """What power of C the scatter may go by, one for each draw: (draws,)."""
+        exponent, error = self.scatter
+        freedom = max(self.used.height - len(self.form.coordinates) - 2, 1)
+        return np.asarray(exponent + error * np.random.default_rng(4).standard_t(freedom, len(self.draws)))
+
+    def _far(self, flops: ArrayLike) -> Array:
+        """log C less its mean over the runs."""
+        return np.asarray(np.log(np.asarray(flops, float)) - np.log(self.used["flops"].to_numpy()).mean())
+
+    def _scattered(self, drawn: Array, flops: Array) -> Array:
+        """What each draw says (draws, *shape), with the scatter of one run of so much compute.
+
+        Scatter that falls with C falls no further beyond the dearest run, where nobody saw it. Where runs are not
+        weighed by it, a slope that may be chance makes no run scatter less than runs do on the whole.
+        """
+        each = (-1, *[1] * (drawn.ndim - 1))
+        exponents, far = self.noise_exponents.reshape(each), self._far(flops)
+        seen = np.minimum(far, self._far(np.max(self.used["flops"].to_numpy())))
+        scale = np.exp(exponents * np.where(exponents < 0, seen, far))
+        return np.asarray(
+            drawn * self.noise.reshape(each) ** (scale if self.noise_exponent else np.maximum(scale, 1.0))
+        )
 
     def _bounds(self, center: Array, drawn: Array, rivals: Sequence[Array]) -> tuple[Array, Array]:
         """Quantiles of the draws, apart by what rivals say, and widened in log loss by the rollout."""
@@ -260,6 +260,21 @@ class Fit:
     def flops_per_token(self, parameters: ArrayLike) -> Array:
         """FLOPs per token of models of N parameters: `token_cost`."""
         return self.token_cost.per_token(parameters)
+
+    def extrapolation(self, asked: Mapping[str, float]) -> dict[str, float]:
+        """Each of N (`parameters`), D (`tokens`) and C (`flops`) over the largest among the fitted runs."""
+        return {name: value / float(np.max(self.used[name].to_numpy())) for name, value in asked.items()}
+
+    def beyond(self, asked: Mapping[str, float]) -> str:
+        """How far each of N, D and C lies outside the fitted runs, in words; empty where all lie among them."""
+        told = []
+        for name, value in asked.items():
+            low, high = (float(end(self.used[name].to_numpy())) for end in (np.min, np.max))
+            if value > 1.001 * high:
+                told.append(f"{LETTERS[name]} {value / high:.3g} times the largest")
+            elif value < low / 1.001:
+                told.append(f"{LETTERS[name]} {value / low:.3g} times the smallest")
+        return f"{', '.join(told)} of its runs" if told else ""
 
     @property
     def information(self) -> float:
@@ -314,7 +329,8 @@ class Fit:
 
     def weighed(self) -> dict[str, Any]:
         """The chosen form, and how it and the others stand: plain values, in the shape of `scaling fit --json`."""
-        fits = sorted([self, *self.others], key=lambda one: list(FORMS).index(one.form.name))
+        order = [*FORMS, self.form.name]
+        fits = sorted([self, *self.others], key=lambda one: order.index(one.form.name))
         return {"chosen": self.form.name, "forms": [one._standing(chosen=one is self) for one in fits]}
 
     def _standing(self, *, chosen: bool) -> dict[str, Any]:
@@ -335,9 +351,13 @@ class Fit:
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        document = self.to_json()
+        document = self.to_json() | {"form": self.form.name}
         if self.rollout is not None:
             document["rollout"] = asdict(self.rollout)
+        if self.noise_exponent:
+            document["noise_exponent"] = self.noise_exponent
+        if self.scatter != (0.0, 0.0):
+            document["scatter"] = list(self.scatter)
         for name in ("draws.npy", "rows.parquet"):
             if (folder / name).is_dir() and not (folder / name).is_symlink():
                 raise DamagedFileError(folder / name, "is a folder, where a file belongs", "remove it")
@@ -356,7 +376,8 @@ class Fit:
     def _load(cls, folder: Path, rows: pl.DataFrame) -> "Fit":
         stored = json.loads((folder / "fit.json").read_text())
         certificate = stored["certificate"] | {"bounds_hit": tuple(stored["certificate"]["bounds_hit"])}
-        form = next((form for form in FORMS.values() if form.formula == stored["law"]), None)
+        named = (form for form in FORMS.values() if form.formula == stored["law"])
+        form = find(stored["form"]) if "form" in stored else next(named, None)  # earlier ones state the formula alone
         if form is None:
             raise RefusalError("no-such-form", f"{folder}: fitted to {stored['law']}, which is no form known here")
         parameters = stored["parameters"]
@@ -372,6 +393,8 @@ class Fit:
             rows=rows,
             warnings=tuple(FitWarning(**warning) for warning in stored["warnings"]),
             rollout=Rollout(**stored["rollout"]) if "rollout" in stored else None,
+            noise_exponent=stored.get("noise_exponent", 0.0),
+            scatter=tuple(stored.get("scatter", (0.0, 0.0))),
         )
 
     def _zeroed(self, values: Any) -> dict[str, Array]:

@@ -21,10 +21,13 @@ def starts(form: Form, log_inputs: Array, log_loss: Array, count: int, seed: int
     """
     random = np.random.default_rng(seed)
     lower, upper = np.array(form.lower), np.array(form.upper)
+    if form.whole is not None:
+        drawn = starts(form.whole, log_inputs, log_loss, count, seed)
+        return np.clip(drawn[:, [form.whole.coordinates.index(name) for name in form.coordinates]], lower, upper)
     if form.starts is not None:
         return np.clip(form.starts(log_inputs, log_loss, random, count), lower, upper)
     position = {name: index for index, name in enumerate(form.coordinates)}
-    known = {"alpha", "beta", "log A", "log B", "log E", "log R", "log C1", "kappa", "f"}
+    known = {"alpha", "beta", "log A", "log B", "log E", "log R", "log R_N", "log C1", "kappa", "f"}
     if form.structure is None and not ({"alpha", "log A"} <= set(position) <= known):
         return _screened(form, log_inputs, log_loss, count, random)
     exponents = np.exp(random.uniform(np.log(0.05), np.log(1.0), (count, len(form.coordinates))))
@@ -35,6 +38,7 @@ def starts(form: Form, log_inputs: Array, log_loss: Array, count: int, seed: int
         "log A": shares[:, 0] + alpha * center[0],
         "log E": shares[:, 2],
         "log R": random.uniform(0.0, 4.0, count),
+        "log R_N": random.uniform(0.0, 4.0, count),
         "log C1": random.uniform(log_inputs[0].min(), log_inputs[0].max(), count),
         "kappa": random.uniform(-0.5, 0.5, count),
         "log Nc": center[0] + random.uniform(0.0, 20.0, count),

@@ -21,6 +21,22 @@ from analysis.laws.objectives import Objective
 from analysis.laws.structure import COORDINATES, Structure
 
 
+def is_structured(form: Form) -> bool:
+    """Whether Newton's engine fits it, whose bounds are those of the registered forms; the other engine takes any."""
+    registered = FORMS.get(form.name)
+    usual = registered is not None and (form.lower, form.upper) == (registered.lower, registered.upper)
+    return form.structure is not None and usual
+
+
+MANY = 5_000
+"""Rows beyond which descents begin on a sample of them, and draws come from the asymptotic distribution."""
+SAMPLE = 2_000
+BEGINNINGS, DIFFERENT = 2, 1e-3
+"""From how many ends of the sample's descents all rows are fitted, and by what share their objectives differ."""
+AGREEMENT = 1e-6
+"""Relative difference of objectives within which two starts count as having found the same optimum."""
+
+
 @dataclass(frozen=True)
 class Problem(ABC):
     """A form on rows under an objective: `free` are the engine's coordinates, theta the form's."""
@@ -32,15 +48,18 @@ class Problem(ABC):
     weights: Array
 
     @classmethod
-    def of(cls, rows: pl.DataFrame, form: Form, objective: Objective) -> "Problem":
-        """The problem that a form's engine solves."""
+    def of(cls, rows: pl.DataFrame, form: Form, objective: Objective, noise_exponent: float = 0.0) -> "Problem":
+        """The problem that a form's engine solves.
+
+        Scatter that goes as C to `noise_exponent` weighs a row by what the objective's likelihood makes of its scale.
+        """
         log_loss = np.log(rows["loss"].to_numpy())
         weights = rows["weight"].to_numpy().astype(float) if "weight" in rows.columns else np.ones(rows.height)
+        if noise_exponent:
+            log_c = np.log(rows["flops"].to_numpy())
+            weights = weights * np.exp(-noise_exponent / objective.power * (log_c - log_c.mean()))
         measured = log_loss if objective.logarithmic else np.exp(log_loss)
-        # Newton's engine has bounds of its own: those of the registered forms. Others go to the engine that takes any.
-        registered = FORMS.get(form.name)
-        usual = registered is not None and (form.lower, form.upper) == (registered.lower, registered.upper)
-        kind = Structured if form.structure is not None and usual else General
+        kind = Structured if is_structured(form) else General
         return kind(form, objective, log_inputs(rows, form), measured, weights)
 
     @property
@@ -57,8 +76,20 @@ class Problem(ABC):
         """Descents from `count` starts drawn for the form, or from the rows of `begin` where the engine takes any."""
 
     @abstractmethod
+    def descend(self, free: Array) -> Minima:
+        """Descents from each row of `free` (starts, k)."""
+
+    def about_own_centre(self, free: Array, other: "Problem") -> Array:
+        """Coordinates (problems, k) of the same form on other rows, in those of this problem."""
+        return free
+
+    @abstractmethod
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         """One problem per row of `measured` and `weights`, from `free` (k,)."""
+
+    @abstractmethod
+    def bounded(self, free: Array) -> Array:
+        """The coordinates (problems, k) within their bounds."""
 
     @abstractmethod
     def slopes(self, free: Array) -> Array:
@@ -71,7 +102,9 @@ class Problem(ABC):
     def bootstrap(
         self, best: Array, cluster: NDArray[np.intp], scheme: Scheme | None, count: int, seed: int
     ) -> tuple[Minima, str]:
-        """Fits of resamples, and what kind they are."""
+        """Fits of resamples, and what kind they are; beyond MANY rows draws from the asymptotic distribution."""
+        if len(self.measured) > MANY:
+            return self._asymptotic(best, cluster, count, seed)
         smooth = replace(self, objective=replace(self.objective, delta=None))
         fitted = smooth.refit(best, self.measured[None], self.weights[None]).free[0]
         experiment = bootstrap.Experiment(
@@ -85,6 +118,43 @@ class Problem(ABC):
         drawn = bootstrap.resample(experiment, self.objective, scheme, count, seed)
         return self.refit(best, drawn.measured, drawn.weights), drawn.description
 
+    def _asymptotic(self, best: Array, cluster: NDArray[np.intp], count: int, seed: int) -> tuple[Minima, str]:
+        """Normal draws about the solution, by the sandwich covariance of clusters (White 1980; Liang & Zeger 1986)."""
+        residual, slopes = self.residuals(best), self.slopes(best)
+        free = np.linalg.norm(slopes, axis=0) > 0
+        columns = slopes[:, free] / (scale := np.linalg.norm(slopes[:, free], axis=0))
+        score = columns * (self.weights * self.objective.weights(residual) * residual)[:, None]
+        summed = np.zeros((int(cluster.max()) + 1, int(free.sum())))
+        np.add.at(summed, cluster, score)
+        bread = np.linalg.pinv((columns * (self.weights * self.objective.curvature(residual))[:, None]).T @ columns)
+        values, vectors = np.linalg.eigh(bread @ (summed.T @ summed) @ bread)
+        normal = np.random.default_rng(seed).normal(size=(count, len(values)))
+        draws = np.tile(best, (count, 1))
+        draws[:, free] += (normal * np.sqrt(np.maximum(values, 0.0))) @ vectors.T / scale
+        draws = self.bounded(draws)
+        none = np.zeros(count)
+        told = f"the normal distribution that estimates from many rows tend to ({len(summed)} clusters)"
+        return Minima(draws, none, none, np.zeros(draws.shape, bool)), told
+
+    def optimum(self, count: int, seed: int, begin: Array | None = None) -> tuple[Minima, float]:
+        """Where descents end, and the share of the starts that found the best of it.
+
+        Beyond MANY rows the starts descend on a sample of them, and the best BEGINNINGS different ends of those on all.
+        """
+        rows = len(self.measured)
+        if rows <= MANY:
+            ends = self.search(count, seed, begin)
+            return ends, _agreeing(ends)
+        some = np.sort(np.random.default_rng(seed).choice(rows, SAMPLE, replace=False))
+        sample = replace(
+            self, log_inputs=self.log_inputs[:, some], measured=self.measured[some], weights=self.weights[some]
+        )
+        ends = sample.search(count, seed, begin)
+        order = np.argsort(ends.value)
+        apart = np.flatnonzero(np.diff(np.log(ends.value[order] + 1e-300)) > DIFFERENT) + 1
+        chosen = order[np.array([0, *apart[: BEGINNINGS - 1]], int)]
+        return self.descend(self.about_own_centre(ends.free[chosen], sample)), _agreeing(ends)
+
     def condition_number(self, free: Array) -> float:
         """The weighted least-squares problem's condition number at the solution, columns scaled."""
         root = np.sqrt(self.weights * self.objective.weights(self.residuals(free)))
@@ -93,6 +163,11 @@ class Problem(ABC):
             return float("inf")
         singular = np.linalg.svd(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300), compute_uv=False)
         return float((singular[0] / max(singular[-1], 1e-150)) ** 2)
+
+
+def _agreeing(ends: Minima) -> float:
+    least = float(ends.value[ends.best])
+    return float(np.mean(ends.value <= least * (1 + AGREEMENT) + 1e-18))
 
 
 class Structured(Problem):
@@ -114,6 +189,19 @@ class Structured(Problem):
     def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
         drawn = newton.starts(self.points, self.structure, self.objective, count, seed)
         return newton.descend_in_stages(drawn, self.points, self.structure, self.objective)
+
+    def descend(self, free: Array) -> Minima:
+        return newton.minimise(free, self.points, self.structure, self.objective)
+
+    def about_own_centre(self, free: Array, other: Problem) -> Array:
+        six = self.structure.expand(free)
+        shift = self.log_inputs.mean(axis=1) - other.log_inputs.mean(axis=1)
+        six[:, 0] *= np.exp(-six[:, 3] * shift[0])
+        six[:, 1] *= np.exp(-six[:, 4] * shift[-1])
+        return np.asarray(six[:, self.structure.free])
+
+    def bounded(self, free: Array) -> Array:
+        return np.clip(free, newton.LOWER[self.structure.free], newton.UPPER[self.structure.free])
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin, points = np.tile(free, (len(measured), 1)), replace(self.points, measured=measured, weights=weights)
@@ -146,11 +234,17 @@ class General(Problem):
         if begin is None:
             log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
             begin = levenberg_marquardt.starts(self.form, self.log_inputs, log_loss, count, seed)
+        return self.descend(begin)
+
+    def descend(self, free: Array) -> Minima:
         data = (self.form, self.objective, self.log_inputs, self.measured, self.weights)
-        ends = levenberg_marquardt.descend(begin, *data)
+        ends = levenberg_marquardt.descend(free, *data)
         best = int(np.nanargmin(levenberg_marquardt.totals(ends, *data)))
         ends[best] = levenberg_marquardt.polish(ends[best], *data)
         return self._minima(ends, self.measured, self.weights)
+
+    def bounded(self, free: Array) -> Array:
+        return np.clip(free, self.form.lower, self.form.upper)
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin = np.tile(free, (len(measured), 1))

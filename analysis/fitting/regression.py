@@ -14,7 +14,8 @@ import polars as pl
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting import bootstrap, levenberg_marquardt
 from analysis.fitting.bootstrap import Scheme
-from analysis.fitting.fit import Certificate, Fit, usable
+from analysis.fitting.certificate import Certificate
+from analysis.fitting.fit import Fit, usable
 from analysis.fitting.problem import Problem
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form, law_of
@@ -23,8 +24,6 @@ from analysis.laws.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG,
 __all__ = ["HUBER", "LEAST_SQUARES", "LEAST_SQUARES_OF_LOG", "Objective"]
 
 STARTS = 64
-AGREEMENT = 1e-6
-"""Relative difference of objectives within which two starts count as having found the same optimum."""
 CONVERGED = 1e-5
 """Largest scaled gradient of a fit that is called converged; a draw may have a hundred times as much."""
 
@@ -39,6 +38,7 @@ def fit_form(
     scheme: Scheme | None = None,
     seed: int = 0,
     begin: Array | None = None,
+    noise_exponent: float = 0.0,
 ) -> Fit:
     """Fit one form to the rows of `frame` that are not excluded, with `num_draws` bootstrap draws.
 
@@ -46,13 +46,14 @@ def fit_form(
     a form without `structure` takes.
 
     A column `weight` (positive, such as one over the variance between seeds) weighs the rows, a column `cluster` says
-    whose errors are in common; without them each row weighs 1 and stands alone. `scheme` as `bootstrap.resample` has
+    whose errors are in common; without them each row weighs 1 and stands alone. Where the scatter goes as C to
+    `noise_exponent`, rows weigh by what the objective's likelihood makes of that. `scheme` as `bootstrap.resample` has
     it. Raises RefusalError for missing columns, too few rows, an input with one value only, or a constant loss.
     """
     rows = usable(frame)
     _refuse(rows, form)
-    problem = Problem.of(rows, form, objective)
-    ends = problem.search(num_starts, seed, begin)
+    problem = Problem.of(rows, form, objective, noise_exponent)
+    ends, agreeing = problem.optimum(num_starts, seed, begin)
     best = ends.free[ends.best]
     theta = problem.theta(best[None])[0]
     if num_draws:
@@ -66,7 +67,7 @@ def fit_form(
     value = float(ends.value[ends.best])
     certificate = Certificate(
         converged=bool(ends.scaled_gradient[ends.best] < CONVERGED),
-        agreeing_starts=float(np.mean(ends.value <= value * (1 + AGREEMENT) + 1e-18)),
+        agreeing_starts=agreeing,
         scaled_gradient=float(ends.scaled_gradient[ends.best]),
         bounds_hit=tuple(np.array(problem.names)[ends.at_bounds[ends.best]].tolist()),
         condition_number=problem.condition_number(best),
@@ -83,6 +84,7 @@ def fit_form(
         resampling=description,
         rows=frame,
         warnings=_warnings(form, certificate, rows.height, clusters),
+        noise_exponent=noise_exponent,
     )
 
 

@@ -1,204 +1,36 @@
-"""Forms of scaling laws, as values: what they are called, what they need, how they predict.
+"""The forms there are, by name, and the law that a form is with its parameters."""
 
-A form predicts log loss from theta and the logarithms of its inputs, in operations that hold for complex numbers too:
-its derivatives are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form is one function. Forms
-that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure`; `analysis.fitting.newton` fits them.
-"""
-
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from analysis.findings import RefusalError
-from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
+from analysis.laws import functions
+from analysis.laws.additive import AdditiveLaw, Array
+from analysis.laws.form import Form, Split
+from analysis.laws.functions import Complex
 from analysis.laws.structure import Structure
 from xlstm.quantities import nearest
 
-Complex = NDArray[Any]
-COMPLEX_STEP = 1e-30
-INPUTS = ("parameters", "tokens", "flops", "unique_tokens")
+__all__ = ["FORMS", "Complex", "Form", "FormLaw", "Law", "Split", "find", "law_of", "mixture", "no_split"]
 
 
-@dataclass(frozen=True)
-class Form:
-    """L as a function of `inputs`. Coefficients are fitted as logarithms (`log A`), exponents as they are."""
-
-    name: str
-    formula: str
-    inputs: tuple[str, ...]
-    """Columns of the frame, in the order in which `evaluate` takes their logarithms."""
-    coordinates: tuple[str, ...]
-    """Names of theta's entries; those that begin with `log ` are logarithms of coefficients."""
-    lower: tuple[float, ...]
-    upper: tuple[float, ...]
-    evaluate: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-    """From theta (problems, k, 1) and log inputs (inputs, points) to log loss (problems, points), real or complex."""
-    source: str
-    structure: Structure | None = None
-    split: Callable[[Mapping[str, float]], "Split"] | None = None
-    """How the loss of data seen once depends on N and D, from the parameters by name; None for a form that does not say
-    how compute is best split between them."""
-
-    starts: Callable[[Array, Array, np.random.Generator, int], Array] | None = None
-    """From log inputs (inputs, points), log loss (points,) and a count, where descents begin: theta (count, k)."""
-
-    @property
-    def splits(self) -> bool:
-        """Whether the loss depends on both N and D, so that one may ask how compute is best split between them."""
-        return {"parameters", "tokens"} <= set(self.inputs)
-
-    def from_centered(self, six: Array, center: Array) -> Array:
-        """Theta (problems, k) from the optimizer's (problems, 6), `center` being the mean of each log input."""
-        log_a, log_b, log_e = np.log(np.maximum(six[:, :3], SMALLEST)).T
-        _, _, _, alpha, beta, gamma = six.T
-        first, second = center[0], center[-1]
-        named = {
-            "log A": log_a + alpha * first,
-            "log B": log_b + beta * second,
-            "log E": log_e,
-            "alpha": alpha,
-            "beta": beta,
-            "gamma": gamma,
-            "eta": alpha,
-        }
-        if self.name == "kaplan":  # (Nc/N)^(alpha/beta) and Dc/D, raised to beta
-            named |= {"log Nc": log_a / alpha + first, "log Dc": log_b + second, "alpha": alpha * gamma, "beta": gamma}
-        return np.stack([named[name] for name in self.coordinates], axis=1)
-
-    def parameters(self, theta: Array) -> dict[str, Array]:
-        """Columns of theta (..., k) by name, coefficients no longer as logarithms."""
-        columns = np.moveaxis(theta, -1, 0)
-        with np.errstate(over="ignore"):  # a coefficient that no number holds is infinite
-            return {
-                name.removeprefix("log "): np.exp(column) if name.startswith("log ") else column
-                for name, column in zip(self.coordinates, columns, strict=True)
-            }
-
-    def theta(self, parameters: Mapping[str, float]) -> Array:
-        """Theta (k,) from what `parameters` names; a coefficient of zero is stored as SMALLEST."""
-        logarithms = [name.startswith("log ") for name in self.coordinates]
-        values = [parameters[name.removeprefix("log ")] for name in self.coordinates]
-        return np.array(
-            [math.log(max(value, SMALLEST)) if log else value for log, value in zip(logarithms, values, strict=True)]
-        )
-
-    def log_inputs(
-        self,
-        parameters: ArrayLike,
-        tokens: ArrayLike,
-        flops: ArrayLike | None = None,
-        unique_tokens: ArrayLike | None = None,
-    ) -> Array:
-        """Logarithms of the form's inputs (inputs, *broadcast shape) for models of N parameters trained on D tokens.
-
-        Compute left out is 6ND; tokens are all different where `unique_tokens` is left out. RefusalError for a form
-        that needs anything else.
-        """
-        n, d = np.broadcast_arrays(np.asarray(parameters, float), np.asarray(tokens, float))
-        compute, unique = 6 * n * d if flops is None else flops, d if unique_tokens is None else unique_tokens
-        known = dict(zip(INPUTS, (n, d, compute, unique), strict=True))
-        if not set(self.inputs) <= set(known):
-            raise RefusalError("other-inputs", f"{self.name} is a law of {', '.join(self.inputs)}, not of N and D")
-        return np.asarray(np.log(np.stack([np.broadcast_to(known[name], n.shape) for name in self.inputs])))
-
-    def loss(self, theta: Array, log_inputs: Array) -> Array:
-        """Loss for each row of `theta` (problems, k) at inputs (inputs, *shape): (problems, *shape)."""
-        points = log_inputs.reshape(len(self.inputs), -1)
-        return np.asarray(np.exp(self.log_loss(theta, points)).reshape(len(theta), *log_inputs.shape[1:]))
-
-    def log_loss(self, theta: Array, log_inputs: Array) -> Array:
-        """Log loss (problems, points) for each row of `theta` (problems, k).
-
-        `log_inputs` are (inputs, points), or (inputs, problems, points) where each row has its own.
-        """
-        return np.asarray(self.evaluate(theta[:, :, None], log_inputs))
-
-    def jacobian(self, theta: Array, log_inputs: Array) -> Array:
-        """Derivatives of log loss by theta: (problems, k, points)."""
-        slopes = []
-        inputs = log_inputs.astype(complex)
-        for index in range(theta.shape[1]):
-            shifted = theta[:, :, None].astype(complex)
-            shifted[:, index] += COMPLEX_STEP * 1j
-            slopes.append(self.evaluate(shifted, inputs).imag / COMPLEX_STEP)
-        return np.stack(slopes, axis=1)
-
-
-def _log_sum(*terms: Complex) -> Complex:
-    stacked = np.stack(np.broadcast_arrays(*terms))
-    top = stacked.real.max(axis=0)
-    return np.asarray(top + np.log(np.exp(stacked - top).sum(axis=0)))
-
-
-def _power(theta: Complex, x: Complex) -> Complex:
-    return np.asarray(theta[:, 0] - theta[:, 1] * x[0])
-
-
-def _power_with_floor(theta: Complex, x: Complex) -> Complex:
-    return _log_sum(theta[:, 0] - theta[:, 1] * x[0], theta[:, 2])
-
-
-def _additive(theta: Complex, x: Complex) -> Complex:
-    return _log_sum(*log_terms(theta.swapaxes(0, 1), x[0], x[1]))
-
-
-def _coupled(theta: Complex, x: Complex) -> Complex:
-    by_size, by_data, floor = log_terms(theta[:, :5].swapaxes(0, 1), x[0], x[1])
-    return _log_sum(theta[:, 5] * _log_sum(by_size, by_data), floor)
-
-
-def _kaplan(theta: Complex, x: Complex) -> Complex:
-    by_size, by_data = theta[:, 2], theta[:, 3]
-    return by_data * _log_sum((theta[:, 0] - x[0]) * by_size / by_data, theta[:, 1] - x[1])
-
-
-def _overtraining(theta: Complex, x: Complex) -> Complex:
-    return _log_sum(*log_terms(theta[:, [0, 1, 2, 3, 3]].swapaxes(0, 1), x[0], x[1]))
-
-
-def _data_constrained(theta: Complex, x: Complex) -> Complex:
-    # Repetitions are D/U - 1; their worth decays with the scale R (Muennighoff et al. 2023, equation 5).
-    unique = np.where(x[2].real < x[1].real, x[2], x[1])
-    repeats = np.expm1(x[1] - unique)
-    scale = np.exp(theta[:, 5])
-    worth = unique + np.log1p(-scale * np.expm1(-repeats / scale))
-    return _log_sum(*log_terms(theta[:, :5].swapaxes(0, 1), x[0], worth))
-
-
-def _broken(theta: Complex, x: Complex) -> Complex:
-    log_a, first, log_floor, log_break, second, sharpness = (theta[:, index] for index in range(6))
-    beyond = _log_sum(np.zeros_like(x[0])[None], (x[0] - log_break) / sharpness)
-    return _log_sum(log_a - first * x[0] - second * sharpness * beyond, log_floor)
-
-
-def _farseer(theta: Complex, x: Complex) -> Complex:
-    s, q, shift, b_scale, b, b_shift, a_scale, a, a_shift = (theta[:, index] for index in range(9))
-    with np.errstate(all="ignore"):  # a step too far has an infinite loss and is not taken
-        floor = s * np.exp(q * x[0]) + shift
-        by_data = b_scale * np.exp(b * x[0]) + b_shift - np.exp(a_scale * np.exp(a * x[0]) + a_shift) * x[1]
-    return _log_sum(floor, by_data)
-
-
-def _farseer_starts(log_inputs: Array, log_loss: Array, random: np.random.Generator, count: int) -> Array:
-    """The floor's share, the exponent of D and what D adds, at the smallest and at the largest N, and how they bend."""
-    low, high = log_inputs[0].min(), log_inputs[0].max()
-
-    def bent(at_low: Array, at_high: Array) -> list[Array]:
-        power = random.uniform(0.05, 0.4, count) * random.choice([-1.0, 1.0], count)
-        scale = (at_high - at_low) / (np.exp(power * high) - np.exp(power * low))
-        return [scale, power, at_low - scale * np.exp(power * low)]
-
-    floor = log_loss.min() + np.log(random.uniform(0.5, 0.98, count))
-    exponent = np.log(random.uniform(0.1, 0.6, count))
-    steeper = exponent + random.uniform(-0.3, 0.3, count)
-    added, middle = log_loss.mean() + np.log(random.uniform(0.02, 0.3, (2, count))), log_inputs[1].mean()
-    by_floor = bent(floor + random.uniform(0.0, 0.5, count), floor)
-    by_data = bent(added[0] + np.exp(exponent) * middle, added[1] + np.exp(steeper) * middle)
-    return np.stack([*by_floor, *by_data, *bent(exponent, steeper)], axis=1)
+def mixture(columns: Sequence[str]) -> Form:
+    """The loss of a mixture of texts by their shares, (0, 1] each, in columns of these names."""
+    return Form(
+        f"mixture[{','.join(columns)}]",
+        f"E + K exp({' + '.join(f't_{column} {column}' for column in columns)})",
+        tuple(columns),
+        ("log E", "log K", *(f"t_{column}" for column in columns)),
+        (-30.0, -30.0, *(-50.0 for _ in columns)),
+        (10.0, 30.0, *(50.0 for _ in columns)),
+        functions.mixture,
+        "Ye et al. 2024, arXiv 2403.16952, equation 1",
+        starts=functions.mixture_starts,
+    )
 
 
 def _one_input(column: str, letter: str, *, floor: bool) -> Form:
@@ -211,7 +43,7 @@ def _one_input(column: str, letter: str, *, floor: bool) -> Form:
             ("log A", "alpha"),
             lower,
             upper,
-            _power,
+            functions.power,
             "Kaplan et al. 2020, arXiv 2001.08361",
             Structure.of("A", "alpha"),
         )
@@ -222,31 +54,10 @@ def _one_input(column: str, letter: str, *, floor: bool) -> Form:
         ("log A", "alpha", "log E"),
         (*lower, -30.0),
         (*upper, 10.0),
-        _power_with_floor,
+        functions.power_with_floor,
         "Henighan et al. 2020, arXiv 2010.14701",
         Structure.of("A", "E", "alpha"),
     )
-
-
-@dataclass(frozen=True)
-class Split:
-    """L(N, D) = E + (A/N^alpha + B/D^beta)^gamma: it is lowest where the sum inside is.
-
-    So the compute-optimal split is that of the additive law `inner`, whose E is 0.
-    """
-
-    inner: AdditiveLaw
-    E: float = 0.0
-    gamma: float = 1.0
-
-    @property
-    def frontier_exponent(self) -> float:
-        """k of the reducible loss at the compute-optimal split, which goes as C^-k."""
-        return self.inner.frontier_exponent * self.gamma
-
-    def to_vector(self) -> Array:
-        """(log A, log B, log E, alpha, beta, gamma)."""
-        return np.array([*replace(self.inner, E=self.E).to_vector(), self.gamma])
 
 
 def _split(values: Mapping[str, float]) -> Split:
@@ -276,7 +87,7 @@ FORMS: dict[str, Form] = {
             _ADDITIVE_NAMES,
             _ADDITIVE_LOWER,
             _ADDITIVE_UPPER,
-            _additive,
+            functions.additive,
             "Hoffmann et al. 2022, arXiv 2203.15556",
             Structure.of("A", "B", "E", "alpha", "beta"),
             _split,
@@ -288,7 +99,7 @@ FORMS: dict[str, Form] = {
             (*_ADDITIVE_NAMES, "gamma"),
             (*_ADDITIVE_LOWER, 0.05),
             (*_ADDITIVE_UPPER, 5.0),
-            _coupled,
+            functions.coupled,
             "Busbridge et al. 2025, arXiv 2502.08606; used for xLSTM by Beck et al. 2025, arXiv 2510.02228",
             Structure.of("A", "B", "E", "alpha", "beta", "gamma"),
             _split,
@@ -300,7 +111,7 @@ FORMS: dict[str, Form] = {
             ("log Nc", "log Dc", "alpha", "beta"),
             (-30.0, -30.0, 1e-3, 1e-3),
             (120.0, 120.0, 3.0, 3.0),
-            _kaplan,
+            functions.kaplan,
             "Kaplan et al. 2020, arXiv 2001.08361, equation 1.5",
             Structure.of("A", "B", "alpha", "gamma", beta=1.0),
             _kaplan_split,
@@ -312,7 +123,7 @@ FORMS: dict[str, Form] = {
             ("log A", "log B", "log E", "eta"),
             _ADDITIVE_LOWER[:4],
             _ADDITIVE_UPPER[:4],
-            _overtraining,
+            functions.overtraining,
             "Gadre et al. 2024, arXiv 2403.08540, equation 4: at fixed D/N a power law in C with exponent eta/2",
             Structure.of("A", "B", "E", "alpha", tied=("beta", "alpha")),
             _split,
@@ -324,9 +135,52 @@ FORMS: dict[str, Form] = {
             (*_ADDITIVE_NAMES, "log R"),
             (*_ADDITIVE_LOWER, -5.0),
             (*_ADDITIVE_UPPER, 10.0),
-            _data_constrained,
+            functions.data_constrained,
             "Muennighoff et al. 2023, arXiv 2305.16264, equation 5, repetition of data alone",
             split=_split,
+        ),
+        Form(
+            "data-constrained-both",
+            "E + A/(Un + Un R_N (1 - exp(-(N/Un - 1)/R_N)))^alpha + B/(U + U R (1 - exp(-(D/U - 1)/R)))^beta",
+            ("parameters", "tokens", "unique_tokens"),
+            (*_ADDITIVE_NAMES, "log R", "log R_N"),
+            (*_ADDITIVE_LOWER, -5.0, -5.0),
+            (*_ADDITIVE_UPPER, 10.0, 10.0),
+            functions.data_constrained_both,
+            "Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6; Un is the N that is optimal with U tokens",
+            split=_split,
+        ),
+        Form(
+            "vocabulary",
+            "E + A/N^alpha + V/Nv^nu + B/D^beta",
+            ("non_embedding", "vocabulary_parameters", "tokens"),
+            ("log E", "log A", "alpha", "log V", "nu", "log B", "beta"),
+            (-30.0, *(-30.0, 1e-3) * 3),
+            (10.0, *(80.0, 3.0) * 3),
+            functions.vocabulary,
+            "Tao et al. 2024, arXiv 2407.13623, equation 6, N without and Nv of the vocabulary; a loss that compares",
+            starts=functions.powers_starts,
+        ),
+        Form(
+            "experts",
+            "exp(d) / (N^a X^b) exp(c log N log X)",
+            ("parameters", "experts"),
+            ("d", "a", "b", "c"),
+            (-50.0, -3.0, -3.0, -1.0),
+            (50.0, 3.0, 3.0, 1.0),
+            functions.experts,
+            "Clark et al. 2022, arXiv 2202.01169, equation 5: X experts a layer, N of the model without them",
+        ),
+        Form(
+            "granularity",
+            "E + (A + G0/G^gamma)/N^alpha + B/D^beta",
+            ("parameters", "tokens", "granularity"),
+            ("log E", "log A", "alpha", "log B", "beta", "log G0", "gamma"),
+            (-30.0, -30.0, 1e-3, -30.0, 1e-3, -30.0, 1e-3),
+            (10.0, 80.0, 3.0, 80.0, 3.0, 80.0, 5.0),
+            functions.granularity,
+            "Krajewski et al. 2024, arXiv 2402.07871, equation 9: experts G times as fine as the dense layer",
+            starts=functions.granularity_starts,
         ),
         Form(
             "farseer",
@@ -335,9 +189,9 @@ FORMS: dict[str, Form] = {
             ("s", "q", "S", "B", "b", "Q", "A", "a", "V"),
             (-1e4, -1.0, -100.0) * 3,
             (1e4, 1.0, 100.0) * 3,
-            _farseer,
+            functions.farseer,
             "Li et al. 2025, arXiv 2506.10972, where S, Q and V are S, Q and E",
-            starts=_farseer_starts,
+            starts=functions.farseer_starts,
         ),
         Form(
             "broken",
@@ -346,7 +200,7 @@ FORMS: dict[str, Form] = {
             ("log A", "alpha", "log E", "log C1", "kappa", "f"),
             (-30.0, 1e-3, -30.0, -10.0, -3.0, 0.05),
             (80.0, 3.0, 10.0, 90.0, 3.0, 5.0),
-            _broken,
+            functions.broken,
             "Caballero et al. 2023, arXiv 2210.14891, equation 1 with one break",
         ),
     )
@@ -354,11 +208,32 @@ FORMS: dict[str, Form] = {
 ADDITIVE = FORMS["additive"]
 
 
+@lru_cache
 def find(name: str) -> Form:
-    """The form of that name. RefusalError that names the nearest one."""
-    if name not in FORMS:
-        raise RefusalError("no-such-form", f"no form `{name}`; {nearest(name, FORMS)}")
-    return FORMS[name]
+    """The form of that name. RefusalError that names the nearest one.
+
+    `NAME[A=521,alpha=0.1:9]` is a form `within` these limits, `mixture[web,code]` that of shares in these columns.
+    """
+    base, bracket, rest = name.partition("[")
+    words = [word.strip() for word in rest.removesuffix("]").split(",")] if bracket else []
+    if base == "mixture" and all(words) and words:
+        return mixture(words)
+    if base not in FORMS:
+        raise RefusalError("no-such-form", f"no form `{name}`; {nearest(base, [*FORMS, 'mixture[COLUMN,…]'])}")
+    return FORMS[base].within(dict(map(_limit, words))) if words else FORMS[base]
+
+
+def _limit(word: str) -> tuple[str, float | tuple[float, float]]:
+    name, equals, limit = word.partition("=")
+    try:
+        numbers = [float(number) for number in limit.split(":")]
+    except ValueError:
+        numbers = []
+    if not (name and equals and 1 <= len(numbers) <= 2):
+        raise RefusalError(
+            "no-such-bounds", f"`{word}`: write a parameter held, alpha=0.34, or its bounds, alpha=0.1:9"
+        )
+    return name.strip(), numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def no_split(form: Form) -> RefusalError:

@@ -29,8 +29,8 @@ class Objective:
     @property
     def name(self) -> str:
         """In words, as every output states it."""
-        kind = "least squares" if self.delta is None else f"Huber with delta {_short(self.delta)}"
-        side = "" if self.overestimate == 1 else f", overestimates weighted {_short(self.overestimate)}"
+        kind = "least squares" if self.delta is None else f"Huber with delta {short(self.delta)}"
+        side = "" if self.overestimate == 1 else f", overestimates weighted {short(self.overestimate)}"
         return f"{kind} on {'log loss' if self.logarithmic else 'loss'}{side}"
 
     @classmethod
@@ -71,7 +71,7 @@ class Objective:
         return np.asarray(self.side(residual) * inside)
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Six digits where they say the number exactly, else all of them."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 

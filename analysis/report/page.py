@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.decisions import agreement
 from analysis.findings import RefusalError
 from analysis.fitting.fit import LEVEL, Fit
 from analysis.laws.additive import Array
@@ -85,6 +86,8 @@ def write_with(
     if warnings:
         items = "".join(f"<li>{html.escape(warning.message)}</li>" for warning in warnings)
         parts.append(f"<ul class=warnings>{items}</ul>")
+    if compared := _approaches(fits):
+        parts.append("<h2>The best split, by profiles and by the law</h2><div class=wide>" + compared + "</div>")
     parts.append("<h2>How sure the optimum is</h2><div class=wide>" + _certificates(fits) + "</div>")
     if any(fitted.others for fitted in fits):
         parts.append("<h2>Which form</h2><div class=wide>" + _forms(fits) + "</div>")
@@ -127,10 +130,10 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         for row, percent in zip(used.iter_rows(named=True), residual, strict=True)
     ]
     lines: dict[str, list[dict[str, Any]]] = {"tokens": [], "parameters": [], "flops": []}
-    for size in plots.spread(sorted(set(n.tolist())), LINES):
+    for size in plots.spread(sorted(set(n.tolist())), LINES) if fitted.form.of_n_and_d else ():
         x = np.geomspace(d.min() / 1.3, d.max() * 1.3, 40)
         lines["tokens"].append(_line(fitted, x, np.full(40, size), x, f"N = {compact(round(size))}"))
-    for budget in plots.spread(sorted(set(d.tolist())), LINES):
+    for budget in plots.spread(sorted(set(d.tolist())), LINES) if fitted.form.of_n_and_d else ():
         x = np.geomspace(n.min() / 1.3, n.max() * 1.3, 40)
         lines["parameters"].append(_line(fitted, x, x, np.full(40, budget), f"D = {compact(round(budget))}"))
     x = np.geomspace(c.min() / 1.3, c.max() * 1.3, 40)
@@ -145,6 +148,9 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
         draws, law = np.round(drawn, 7).tolist(), fitted.law.to_vector().tolist()
     doubt = {
         "noise": np.round(fitted.noise[:DRAWS_ON_PAGE], 7).tolist(),
+        "scatter": np.round(fitted.noise_exponents[:DRAWS_ON_PAGE], 5).tolist(),
+        "weighed": bool(fitted.noise_exponent),
+        "meanLogC": float(np.log(c).mean()),
         "rivals": [rival.law.to_vector().tolist() for rival in fitted.rivals if rival.can_split],
         "widening": fitted.rollout.widening if fitted.rollout is not None else 1.0,
     }
@@ -190,6 +196,24 @@ def _laws(fits: Sequence[Fit]) -> str:
     names = [*fits[0].parameters, *([EXPONENT] if fits[0].can_split else [])]
     rows = [[LETTERS.get(name, name), *cells] for name, *cells in zip(names, *columns, strict=True)]
     return _table(["", *(fitted.family for fitted in fits)], rows)
+
+
+def _approaches(fits: Sequence[Fit]) -> str:
+    """Approaches 2 and 3 beside each other, for the families whose runs are profiles; empty where none are."""
+    rows = []
+    for fitted in fits:
+        try:
+            found = agreement.compare(fitted)
+        except RefusalError:
+            continue
+        by_profiles = [(found.profiles.exponent, found.profiles.interval)]
+        if found.profiles.tokens_exponent is not None and found.profiles.tokens_interval is not None:
+            by_profiles.append((found.profiles.tokens_exponent, found.profiles.tokens_interval))
+        for approach, estimates in (("2, IsoFLOP profiles", by_profiles), ("3, the law", [*found.law.values()])):
+            cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in estimates]
+            said = "" if found.difference <= 1 else "they disagree"
+            rows.append([fitted.family, approach, *cells, *[""] * (2 - len(cells)), said])
+    return _table(["family", "approach", "N* ~ Cᵃ", "D* ~ Cᵇ", ""], rows) if rows else ""
 
 
 def _certificates(fits: Sequence[Fit]) -> str:

@@ -1,8 +1,9 @@
 """Block-diagonal maps as Triton kernels: memory-bound, each channel a short sum over its own block.
 
-A program takes a tile of rows and channels; a row of x is read from memory once and from the first-level cache for the
-other channels of its blocks. The weight's gradient is summed over stretches of rows, whose partial sums are then added
-in a fixed order: results do not depend on which program ends first.
+A tile (rows, channels) is mapped as (rows, blocks, 1, in) times (blocks, out, in), summed over the last axis: it is
+read from memory once, and what a block's channels have of one another is exchanged between registers. The weight's
+gradient is summed over stretches of rows, whose partial sums are then added in a fixed order: results do not depend
+on which program ends first.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -11,11 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RUN_TIME = ["rows", "channels"]
+RUN_TIME = ["rows"]
 """Arguments whose divisibility must not compile a kernel anew."""
-TILE = {"BT": 16, "BC": 128}
-"""Rows and channels of a program."""
-ROWS_PER_SUM = 1024
+CHANNELS = 128
+"""Channels of a program."""
+PRODUCTS = 64
+"""Rows of a program times the width of a block: what it holds in registers for each channel."""
+ROWS_PER_SUM = 256
 """Rows whose products one program sums to a part of the weight's gradient."""
 LARGEST_BLOCK = 32
 
@@ -24,7 +27,42 @@ def shape_obstacle(width: int) -> str | None:
     """Why the kernels refuse these shapes, or None."""
     if width > LARGEST_BLOCK:
         return f"blocks of {width} channels are wider than {LARGEST_BLOCK}: matrix products suit them"
-    return None
+    return f"blocks of {width} channels are no power of two" if width & (width - 1) else None
+
+
+def tiling_of(width: int) -> dict[str, int]:
+    """Width of the blocks, and rows and channels of a program."""
+    return {"W": width, "BT": PRODUCTS // width, "BC": CHANNELS}
+
+
+@triton.jit
+def load_blocks(weight, start, channels, W: tl.constexpr, BC: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Matrices of the blocks from channel `start` on, (BC / W, out, in), or (BC / W, in, out) where TRANSPOSED."""
+    block = (start // W + tl.arange(0, BC // W))[:, None, None]
+    first, second = tl.arange(0, W)[None, :, None], tl.arange(0, W)[None, None, :]
+    place = second * W + first if TRANSPOSED else first * W + second
+    return tl.load(weight + block * W * W + place, mask=block * W < channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_blocks(weight, blocks, start, channels, W: tl.constexpr, BC: tl.constexpr):
+    """Write matrices (BC / W, W, W) from channel `start` on."""
+    block = (start // W + tl.arange(0, BC // W))[:, None, None]
+    place = tl.arange(0, W)[None, :, None] * W + tl.arange(0, W)[None, None, :]
+    tl.store(weight + block * W * W + place, blocks, mask=block * W < channels)
+
+
+@triton.jit
+def mapped(x, matrices, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
+    """Rows x (BT, BC) of float32 through matrices (BC / W, W, W), whose last axis is x's."""
+    products = tl.reshape(x, (BT, BC // W, 1, W)) * matrices[None, :, :, :]
+    return tl.reshape(tl.sum(products, 3), (BT, BC))
+
+
+@triton.jit
+def outer_products(grad, x, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
+    """Sums over rows of grad[out] x[in] of each block, (BC / W, W, W)."""
+    return tl.sum(tl.reshape(grad, (BT, BC // W, W, 1)) * tl.reshape(x, (BT, BC // W, 1, W)), 0)
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -33,19 +71,13 @@ def times_kernel(
     W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     """y = x times the blocks of weight (blocks, W, W), each out by in; TRANSPOSED: in by out."""
-    t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    inside = (t < rows)[:, None] & (c < channels)[None, :]
-    first = c // W * W
-    total = tl.zeros((BT, BC), tl.float32)
-    for i in tl.static_range(W):
-        x_i = tl.load(x + t[:, None] * stride + (first + i)[None, :], mask=inside, other=0.0)
-        if TRANSPOSED:
-            at = (first + i) * W + (c - first)
-        else:
-            at = c * W + i
-        total += x_i.to(tl.float32) * tl.load(weight + at, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + t[:, None] * channels + c[None, :], total.to(y.dtype.element_ty), mask=inside)
+    t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)[:, None]
+    start = tl.program_id(1) * BC
+    c = (start + tl.arange(0, BC))[None, :]
+    inside = (t < rows) & (c < channels)
+    value = tl.load(x + t * stride + c, mask=inside, other=0.0).to(tl.float32)
+    result = mapped(value, load_blocks(weight, start, channels, W, BC, TRANSPOSED), W, BT, BC)
+    tl.store(y + t * channels + c, result.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -53,17 +85,17 @@ def weight_backward_kernel(
     grad_y, x, parts, grad_stride, stride, rows, channels,
     W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """parts (stretches, channels, W): sums over a stretch of rows of grad_y[c] x[i], i in the block of c."""
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    i = tl.program_id(2)
-    total = tl.zeros((BC,), tl.float32)
-    for start in range(0, tl.minimum(ROWS, rows - tl.program_id(0) * ROWS), BT):
-        t = (tl.program_id(0) * ROWS + start + tl.arange(0, BT)).to(tl.int64)
-        inside = (t < rows)[:, None] & (c < channels)[None, :]
-        g = tl.load(grad_y + t[:, None] * grad_stride + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        x_i = tl.load(x + t[:, None] * stride + (c // W * W + i)[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(g * x_i, 0)
-    tl.store(parts + (tl.program_id(0) * channels + c) * W + i, total, mask=c < channels)
+    """parts (stretches, blocks, W, W): sums over a stretch of rows of grad_y[out] x[in]."""
+    start = tl.program_id(1) * BC
+    c = (start + tl.arange(0, BC))[None, :]
+    total = tl.zeros((BC // W, W, W), tl.float32)
+    for first in range(0, tl.minimum(ROWS, rows - tl.program_id(0) * ROWS), BT):
+        t = (tl.program_id(0) * ROWS + first + tl.arange(0, BT)).to(tl.int64)[:, None]
+        inside = (t < rows) & (c < channels)
+        g = tl.load(grad_y + t * grad_stride + c, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + t * stride + c, mask=inside, other=0.0).to(tl.float32)
+        total += outer_products(g, value, W, BT, BC)
+    store_blocks(parts + tl.program_id(0).to(tl.int64) * channels * W, total, start, channels, W, BC)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -75,10 +107,9 @@ def _rows(x: Tensor) -> Tensor:
 def _times(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     rows = _rows(x)
     y = x.new_empty(x.shape)
-    grid = (triton.cdiv(rows.shape[0], TILE["BT"]), triton.cdiv(rows.shape[1], TILE["BC"]))
-    times_kernel[grid](
-        rows, weight.contiguous(), y, rows.stride(0), *rows.shape, W=weight.shape[1], TRANSPOSED=transposed, **TILE
-    )
+    tiling = tiling_of(weight.shape[1])
+    grid = (triton.cdiv(rows.shape[0], tiling["BT"]), triton.cdiv(rows.shape[1], CHANNELS))
+    times_kernel[grid](rows, weight.contiguous(), y, rows.stride(0), *rows.shape, TRANSPOSED=transposed, **tiling)
     return y
 
 
@@ -91,9 +122,9 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     """Gradients of x and of the weight."""
     rows, grads = _rows(x), _rows(grad_y)
     stretches = triton.cdiv(rows.shape[0], ROWS_PER_SUM)
-    width = weight.shape[1]
     parts = x.new_empty(stretches, *weight.shape, dtype=torch.float32)
-    weight_backward_kernel[(stretches, triton.cdiv(rows.shape[1], TILE["BC"]), width)](
-        grads, rows, parts, grads.stride(0), rows.stride(0), *rows.shape, W=width, ROWS=ROWS_PER_SUM, **TILE
-    )
+    weight_backward_kernel[(stretches, triton.cdiv(rows.shape[1], CHANNELS))](
+        grads, rows, parts, grads.stride(0), rows.stride(0), *rows.shape, ROWS=ROWS_PER_SUM,
+        **tiling_of(weight.shape[1]),
+    )  # fmt: skip
     return _times(grad_y, weight, transposed=True), parts.sum(0).to(weight.dtype)

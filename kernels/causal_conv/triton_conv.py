@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RUN_TIME = ["time", "channels"]
+RUN_TIME = ["time"]
 """Arguments whose divisibility must not compile a kernel anew."""
 TILE = {"BT": 32, "BC": 32}
 """Tokens and channels of a program: what the backward holds in registers."""

@@ -49,7 +49,7 @@ def linear_cross_entropy(
 
 def _results(rows: Tensor, weight: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor, Tensor]:
     count, vocab = rows.shape[0], weight.shape[0]
-    kept = count if count <= chunks.rows_at_once(vocab) else 0
+    kept = count if count <= chunks.rows_at_once(vocab, rows.itemsize, rows.is_cuda) else 0
     losses, log_z = (rows.new_empty(count, dtype=state_dtype(rows)) for _ in range(2))
     return losses, log_z, rows.new_empty(kept, vocab, dtype=_modules(implementation).kept_dtype(rows))
 

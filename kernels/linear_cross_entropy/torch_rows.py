@@ -16,14 +16,22 @@ def kept_dtype(rows: Tensor) -> torch.dtype:
 
 def losses(logits: Tensor, labels: Tensor, ignored: int, soft_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, logarithms of the partition sums, and what `gradients` takes: the logarithms of the probabilities."""
-    logits = logits.to(state_dtype(logits))
-    if soft_cap is not None:
-        logits = logits.div(soft_cap).tanh_().mul_(soft_cap)
+    logits = _capped(logits, soft_cap)
     log_p = torch.log_softmax(logits, dim=-1)
     own = labels.clamp(min=0)[:, None]
     log_p_own = log_p.gather(-1, own)[:, 0]
     log_z = logits.gather(-1, own)[:, 0] - log_p_own
     return (-log_p_own).masked_fill_(labels == ignored, 0.0), log_z, log_p
+
+
+def kept(logits: Tensor, soft_cap: float | None) -> Tensor:
+    """What `gradients` takes, as `losses` gives it."""
+    return torch.log_softmax(_capped(logits, soft_cap), dim=-1)
+
+
+def _capped(logits: Tensor, soft_cap: float | None) -> Tensor:
+    logits = logits.to(state_dtype(logits))
+    return logits if soft_cap is None else logits.div(soft_cap).tanh_().mul_(soft_cap)
 
 
 def gradients(

@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RUN_TIME = ["vocab"]
-"""Arguments whose divisibility must not compile a kernel anew."""
 TILE = 2048
 """Logits at once."""
 WARPS = 8
@@ -25,7 +23,7 @@ def _capped(x, cap, CAP: tl.constexpr):
     return cap * (1.0 - 2.0 / (tl.exp(2.0 * x / cap) + 1.0)) if CAP else x
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit
 def losses_kernel(
     logits, labels, losses, log_z, stride, vocab, cap, ignored, CAP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -49,7 +47,7 @@ def losses_kernel(
     tl.store(losses + row, tl.where(label == ignored, 0.0, z - _capped(own, cap, CAP)))
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit
 def gradients_kernel(
     logits, labels, grads, log_z, stride, vocab, cap, z_loss, CAP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -81,6 +79,11 @@ def losses(logits: Tensor, labels: Tensor, ignored: int, soft_cap: float | None)
         CAP=soft_cap is not None, BLOCK=TILE, num_warps=WARPS,
     )  # fmt: skip
     return result, log_z, logits
+
+
+def kept(logits: Tensor, soft_cap: float | None) -> Tensor:
+    """What `gradients` takes, as `losses` gives it: the logits as they are."""
+    return logits
 
 
 def gradients(

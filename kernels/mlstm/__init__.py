@@ -70,10 +70,12 @@ def mlstm(
     q, k, v = cast_for_autocast(q, k, v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"mlstm: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
-    chunk = chunk_size or default_chunk_size(time, key_dim, v.shape[-1])
     chosen = choose(
-        "mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk), lambda: cpu.obstacle(q, k, v, i, f)
-    )
+        "mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk_size), lambda: cpu.obstacle(q, k, v, i, f),
+        of_products=True,
+    )  # fmt: skip
+    default = _modules("triton").default_chunk_size if chosen == "triton" else default_chunk_size
+    chunk = chunk_size or default(time, key_dim, v.shape[-1])
     inputs, options = Inputs(q, k, v, i, f), Options(input_gate, normalize, eps, chunk)
     if chosen == "reference":
         return mlstm_reference(inputs, initial_state or zero_state(q, v), resets, options)
@@ -101,7 +103,7 @@ def mlstm_step(
     return h.to(v.dtype), after
 
 
-def _triton_obstacle(q: Tensor, v: Tensor, chunk: int) -> str | None:
+def _triton_obstacle(q: Tensor, v: Tensor, chunk: int | None) -> str | None:
     return _modules("triton").shape_obstacle(q.shape[-1], v.shape[-1], chunk)
 
 
@@ -141,7 +143,7 @@ def _results(
 def _gradients(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, implementation: Chosen) -> tuple[Tensor, ...]:
     (batch, heads, _, key_dim), dtype = q.shape, state_dtype(v)
     return (
-        *(cpu.empty_rows_like(x) if implementation == "numba" else x.new_empty(x.shape) for x in (q, k, v)),
+        *(x.new_empty(x.shape) if implementation == "torch" else cpu.empty_rows_like(x) for x in (q, k, v)),
         i.new_empty(i.shape),
         f.new_empty(f.shape),
         v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=dtype),

@@ -32,9 +32,10 @@ def mlstm_inputs(
     `block_diagonal`; `gates` (gates, 3 * channels) sees queries, keys and values side by side, `bias` (gates,). Returns
     three tensors (batch, time, channels) and one (batch, time, gates), which is float32 at least.
 
-    Each implementation but `numba` is those of the maps and a product of each part with its columns of `gates`, so that
-    the parts are not copied together; the kernels for CPUs read and write every tensor once, each way. Under autocast
-    all are cast. Raises ValueError for shapes that do not fit, ImplementationError for one that cannot run.
+    `reference` and `torch` are the maps and a product of each part with its columns of `gates`, so that the parts are
+    not copied together, and so is `triton` for widths that are no power of two up to 16; the other kernels read and
+    write every tensor once, each way. Under autocast all are cast. Raises ValueError for shapes that do not fit,
+    ImplementationError for one that cannot run.
     """
     name = "mlstm_inputs"
     batch, time, channels = convolved.shape
@@ -52,8 +53,10 @@ def mlstm_inputs(
         return cpu.obstacle(*operands)
 
     # What is asked of the maps is for them to accept or refuse, but for kernels that are of this operator alone.
-    if choose(name, implementation, operands[0], cpu_obstacle=obstacle) == "numba":
-        return _mlstm_inputs(*operands)
+    chosen = choose(name, implementation, operands[0], cpu_obstacle=obstacle)
+    fused = chosen == "triton" and _modules("triton").shape_obstacle(query.shape[-1]) is None
+    if chosen == "numba" or fused:
+        return _mlstm_inputs(*operands, chosen)
     q, k, v = (
         block_diagonal(x, weight, implementation=implementation)
         for x, weight in ((convolved, query), (convolved, key), (inner, value))
@@ -66,7 +69,8 @@ def mlstm_inputs(
 
 def _results(inner: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (inner.new_empty(inner.shape) for _ in range(3))
-    return q, k, v, inner.new_empty(*inner.shape[:-1], bias.shape[0])
+    dtype = torch.promote_types(inner.dtype, torch.float32)
+    return q, k, v, inner.new_empty(*inner.shape[:-1], bias.shape[0], dtype=dtype)
 
 
 def _gradients(
@@ -87,13 +91,16 @@ def _flops(convolved: tuple[int, ...], query: tuple[int, ...], gates: tuple[int,
     return 6 * math.prod(convolved) * (query[-1] + gates[0])
 
 
+_modules = modules(__name__, numba="numba_inputs", triton="triton_inputs")
 _mlstm_inputs = Operator[tuple[Tensor, Tensor, Tensor, Tensor]](
     "mlstm_inputs",
-    "(Tensor convolved, Tensor inner, Tensor query, Tensor key, Tensor value, Tensor gates, Tensor bias)"
+    "(Tensor convolved, Tensor inner, Tensor query, Tensor key, Tensor value, Tensor gates, Tensor bias,"
+    " str implementation)"
     " -> (Tensor q, Tensor k, Tensor v, Tensor total)",
-    backward="(grad_q, grad_k, grad_v, grad_total, convolved, inner, query, key, value, gates, q, k, v)"
+    backward="(grad_q, grad_k, grad_v, grad_total, convolved, inner, query, key, value, gates, q, k, v,"
+    " implementation)"
     " -> (convolved, inner, query, key, value, gates, bias)",
-    modules=modules(__name__, numba="numba_inputs"),
+    modules=_modules,
     run_backward=_run_backward,
     results=_results,
     gradients=_gradients,

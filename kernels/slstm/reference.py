@@ -12,6 +12,9 @@ from torch import Tensor
 
 from kernels.dispatch import state_dtype
 
+LARGEST = 80.0
+"""An exponent whose exponential is finite in float32, and beyond all that a memory which is not empty is kept by."""
+
 
 class SLSTMState(NamedTuple):
     """What the sLSTM remembers, each (batch, heads, head_dim); float32, or float64 for float64 inputs.
@@ -69,8 +72,9 @@ def recurrence_step(
     log_f = F.logsigmoid(f)
     m_new = torch.where(n == 0, i, torch.maximum(log_f + m, i)).detach()
     write = torch.exp(i - m_new)
-    # An empty memory (n = 0) may meet an input gate far below its arbitrary scale: 0 times a finite number stays 0.
-    keep = torch.exp(log_f + m - m_new).clamp(max=torch.finfo(m.dtype).max)
+    # An empty memory (n = 0) may meet an input gate far below its arbitrary scale: 0 times a finite number stays 0, and
+    # so does its gradient.
+    keep = torch.exp((log_f + m - m_new).clamp(max=LARGEST))
     c = keep * c + write * torch.tanh(z)
     n = keep * n + write
     return SLSTMState(torch.sigmoid(o) * c / n, c, n, m_new)

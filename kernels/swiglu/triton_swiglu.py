@@ -5,12 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RUN_TIME = ["numbers"]
-"""Arguments whose values must not compile a kernel anew."""
 TILE = {"B": 1024}
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit
 def forward_kernel(gate, up, y, numbers, B: tl.constexpr):
     """y = silu(gate) * up."""
     at = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
@@ -19,7 +17,7 @@ def forward_kernel(gate, up, y, numbers, B: tl.constexpr):
     tl.store(y + at, value.to(y.dtype.element_ty), mask=at < numbers)
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit
 def backward_kernel(grad_y, gate, up, grad_gate, grad_up, numbers, B: tl.constexpr):
     """Gradients of gate and up."""
     at = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)

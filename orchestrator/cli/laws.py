@@ -90,7 +90,7 @@ def fit(
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
     with one_line_errors():
-        from orchestrator.display.tables import fit_table, forms_line
+        from orchestrator.display.tables import fit_table, forms_line, noise_line
         from orchestrator.workbench import laws
 
         asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma)
@@ -115,6 +115,8 @@ def fit(
         console.print(forms_line(document), highlight=False, style="dim")
     console.print(f"intervals at {first['interval_level']:.0%} by {first['resampling']}", highlight=False, style="dim")
     for document in documents:
+        if "noise" in document:
+            console.print(noise_line(document), highlight=False, style="dim", soft_wrap=True)
         left_out = document["rows"]["excluded"]
         for line in _counted(left_out)[:_LINES]:
             console.print(line, highlight=False, style="dim", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Verbs about runs: train, generate, logs, diff, runs, export, delete."""
+"""Verbs about runs: train, noise, generate, logs, diff, runs, export, delete."""
 
 import json
 import sys
@@ -50,6 +50,40 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     console.print(f"{workspace.run(run_spec.run_id).path}", highlight=False, soft_wrap=True)
     if failed(statuses):
         raise typer.Exit(A_RUN_FAILED)
+
+
+@app.command()
+def noise(
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what rounding does to a run's loss: three repeats with other threads, kernels and micro-batches."""
+    from rich.console import Console
+
+    from orchestrator.errors import InputError
+    from orchestrator.workbench.noise import plan_repeats
+
+    console = Console(quiet=True) if as_json else make_console()
+    with one_line_errors():
+        repeats = plan_repeats(workspace_here(), run)
+        if repeats.missing:
+            print(repeats.summary, file=sys.stderr if as_json else sys.stdout)
+            if not yes:
+                if not sys.stdin.isatty():
+                    raise InputError("nothing was trained: nobody can be asked here; say --yes")
+                typer.confirm("train them here?", abort=True)
+    with one_line_errors(), interruption(console, f"scaling noise {run}"):
+        found = repeats.carry_out(console)
+    if as_json:
+        print_json({"run_id": found.run_id, "floor": found.floor, "loss": found.loss, "repeats": dict(found.repeats)})
+        return
+    for name, loss in {
+        "the run itself": found.loss,
+        **{f"other {one}": at for one, at in found.repeats.items()},
+    }.items():
+        print(f"{name}: loss {loss:.6f}")
+    print(f"{found.run_id}: rounding alone moves the logarithm of its loss by {found.floor:.2g} (standard deviation)")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Verbs about what lies in the workspace beside runs: the MLflow store and the data."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from orchestrator.cli.terminal import (
     workspace_here,
 )
 
-if TYPE_CHECKING:
-    from xlstm.run.directory import Workspace
-
 app = typer.Typer()
 data_app = typer.Typer(help="Corpora and their token shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -34,11 +31,12 @@ def ui(
     """Serve the MLflow UI on the workspace; its address is printed once it answers."""
     from orchestrator.display.ui import serve
     from orchestrator.standing.lookup import writable_workspace
+    from orchestrator.workbench.sync import sync as ship_all
 
     with one_line_errors():
         workspace = writable_workspace()
         _require_free(host, port)
-        for line in _sync_all(workspace):
+        for line in ship_all(workspace):
             print(line, file=sys.stderr)
         code = serve(workspace, host, port, open_browser=open_browser)
     raise typer.Exit(A_RUN_FAILED if code else 0)
@@ -47,8 +45,10 @@ def ui(
 @app.command()
 def sync() -> None:
     """Make MLflow equal the run directories."""
+    from orchestrator.workbench.sync import sync as ship_all
+
     with one_line_errors():
-        problems = _sync_all(workspace_here(), say=True)
+        problems = ship_all(workspace_here(), say=print)
     for line in problems:
         print(line, file=sys.stderr)
     if problems:
@@ -94,44 +94,6 @@ def data_inspect(
         specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
         prepare_data(workspace, specs, make_console())
         print_samples(workspace, specs[0], samples)
-
-
-def _sync_all(workspace: "Workspace", say: bool = False) -> list[str]:
-    """Ship all that was submitted; returns what is damaged or was refused. InputError where there is no store."""
-    from functools import partial
-
-    from orchestrator.errors import InputError
-    from orchestrator.execution.shipping import publish, ship
-    from orchestrator.standing.lookup import load_document
-    from orchestrator.workbench.live_fit import live_fit
-    from orchestrator.workbench.mending import mend_plan
-    from orchestrator.workbench.slurm import reconcile
-    from xlstm.run import tracking
-    from xlstm.run.json_files import DamagedFileError
-    from xlstm.run.secrets import masked
-
-    complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
-    if complaint:
-        raise InputError(f"MLflow cannot be reached: {complaint}")
-    problems: list[str] = []
-    for name in workspace.submitted():
-        try:
-            mend_plan(workspace, name)
-            run_ids = [row["run_id"] for row in load_document(workspace, name)["runs"]]
-        except DamagedFileError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        try:
-            reconcile(workspace, name)
-        except DamagedFileError as error:
-            problems.append(f"{name}: {error}")
-        shipped, complaint = ship(workspace, name, run_ids, problems.append)
-        complaint = complaint or publish(workspace, name, partial(live_fit, workspace, name))
-        if complaint:
-            problems.append(f"{name}: {complaint}")
-        elif say:
-            print(f"{name}: {len(shipped)} runs equal their directories in {masked(workspace.tracking_uri)}")
-    return problems
 
 
 def _require_free(host: str, port: int) -> None:

@@ -69,6 +69,8 @@ def plan(
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
+        for line in made.advice:
+            console.print(line, highlight=False, style="yellow", soft_wrap=True)
         if checked is not None and not problems:
             console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
     if checked is not None and checked.problems:

@@ -149,7 +149,9 @@ def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(name, *(_parameter(fit, name) for fit in documents))
     optimal = [fit["compute_optimal"] for fit in documents]
     if all(optimal):
-        table.add_row("a in N* ~ C^a", *(_estimate(one["parameters_exponent"], one["interval"]) for one in optimal))
+        bound = [" (bound)" if set(fit["certificate"]["bounds_hit"]) & {"alpha", "beta"} else "" for fit in documents]
+        estimates = (_estimate(one["parameters_exponent"], one["interval"]) for one in optimal)
+        table.add_row("a in N* ~ C^a", *(f"{estimate}{said}" for estimate, said in zip(estimates, bound, strict=True)))
     certificates = [fit["certificate"] for fit in documents]
     table.add_row("converged", *("yes" if one["converged"] else "no" for one in certificates))
     table.add_row("starts that agree", *(f"{one['agreeing_starts']:.0%}" for one in certificates))
@@ -173,6 +175,15 @@ def forms_line(document: Mapping[str, Any]) -> str:
             words.append(f"rollout {rolled['error']:.2%}, {rolled['outside']} of {rolled['runs']} outside")
         said.append(" ".join(words))
     return f"{document['family']}: " + "; ".join(said)
+
+
+def noise_line(document: Mapping[str, Any]) -> str:
+    """What rounding alone does to the log losses that were fitted, beside Huber's delta."""
+    noise = document["noise"]
+    count = len(noise["runs"])
+    said = f"rounding alone moves log losses by {noise['floor']:.2g} ({count} run{'s' if count > 1 else ''} repeated)"
+    delta = "" if noise["delta"] is None else f", Huber's delta is {noise['delta']:g}"
+    return f"{document['family']}: {said}{delta}"
 
 
 def _parameter(fit: Mapping[str, Any], name: str) -> str:

@@ -47,11 +47,15 @@ def code() -> dict[str, str | None]:
 
 
 def leave_for_shipping(folder: Path) -> Path:
-    """Make the package that tells shipped code where it comes from; returns its folder, within `folder`."""
+    """Make the package that tells shipped code where it comes from; returns its folder, within `folder`.
+
+    Secrets are masked here: a node does not know those of whoever submits.
+    """
     package = folder / SHIPPED
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "code.json").write_text(json.dumps(code()))
+    told = {name: text and masked(text) for name, text in code().items()}
+    (package / "code.json").write_text(json.dumps(told))
     return package
 
 

@@ -6,7 +6,7 @@ death lies in the run directories.
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -49,10 +49,13 @@ def submit(
     console: Console,
     display: Display,
     live_fit: LiveFit | None = None,
+    *,
+    tracked: bool = True,
 ) -> dict[str, Status]:
     """Carry out `runs` of the sweep `name`, told on `display`; returns the status of every run.
 
-    `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow.
+    `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow; of runs that are not
+    `tracked`, MLflow learns nothing.
 
     InputError where the data cannot be prepared; StoppedError where the workspace is gone, full or cannot be written,
     when every trainer has ended. KeyboardInterrupt, after every trainer has left a checkpoint, when the
@@ -65,10 +68,12 @@ def submit(
         specs = [run.spec for run in runs]
         prepare_data(workspace, specs, console)
         refuse_drift(workspace, specs)
-        with Shipper(workspace, name, live_fit) as shipper, display:
+        shipping = Shipper(workspace, name, live_fit) if tracked else nullcontext()
+        with shipping as shipper, display:
 
             def watch(event: Event) -> None:
-                shipper.touch(event.run, live=event.what is Happening.STARTED)
+                if shipper is not None:
+                    shipper.touch(event.run, live=event.what is Happening.STARTED)
                 display.happened(event)
 
             try:
@@ -76,7 +81,7 @@ def submit(
             except (OSError, DamagedFileError) as error:
                 said = str(error) if isinstance(error, DamagedFileError) else _said(error, workspace)
                 raise StoppedError(f"{name} was stopped, and its trainers have ended: {said}") from None
-        if shipper.complaint:
+        if shipper is not None and shipper.complaint:
             console.print(
                 f"MLflow could not be written ({shipper.complaint}); `scaling sync` makes up for it", style="yellow"
             )

@@ -126,6 +126,8 @@ class Supervisor:
         # A thread that waits for another gives its core away: where a neighbour has taken the other's, it would spin
         # for as long as the core is left to it. Nothing that is computed changes.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
+        if launch.execution.device == "cuda":
+            environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or pieces would lie idle
         if launch.execution.nodes == 1 and ":" in _loopback():
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would look for 127.0.0.1, which is not there
         supervisor = os.getpid()

@@ -6,6 +6,7 @@ which status and analysis read which runs belong to the sweep. Imports without t
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -176,6 +177,16 @@ class Plan:
         return [misfit for run in self.missing if (misfit := run.misfit)]
 
     @property
+    def advice(self) -> list[str]:
+        """Of the runs that are missing those that use a small part of their card, counted by card."""
+        slow = Counter(run.card for run in self.missing if run.card and run.spec.physics.precision == "float32")
+        return [
+            f"{count} runs compute in float32, for which {card.name} has {card.float32 / 1e12:.0f} of its "
+            f"{card.bfloat16 / 1e12:.0f} TFLOP/s; set precision: bf16-mixed"
+            for card, count in slow.items()
+        ]
+
+    @property
     def damage(self) -> list[str]:
         """What is damaged of the runs in the workspace, each with what to do."""
         return [line for run in self.runs for line in run.damage]
@@ -256,7 +267,7 @@ class Plan:
 
 def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
-    runs = as_known(sweep.runs, workspace)
+    runs = as_known(as_submitted(sweep.runs, workspace, sweep.name), workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.known_result() for run_id, directory in directories.items()}
     complete = {
@@ -269,6 +280,23 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         for run in runs
     ]
     return Plan(sweep, workspace, tuple(_in_order(planned)))
+
+
+def as_submitted(runs: Sequence[SweepRun], workspace: Workspace, name: str) -> Sequence[SweepRun]:
+    """The runs as an earlier version made them, all of them, where the sweep was submitted then; else as they are.
+
+    A sweep goes on as it began: a default that is another since would give its losses two meanings.
+    """
+    earlier, directory = {run.earlier.run_id for run in runs if run.earlier is not None}, workspace.sweep(name)
+    if not earlier or not directory.sweep_file.is_file():
+        return runs
+    try:
+        known = {row["run_id"] for row in (directory.known_plan() or {"runs": []})["runs"]}
+    except DamagedFileError:  # what it held is told by the runs themselves
+        known = {run_id for run_id in earlier if workspace.run(run_id).path.is_dir()}
+    if not known & earlier:
+        return runs
+    return [run if run.earlier is None else replace(run, spec=run.earlier) for run in runs]
 
 
 def as_known(runs: Sequence[SweepRun], workspace: Workspace) -> list[SweepRun]:

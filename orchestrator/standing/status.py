@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.standing.ledger import Ledger, account, total
 from orchestrator.standing.lookup import load_document
 from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.json_files import refused
 from xlstm.run.records import Metric, Result, State
 
 
@@ -139,8 +140,16 @@ def look(workspace: Workspace, sweep: str) -> SweepStanding:
 def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
     """How one run stands. A run whose launcher died without a word is interrupted, whatever its status says.
 
-    What is damaged of it is named in its reason; one whose result cannot be read has failed.
+    What is damaged of it is named in its reason; one whose result, or whose folder, cannot be read has failed.
     """
+    try:
+        return _stand(run, planned)
+    except PermissionError as error:
+        denied = str(refused(run.path, error, "make it readable"))
+        return RunStanding(planned, run, State.FAILED, denied, 0, 0, None, None, Ledger())
+
+
+def _stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:
     status, result = run.status(), run.known_result()
     state, reason = status.state, status.reason
     if state is State.COMPLETED and run.result_file in run.noticed:

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from analysis.data import tables
@@ -30,6 +29,7 @@ from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
 from orchestrator.execution import provenance
+from orchestrator.standing.noise import measured
 from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
 from xlstm.quantities import nearest
@@ -103,7 +103,20 @@ def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = 
 def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
     source = open_source(typed, columns, wishes)
-    return documents(source.fits, source.question), source.notes, source.folder
+    found = documents(source.fits, source.question)
+    told = [document | _noise(source, one) for document, one in zip(found, source.fits, strict=True)]
+    return told, source.notes, source.folder
+
+
+def _noise(source: Source, fitted: Fit) -> dict[str, Any]:
+    """What rounding alone does to the losses that were fitted, beside Huber's delta; empty where nobody measured it."""
+    if source.kind is Kind.TABLE:
+        return {}
+    runs = [source.workspace.run(name) for name in fitted.used["run_id"] if name == Path(name).name]
+    floors = {noise.run_id: noise.floor for run in runs if (noise := measured(run)) is not None}
+    if not floors:
+        return {}
+    return {"noise": {"floor": max(floors.values()), "delta": fitted.objective.delta, "runs": floors}}
 
 
 def documents(fits: Sequence[Fit], question: Question) -> list[dict[str, Any]]:
@@ -161,7 +174,7 @@ def design(
         pairs = zip(found, source.fits, strict=True)
         fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
     return [
-        asdict(one) | {"unit": unit, "beyond": _beyond(fitted, *target), "warnings": _warnings([fitted])}
+        asdict(one) | {"unit": unit, "warnings": _warnings([fitted])}
         for one, fitted in zip(found, source.fits, strict=True)
     ]
 
@@ -212,10 +225,11 @@ def predict(
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
+        asked = at | {"flops": float(fitted.flops_per_token(parameters)) * tokens}
         rows.append(
             {"family": fitted.family, **at, "loss": loss, "interval": interval, "new_run_interval": run}
-            | {"form": fitted.form.name, "extrapolation": _extrapolation(fitted, parameters, tokens)}
-            | {"beyond": _beyond(fitted, parameters, tokens), "warnings": _warnings([fitted])}
+            | {"form": fitted.form.name, "extrapolation": fitted.extrapolation(asked), "beyond": fitted.beyond(asked)}
+            | {"warnings": _warnings([fitted])}
         )
     return rows
 
@@ -231,26 +245,6 @@ def allocate(
     splits = [(one.family, allocation.allocate_runs(one, flops, inference_tokens=inference_tokens)) for one in fits]
     multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
     return splits, multipliers, _warnings(fits)
-
-
-def _extrapolation(fitted: Fit, parameters: float, tokens: float) -> dict[str, float]:
-    """N, D and C over the largest among the fitted runs."""
-    compute = float(fitted.flops_per_token(parameters)) * tokens
-    at = {"parameters": parameters, "tokens": tokens, "flops": compute}
-    return {name: float(value / np.max(fitted.used[name].to_numpy())) for name, value in at.items()}
-
-
-def _beyond(fitted: Fit, parameters: float, tokens: float) -> str:
-    """How far N, D and C lie outside the fitted runs, in words; empty where they lie among them."""
-    compute = float(fitted.flops_per_token(parameters)) * tokens
-    told = []
-    for letter, column, value in (("N", "parameters", parameters), ("D", "tokens", tokens), ("C", "flops", compute)):
-        low, high = (float(end(fitted.used[column].to_numpy())) for end in (np.min, np.max))
-        if value > 1.001 * high:
-            told.append(f"{letter} {value / high:.3g} times the largest")
-        elif value < low / 1.001:
-            told.append(f"{letter} {value / low:.3g} times the smallest")
-    return f"{', '.join(told)} of its runs" if told else ""
 
 
 def _warnings(fits: Sequence[Fit]) -> list[str]:

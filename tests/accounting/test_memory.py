@@ -9,24 +9,27 @@ from xlstm.training.micro_batch import Probe
 
 # Not the LSTM: torch's fused layer keeps its buffers where the tracker does not look; test_saved.py holds its terms.
 @pytest.mark.parametrize(
-    ("family", "size", "ranks", "micro", "checkpointing", "precision"),
+    ("family", "size", "ranks", "micro", "checkpointing", "precision", "passes"),
     [
-        ("llama", "125M", 8, 2, "none", "bf16-mixed"),
-        ("llama", "125M", 1, 4, "none", "float32"),
-        ("llama", "2.7B", 32, 1, "full", "bf16-mixed"),
-        ("gpt", "125M", 8, 2, "full", "bf16-mixed"),
-        ("xlstm[1:0]", "125M", 8, 1, "none", "bf16-mixed"),
-        ("xlstm[1:0]", "2.7B", 32, 1, "full", "bf16-mixed"),
-        ("xlstm[7:1]", "125M", 8, 1, "selective", "bf16-mixed"),
-        ("xlstm-large", "125M", 8, 1, "none", "bf16-mixed"),
-        ("mamba", "125M", 8, 1, "none", "bf16-mixed"),
-        ("rwkv4", "125M", 8, 1, "none", "bf16-mixed"),
+        ("llama", "125M", 8, 2, "none", "bf16-mixed", 1),
+        ("llama", "125M", 1, 4, "none", "float32", 1),
+        ("llama", "2.7B", 32, 1, "full", "bf16-mixed", 1),
+        ("gpt", "125M", 8, 2, "full", "bf16-mixed", 1),
+        ("xlstm[1:0]", "125M", 8, 1, "none", "bf16-mixed", 1),
+        ("xlstm[1:0]", "2.7B", 32, 1, "full", "bf16-mixed", 1),
+        ("xlstm[7:1]", "125M", 8, 1, "selective", "bf16-mixed", 1),
+        ("xlstm-large", "125M", 8, 1, "none", "bf16-mixed", 1),
+        ("mamba", "125M", 8, 1, "none", "bf16-mixed", 1),
+        ("rwkv4", "125M", 8, 1, "none", "bf16-mixed", 1),
+        ("llama", "125M", 8, 1, "none", "bf16-mixed", 2),
+        ("llama", "125M", 1, 2, "full", "bf16-mixed", 1),
+        ("llama", "125M", 1, 1, "none", "bf16-mixed", 2),
     ],
 )
 def test_the_peak_is_what_fsdps_tracker_sees_within_fifteen_percent(
-    family: str, size: str, ranks: int, micro: int, checkpointing: str, precision: str
+    family: str, size: str, ranks: int, micro: int, checkpointing: str, precision: str, passes: int
 ) -> None:
-    spec = run_spec(family, size, ranks, micro, checkpointing, precision)
+    spec = run_spec(family, size, ranks, micro, checkpointing, precision, passes)
     assert memory(spec).total == pytest.approx(tracked_peak(spec)["Total"], rel=0.15)
 
 

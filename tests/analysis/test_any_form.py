@@ -29,6 +29,10 @@ TRUTH = {
     "kaplan": {"Nc": 8.8e13, "Dc": 5.4e13, "alpha": 0.076, "beta": 0.103},
     "overtraining": {"E": 1.8, "A": 160.0, "B": 360.0, "eta": 0.27},
     "data-constrained": {"E": 1.7, "A": 330.0, "B": 490.0, "alpha": 0.34, "beta": 0.3, "R": 7.0},
+    "data-constrained-both": {"E": 1.7, "A": 330.0, "B": 490.0, "alpha": 0.34, "beta": 0.3, "R": 7.0, "R_N": 5.0},
+    "vocabulary": {"E": 1.7, "A": 330.0, "alpha": 0.34, "V": 8.0, "nu": 0.2, "B": 490.0, "beta": 0.3},
+    "experts": {"d": 3.0, "a": 0.1, "b": 0.05, "c": 0.002},
+    "granularity": {"E": 1.7, "A": 150.0, "alpha": 0.34, "B": 490.0, "beta": 0.3, "G0": 150.0, "gamma": 0.6},
     "farseer": {"s": 4.0, "q": -0.12, "S": 0.2, "B": 60.0, "b": -0.25, "Q": 4.0, "A": -0.02, "a": 0.15, "V": -0.9},
     "broken": {"E": 1.4, "A": 400.0, "alpha": 0.08, "C1": 6.4e17, "kappa": 0.1, "f": 0.8},
 }
@@ -38,6 +42,13 @@ def runs(form: Form) -> pl.DataFrame:
     """49 runs whose losses are the form's but for a millionth of noise."""
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e10, 7), np.geomspace(1e8, 1e12, 7)))
     frame = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "unique_tokens": np.minimum(d, 3e9)})
+    place = np.arange(49)
+    frame = frame.with_columns(
+        non_embedding=n,
+        vocabulary_parameters=1e6 * 2.0 ** (place * 3 % 5),
+        experts=2.0 ** (place * 2 % 7 + 1),
+        granularity=2.0 ** (place * 5 % 6),
+    )
     inputs = np.log(frame.select(form.inputs).to_numpy().T)
     noise = np.exp(np.random.default_rng(0).normal(0, 1e-6, frame.height))
     return frame.with_columns(loss=form.loss(form.theta(TRUTH[form.name])[None], inputs)[0] * noise)

@@ -126,6 +126,18 @@ def test_noise_that_grows_with_compute_is_told_with_the_weight_that_accounts_for
     (told,) = [warning.message for warning in found.warnings if warning.code == "noise-depends-on-compute"]
     assert "grows as C^0." in told
     assert "weight of C^-0." in told
+    # 144 residuals tell the exponent to about 0.03: three standard errors.
+    assert found.noise_exponent == pytest.approx(0.4, abs=0.1)
+    cheap, dear = (np.diff(found.predict_run(*at))[0] for at in ((2e7, 1e9), (2e9, 4e10)))
+    assert dear > 5 * cheap
+
+
+def test_noise_that_does_not_depend_on_compute_weighs_nothing() -> None:
+    n, d = grid()
+    found = [
+        choice.fit(table(n, d, errors(n.size, seed)), form=FORMS["additive"], num_draws=20)[0] for seed in range(8)
+    ]
+    assert [one.noise_exponent for one in found] == [0.0] * 8
 
 
 def test_the_largest_model_at_the_edge_of_its_tuned_rate_is_said_to_be() -> None:
@@ -137,12 +149,14 @@ def test_the_largest_model_at_the_edge_of_its_tuned_rate_is_said_to_be() -> None
 
 
 def test_a_saved_choice_is_read_as_it_was(tmp_path: Path) -> None:
-    n, d = grid()
-    (found,) = choice.fit(table(n, d, errors(n.size)))
+    n, d = grid(12, 12)
+    (found,) = choice.fit(table(n, d, errors(n.size) * (n * d / 2e16) ** 0.3), num_draws=50, num_starts=16)
+    assert found.noise_exponent > 0
     found.save(tmp_path)
     again = Fit.load(tmp_path)
     assert again.weighed() == found.weighed()
     np.testing.assert_array_equal(again.predict(2e10, 4e11), found.predict(2e10, 4e11))
+    np.testing.assert_array_equal(again.predict_run(2e10, 4e11), found.predict_run(2e10, 4e11))
 
 
 def test_the_command_line_weighs_forms_and_what_follows_takes_the_chosen_one(

@@ -24,6 +24,10 @@ TRUTH = {
     "kaplan": [31.0, 30.0, 0.07, 0.1],
     "overtraining": [5.1, 5.9, 0.6, 0.27],
     "data-constrained": [5.8, 6.2, 0.5, 0.34, 0.3, 2.0],
+    "data-constrained-both": [5.8, 6.2, 0.5, 0.34, 0.3, 2.0, 1.6],
+    "vocabulary": [0.5, 5.8, 0.34, 2.0, 0.2, 6.2, 0.3],
+    "experts": [3.0, 0.1, 0.05, 0.002],
+    "granularity": [0.5, 5.0, 0.34, 6.2, 0.3, 5.0, 0.6],
     "farseer": [4.0, -0.12, 0.2, 60.0, -0.25, 4.0, -0.02, 0.15, -0.9],
     "broken": [6.0, 0.08, 0.3, 41.0, 0.1, 0.8],
 }
@@ -32,6 +36,13 @@ TRUTH = {
 def noise_free(form: Form) -> pl.DataFrame:
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e10, 7), np.geomspace(1e8, 1e12, 7)))
     frame = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "unique_tokens": np.minimum(d, 3e9)})
+    place = np.arange(49)
+    frame = frame.with_columns(
+        non_embedding=n,
+        vocabulary_parameters=1e6 * 2.0 ** (place * 3 % 5),
+        experts=2.0 ** (place * 2 % 7 + 1),
+        granularity=2.0 ** (place * 5 % 6),
+    )
     inputs = np.log(frame.select(form.inputs).to_numpy().T)
     return frame.with_columns(loss=np.exp(form.log_loss(np.array([TRUTH[form.name]]), inputs)[0]))
 

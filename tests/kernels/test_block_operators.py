@@ -229,7 +229,7 @@ def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: t
     angles = torch.rand(2, 5, 3, dtype=dtype)
     torch.library.opcheck(ops.rotary.default, (*leaves(positions(2, 5, 2, 6, True)), angles.cos(), angles.sin(), by))
     if by == "numba":  # elsewhere it is made of other operators
-        torch.library.opcheck(ops.mlstm_inputs.default, leaves(inputs_of_mlstm(2, 5, 3, 4)))
+        torch.library.opcheck(ops.mlstm_inputs.default, (*leaves(inputs_of_mlstm(2, 5, 3, 4)), by))
 
 
 def test_the_loss_keeps_the_rules_of_torch_library() -> None:
@@ -260,6 +260,9 @@ def test_states_make_pieces_equal_to_the_whole() -> None:
 def test_wide_blocks_in_triton_are_refused_with_the_reason() -> None:
     x, weight = projection(1, 2, 1, 48).tensors
     with pytest.raises(ImplementationError, match="blocks of 48 channels are wider than 32"):
+        block_diagonal(x.float(), weight.float(), implementation="triton")
+    x, weight = projection(1, 2, 2, 6).tensors
+    with pytest.raises(ImplementationError, match="blocks of 6 channels are no power of two"):
         block_diagonal(x.float(), weight.float(), implementation="triton")
 
 

@@ -209,6 +209,14 @@ def test_extreme_gates_lose_no_more_than_the_recurrence_does(operator, input_bia
     assert_no_less_exact_than_the_recurrence(operator, tensors, state)
 
 
+def test_the_slstms_recurrence_has_gradients_at_input_gates_of_any_size() -> None:
+    tensors, _ = slstm_problem(2, 5, 2, 8)
+    tensors[0][:, ::2, 0], tensors[0][:, 1::2, 0] = -100.0, 100.0
+    gates, recurrent = (tensor.float().requires_grad_() for tensor in tensors)
+    h, _ = slstm(gates, recurrent, implementation="reference")
+    assert all(torch.isfinite(found).all() for found in torch.autograd.grad(h.sum(), (gates, recurrent)))
+
+
 @pytest.mark.parametrize("operator", [mlstm, slstm])
 def test_a_vanishing_normaliser_loses_no_more_than_the_recurrence_does(operator) -> None:  # type: ignore[no-untyped-def]
     if operator is mlstm:

@@ -1,7 +1,10 @@
 """Folders as others leave them give our logits, or are refused by the name of what differs."""
 
+import functools
 import json
 import pickle
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +249,43 @@ def test_damaged_folders_are_refused_in_words(tmp_path_factory, content: bytes, 
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json|model\.safetensors"):
         load(folder)
+
+
+@functools.cache
+def sound(family: str, sharded: bool) -> dict[str, bytes]:
+    """The files of a folder, in one piece or with an index of shards."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        written(family, folder)
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        tensors = load_file(folder / "model.safetensors")
+    if sharded:
+        files["part-1.safetensors"] = files.pop("model.safetensors")
+        index = {"weight_map": dict.fromkeys(tensors, "part-1.safetensors")}
+        files["model.safetensors.index.json"] = json.dumps(index).encode()
+    return files
+
+
+@examples(20)
+@given(st.sampled_from(sorted(CONFIGS)), st.booleans(), st.data())
+def test_folders_damaged_here_and_there_are_loaded_or_refused_in_words(
+    tmp_path_factory: pytest.TempPathFactory, family: str, sharded: bool, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("folder")
+    files = dict(sound(family, sharded))
+    name = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(content), 4000)))  # where headers and settings stand
+        content[at : at + data.draw(st.integers(0, 8))] = data.draw(
+            st.binary(max_size=12) | st.sampled_from([b"null", b"-1", b"1e9", b"[]", b"{}", b'"', b"0", b"99999999999"])
+        )
+    for file, whole in (files | {name: bytes(content)}).items():
+        (folder / file).write_bytes(whole)
+    try:
+        logits(load(folder)[0])
+    except (ValueError, FileNotFoundError) as error:
+        assert re.search(r"config\.json|safetensors", str(error)), error  # noqa: PT017
 
 
 def test_tensors_of_another_shape_and_folders_without_weights_are_named(tmp_path: Path) -> None:

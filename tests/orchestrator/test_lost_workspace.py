@@ -72,6 +72,32 @@ def test_a_workspace_deleted_under_a_running_sweep_ends_it_with_a_line(
     assert again.code == 0, again
 
 
+def test_a_workspace_moved_under_a_running_sweep_ends_it_with_a_line_and_goes_on_where_it_is(
+    scaling: Any,
+    write_sweep: WriteSweep,
+    trivial: Any,
+    planned: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_sweep(trivial.runs(2))
+    process = scaling.start("submit", path)
+    wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
+    scaling.workspace.rename(tmp_path / "moved")
+    (trivial.folder / "go").touch()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, (out, err)
+    assert "Traceback" not in out + err
+    assert err.strip().splitlines()[-1].startswith("tiny was stopped, and its trainers have ended: ")
+    assert not processes_of(scaling.workspace)
+    assert not (scaling.workspace / "runs").exists()
+    monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "moved"))
+    again = scaling.run("submit", path)
+    assert again.code == 0, again
+    for run in planned.runs:
+        assert Workspace(tmp_path / "moved").run(run.run_id).status().state is State.COMPLETED
+
+
 def test_a_run_deleted_under_a_running_sweep_is_given_up_by_name_and_the_other_goes_on(
     scaling: Any, write_sweep: WriteSweep, trivial: Any, planned: Plan
 ) -> None:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,32 @@ def test_what_only_reads_answers_on_a_workspace_that_cannot_be_written(
     assert said.returncode == 2
     (line,) = said.stderr.splitlines()
     assert "cannot be written: Read-only file system; set SCALING_WORKSPACE to a folder of yours" in line
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_a_poor_machine_trains_to_the_same_loss(
+    scaling: Any, write_sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No home, 64 KiB of shared memory, 64 open files, blanks and quotes in names, folders called as our packages."""
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"), ("set: {", "set: {devices: 2, "))
+    folder = tmp_path / 'a "folder" of Jürgen\'s'
+    for name in ("xlstm", "kernels", "analysis"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy2(path, folder / "tiny.yaml")
+    commands = (
+        'mount -t tmpfs -o size=64k tmpfs /dev/shm; ulimit -n 64; cd "$FOLDER"; timeout 150 $SCALING submit tiny.yaml'
+    )
+    variables = {"HOME": "/proc/nohome", "FOLDER": str(folder), "SCALING_WORKSPACE": str(folder / "workspace")}
+    said = inside("--mount", commands, **variables)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert scaling.run("submit", path).code == 0
+    monkeypatch.setenv("SCALING_WORKSPACE", str(folder / "workspace"))
+    (there,) = scaling("status", "tiny", "--json").json["runs"]
+    monkeypatch.undo()
+    monkeypatch.setenv("SCALING_WORKSPACE", str(scaling.workspace))
+    (here,) = scaling("status", "tiny", "--json").json["runs"]
+    assert there["validation"] == here["validation"]
 
 
 URI = "http://alice:s3cretpw@127.0.0.1:9"
@@ -184,10 +211,12 @@ def test_a_submission_leaves_no_secret(
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:s3cretpw@127.0.0.1:{port}")
     monkeypatch.setenv("SOME_API_KEY", "k3y-of-some-service")
+    before = os.umask(0)  # of somebody whose files everybody may read and write
     try:
         _await(server, f"http://127.0.0.1:{port}")
         said = [scaling.run("submit", write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))), scaling.run("sync")]
     finally:
+        os.umask(before)
         os.killpg(server.pid, 9)
         server.wait()
         log.close()
@@ -196,5 +225,14 @@ def test_a_submission_leaves_no_secret(
     texts |= {"printed": "".join(one.out + one.err for one in said).encode()}
     assert [name for name, text in texts.items() if b"s3cretpw" in text or b"k3y-of-some-service" in text] == []
     (cursor,) = scaling.workspace.glob("runs/*/mlflow/*.json")
-    assert cursor.stat().st_mode & 0o777 == 0o600
+    (provenance_file,) = scaling.workspace.glob("runs/*/attempts/1/provenance.json")
     assert b"alice:***@" in cursor.read_bytes()
+    for path in (cursor, provenance_file):
+        assert path.stat().st_mode & 0o777 == 0o600
+        if os.geteuid() == 0:  # a second user, who may enter every folder on the way
+            with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+                os.chmod(folder, 0o755)
+                shutil.copy2(path, folder)
+                copy = str(Path(folder) / path.name)
+                other = subprocess.run(["cat", copy], user=65534, capture_output=True, text=True)
+            assert "Permission denied" in other.stderr

@@ -51,6 +51,12 @@ def test_the_largest_model_on_32_small_gpus_is_named_with_what_would_help(planne
     assert planned(MISSION, *grid, recomputed).misfits == []
 
 
+def test_runs_in_float32_on_a_gpu_are_told_what_it_has_for_them(planned: Callable[..., Plan]) -> None:
+    assert planned(MISSION).advice == []
+    (line,) = planned(MISSION, "train.precision=float32").advice
+    assert line.startswith("25 runs compute in float32, for which H100-80GB has 67 of its 989 TFLOP/s")
+
+
 def test_hours_are_flops_at_the_stated_share_of_the_peak_and_cost_their_price(planned: Callable[..., Plan]) -> None:
     resources = "resources=[{when: {size: 125M}, set: {gpu: A100-80GB, mfu: 0.5}}, {set: {gpus: 8, gpu: H100-80GB}}]"
     document = planned(MISSION, "grid.model=llama", "grid.size=[125M, 350M]", resources).document(price=2.0)
@@ -86,6 +92,13 @@ def test_a_plan_is_json_and_reads_back_as_it_was_kept(planned: Callable[..., Pla
     kept = json.loads(plan.directory.plan_file.read_text())
     assert kept["runs"] == json.loads(json.dumps(plan.document()["runs"]))
     assert {run["fits"] for run in kept["runs"]} == {None}  # on CPU nobody asks for a card
+
+
+def test_memory_on_cpu_is_that_of_the_process(planned: Callable[..., Plan]) -> None:
+    """Peaks of the quickstart's processes as the system counts them, in GiB."""
+    measured = {"llama-49.3K": 0.53, "llama-492K": 0.56, "xlstm-3-1-51.8K": 0.54, "xlstm-3-1-502K": 0.60}
+    found = {run.run_id.rpartition("-150K")[0]: run.capacity.memory_gib for run in planned("quickstart").runs}
+    assert {name: found[name] for name in measured} == pytest.approx(measured, rel=0.03)
 
 
 def test_a_card_that_nobody_knows_is_refused_with_the_nearest(scaling: Any, write_sweep: WriteSweep) -> None:

@@ -259,6 +259,26 @@ def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     wait_for(lambda: nothing_is_left(cluster))
 
 
+def test_a_submission_leaves_no_secret_in_the_workspace_or_in_the_clusters_logs(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:s3cretpw@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("SOME_API_KEY", "k3y-of-some-service")
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))
+    said = scaling.run("submit", path, "--on", "ray", "--detach")
+    assert said.code == 0, said
+    (planned,) = make_plan(Sweep.load(path), Workspace(scaling.workspace)).runs
+    run = Workspace(scaling.workspace).run(planned.run_id)
+    wait_for(lambda: run.status().state is State.COMPLETED)
+    wait_for(lambda: nothing_is_left(cluster))
+    session = Path(cluster.head_node.get_session_dir_path())
+    files = [path for folder in (tmp_path, session) for path in folder.rglob("*") if path.is_file()]
+    texts = {str(path): path.read_bytes() for path in files} | {"printed": (said.out + said.err).encode()}
+    assert [name for name, text in texts.items() if b"s3cretpw" in text or b"k3y-of-some-service" in text] == []
+
+
 def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
     cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
 ) -> None:

@@ -1,13 +1,21 @@
 """A sweep, its MLflow experiment and a table written of its rows are fitted on the same rows, to the last digit."""
 
+import gzip
+import io
 import math
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -63,6 +71,23 @@ def used(scaling: Any, source: str) -> Any:
     return {key: value for key, value in said.json[0].items() if key != "rows"}, said.json[0]["rows"]
 
 
+def tables_of(frame: pl.DataFrame) -> dict[str, bytes]:
+    """The frame in every format of a table, by the name of the file."""
+    parquet, arrow = io.BytesIO(), io.BytesIO()
+    frame.write_parquet(parquet)
+    frame.write_ipc(arrow)
+    return {
+        "rows.csv": frame.write_csv().encode(),
+        "rows.tsv": frame.write_csv(separator="\t").encode(),
+        "rows.json": frame.write_json().encode(),
+        "rows.jsonl": frame.write_ndjson().encode(),
+        "rows.parquet": parquet.getvalue(),
+        "rows.arrow": arrow.getvalue(),
+        "rows.feather.zst": pyarrow.compress(arrow.getvalue(), "zstd", asbytes=True),
+        "rows.csv.gz": gzip.compress(frame.write_csv().encode()),
+    }
+
+
 @pytest.fixture(params=["SQL", "a server"])
 def read_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads the store by SQL, or through MLflow's client, as over a server."""
@@ -79,12 +104,24 @@ def test_a_sweep_its_experiment_and_its_table_are_fitted_on_the_same_rows(
     assert rows["used"] == 8
     assert len(rows["excluded"]) == 16
     assert used(scaling, "mlflow:rates") == (law, rows)
-    path = tmp_path / "rows.csv"
-    runs.read("rates", workspace=Workspace(scaling.workspace)).frame.write_csv(path)
-    assert used(scaling, str(path)) == (law, rows)
+    frame = runs.read("rates", workspace=Workspace(scaling.workspace)).frame
+    frame.write_csv(tmp_path / "rows.csv")
+    assert used(scaling, str(tmp_path / "rows.csv")) == (law, rows)
     axis = scaling("fit", "rates", "--best-of", "rate")
     assert axis.code == 2
     assert "no axis 'rate' in the plan" in axis.err
+
+
+def test_a_table_of_any_format_has_the_rows_of_the_sweep_it_was_written_of(
+    scaling: Any, complete: Callable[..., Plan], tmp_path: Path
+) -> None:
+    complete("rates")
+    frame = runs.read("rates", workspace=Workspace(scaling.workspace)).frame
+    assert frame["excluded"].null_count() == 8
+    said = ["run_id", "family", "seed", "parameters", "tokens", "flops", "loss", "evaluation", "cluster", "excluded"]
+    for name, content in tables_of(frame).items():
+        (tmp_path / name).write_bytes(content)
+        assert runs.read(str(tmp_path / name)).frame.select(said).equals(frame.select(said)), name
 
 
 @pytest.mark.usefixtures("read_by")
@@ -149,3 +186,52 @@ def test_a_parent_run_that_names_no_workspace_is_that_of_the_runs_below_it(
     elsewhere = Workspace(tmp_path / "theirs")
     assert tracking.parent_run("rates", uri, elsewhere.artifacts) != parent.info.run_id
     assert tracking.parent_run("rates", uri, plan.workspace.artifacts) == parent.info.run_id
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The address, with a password, of a database of a PostgreSQL server of its own; skips where there can be none."""
+    pytest.importorskip("psycopg", reason="PostgreSQL as MLflow's store needs its driver: pip install psycopg[binary]")
+    if (initdb := shutil.which("initdb")) is None:
+        pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
+    postgres = Path(initdb).resolve().with_name("postgres")
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        (Path(folder) / "password").write_text("s3cretpw")
+        for path in (folder, f"{folder}/password"):
+            shutil.chown(path, user or os.getuid())
+        data = f"{folder}/data"
+        asked = ["-D", data, "-U", "alice", "-A", "scram-sha-256", f"--pwfile={folder}/password"]
+        subprocess.run([initdb, *asked], user=user, cwd=folder, check=True, capture_output=True)
+        command = [str(postgres), "-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1"]
+        with open(Path(folder) / "log", "wb") as log:
+            server = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while "ready to accept connections" not in (Path(folder) / "log").read_text():
+                assert time.monotonic() < deadline
+                assert server.poll() is None, (Path(folder) / "log").read_text()
+                time.sleep(0.1)
+            yield f"postgresql://alice:s3cretpw@127.0.0.1:{port}/postgres"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_a_sweep_and_its_experiment_in_postgresql_are_fitted_on_the_same_rows(
+    scaling: Any, complete: Callable[..., Plan], postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", postgresql)
+    complete("rates")
+    law, rows = used(scaling, "rates")
+    assert rows["used"] == 8
+    assert used(scaling, "mlflow:rates") == (law, rows)  # by SQL
+    monkeypatch.setattr(tracking_store, "is_database", lambda uri: False)
+    assert used(scaling, "mlflow:rates") == (law, rows)  # by MLflow's client
+    files = [path for path in scaling.workspace.rglob("*") if path.is_file()]
+    assert [path for path in files if b"s3cretpw" in path.read_bytes()] == []

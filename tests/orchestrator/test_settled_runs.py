@@ -80,3 +80,29 @@ def test_a_stated_default_is_the_same_run_and_an_earlier_id_of_it_is_found(
     found, other = sorted(plain.plan(workspace.root).runs, key=lambda run: run.spec.physics.tokens)
     assert (found.run_id, found.state) == (earlier.run_id, State.COMPLETED)
     assert other.run_id == second.spec.run_id
+
+
+def test_a_sweep_that_was_submitted_when_recurrent_weights_decayed_stays_so(
+    write_sweep: WriteSweep, scaling: Any, finish: Any
+) -> None:
+    slstm = (("model: [llama]", 'model: ["xlstm[1:1]", llama]'), ("num_blocks: 1,", "num_blocks: 2,"))
+    workspace = Workspace(scaling.workspace)
+    before = Sweep.load(write_sweep(*slstm), ["train.recurrent_weight_decay=0.1"]).plan(workspace.root)
+    now = Sweep.load(write_sweep(*slstm))
+    new = {run.run_id for run in now.plan(workspace.root).runs}
+    old = {run.run_id for run in before.runs}
+    assert len(new & old) == 2  # those of the llama
+    before.save()
+    kept = before.directory.sweep_file
+    kept.write_text(now.dump())  # an earlier version could not say it
+    finish(workspace, next(run for run in before.runs if run.run_id not in new))
+    again = now.plan(workspace.root)
+    assert {run.run_id for run in again.runs} == old
+    assert again.dropped == []
+    assert sum(run.state is State.COMPLETED for run in again.runs) == 1
+    longer = Sweep.load(write_sweep(*slstm), ["grid.tokens=[2560,5120,7680]"]).plan(workspace.root)
+    assert all(run.spec.physics.optimizer.recurrent_weight_decay is None for run in longer.runs)
+    said = Sweep.load(write_sweep(*slstm), ["train.recurrent_weight_decay=0"]).plan(workspace.root)
+    assert {run.run_id for run in said.runs} == new
+    before.directory.plan_file.write_text("junk")
+    assert {run.run_id for run in now.plan(workspace.root).runs} == old

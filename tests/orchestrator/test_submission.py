@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xlstm.run.directory import Workspace
-from xlstm.run.records import State
+from xlstm.run.records import Metric, State
 
 WriteSweep = Callable[..., str]
 
@@ -54,6 +54,8 @@ def assert_the_plan_was_right(workspace: Workspace, plan: Any) -> None:
         assert planned["expected_points"].keys() <= {name for row in rows for name in row}
         for name, points in planned["expected_points"].items():
             assert sum(name in row for row in rows) == points, name
+        peak = max(row.get(Metric.PEAK_MEMORY, 0.0) for row in rows)
+        assert planned["memory_gib_per_device"] == pytest.approx(peak, rel=0.2)
         stored = sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
         kept = len([folder for folder in run.checkpoints.iterdir() if run.has_checkpoint(int(folder.name[5:]))])
         tensors = 12 * planned["parameters"]["total"] * kept

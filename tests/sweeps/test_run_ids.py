@@ -22,7 +22,8 @@ sizes:
 grid: {model: ["xlstm[1:1]", llama], size: [changed], tokens: [1M], seed: [3]}
 train:
   {batch_sequences: 8, precision: bf16-mixed, z_loss: 1e-4,
-   learning_rate: 1e-3, beta1: 0.8, beta2: 0.9, epsilon: 1e-8, weight_decay: 0.2, gradient_clip: null,
+   learning_rate: 1e-3, beta1: 0.8, beta2: 0.9, epsilon: 1e-8, weight_decay: 0.2, recurrent_weight_decay: 0.2,
+   gradient_clip: null,
    schedule: wsd, warmup_steps: 7, decay_steps: 90, final_ratio: 0.2}
 """
 

@@ -55,6 +55,30 @@ def test_documents_and_z_loss_are_physics_and_leaving_them_out_keeps_the_run(loa
     assert "z_loss" not in plain.spec.canonical_payload()["physics"]
 
 
+def test_recurrent_weights_are_spared_unless_the_sweep_says_otherwise(load: Load) -> None:
+    grid = GRID | {"model": ["llama", "xlstm[1:1]", "xlstm[1:0]"]}
+
+    def stated(**train: float) -> dict[str, tuple[float | None, str]]:
+        runs = load(grid=grid, train={"batch_sequences": 8, "learning_rate": 0.001} | train).runs
+        return {
+            run.point["model"]: (run.spec.physics.optimizer.recurrent_weight_decay, run.spec.run_id) for run in runs
+        }
+
+    plain, none, as_others, half = stated(), stated(recurrent_weight_decay=0.0), stated(recurrent_weight_decay=0.1), {}
+    half = stated(recurrent_weight_decay=0.05)
+    assert plain == none
+    assert {model: value for model, (value, _) in plain.items()} == {
+        "llama": None,
+        "xlstm[1:1]": 0.0,
+        "xlstm[1:0]": None,
+    }
+    # Before there was a choice, the weights decayed as all others: that is the id which such a run has and keeps.
+    assert as_others["xlstm[1:1]"] == (None, "xlstm-1-1-54K-65.5K-s0-5dee95d9")
+    assert len({found["xlstm[1:1]"][1] for found in (plain, as_others, half)}) == 3
+    assert plain["llama"] == as_others["llama"] == half["llama"]
+    assert stated(weight_decay=0.0)["xlstm[1:1]"][0] is None
+
+
 def test_the_first_matching_rule_wins_per_key_and_the_point_wins_over_rules(load: Load) -> None:
     sweep = load(
         grid=GRID | {"seed": [0, 1], "beta1": [0.8]},

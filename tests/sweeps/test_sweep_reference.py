@@ -89,7 +89,7 @@ def test_the_end_of_a_text_can_be_said(load: Load, tmp_path: Path) -> None:
     assert run.spec.physics.data.end_of_text == "<stop>"
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Optimizer, *ONE_VALUE_ONLY))
+@pytest.mark.parametrize(("name", "value"), fields(Optimizer, *ONE_VALUE_ONLY, "recurrent_weight_decay"))
 def test_every_field_of_the_optimizer_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value}}]).runs
     assert getattr(run.spec.physics.optimizer, name) == value != Optimizer.model_fields[name].default

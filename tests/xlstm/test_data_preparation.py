@@ -4,12 +4,14 @@ import gzip
 import json
 import multiprocessing
 import os
+import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from xlstm.data import CorpusError, DataDriftError, declare, open_prepared, prepare
+from xlstm.data import CorpusError, DataDriftError, declare, open_prepared, overlap, prepare
 from xlstm.data.batches import Windows
 from xlstm.models import IGNORED
 from xlstm.run.directory import Workspace
@@ -138,6 +140,33 @@ def test_the_default_corpus_is_on_every_machine(workspace: Workspace) -> None:
     assert vocabulary == 256
     assert manifest.splits["train"].text_bytes > 5_000_000
     assert 0.005 < manifest.splits["validation"].text_bytes / manifest.splits["train"].text_bytes < 0.2
+    # Generated tables and copied boilerplate: no document twice, but parts of documents.
+    share, *_ = re.findall(r"validation: ([0-9.]+)% of its text stands in train, too", manifest.taken[-1])
+    assert 2 < float(share) < 40
+
+
+def test_what_two_splits_share_is_counted_span_by_span() -> None:
+    generator = random.Random(1)
+
+    def text(length: int) -> bytes:
+        return bytes(generator.choices(b"ab", k=length))
+
+    train = [text(500), text(63), text(64), b""]
+    held = {
+        "copied": text(30) + train[0][100:200] + text(30) + train[2],
+        "short": train[1],
+        "63 of them": text(99) + b"c" + train[0][:63] + b"c",
+        "own": text(300),
+    }
+    spans = {one[at : at + 64] for one in train for at in range(len(one) - 63)}
+    naive = {
+        name: len({at + step for at in range(len(one) - 63) if one[at : at + 64] in spans for step in range(64)})
+        for name, one in held.items()
+    }
+    assert overlap.shared_bytes(train, held) == naive
+    assert naive["copied"] >= 164
+    assert set(naive.values()) == {naive["copied"], 0}
+    assert overlap.described(train, {"own": held["own"]}) is None
 
 
 def test_the_revision_is_one_of_contents_not_of_places(tmp_path: Path) -> None:

@@ -50,7 +50,14 @@ def test_the_name_of_a_run_depends_on_its_physics_alone() -> None:
 
 def test_a_second_launcher_is_told_who_holds_the_run(run: RunDirectory) -> None:
     run.acquire("first")
-    with pytest.raises(LeaseHeldError, match=f"held by process {os.getpid()}"):
+    with pytest.raises(LeaseHeldError, match=f"held by process {os.getpid()} on .*, until that process ends"):
+        run.acquire("second")
+    status = run.status()
+    assert status.lease is not None
+    elsewhere = status.lease.model_copy(update={"host": "elsewhere", "heartbeat": time.time() - 60})
+    (run.path / "status.json").write_text(status.model_copy(update={"lease": elsewhere}).model_dump_json())
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(elsewhere.heartbeat + 120))
+    with pytest.raises(LeaseHeldError, match=f"on elsewhere, last seen .*, until {until}, unless it is seen again"):
         run.acquire("second")
 
 

@@ -4,17 +4,18 @@ import math
 
 import pytest
 import torch
+from every_family import small
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import dispatch
 from kernels.linear_cross_entropy import chunks
-from xlstm.models import head
+from xlstm.models import build, head
 from xlstm.models.configs import LlamaConfig
 from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
 from xlstm.training.micro_batch import micro_batch
-from xlstm.training.optimizer import clip_gradients
+from xlstm.training.optimizer import build_optimizer, clip_gradients
 from xlstm.training.schedule import learning_rate
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
@@ -109,7 +110,7 @@ def test_gradients_are_clipped_as_torch_clips_them_bit_for_bit(limit: float | No
     for parameter, twin in zip(ours, theirs, strict=True):
         twin.grad = parameter.grad.clone()  # type: ignore[union-attr]
     norm = torch.nn.utils.clip_grad_norm_(theirs, math.inf if limit is None else limit)
-    assert clip_gradients(ours, limit) == norm.item()
+    assert torch.equal(clip_gradients(ours, limit), norm)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
 
 
@@ -160,3 +161,18 @@ def test_the_kernels_a_launch_names_are_those_that_run() -> None:
     finally:
         dispatch.prefer("auto")
     assert dispatch.choose("mlstm", "auto", tensor) == "torch"
+
+
+@pytest.mark.parametrize(("recurrent", "decay"), [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
+def test_recurrent_weights_of_the_slstm_have_the_weight_decay_that_is_said(
+    recurrent: float | None, decay: float
+) -> None:
+    model = build(small("xlstm[1:1]", vocab_size=16, embedding_dim=16))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    built = build_optimizer(model, Optimizer(learning_rate=1e-3, recurrent_weight_decay=recurrent))
+    decays = {names[id(one)]: group["weight_decay"] for group in built.param_groups for one in group["params"]}
+    assert decays.pop("blocks.1.recurrent") == decay
+    assert {name for name, value in decays.items() if value} == {
+        name for name, parameter in model.named_parameters() if model.decays(name, parameter)
+    } - {"blocks.1.recurrent"}
+    assert set(decays.values()) == {0.0, 0.1}

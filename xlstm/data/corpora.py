@@ -57,6 +57,8 @@ class CorpusKind:
     read: Callable[[CorpusFile, Reading, Vocabulary | None], Iterator[Document]]
     revision: Callable[[Sequence[CorpusFile], Reading], str]
     takes: tuple[str, ...] = ()
+    compares_splits: bool = False
+    """Whether it is known to repeat itself and small, so that what its splits share is counted when it is prepared."""
 
 
 def open_corpus(corpus: str, paths: Sequence[str], reading: Reading = Reading()) -> "Corpus":
@@ -90,6 +92,11 @@ class Corpus:
     def holds_tokens(self) -> bool:
         """Whether its files hold token ids rather than text."""
         return self.name == "tokens"
+
+    @property
+    def compares_splits(self) -> bool:
+        """Whether what the splits share is counted when it is prepared."""
+        return CORPORA[self.name].compares_splits
 
     def documents(self, file: CorpusFile, vocabulary: Vocabulary | None = None) -> Iterator[Document]:
         """The documents of one file, in order; an empty one is none. `vocabulary` is needed to read token ids."""
@@ -280,7 +287,9 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
 
 
 CORPORA: dict[str, CorpusKind] = {
-    "python-stdlib": CorpusKind(_find_python_stdlib, _read_python_source, lambda files, _: platform.python_version()),
+    "python-stdlib": CorpusKind(
+        _find_python_stdlib, _read_python_source, lambda files, _: platform.python_version(), compares_splits=True
+    ),
     "text": CorpusKind(functools.partial(_find_files, (".txt",)), _read_text, _content_revision),
     "jsonl": CorpusKind(
         functools.partial(

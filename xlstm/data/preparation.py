@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from xlstm.data import overlap
 from xlstm.data.corpora import Corpus, SplitName, open_corpus
 from xlstm.data.documents import CorpusError, Document, Reading
 from xlstm.data.encoding import Encoded, batches, encode
@@ -194,6 +195,9 @@ def _write(
     saved = tokenizer.save()
     if saved is not None:
         (folder / _TOKENIZER).write_text(saved, encoding="utf-8")
+    taken = corpus.taken(Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document))
+    if corpus.compares_splits and (line := _overlap(corpus)):
+        taken.append(line)
     manifest = Manifest(
         corpus=data.corpus,
         revision=data.revision,
@@ -202,9 +206,17 @@ def _write(
         end_of_document=tokenizer.end_of_document,
         dtype=dtype,
         splits={split: writer.close() for split, writer in writers.items()},
-        taken=tuple(corpus.taken(Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document))),
+        taken=tuple(taken),
     )
     write_manifest(folder, manifest)
+
+
+def _overlap(corpus: Corpus) -> str | None:
+    """How much of the validation split the training split holds as well, in a line; None for nothing."""
+    texts: dict[SplitName, dict[str, bytes]] = {"train": {}, "validation": {}}
+    for split, document in assigned_documents(corpus):
+        texts.setdefault(split, {})[document.key] = document.text.encode()
+    return overlap.described(texts["train"].values(), texts["validation"])
 
 
 def _encoded_here(corpus: Corpus, _: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:

@@ -65,7 +65,7 @@ class Manifest(Record):
     dtype: str
     splits: dict[str, Split]
     taken: tuple[str, ...] = ()
-    """What each of the files read was taken for, in lines for people."""
+    """What each of the files read was taken for, and what splits share where that is counted, in lines for people."""
 
     @cached_property
     def fingerprint(self) -> str:

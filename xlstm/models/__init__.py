@@ -5,7 +5,8 @@ Every model is a plain `nn.Module` that knows nothing of devices and parallelism
 - `model(tokens, state=None, *, resets=None, targets=None, z_loss=0.0)` returns (logits, state), or with targets
   (loss of every token in nats, state); see `LanguageModel`.
 - `model.blocks` is the list of blocks: the unit of sharding, checkpointing and compilation.
-- `model.decays(name, parameter)` says whether a parameter takes weight decay.
+- `model.decays(name, parameter)` says whether a parameter takes weight decay, `model.recurs(name)` whether it is one of
+  the recurrent weights that may have one of their own.
 - a submodule with `keeps_float32 = True` has its own parameters left in float32 by mixed precision.
 - `model.initialize_parameter(name, parameter, generator)` fills one parameter; see `initialization`.
 """

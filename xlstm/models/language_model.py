@@ -78,6 +78,10 @@ class LanguageModel(nn.Module):
         """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""
         return parameter.ndim >= 2 and name != "embedding.weight"
 
+    def recurs(self, name: str) -> bool:
+        """Whether a parameter is one of the recurrent weights that may have a weight decay of their own."""
+        return False
+
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Fill one parameter, in place, with the initial values of the family's authors."""
         raise NotImplementedError

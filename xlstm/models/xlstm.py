@@ -31,6 +31,10 @@ class XLSTM(LanguageModel):
         """Weight decay falls on the matrices, the token embedding excepted (paper, appendix D.2)."""
         return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("bias")
 
+    def recurs(self, name: str) -> bool:
+        """The sLSTM's recurrent weights, which the authors' groups spare (their `_recurrent_kernel_`)."""
+        return name.endswith(".recurrent")
+
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The authors' initial values: see the comments for each kind of parameter."""
         d, blocks = self.config.embedding_dim, self.config.num_blocks

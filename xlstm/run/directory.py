@@ -359,8 +359,7 @@ class LeaseHeldError(RuntimeError):
     """Another launcher holds the run."""
 
     def __init__(self, run_id: str, holder: Holder) -> None:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.heartbeat))
-        super().__init__(f"{run_id} is held by process {holder.pid} on {holder.host}, last seen {since}")
+        super().__init__(f"{run_id} is held by {describe(holder)}")
 
 
 class AlreadyCompleteError(RuntimeError):
@@ -373,6 +372,18 @@ class CancelRequestedError(RuntimeError):
 
 class LeaseLostError(RuntimeError):
     """The lease was taken by another launcher: stop without writing."""
+
+
+def describe(holder: Holder) -> str:
+    """Who holds a lease, when it was last seen, and until when it holds."""
+
+    def clock(moment: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+    until = f"{clock(holder.heartbeat + LEASE_EXPIRY_SECONDS)}, unless it is seen again"
+    if holder.host == socket.gethostname():
+        until = "that process ends"
+    return f"process {holder.pid} on {holder.host}, last seen {clock(holder.heartbeat)}, until {until}"
 
 
 def _is_alive(holder: Holder) -> bool:

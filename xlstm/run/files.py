@@ -68,6 +68,11 @@ class RunFiles:
         """One file for each evaluation that was made of the trained run."""
         return self.path / "evaluations"
 
+    @property
+    def noise(self) -> Path:
+        """Repeats of the trained run that tell what rounding alone does to its loss: a workspace for each."""
+        return self.path / "noise"
+
     def meeting_file(self, token: str) -> Path:
         """In which the first of several nodes tells the others where the job with that token meets."""
         return self.path / f"meeting-{token}"
@@ -102,6 +107,10 @@ class RunFiles:
     def kernels_file(self, attempt: int) -> Path:
         """Which kernels an attempt asked for, and whether those for CPUs can run."""
         return self.attempt(attempt) / "kernels.json"
+
+    def trace_file(self, attempt: int) -> Path:
+        """What torch's profiler saw of an attempt's first rank, for chrome://tracing or ui.perfetto.dev."""
+        return self.attempt(attempt) / "trace.json.gz"
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.attempt(attempt) / f"rank-{rank}.log"
@@ -154,7 +163,7 @@ class RunFiles:
     def folders(self) -> list[Path]:
         """Every folder of the run, those of its attempts included, whether it is there or not."""
         attempts = [self.attempt(number) for number in self.attempt_numbers()]
-        return [self.path, self.attempts, *attempts, self.evaluations, self.cursors, self.checkpoints]
+        return [self.path, self.attempts, *attempts, self.evaluations, self.cursors, self.checkpoints, self.noise]
 
     def files(self) -> list[Path]:
         """Every file of the run but those of checkpoints and tracking, whether it is there or not."""
@@ -162,7 +171,7 @@ class RunFiles:
         own += [self.cancel_file, self.supervisor_log, self.model_card_file]
         for number in self.attempt_numbers():
             own += [self.launch_file(number), self.verdict_file(number), self.provenance_file(number)]
-            own += [self.kernels_file(number), *self.logs(number)]
+            own += [self.kernels_file(number), self.trace_file(number), *self.logs(number)]
         return [*own, *sorted(self.evaluations.glob("*.json"))]
 
 

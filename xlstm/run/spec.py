@@ -74,6 +74,13 @@ class Optimizer(Ring):
         0.1, ge=0, description="Share of a weight that one step at a learning rate of 1 would take away."
     )
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm; null for none.")
+    recurrent_weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Weight decay of the sLSTM's recurrent weights; a sweep that leaves it out means 0, as in the"
+        " authors' code.",
+    )
+    """None is `weight_decay`, as it was before there was a choice."""
 
 
 class Schedule(Ring):
@@ -196,6 +203,9 @@ class Execution(Ring):
     checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; null: at the end only.")
     keep_checkpoints: PositiveInt = Field(2, description="Latest checkpoints kept, besides those at fork points.")
     watchdog_seconds: float = Field(600.0, gt=0, description="Seconds without a step after which a run counts as hung.")
+    profile_steps: PositiveInt | None = Field(
+        None, description="Steps, from an attempt's fourth on, of which the first rank leaves a trace; null: none."
+    )
     data_paths: tuple[str, ...] = Field((), description="Files or folders of a corpus that lies in local files.")
     tokenizer_path: str | None = Field(None, description="The tokenizer.json of a tokenizer that lives in a file.")
     slurm: dict[str, str | int | bool | dict[str, str]] = Field(
@@ -323,9 +333,14 @@ def same_training(spec: RunSpec) -> RunSpec:
     """The one of all specifications with the same training that states no more than it has to.
 
     A decay of cosine that ends with the run, and the floor of a constant rate, say nothing; before runs were told apart
-    by this specification, they made another id of the same training.
+    by this specification, they made another id of the same training. Nor does a decay of recurrent weights that is that
+    of all weights, or of a model that has none.
     """
-    physics, schedule = spec.physics, spec.physics.schedule
+    physics, schedule, optimizer = spec.physics, spec.physics.schedule, spec.physics.optimizer
+    recurrent = optimizer.recurrent_weight_decay
+    if recurrent is not None and (recurrent == optimizer.weight_decay or not has_slstm(physics.model)):
+        plain = optimizer.model_copy(update={"recurrent_weight_decay": None})
+        return same_training(spec.with_physics(physics.model_copy(update={"optimizer": plain})))
     without: dict[str, Any] = {}
     if schedule.kind == "cosine" and schedule.decay_steps == physics.steps:
         without["decay_steps"] = None
@@ -334,6 +349,11 @@ def same_training(spec: RunSpec) -> RunSpec:
     if all(getattr(schedule, name) == value for name, value in without.items()):
         return spec
     return spec.with_physics(physics.model_copy(update={"schedule": schedule.model_copy(update=without)}))
+
+
+def has_slstm(model: ModelConfig) -> bool:
+    """Whether a model has sLSTM blocks, whose recurrent weights `Optimizer.recurrent_weight_decay` is for."""
+    return bool(getattr(model, "slstm_at", ()))
 
 
 def shared_steps(left: Physics, right: Physics) -> int:

@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from xlstm.distributed import World
 from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
-from xlstm.training.storage import JsonIndexReader, JsonIndexWriter, describe
+from xlstm.training.storage import INDEX, JsonIndexReader, JsonIndexWriter, describe
 
 _RECORD = "record.json"
 
@@ -65,6 +65,8 @@ class Checkpoint:
         mark = self.run.checkpoint_mark(self.step)
         try:
             listed = json.loads(mark.read_text())["files"]
+            if not isinstance(listed, dict) or not {_RECORD, INDEX} <= listed.keys():
+                return f"{mark} does not list the files of a checkpoint"
             for name, expected in sorted(listed.items())[part::parts]:
                 path = self.path / name
                 if path.parent != self.path or not path.is_file():
@@ -73,7 +75,7 @@ class Checkpoint:
                     return f"{path} has {path.stat().st_size} bytes, written were {expected['size']}"
                 if describe(path)["sha256"] != expected["sha256"]:
                     return f"{path} is not what was written: its SHA-256 differs"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return f"{mark} cannot be read: {error}"
         return None
 
@@ -136,7 +138,12 @@ class Checkpointer:
     def save(self, state: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         """Copy the state and write it in the background. Waits for the save before; raises what that one raised."""
         self.wait()
+        first = not self.staged
         self.staged = {name: _copy_to_cpu(tensor, self.staged.get(name)) for name, tensor in state.items()}
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+            if first:
+                _lock_pages(self.staged.values())
         self.pending = Future()
         threading.Thread(target=self._run, args=(self.staged, record, self.pending), name="checkpoint").start()
 
@@ -183,7 +190,7 @@ class Checkpointer:
             entry = json.loads(note.read_text())
             files[entry.pop("name")] = entry
             note.unlink()
-        for name in (_RECORD, "index.json"):
+        for name in (_RECORD, INDEX):
             files[name] = describe(aside / name)
         _sync(aside)
         _sync(self.lease.run.metrics_file)  # rows up to this step are as durable as the step
@@ -215,8 +222,20 @@ def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Ten
     """A copy of a tensor, or of this rank's shard of it; written over the copy before, where there is one."""
     if before is None:
         return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
-    _local(before).copy_(_local(tensor.detach()))
+    _local(before).copy_(_local(tensor.detach()), non_blocking=True)
     return before
+
+
+def _lock_pages(copies: Iterable[torch.Tensor]) -> None:
+    """Keep host copies where they are, so that a GPU writes to them itself: into pages that may move, it does not.
+
+    Where the system lets a process lock no more memory, later copies are as slow as the first one, which is said.
+    """
+    for copy in map(_local, copies):
+        refused = torch.cuda.cudart().cudaHostRegister(copy.data_ptr(), copy.nbytes, 0)
+        if int(refused) != 0:
+            print(f"checkpoints are copied slowly: {copy.nbytes:,} bytes could not be locked ({refused})", flush=True)
+            return
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import gc
 import math
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -74,6 +77,30 @@ class SystemMetrics:
             with contextlib.suppress(ModuleNotFoundError):
                 metrics["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self.device))
         return metrics
+
+
+@contextlib.contextmanager
+def garbage_collected_by_hand() -> Iterator[None]:
+    """Python's collector looks for circles when it is told to, not in the middle of some rank's step."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
+def profiler(steps: int | None, trace: Path) -> Iterator[Callable[[], None]]:
+    """Profile so many steps, after three that warm up, into a file; what is yielded is called after each step."""
+    if steps is None:
+        yield lambda: None
+        return
+    when = torch.profiler.schedule(wait=2, warmup=1, active=steps, repeat=1)
+    with torch.profiler.profile(schedule=when, on_trace_ready=lambda p: p.export_chrome_trace(str(trace))) as profile:
+        yield profile.step
 
 
 def keep_freed_memory() -> bool:

@@ -67,14 +67,17 @@ def memory(spec: RunSpec) -> Memory:
 
     wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
     gathered, reduced = (itemsize, 4) if wrapped else (0, 0)
-    before = 4 * share if accumulates else 0
+    whole = sum(blocks) + root
+    # Sums of several passes: of all parameters, as they are summed over the ranks in the last pass alone.
+    before = 4 * (whole if ranks > 1 else share) if accumulates else 0
     block = max(blocks)
+    # The block's parameters and gradients, and the parameters of the next; those of all where a rank holds them whole.
+    in_turn = (sum(blocks) if shards == 1 else 2 * block) + block
     moments = [
-        (before, gathered * root + itemsize * logits, int(tokens * per_token) + loss),
+        (before, gathered * (root + sum(blocks) * (shards == 1)) + itemsize * logits, int(tokens * per_token) + loss),
         (
             before,
-            # The block's parameters and gradients, the parameters of the next, and the sum over the ranks.
-            gathered * (root + 3 * block) + reduced * block + itemsize * logits,
+            gathered * (root + in_turn) + reduced * block + itemsize * logits,
             int(tokens * (per_token + largest)),
         ),
         (4 * share, (gathered + reduced) * root, 0),

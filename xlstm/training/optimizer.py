@@ -15,16 +15,18 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
-    """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names.
+
+    Those of them that `model.recurs(name)` names have one of their own where the optimizer states it.
+    """
+    groups: dict[float, list[nn.Parameter]] = {optimizer.weight_decay: []}
     for name, parameter in named_parameters(model):
-        groups[model.decays(name, parameter)].append(parameter)  # type: ignore[operator]
+        decay = optimizer.weight_decay if model.decays(name, parameter) else 0.0  # type: ignore[operator]
+        if decay and optimizer.recurrent_weight_decay is not None and model.recurs(name):  # type: ignore[operator]
+            decay = optimizer.recurrent_weight_decay
+        groups.setdefault(decay, []).append(parameter)
     return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": optimizer.weight_decay if decays else 0.0}
-            for decays, members in groups.items()
-            if members
-        ],
+        [{"params": members, "weight_decay": decay} for decay, members in groups.items() if members],
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
@@ -56,16 +58,28 @@ def set_step(optimizer: torch.optim.AdamW, step: int) -> None:
             optimizer.state[parameter]["step"] = torch.tensor(float(step), device=parameter.device)
 
 
+def update(optimizer: torch.optim.AdamW, rate: float, *, sound: torch.Tensor) -> None:
+    """Move the weights at a learning rate, and drop the gradients; where `sound` (bool, 0-d) is false nothing moves.
+
+    AdamW's fused step reads that on the device, by the way that torch.amp.GradScaler tells it of infinities.
+    """
+    set_learning_rate(optimizer, rate)
+    optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
     """Learning rate of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks.
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
+    """Scale gradients down to a global norm of at most `limit`; returns the norm before, over all ranks, 0-d.
 
-    What torch.nn.utils.clip_grad_norm_ does, bit for bit, less its checks of every gradient and products by one.
+    What torch.nn.utils.clip_grad_norm_ does, bit for bit, less its checks of every gradient. Nobody waits for a GPU; on
+    a CPU products by one are left out.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     # torch._foreach_* have no public name; torch.nn.utils.clip_grad_norm_ calls the same two.
@@ -73,7 +87,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> f
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     if limit is not None:
-        coefficient = limit / (norm + 1e-6)
-        if coefficient < 1:
+        coefficient = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        if norm.device.type != "cpu" or coefficient != 1:
             torch._foreach_mul_(gradients, coefficient)
-    return float(norm)
+    return norm

@@ -52,21 +52,33 @@ def _shard(model: nn.Module, physics: Physics, mesh: "DeviceMesh") -> None:
     fully_shard = partial(shard_by_row, shard_placement_fn=partial(_placement, shards=mesh["shard"].size()))
     parameters = torch.bfloat16 if physics.precision == "bf16-mixed" else None
     policy = MixedPrecisionPolicy(param_dtype=parameters, reduce_dtype=torch.float32)
+    # What one rank holds whole is gathered once a step, as a copy in the dtype of the computation.
+    again = mesh["shard"].size() > 1
     for block in model.blocks:  # type: ignore[union-attr]
         precise = {module for module in block.modules() if getattr(module, "keeps_float32", False)}
         if parameters is not None and precise:
             # One group of all that is cast; what is left to the block's own group stays as it is stored.
             cast = [m for m in block.modules() if m not in precise and any(True for _ in m.parameters(recurse=False))]
-            fully_shard(cast, mesh=mesh, mp_policy=policy)
-            fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+            fully_shard(cast, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
+            own = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+            fully_shard(block, mesh=mesh, mp_policy=own, reshard_after_forward=again)
         else:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
     # The root's own parameters (embedding, head) are needed first and last: gathering them twice does not pay.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what was gathered of a model's parameters, wherever it is sharded."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _placement(parameter: nn.Parameter, shards: int) -> "Shard | None":

@@ -4,6 +4,7 @@ Everything that decides the weights (batch, order, loss, schedule) is computed f
 neither the number of ranks nor a restart changes it beyond the rounding of sums.
 """
 
+import gc
 import math
 import resource
 import time
@@ -25,10 +26,10 @@ from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Validation
 from xlstm.run.spec import RunSpec
 from xlstm.training.checkpoints import CheckpointRecord
-from xlstm.training.machine import Speed, SystemMetrics
+from xlstm.training.machine import Speed, SystemMetrics, garbage_collected_by_hand, profiler
 from xlstm.training.micro_batch import Probe
-from xlstm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate, set_step, training_state
-from xlstm.training.parallel import init_weights, make_mesh, parallelize
+from xlstm.training.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
+from xlstm.training.parallel import init_weights, make_mesh, parallelize, reshard
 from xlstm.training.schedule import learning_rate
 
 
@@ -80,6 +81,8 @@ class Trainer:
         self.speed = Speed(self.spec, self.world.device)
         self.system = SystemMetrics(self.world.device)
         self.step = 0
+        self._ready: tuple[int, Batch] | None = None
+        """A step, and its batch, which was read while the device was busy with the step before."""
         set_step(self.optimizer, 0)
 
     def continue_from(self, record: CheckpointRecord) -> None:
@@ -98,17 +101,22 @@ class Trainer:
         spec, execution = self.spec, self.spec.execution
         if self.world.device.type == "cuda" and execution.micro_batch_sequences is None:
             self.micro = self._probe().choose(self.per_rank, self.micro_before)
-        while self.step < spec.physics.steps:
-            if not at_boundary():
-                return False
-            started = time.perf_counter()
-            loss, norm, rate = self._optimizer_step()
-            self.speed.step(time.perf_counter() - started)
-            last = self.step == spec.physics.steps
-            if self.step % execution.log_every == 0 or last:
-                self._log_training(loss, norm, rate)
-            if last or (execution.validate_every and self.step % execution.validate_every == 0):
-                self._log_validation()
+        profiled = execution.profile_steps if self.world.is_main else None
+        trace = self.run.trace_file(self.attempt)
+        with garbage_collected_by_hand(), profiler(profiled, trace) as step_ended:
+            while self.step < spec.physics.steps:
+                if not at_boundary():
+                    return False
+                started = time.perf_counter()
+                loss, norm, rate = self._optimizer_step()
+                self.speed.step(time.perf_counter() - started)
+                step_ended()
+                last = self.step == spec.physics.steps
+                if self.step % execution.log_every == 0 or last:
+                    self._log_training(loss, norm, rate)
+                    gc.collect(1)
+                if last or (execution.validate_every and self.step % execution.validate_every == 0):
+                    self._log_validation()
         if self.last_validation is None:  # continued from the last checkpoint: to finish, or to be measured anew
             self._log_validation(again=True)
         return at_boundary()
@@ -116,20 +124,35 @@ class Trainer:
     def validation(self) -> Validation:
         """Quality of the model as it is now; equal on all ranks."""
         result = validate(self.model, self.data, self.spec, self.world, self.micro, self.heartbeat)
-        if hasattr(self.model, "reshard"):
-            self.model.reshard()  # type: ignore[operator]  # the root keeps what it gathered until the next backward pass
+        reshard(self.model)  # what was gathered would be kept until the next backward pass
         return result
 
     def _optimizer_step(self) -> tuple[float, float, float]:
-        """One update. Returns the mean loss over the global batch, the gradient norm and the learning rate."""
-        first = self.step * self.spec.physics.batch_sequences + self.world.rank * self.per_rank
-        batch = self.windows.batch(self.order.take(first, self.per_rank))
-        (mean,) = self.world.sum(self._add_gradients(batch))
-        if not math.isfinite(mean):
-            raise DivergedError(self.step + 1, f"the loss is {mean}")
-        norm, rate = self._update()
+        """One update. Returns the mean loss over the global batch, the gradient norm and the learning rate.
+
+        The device is waited for once, at the end, when loss and norm are read together: weights have not moved if one
+        of them is no number.
+        """
+        physics = self.spec.physics
+        loss = self.world.sum_on_device(self._add_gradients(self._batch(self.step)))
+        norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
+        rate = learning_rate(physics, self.step)
+        update(self.optimizer, rate, sound=loss.isfinite() & norm.isfinite())
+        if self.world.device.type == "cuda" and self.step + 1 < physics.steps:
+            self._ready = self.step + 1, self._batch(self.step + 1)
+        mean, of_gradients = torch.stack([loss, norm.double()]).tolist()
+        for value, what in ((mean, "loss"), (of_gradients, "gradient norm")):
+            if not math.isfinite(value):
+                raise DivergedError(self.step + 1, f"the {what} is {value}")
         self.step += 1
-        return mean, norm, rate
+        return mean, of_gradients, rate
+
+    def _batch(self, step: int) -> Batch:
+        """This rank's sequences of a step."""
+        if self._ready is not None and self._ready[0] == step:
+            return self._ready[1]
+        first = step * self.spec.physics.batch_sequences + self.world.rank * self.per_rank
+        return self.windows.batch(self.order.take(first, self.per_rank))
 
     def _probe(self) -> Probe:
         """What passes of one and two sequences take of the GPU's memory; weights and moments stay as they are."""
@@ -139,7 +162,8 @@ class Trainer:
             self.heartbeat()
             torch.cuda.reset_peak_memory_stats(device)
             self.micro = sequences
-            self._add_gradients(self.windows.batch(np.arange(sequences)))
+            passes = min(2, self.per_rank // sequences)  # two, as gradients are then added up
+            self._add_gradients(self.windows.batch(np.arange(passes * sequences)))
             self.optimizer.zero_grad()
             return max(self.world.gather(torch.cuda.max_memory_allocated(device)))
 
@@ -150,29 +174,22 @@ class Trainer:
         available = min(self.world.gather(min(mine, whole // self.spec.execution.runs_per_device)))
         return Probe.measure(peak, held, available, self.per_rank)
 
-    def _add_gradients(self, batch: Batch) -> float:
-        """Forward and backward passes over this rank's sequences. Returns its part of the global batch's mean loss."""
+    def _add_gradients(self, batch: Batch) -> torch.Tensor:
+        """Forward and backward passes over this rank's sequences. Returns its part of the global batch's mean loss.
+
+        Gradients are summed over the ranks in the last pass.
+        """
         physics = self.spec.physics
         parts = []
         for start in range(0, len(batch.tokens), self.micro):
+            if self.world.size > 1:
+                self.model.set_requires_gradient_sync(start + self.micro >= len(batch.tokens))  # type: ignore[operator]
             rows = batch.rows(start, start + self.micro)
             nll = losses(self.model, rows, self.spec, self.world.device, physics.z_loss or 0.0)
             loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
             loss.backward()
             parts.append(loss.detach())
-        return float(parts[0] if len(parts) == 1 else torch.stack(parts).double().sum())
-
-    def _update(self) -> tuple[float, float]:
-        """Clip the gradients, move the weights, drop the gradients. Returns the gradients' norm and the rate."""
-        physics = self.spec.physics
-        norm = clip_gradients(self.parameters, physics.optimizer.gradient_clip)
-        if not math.isfinite(norm):
-            raise DivergedError(self.step + 1, f"the gradient norm is {norm}")
-        rate = learning_rate(physics, self.step)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm, rate
+        return parts[0] if len(parts) == 1 else torch.stack(parts).double().sum()
 
     def _log_training(self, loss: float, norm: float, rate: float) -> None:
         throughput = self.speed.since_last()

@@ -133,8 +133,14 @@ function answer() {
       const ends = [at(0.025) + Math.min(0, ...apart), at(0.975) + Math.max(0, ...apart)];
       return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
     };
-    const run = bounds(drawn.map((value, index) => value * family.noise[index]));
-    const beyond = Object.entries({ N: n, D: d, C: family.per_token * n * d }).flatMap(([letter, value]) => {
+    // Where the scatter falls with compute, it falls no further beyond the dearest run.
+    const flops = family.per_token * n * d;
+    const logC = Math.log(flops) - family.meanLogC, seen = Math.min(logC, Math.log(family.ranges.C[1]) - family.meanLogC);
+    const run = bounds(drawn.map((value, index) => {
+      const exponent = family.scatter[index];
+      return value * family.noise[index] ** Math.max(Math.exp(exponent * (exponent < 0 ? seen : logC)), family.weighed ? 0 : 1);
+    }));
+    const beyond = Object.entries({ N: n, D: d, C: flops }).flatMap(([letter, value]) => {
       const [least, most] = family.ranges[letter];
       if (value > 1.001 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
       return value < least / 1.001 ? [`${letter} ${+(value / least).toPrecision(3)} times the smallest`] : [];

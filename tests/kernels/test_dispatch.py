@@ -1,0 +1,65 @@
+"""Which implementation a GPU's tensors get, without one being present: fake tensors say that they are there."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kernels import dispatch
+from kernels.dispatch import choose
+from kernels.linear_cross_entropy import chunks
+from kernels.operator import _plainly
+
+
+def on_gpu(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.empty(shape, dtype=dtype, device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_products", "expected"),
+    [(torch.bfloat16, True, "triton"), (torch.float32, True, "torch"), (torch.float32, False, "triton")],
+)
+def test_products_in_float32_are_the_librarys_on_a_gpu(
+    dtype: torch.dtype, of_products: bool, expected: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    tensor = on_gpu(2, dtype=dtype)
+    assert choose("mlstm", "auto", tensor, of_products=of_products) == expected
+    assert choose("mlstm", "triton", tensor, of_products=of_products) == "triton"
+
+
+def test_hopper_wants_a_triton_that_was_checked(monkeypatch: Any) -> None:
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda package: "3.5.1")
+    tensor = on_gpu(2, dtype=torch.bfloat16)
+    for capability, obstacle in ((9, "Triton 3.5.1 is below 3.6"), (8, None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=capability: (major, 0))
+        assert (dispatch.triton_obstacle(tensor) or "").startswith(obstacle or "")
+        assert choose("mlstm", "auto", tensor) == ("torch" if obstacle else "triton")
+
+
+def test_a_body_runs_on_the_device_of_its_tensors(monkeypatch: Any) -> None:
+    seen = []
+
+    def entered(device: torch.device) -> Any:
+        seen.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    body = _plainly(lambda x: None)
+    body(torch.empty(2))
+    body(on_gpu(2, dtype=torch.bfloat16))
+    assert seen == [torch.device("cuda:1")]
+
+
+def test_a_loss_on_a_gpu_takes_large_chunks_and_adds_to_float32_within_its_products() -> None:
+    assert chunks.rows_at_once(50304, 2, on_gpu=True) == 5120
+    assert chunks.rows_at_once(2**27, 2, on_gpu=True) == 256
+    assert chunks.rows_at_once(50304, 4, on_gpu=False) == 2**24 // 50304
+    with FakeTensorMode():
+        total = torch.empty(32, 64, device="cuda")
+        left, right = (torch.empty(8, size, device="cuda", dtype=torch.bfloat16) for size in (32, 64))
+        added = chunks._plus_product(total, left.t(), right)
+    assert added.dtype == torch.float32
