@@ -10,6 +10,7 @@ of the process and its children. Everything is run once before, so that kernels 
 import argparse
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -59,10 +60,10 @@ class Side:
         return subprocess.Popen(command, cwd=self.checkout, env=environment, stdout=silent, stderr=silent)
 
     def cpu_seconds(self, *arguments: str) -> float:
-        """Of one call, its children included."""
+        """Of one call, its children included; not a number where it fails, as on what another revision cannot read."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         if self.start(*arguments).wait() != 0:
-            raise RuntimeError(f"{self.name}: scaling {' '.join(arguments)} failed")
+            return math.nan
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -106,7 +107,9 @@ def _until(happened: Callable[[], object], began: float, every: float) -> float:
     return time.perf_counter() - began
 
 
-def measure(sides: list[Side], sweep: str, turns: int, warm: int, folder: Path) -> dict[str, dict[str, float]]:
+def measure(
+    sides: list[Side], sweep: str, turns: int, warm: int, folder: Path, *, clock: bool
+) -> dict[str, dict[str, float]]:
     """Seconds by verb and side, medians over turns, of which the first `warm` do not count."""
     run = sorted(path.name for path in (sides[0].workspace / "runs").iterdir())[0]
     verbs = {
@@ -121,8 +124,9 @@ def measure(sides: list[Side], sweep: str, turns: int, warm: int, folder: Path) 
     for turn in range(warm + turns):
         for side in sides:
             measured = {name: side.cpu_seconds(*arguments) for name, arguments in verbs.items()}
-            measured["submit to first step"] = side.seconds_to_first_step(folder, turn)
-            measured["ui to first answer"] = side.seconds_to_ui()
+            if clock:
+                measured["submit to first step"] = side.seconds_to_first_step(folder, turn)
+                measured["ui to first answer"] = side.seconds_to_ui()
             for name, seconds in measured.items() if turn >= warm else ():
                 taken.setdefault(name, {}).setdefault(side.name, []).append(seconds)
     return {name: {side: statistics.median(each) for side, each in by_side.items()} for name, by_side in taken.items()}
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, with its environment in .venv")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--warm", type=int, default=1, help="turns before, which do not count")
+    parser.add_argument("--cpu-alone", action="store_true", help="leave out what is timed on the clock")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
@@ -159,7 +164,7 @@ def main() -> None:
             shutil.copytree(given.workspace, copy, ignore=shutil.ignore_patterns("mlflow*", "mlartifacts", ".mlflow*"))
             sides.append(Side(name, checkout, python, copy))
             sides[-1].cpu_seconds("sync")  # so that later there is nothing new
-        measured = measure(sides, given.sweep, given.turns, given.warm, folder)
+        measured = measure(sides, given.sweep, given.turns, given.warm, folder, clock=not given.cpu_alone)
     print(table(measured))
     if given.json:
         given.json.write_text(json.dumps(measured, indent=2) + "\n")
