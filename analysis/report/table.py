@@ -1,7 +1,7 @@
 """Measures side by side: families by tasks, or by any axis of a sweep, as Markdown, LaTeX, CSV and a heat map.
 
-Of an axis that was searched, the value with the best mean over its seeds stands in the cell; beside the mean, half of
-its 95 % interval over seeds, by Student's t.
+Of an axis that was searched, the value with the best mean over its seeds stands in the cell; beside the mean stands
+half of its 95 % interval over seeds, by Student's t.
 """
 
 import csv
