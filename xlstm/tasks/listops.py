@@ -20,6 +20,10 @@ MINIMUM, MAXIMUM, MEDIAN, SUM = range(4)
 _DIGIT, _OPEN, _CLOSE = 1, 11, 15
 _NESTED = 0.25
 """Probability of an argument to be a list."""
+_ATTEMPT = 1 << 40
+"""Between the numbers of one sequence's trees: there are fewer sequences."""
+_TOGETHER = 2048
+"""Tokens of the trees that are drawn for a sequence at a time: about one in six fits."""
 _DEPTH, _ARGUMENTS = 10, 10
 """The most lists within each other, and the most arguments of one; each has at least two."""
 
@@ -65,17 +69,21 @@ class ListOpsTask(Task):
     def _examples(self, seed: int, purpose: int, numbers: Ints, longest: int) -> Examples:
         tokens = np.zeros((len(numbers), longest), dtype=np.int64)
         targets = np.full_like(tokens, IGNORED)
-        wanted, attempt = np.arange(len(numbers)), 0
+        wanted, attempt, together = np.arange(len(numbers)), 0, max(1, _TOGETHER // longest)
         while len(wanted):
-            draws = Draws(seed, purpose + 16 * attempt, numbers[wanted])
-            levels = _grown(draws, len(wanted), longest)
+            rows = np.repeat(wanted, together)
+            attempts = np.tile(np.arange(attempt, attempt + together), len(wanted))
+            levels = _grown(Draws(seed, purpose, numbers[rows] + attempts * _ATTEMPT), len(rows), longest)
             sizes = _sizes(levels)
-            total = np.bincount(levels[0].row, sizes[0], minlength=len(wanted)).astype(np.int64)
-            fits = (total >= self.settings.shortest) & (total <= longest)
-            _write(tokens, levels, sizes, fits, wanted)
-            kept = wanted[fits]
-            targets[kept, total[fits] - 1] = _DIGIT + _values(levels)[fits]
-            wanted, attempt = wanted[~fits], attempt + 1
+            total = sizes[0]
+            found = ((total >= self.settings.shortest) & (total <= longest)).reshape(-1, together)
+            first = found.argmax(axis=1)  # of several attempts the first that fits, as if they came one by one
+            fits = np.zeros_like(found)
+            fits[np.arange(len(found)), first] = found.any(axis=1)
+            kept = fits.reshape(-1)
+            _write(tokens, levels, sizes, kept, rows)
+            targets[rows[kept], total[kept] - 1] = _DIGIT + _values(levels)[kept]
+            wanted, attempt = wanted[~found.any(axis=1)], attempt + together
         return Examples(tokens, targets)
 
 
