@@ -166,12 +166,15 @@ def runs_of(
 
 @app.command()
 def table(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A submitted sweep.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A submitted sweep or mlflow:EXPERIMENT.")],
     measure: Annotated[
         str | None, typer.Option(metavar="NAME", help="What stands in the cells, such as accuracy or loss.")
     ] = None,
     columns: Annotated[
         str | None, typer.Option(metavar="AXIS", help="What the columns are: an axis such as task or pairs.")
+    ] = None,
+    best_of: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="The axis that was searched; left out, what the sweep says.")
     ] = None,
     files: Annotated[
         list[Path] | None, typer.Option("--to", metavar="FILE", help="Write .md, .tex, .csv, .png, .pdf or .svg.")
@@ -182,7 +185,7 @@ def table(
     from orchestrator.workbench.measures import measure_table, write_table
 
     with one_line_errors():
-        made = measure_table(workspace_here(), sweep_name(sweep), measure, columns)
+        made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of)
         for file in files or ():
             write_table(made, file)
     if as_json:

@@ -79,6 +79,16 @@ def test_what_recall_cannot_have_is_named_with_its_line(load: Load, right: str, 
     assert any(complaint.startswith(said) for complaint in found), found
 
 
+def test_lists_take_their_own_lengths(load: Load) -> None:
+    text = GOOD.replace("parity", "listops").replace("evaluation: {shortest: 30, longest: 40}\n", "")
+    assert complaints(load, text) == ["3: lengths: longest 20 is to be at least 10 above shortest 501"]
+    (run,) = load(text.replace("longest: 20", "longest: 600, examples: 50")).runs
+    task = run.spec.physics.data.task
+    assert task is not None
+    assert (task.context_length, task.different, task.vocabulary) == (600, 50, 16)
+    assert list(run.spec.test_lengths) == [600]
+
+
 def test_a_family_without_places_for_what_is_tested_is_named(load: Load) -> None:
     text = GOOD.replace("lstm", "gpt").replace("num_blocks: 2", "num_blocks: 2, num_heads: 2, context_length: 32")
     assert complaints(load, text) == ["11: test length 40 takes 40 positions, and the model has no more than 32"]

@@ -5,8 +5,9 @@
 
 from xlstm.tasks.contract import Examples, Task
 from xlstm.tasks.formal_languages import FormalLanguageTask
+from xlstm.tasks.listops import ListOpsTask
 from xlstm.tasks.mqar import RecallTask
-from xlstm.tasks.settings import FormalLanguage, TaskSettings
+from xlstm.tasks.settings import FormalLanguage, ListOps, TaskSettings
 
 __all__ = ["Examples", "Task", "task_of"]
 
@@ -15,4 +16,6 @@ def task_of(settings: TaskSettings, context_length: int) -> Task:
     """The task of its settings; `context_length` is that of the data, which `mqar` alone is free to choose."""
     if isinstance(settings, FormalLanguage):
         return FormalLanguageTask(settings)
+    if isinstance(settings, ListOps):
+        return ListOpsTask(settings)
     return RecallTask(settings, context_length)

@@ -26,7 +26,7 @@ LanguageName = Literal[
     "stack-manipulation",
 ]
 
-TaskName = Literal["language-modeling", LanguageName, "mqar"]
+TaskName = Literal["language-modeling", LanguageName, "mqar", "listops"]
 
 REVISION = "1"
 """Version of the generators: raised when the sequences of any task change, which makes its runs other runs."""
@@ -43,8 +43,12 @@ class FormalLanguage(_Settings):
     """A string in, its answer out (docs/tasks.md names the fifteen languages)."""
 
     name: LanguageName
-    shortest: int = Field(3, gt=0, description="Fewest symbols of a training sequence, the answer left out.")
-    longest: int = Field(40, gt=0, description="Most symbols of a training sequence, the answer left out.")
+    shortest: int = Field(
+        3, gt=0, description="Least length of a training sequence, the answer left out; of listops 501."
+    )
+    longest: int = Field(
+        40, gt=0, description="Greatest length of a training sequence, the answer left out; of listops 1999."
+    )
 
     @model_validator(mode="after")
     def _has_such_lengths(self) -> Self:
@@ -69,7 +73,7 @@ class Recall(_Settings):
     )
     fill_blanks: bool = Field(True, description="Whether mqar fills what is neither pair nor query with any symbols.")
     examples: int = Field(
-        100_000, gt=0, description="Different training sequences of mqar; they come again each epoch."
+        100_000, gt=0, description="Different training sequences, which come again each epoch; of listops 96000."
     )
 
     def check(self, context_length: int) -> None:
@@ -87,14 +91,30 @@ class Recall(_Settings):
             )
 
 
-TaskSettings = FormalLanguage | Recall
+class ListOps(_Settings):
+    """Nested lists of digits (Long Range Arena, arXiv 2011.04006)."""
+
+    name: Literal["listops"]
+    shortest: int = Field(501, gt=3, description=FormalLanguage.model_fields["shortest"].description)
+    longest: int = Field(1999, gt=3, description=FormalLanguage.model_fields["longest"].description)
+    examples: int = Field(96_000, gt=0, description=Recall.model_fields["examples"].description)
+
+    @model_validator(mode="after")
+    def _has_such_lengths(self) -> Self:
+        if self.shortest + 10 > self.longest:
+            raise ValueError(f"lengths: longest {self.longest} is to be at least 10 above shortest {self.shortest}")
+        return self
+
+
+TaskSettings = FormalLanguage | Recall | ListOps
 
 AnyTask = Annotated[TaskSettings, Field(discriminator="name")]
 
 
 def settings_of(task: str) -> type[TaskSettings]:
     """The class of what may be said of a generated task."""
-    return Recall if task == "mqar" else FormalLanguage
+    others: dict[str, type[TaskSettings]] = {"mqar": Recall, "listops": ListOps}
+    return others.get(task, FormalLanguage)
 
 
 def fields_of(task: str) -> tuple[str, ...]:
