@@ -28,7 +28,7 @@ from orchestrator.standing.status import Lookout
 from sweeps.sweep import Sweep
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Job
-from xlstm.run.records import Launch, State, Status, Validation, Verdict, write_json
+from xlstm.run.records import Launch, State, Status, Validation, Verdict
 
 RUNS = "runs"
 ROWS = 100
@@ -63,11 +63,14 @@ def finish(plan: Plan) -> None:
         identity = {"run_id": run.run_id, "attempt": 1, "token": "t", "executor": "local", "host": ""}
         launch = Launch(**identity, execution=run.spec.execution, rendezvous="", started=now)
         directory.attempt(1).mkdir(parents=True)
-        write_json(directory.launch_file(1), launch.model_dump(mode="json"))
-        write_json(directory.verdict_file(1), Verdict(state=State.COMPLETED, time=now).model_dump(mode="json"))
         validation = Validation(loss=loss, perplexity=20.0, tokens=1, evaluation=run.spec.evaluation_fingerprint)
-        write_json(directory.result_file, result_of(run).model_copy(update={"validation": validation}).model_dump())
-        write_json(directory.status_file, Status(state=State.COMPLETED, attempt=1, updated=now).model_dump(mode="json"))
+        for path, record in {
+            directory.launch_file(1): launch,
+            directory.verdict_file(1): Verdict(state=State.COMPLETED, time=now),
+            directory.result_file: result_of(run).model_copy(update={"validation": validation}),
+            directory.status_file: Status(state=State.COMPLETED, attempt=1, updated=now),
+        }.items():
+            path.write_text(record.model_dump_json())  # not durably: that would be most of the time
 
 
 def cpu_seconds(call: Callable[[], None]) -> float:

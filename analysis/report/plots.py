@@ -44,7 +44,6 @@ def style() -> Iterator[None]:
         "grid.linewidth": 0.6,
         "legend.frameon": False,
         "svg.fonttype": "none",
-        "savefig.bbox": "tight",
         "savefig.dpi": 160,
         "axes.facecolor": "none",
         "text.parse_math": False,  # a name with dollars is a name

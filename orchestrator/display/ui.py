@@ -30,7 +30,9 @@ def serve(workspace: Workspace, host: str, port: int, *, open_browser: bool = Fa
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--artifacts-destination", str(workspace.artifacts)),
     ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    # Jobs that judge traces of language models: seven processes that take longer to start than the server.
+    needless = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"} | needless
     store = {"MLFLOW_BACKEND_STORE_URI": workspace.tracking_uri}  # everybody reads the command lines of a machine
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that who ends this process ends the server
     server = subprocess.Popen(command, env=quiet | os.environ | store)

@@ -5,13 +5,14 @@ The sweep's parent run carries the sweep, its plan, its ledger and, where somebo
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from orchestrator.standing.status import look
 from xlstm.run import tracking
@@ -19,6 +20,7 @@ from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import State
 from xlstm.run.sweep_directory import SweepDirectory
+from xlstm.run.tracking.bulk import Point
 from xlstm.run.tracking.store import Place
 
 SHIP_SECONDS = 3.0
@@ -115,12 +117,24 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
             files |= live_fit()
         except Exception as error:  # a law that cannot be fitted must not keep the runs from being shipped
             return f"the law so far could not be fitted: {type(error).__name__}: {error}"
+    law = files.get("fit/fit.json")
+    points = _law_points(json.loads(law), sum(complete.values())) if isinstance(law, str) else []
     ended = all(run.state.ended for run in standing.runs)
     counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
     notes = str(kept.get("notes") or "")
     told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
     description = "\n\n".join(part for part in told if part)
-    return tracking.publish(place, files, ended=ended, stamp=stamp, description=description, notes=notes)
+    return tracking.publish(place, files, ended=ended, stamp=stamp, points=points, description=description, notes=notes)
+
+
+def _law_points(documents: Iterable[Mapping[str, Any]], complete: int) -> list[Point]:
+    """The parameters of the laws so far as metrics `law/FAMILY/NAME`, over the number of complete runs."""
+    now = int(time.time() * 1000)
+    return [
+        (f"law/{re.sub('[^a-zA-Z0-9_. -]', '-', one['family'])}/{name}", float(value), now, complete)
+        for one in documents
+        for name, value in one["parameters"].items()
+    ]
 
 
 def _stamp(workspace: Workspace, directory: SweepDirectory, *, with_fit: bool) -> str:

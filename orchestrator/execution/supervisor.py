@@ -123,6 +123,9 @@ class Supervisor:
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
             "PYTHONUNBUFFERED": "1",
         }
+        # A thread that waits for another gives its core away: where a neighbour has taken the other's, it would spin
+        # for as long as the core is left to it. Nothing that is computed changes.
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
         if launch.execution.device == "cuda":
             environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or pieces would lie idle
         if launch.execution.nodes == 1 and ":" in _loopback():

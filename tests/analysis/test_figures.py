@@ -93,6 +93,23 @@ def test_a_figure_is_saved_in_every_format(evidence: Evidence, tmp_path: Path) -
     assert starts == {".png": b"\x89PNG\r", ".pdf": b"%PDF-", ".svg": b"<?xml"}
 
 
+def test_the_same_figure_makes_the_same_bytes(evidence: Evidence, tmp_path: Path) -> None:
+    written = []
+    for turn in ("first", "second"):
+        with figures.drawn(Evidence(evidence.fits[:1])) as drawn, plots.style():
+            paths = plots.save(drawn["residuals"], tmp_path / turn / "residuals")
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+
+
+def test_the_page_says_how_it_was_made(evidence: Evidence, tmp_path: Path) -> None:
+    about = {"data": "text <1>", "in MLflow": "http://127.0.0.1:5000/#/experiments/1/runs"}
+    text = page.write_with(tmp_path / "report.html", "made", evidence, {}, about).read_text()
+    assert "<dt>data</dt><dd>text &lt;1&gt;</dd>" in text
+    assert '<a href="http://127.0.0.1:5000/#/experiments/1/runs">' in text
+    assert "<button id=csv>" in text
+
+
 def test_the_page_needs_nothing_from_elsewhere_and_holds_the_fit(evidence: Evidence, tmp_path: Path) -> None:
     text = page.write(tmp_path / "report.html", "a <sweep>", evidence).read_text()
     outside = set(re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)[^\s\"'>]+", text)) | set(

@@ -92,6 +92,9 @@ def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(
     assert parent.status == "FINISHED"
     assert parent.json("ledger.json") == scaling("status", plan.name, "--json").json["ledger"]
     assert parent.json("fit/fit.json") == scaling("fit", plan.name, "--json").json
+    metrics = parent.client.get_run(parent.id).data.metrics
+    (llama,) = (one for one in parent.json("fit/fit.json") if one["family"] == "llama")
+    assert {name: metrics[f"law/llama/{name}"] for name in llama["parameters"]} == llama["parameters"]
 
 
 def test_artifacts_are_refreshed_while_runs_end(

@@ -109,6 +109,7 @@ def publish(
     *,
     ended: bool,
     stamp: str = "",
+    points: Sequence[Point] = (),
     description: str = "",
     notes: str = "",
 ) -> str | None:
@@ -116,7 +117,7 @@ def publish(
 
     `files` maps names of artifacts to a text, or to a file that is called the same. `description`, in Markdown, is
     shown with the parent run; images in it are names of artifacts. `notes` describe the experiment. `stamp` tells what
-    all this was made from: it is kept with the parent, for `is_published`.
+    all this was made from: it is kept with the parent, for `is_published`. `points` are metrics of the sweep.
 
     `ended` says whether all runs have ended, which the parent run shows. Returns None, or what is wrong.
     """
@@ -133,6 +134,7 @@ def publish(
             client.set_terminated(parent, "FINISHED")
         else:
             client.update_run(parent, "RUNNING")
+        place.log_points(parent, points)
         client.set_tag(parent, embedded.PUBLISHED, stamp)
     except Exception as error:  # as in sync
         return f"{place.sweep}: {type(error).__name__}: {_first_line(error)}"
