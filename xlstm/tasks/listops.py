@@ -23,7 +23,7 @@ _NESTED = 0.25
 _ATTEMPT = 1 << 40
 """Between the numbers of one sequence's trees: there are fewer sequences."""
 _TOGETHER = 2048
-"""Tokens of the trees that are drawn for a sequence at a time: about one in six fits."""
+"""The most tokens of the trees that are drawn for a sequence at a time: many do not fit."""
 _DEPTH, _ARGUMENTS = 10, 10
 """The most lists within each other, and the most arguments of one; each has at least two."""
 
@@ -33,10 +33,20 @@ class _Level:
     """The nodes of one depth, those of a sequence and those of a list side by side."""
 
     row: Ints
-    content: Ints
-    """The digit, or the operator."""
+    place: Ints
+    """Where among the random numbers of the sequence those of the node begin."""
     arguments: Ints
     """Their number; 0 for a digit."""
+
+    def of(self, kept: NDArray[np.bool_]) -> "_Level":
+        """The nodes of some of the sequences."""
+        nodes = kept[self.row]
+        return _Level(self.row[nodes], self.place[nodes], self.arguments[nodes])
+
+    def content(self, draws: Draws) -> Ints:
+        """The digit of each node, or the operator."""
+        choice = draws.uniform_at(self.row, self.place + 1)
+        return (choice * np.where(self.arguments > 0, 4, 10)).astype(np.int64)
 
 
 class ListOpsTask(Task):
@@ -69,21 +79,25 @@ class ListOpsTask(Task):
     def _examples(self, seed: int, purpose: int, numbers: Ints, longest: int) -> Examples:
         tokens = np.zeros((len(numbers), longest), dtype=np.int64)
         targets = np.full_like(tokens, IGNORED)
-        wanted, attempt, together = np.arange(len(numbers)), 0, max(1, _TOGETHER // longest)
+        wanted, attempt, together = np.arange(len(numbers)), 0, 1
         while len(wanted):
             rows = np.repeat(wanted, together)
             attempts = np.tile(np.arange(attempt, attempt + together), len(wanted))
-            levels = _grown(Draws(seed, purpose, numbers[rows] + attempts * _ATTEMPT), len(rows), longest)
-            sizes = _sizes(levels)
-            total = sizes[0]
+            draws = Draws(seed, purpose, numbers[rows] + attempts * _ATTEMPT)
+            levels = _grown(draws, len(rows), longest)
+            total = _sizes(levels)[0]
             found = ((total >= self.settings.shortest) & (total <= longest)).reshape(-1, together)
             first = found.argmax(axis=1)  # of several attempts the first that fits, as if they came one by one
             fits = np.zeros_like(found)
             fits[np.arange(len(found)), first] = found.any(axis=1)
             kept = fits.reshape(-1)
-            _write(tokens, levels, sizes, kept, rows)
-            targets[rows[kept], total[kept] - 1] = _DIGIT + _values(levels)[kept]
+            levels = [part for level in levels if len((part := level.of(kept)).row)]
+            contents = [level.content(draws) for level in levels]
+            _write(tokens, levels, contents, rows)
+            if levels:
+                targets[rows[kept], total[kept] - 1] = _DIGIT + _values(levels, contents)
             wanted, attempt = wanted[~found.any(axis=1)], attempt + together
+            together = max(together, min(2 * together, _TOGETHER // longest))
         return Examples(tokens, targets)
 
 
@@ -98,9 +112,10 @@ def _grown(draws: Draws, count: int, longest: int) -> list[_Level]:
         if levels:
             nested = draws.uniform_at(row, place) < _NESTED
         nested &= (len(levels) < _DEPTH) & (drawn[row] <= longest)
-        choice, width = draws.uniform_at(row, place + 1), draws.uniform_at(row, place + 2)
-        arguments = np.where(nested, 2 + (width * (_ARGUMENTS - 1)).astype(np.int64), 0)
-        levels.append(_Level(row, (choice * np.where(nested, 4, 10)).astype(np.int64), arguments))
+        arguments = np.zeros_like(row)
+        width = draws.uniform_at(row[nested], place[nested] + 2)
+        arguments[nested] = 2 + (width * (_ARGUMENTS - 1)).astype(np.int64)
+        levels.append(_Level(row, place, arguments))
         row = np.repeat(row, arguments)
         nested = np.zeros(len(row), dtype=bool)
     return levels
@@ -114,40 +129,39 @@ def _starts(arguments: Ints) -> Ints:
 
 def _sizes(levels: list[_Level]) -> list[Ints]:
     """Tokens of every node, by level."""
-    sizes = [np.ones_like(levels[-1].content)]
+    sizes = [np.ones_like(levels[-1].row)]
     for level in reversed(levels[:-1]):
-        size = np.ones_like(level.content)
+        size = np.ones_like(level.row)
         size[level.arguments > 0] = 2 + np.add.reduceat(sizes[0], _starts(level.arguments))
         sizes.insert(0, size)
     return sizes
 
 
-def _write(tokens: Ints, levels: list[_Level], sizes: list[Ints], fits: NDArray[np.bool_], rows: Ints) -> None:
-    """Write the trees that fit, from the outermost list inwards."""
-    start = np.zeros_like(levels[0].content)
+def _write(tokens: Ints, levels: list[_Level], contents: list[Ints], rows: Ints) -> None:
+    """Write trees, from the outermost list inwards."""
+    if not levels:
+        return
+    sizes, start = _sizes(levels), np.zeros_like(levels[0].row)
     for depth, (level, size) in enumerate(zip(levels, sizes, strict=True)):
-        kept, lists = fits[level.row], level.arguments > 0
-        row = rows[level.row]
-        tokens[row[kept], start[kept]] = np.where(lists, _OPEN, _DIGIT)[kept] + level.content[kept]
-        closed = kept & lists
-        tokens[row[closed], (start + size - 1)[closed]] = _CLOSE
+        lists, row = level.arguments > 0, rows[level.row]
+        tokens[row, start] = np.where(lists, _OPEN, _DIGIT) + contents[depth]
+        tokens[row[lists], (start + size - 1)[lists]] = _CLOSE
         if lists.any():
             inner, first = sizes[depth + 1], _starts(level.arguments)
             before = np.cumsum(inner) - inner  # tokens of the nodes before each, of whatever list
             start = before + np.repeat(start[lists] + 1 - before[first], level.arguments[lists])
 
 
-def _values(levels: list[_Level]) -> Ints:
+def _values(levels: list[_Level], contents: list[Ints]) -> Ints:
     """The value of each sequence's whole list."""
-    values = levels[-1].content
-    for level in reversed(levels[:-1]):
+    values = contents[-1]
+    for level, content in zip(reversed(levels[:-1]), reversed(contents[:-1]), strict=True):
         lists = level.arguments > 0
-        starts, count, operator = _starts(level.arguments), level.arguments[lists], level.content[lists]
+        starts, count = _starts(level.arguments), level.arguments[lists]
         parents = np.repeat(np.arange(len(starts)), count)
         ordered = values[np.lexsort((values, parents))]
         median = (ordered[starts + (count - 1) // 2] + ordered[starts + count // 2]) // 2
         total = np.add.reduceat(values, starts) % 10
-        found = np.choose(operator, [ordered[starts], ordered[starts + count - 1], median, total])
-        values = level.content.copy()
-        values[lists] = found
+        values = content.copy()
+        values[lists] = np.choose(content[lists], [ordered[starts], ordered[starts + count - 1], median, total])
     return values
