@@ -25,7 +25,7 @@ from analysis.laws.objectives import HUBER, Objective
 CANDIDATES = (ADDITIVE, FORMS["coupled"], FORMS["kaplan"])
 """What is fitted where no form is asked for. The first stays where nothing speaks clearly for another."""
 STARTS = 32
-"""Descents of each form but the additive: those to that one certify it on data where most starts agree for all."""
+"""Descents of each form weighed beside the first: those to that one certify it on data where most starts agree for all."""
 ROLLOUT_STARTS, ROLLOUT_DRAWS = 4, 120
 HELD_OUT = 0.2
 CLEAR_INFORMATION, CLEAR_ROLLOUT = 6.0, 0.9
@@ -69,7 +69,7 @@ def _each(frame: pl.DataFrame, forms: Sequence[Form], settings: Mapping[str, Any
     """A fit per family, with its rollout, of the first form and of each other that can be fitted to the same."""
     first, *rest = forms
     few = {"num_starts": STARTS}
-    found = [families.fit(frame, form=first, **(settings if first is ADDITIVE else {**few, **settings}))]
+    found = [families.fit(frame, form=first, **settings)]
     for other in rest:
         try:
             fits = families.fit(frame, form=other, **{**few, **settings})
