@@ -20,3 +20,12 @@ def test_intervals_of_the_additive_law_from_25_runs_hold_the_truth_as_often_as_t
 @pytest.mark.parametrize("noise", coverage.NOISES)
 def test_nine_runs_for_five_parameters_are_said_not_to_be_trusted(noise: str) -> None:
     assert coverage.replicate(("additive", noise, 9, 0, 50))[1]
+
+
+def test_a_new_run_is_predicted_from_runs_of_which_something_is_amiss() -> None:
+    found = coverage.doubted(("D = 20 N, 24 runs", 0, 40, 6))
+    assert "collinear" in found["codes"]
+    row = coverage.doubts_of("D = 20 N, 24 runs", [found])
+    assert row["warned"] == 1
+    assert row["verdict"] == ("held" if found["inside"] else "warned")
+    assert "| D = 20 N, 24 runs |" in coverage.doubts_table({"replicates": 1, "draws": 40, "rows": [row]})
