@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from sweeps.language import BUDGETS, CORPUS, Resources, Settings, SweepFile, stated_fields
+from sweeps.language import BUDGETS, CORPUS, DataSettings, Resources, Settings, SweepFile, stated_fields
 from sweeps.located import Document, Path
 from sweeps.points import Choice, Grid, Point, Problems, matches
 from xlstm import accounting
 from xlstm.data import CorpusError, declare
+from xlstm.data.generated import declare_task
 from xlstm.data.locations import located
 from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
@@ -35,6 +36,7 @@ from xlstm.run.spec import (
     has_slstm,
     same_training,
 )
+from xlstm.tasks.settings import fields_of, settings_of
 
 _ALTERNATIVES = (
     ("batch_sequences", "batch_tokens"),
@@ -104,11 +106,12 @@ class _Expansion:
         """The run of a point, or None after noting what is wrong with it."""
         settings = self._choose(Settings.model_fields, self._settings_levels(point))
         resources = self._choose(Resources.model_fields, self._resource_levels(point.values()))
-        sources = {name: path for name, (_, path) in (point.choices | settings | resources).items()}
+        evaluation = _stated(self.file.evaluation, ("evaluation",))
+        sources = {name: path for name, (_, path) in (evaluation | point.choices | settings | resources).items()}
         values = {
             name: value for name, (value, _) in settings.items() if value is not None or name not in _DEFAULT_WHERE_NULL
         }
-        declared = self._data(settings, values)
+        declared = self._data(point, settings, values)
         if declared is None:
             return None
         data, vocabulary = declared
@@ -161,7 +164,45 @@ class _Expansion:
             chosen |= {name: choice for name, choice in level.items() if name in names and name not in taken}
         return chosen
 
-    def _data(self, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
+    def _task(self, point: Point) -> str:
+        task: str = point.values().get("task") or self.file.task
+        return task
+
+    def _data(self, point: Point, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
+        task = self._task(point)
+        generated = task != "language-modeling"
+        own = {"paths", *Data.model_fields}
+        if generated:
+            own = {*fields_of(task), *(["context_length"] if "pairs" in fields_of(task) else [])}
+        foreign = [name for name in DataSettings.model_fields if values.get(name) is not None and name not in own]
+        for name in foreign:
+            known = f"it takes {', '.join(sorted(own))}" if generated else "it reads a corpus"
+            self.complain(settings[name][1], f"`{name}` says nothing of the task {task}; {known}")
+        if foreign:
+            return None
+        return self._generated(task, point, settings, values) if generated else self._corpus(settings, values)
+
+    def _generated(
+        self, task: str, point: Point, settings: Mapping[str, Choice], values: Mapping[str, Any]
+    ) -> tuple[Data, int] | None:
+        context_length = values.get("context_length")
+        if "pairs" in fields_of(task) and context_length is None:
+            self.complain(("data",), f"`data.context_length` is missing: {task} has no length of its own")
+            return None
+        stated = {name: value for name, value in stated_fields(settings_of(task), values).items() if value is not None}
+        try:
+            return declare_task(task, stated, context_length)
+        except ValueError as error:
+            details = error.errors(include_url=False) if isinstance(error, ValidationError) else [{"msg": str(error)}]
+            for detail in details:
+                message = str(detail["msg"]).removeprefix("Value error, ")
+                causes = [name for name in (*fields_of(task), "context_length") if name in settings]
+                cause = next((settings[name][1] for name in causes if f"{name} " in message), None)
+                where = cause or (point.choices["task"][1] if "task" in point.choices else ("task",))
+                self.complain(where, message)
+            return None
+
+    def _corpus(self, settings: Mapping[str, Choice], values: Mapping[str, Any]) -> tuple[Data, int] | None:
         for name in ("corpus", "context_length"):
             if values.get(name) is None:
                 self.complain(("data",), f"`data.{name}` is missing")
@@ -227,7 +268,7 @@ class _Expansion:
         if values.get("decay_fraction"):
             decay = max(1, round(values["decay_fraction"] * (tokens // batch)))
         built = {
-            "task": stated.get("task") or self.file.task,
+            "task": self._task(point),
             "model": config,
             "data": data,
             "tokens": tokens,
@@ -252,6 +293,7 @@ class _Expansion:
         if key not in sources:
             suspects = {
                 "less than one global batch": BUDGETS,
+                "test length": ("shortest", "longest", "length_step"),
                 "runs_per_device": ("runs_per_device",),
                 "ranks": ("devices", "gpus", "nodes"),
                 "micro-batch": ("micro_batch_sequences",),
@@ -319,7 +361,9 @@ def _declared(
 
 
 def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:
-    """Tokens of a budget given per parameter or in FLOPs, to the nearest whole step; at least one step."""
+    """Tokens of a budget given in steps, per parameter or in FLOPs, to the nearest whole step; at least one step."""
+    if "steps" in stated:
+        return int(stated["steps"]) * batch
     if "flops" in stated:
         tokens = stated["flops"] / accounting.training_flops_per_token(config, context_length)
     else:

@@ -17,9 +17,10 @@ from pydantic.fields import FieldInfo
 from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import UNITS, nearest
-from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Ring, Schedule, TaskName
+from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
+from xlstm.tasks.settings import FormalLanguage, Recall, TaskName
 
-BUDGETS = ("tokens", "tokens_per_parameter", "flops")
+BUDGETS = ("tokens", "tokens_per_parameter", "flops", "steps")
 """A point states exactly one of these."""
 
 CORPUS = ("corpus", "revision", "paths", "text_key", "id_type")
@@ -55,7 +56,7 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 
-_OTHER_KEYS: dict[tuple[type[Ring], str], str] = {(Schedule, "kind"): "schedule"}
+_OTHER_KEYS: dict[tuple[type[BaseModel], str], str] = {(Schedule, "kind"): "schedule"}
 """The key of a field of the specification that a sweep calls by another name."""
 
 OF_A_POINT = ("task", "tokens", "seed")
@@ -65,7 +66,10 @@ OF_SECTIONS = ("model", "data", "optimizer", "schedule")
 """Fields of the physics that are built from several keys."""
 
 ONE_VALUE_ONLY = ("name",)
-"""Fields of the optimizer that leave no choice."""
+"""Fields of the optimizer that leave no choice, and the name of a task, which is its axis."""
+
+OF_A_TASK = ("generated",)
+"""Fields of the data that are built from the keys of their task."""
 
 RESOLVED = {
     "data_paths": "they are `data.paths`, since the revision is read from the same files",
@@ -97,7 +101,7 @@ def _nullable(field: FieldInfo) -> tuple[Any, Any]:
 
 
 def _fields_of(
-    ring: type[Ring], *, only: Collection[str] | None = None, without: Collection[str] = ()
+    ring: type[BaseModel], *, only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> Callable[[type[S]], type[S]]:
     """Add the fields of a part of the specification to a section, each a key that may be left out."""
 
@@ -114,13 +118,15 @@ def _fields_of(
     return extended
 
 
-def stated_fields(ring: type[Ring], values: Mapping[str, Any]) -> dict[str, Any]:
+def stated_fields(ring: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a part of the specification that are among the values of a sweep's keys."""
     keys = {name: _OTHER_KEYS.get((ring, name), name) for name in ring.model_fields}
     return {name: values[key] for name, key in keys.items() if key in values}
 
 
-@_fields_of(Data)
+@_fields_of(Recall, without=ONE_VALUE_ONLY)
+@_fields_of(FormalLanguage, without=ONE_VALUE_ONLY)
+@_fields_of(Data, without=OF_A_TASK)
 class DataSettings(Section):
     """What is trained on."""
 
@@ -165,6 +171,7 @@ class Point(Settings):
     size: str | None = Field(None, description="A named size, such as 125M, or a name under `sizes`.")
     tokens_per_parameter: Positive | None = Field(None, description="Token budget as a multiple of all parameters.")
     flops: Positive | None = Field(None, description="Compute budget; tokens are solved from exact training FLOPs.")
+    steps: Count | None = Field(None, description="Token budget as optimizer steps of the global batch.")
 
 
 def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:

@@ -27,8 +27,10 @@ class TrainedRun:
 
     @classmethod
     def load(cls, run: RunDirectory) -> "TrainedRun":
-        """Load a run on CPU. CheckpointError where it has no sound checkpoint yet."""
+        """Load a run on CPU. CheckpointError where it has no sound checkpoint yet, or learnt no text."""
         physics = run.spec().physics
+        if physics.data.generated is not None:
+            raise CheckpointError(f"{run.run_id} learnt {physics.task}, and knows no text")
         corruptions = []
         for checkpoint in complete_checkpoints(run):
             corruption = checkpoint.corruption()

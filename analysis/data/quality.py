@@ -147,6 +147,11 @@ def count_reasons(rows: pl.DataFrame) -> str:
     return f"{rows.height} rows: {', '.join([*listed, *more])}"
 
 
+def usable(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows that are not excluded."""
+    return frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
+
+
 def several_losses(family: str, rows: pl.DataFrame, inputs: Sequence[str] = ()) -> list[FitWarning]:
     """A warning where usable rows of one (N, D) differ in loss by more than chance; the fit takes each as measured.
 

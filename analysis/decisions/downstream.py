@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
-from analysis.fitting.fit import TAILS, Fit, usable
+from analysis.fitting.fit import TAILS, Fit
 from analysis.fitting.regression import fit_form
 from analysis.laws.additive import Array
 from analysis.laws.forms import Complex, Form

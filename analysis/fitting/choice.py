@@ -24,9 +24,9 @@ from analysis.laws.objectives import HUBER, Objective
 
 CANDIDATES = (ADDITIVE, FORMS["coupled"], FORMS["kaplan"])
 """What is fitted where no form is asked for. The first stays where nothing speaks clearly for another."""
-STARTS = 48
+STARTS = 32
 """Descents of each form but the additive: those to that one certify it on data where most starts agree for all."""
-ROLLOUT_STARTS, ROLLOUT_DRAWS = 6, 120
+ROLLOUT_STARTS, ROLLOUT_DRAWS = 4, 120
 HELD_OUT = 0.2
 CLEAR_INFORMATION, CLEAR_ROLLOUT = 6.0, 0.9
 """A form is clearly better where its AICc is lower by this much and its rollout's error at most this share."""

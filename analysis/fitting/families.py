@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 
 from analysis.data import quality
+from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting import regression
-from analysis.fitting.fit import METHOD, Fit, percentile, usable
+from analysis.fitting.fit import METHOD, Fit, percentile
 from analysis.fitting.problem import is_structured
 from analysis.laws.forms import ADDITIVE, Form
 from analysis.laws.objectives import HUBER, Objective

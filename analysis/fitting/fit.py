@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
+from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting.certificate import Certificate, Rollout
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
@@ -41,16 +42,6 @@ def percentile(values: Array) -> tuple[float, float]:
 
 
 LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
-
-
-def log_inputs(frame: pl.DataFrame, form: Form) -> Array:
-    """Logarithms of the form's inputs at the rows of a frame: (inputs, rows)."""
-    return np.stack([np.log(frame[name].cast(pl.Float64).to_numpy()) for name in form.inputs])
-
-
-def usable(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows that are not excluded."""
-    return frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
 
 
 @dataclass(frozen=True)
@@ -233,11 +224,11 @@ class Fit:
 
     def predict_rows(self, frame: pl.DataFrame) -> Array:
         """Loss at the rows of a frame that has the form's inputs."""
-        return np.asarray(self.form.loss(self.theta[None], log_inputs(frame, self.form))[0])
+        return np.asarray(self.form.loss(self.theta[None], self.form.log_inputs_of(frame))[0])
 
     def drawn_rows(self, frame: pl.DataFrame) -> Array:
         """Loss at the rows of a frame that has the form's inputs, by each draw: (draws, rows)."""
-        return self.form.loss(self.draws, log_inputs(frame, self.form))
+        return self.form.loss(self.draws, self.form.log_inputs_of(frame))
 
     @property
     def residuals(self) -> Array:

@@ -11,9 +11,10 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
+from analysis.data.quality import usable
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import Scheme
-from analysis.fitting.fit import Fit, usable
+from analysis.fitting.fit import Fit
 from analysis.fitting.regression import fit_form
 from analysis.laws.additive import Array
 from analysis.laws.forms import Complex, Form

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from analysis.fitting.fit import Fit, log_inputs
+from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 
 SURPRISING = 0.001
@@ -74,7 +74,9 @@ def scattered(fitted: Fit) -> Fit:
 
 def _leverage(fitted: Fit, root_weights: Array) -> Array:
     """Share of each run's error that the fit takes up, by least squares: (runs,), at most 0.98."""
-    slopes = fitted.form.jacobian(fitted.theta[None], log_inputs(fitted.used, fitted.form))[0].T * root_weights[:, None]
+    slopes = (
+        fitted.form.jacobian(fitted.theta[None], fitted.form.log_inputs_of(fitted.used))[0].T * root_weights[:, None]
+    )
     lengths = np.linalg.norm(slopes, axis=0)
     left, singular, _ = np.linalg.svd(slopes / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
     basis = left[:, singular > 1e-10 * singular[0]]

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from analysis.fitting import bootstrap, levenberg_marquardt, newton
 from analysis.fitting.bootstrap import Scheme
-from analysis.fitting.fit import log_inputs
 from analysis.fitting.newton import Minima, Points
 from analysis.laws.additive import Array
 from analysis.laws.forms import FORMS, Form
@@ -60,7 +59,7 @@ class Problem(ABC):
             weights = weights * np.exp(-noise_exponent / objective.power * (log_c - log_c.mean()))
         measured = log_loss if objective.logarithmic else np.exp(log_loss)
         kind = Structured if is_structured(form) else General
-        return kind(form, objective, log_inputs(rows, form), measured, weights)
+        return kind(form, objective, form.log_inputs_of(rows), measured, weights)
 
     @property
     @abstractmethod

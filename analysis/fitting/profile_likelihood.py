@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 from scipy import optimize, stats
 
+from analysis.data.quality import usable
 from analysis.findings import RefusalError
 from analysis.fitting import newton
-from analysis.fitting.fit import LEVEL, usable
+from analysis.fitting.fit import LEVEL
 from analysis.fitting.newton import LOWER, UPPER
 from analysis.fitting.problem import Problem, Structured
 from analysis.fitting.regression import STARTS

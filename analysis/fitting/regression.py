@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting import bootstrap, levenberg_marquardt
 from analysis.fitting.bootstrap import Scheme
 from analysis.fitting.certificate import Certificate
-from analysis.fitting.fit import Fit, usable
+from analysis.fitting.fit import Fit
 from analysis.fitting.problem import Problem
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form, law_of

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.findings import RefusalError
@@ -155,6 +156,10 @@ class Form:
         `log_inputs` are (inputs, points), or (inputs, problems, points) where each row has its own.
         """
         return np.asarray(self.evaluate(theta[:, :, None], log_inputs))
+
+    def log_inputs_of(self, frame: pl.DataFrame) -> Array:
+        """Logarithms of the inputs at the rows of a frame: (inputs, rows)."""
+        return np.stack([np.log(frame[name].cast(pl.Float64).to_numpy()) for name in self.inputs])
 
     def jacobian(self, theta: Array, log_inputs: Array) -> Array:
         """Derivatives of log loss by theta: (problems, k, points)."""

@@ -175,5 +175,5 @@ def backward(
     rounded = grad_total.to(gates.dtype).t()
     for part, y in enumerate(outputs):
         torch.mm(rounded, _rows(y).to(gates.dtype), out=grad_gates[:, part * channels : (part + 1) * channels])
-    maps = parts.sum(0).to(weights[0].dtype).unbind(0)
+    maps = (part.sum(0).to(weights[0].dtype) for part in parts.unbind(1))  # results of an operator share no memory
     return grad_convolved, grad_inner, *maps, grad_gates, grad_total.sum(0).to(gates.dtype)

@@ -1,4 +1,4 @@
-"""Verbs about runs: train, noise, generate, logs, diff, runs, export, delete."""
+"""Verbs about runs: train, noise, generate, logs, diff, runs, table, export, delete."""
 
 import json
 import os
@@ -165,6 +165,38 @@ def runs_of(
         frame.write_parquet(parquet)
     if csv is None and parquet is None:
         sys.stdout.write(frame.write_csv())
+
+
+@app.command()
+def table(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A submitted sweep or mlflow:EXPERIMENT.")],
+    measure: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What stands in the cells, such as accuracy or loss.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="What the columns are: an axis such as task or pairs.")
+    ] = None,
+    best_of: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="The axis that was searched; left out, what the sweep says.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--to", metavar="FILE", help="Write .md, .tex, .csv, .png, .pdf or .svg.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show families by tasks: the best of a searched axis, mean and interval over seeds."""
+    from orchestrator.workbench.measures import measure_table, write_table
+
+    with one_line_errors():
+        made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of)
+        for file in files or ():
+            write_table(made, file)
+    if as_json:
+        print_json(made.to_json())
+        return
+    sys.stdout.write(made.markdown())
+    if made.measured < made.planned:
+        print(f"{made.measured} of {made.planned} runs have this measure", file=sys.stderr)
 
 
 @app.command()

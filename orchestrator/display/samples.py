@@ -2,8 +2,11 @@
 
 from xlstm.data import open_prepared
 from xlstm.data.batches import Windows
+from xlstm.data.generated import GeneratedData
 from xlstm.data.order import Order
 from xlstm.data.preparation import tokenizer_of
+from xlstm.data.sequences import TrainingSequences
+from xlstm.models import IGNORED
 from xlstm.run.directory import Workspace
 from xlstm.run.spec import RunSpec
 
@@ -11,6 +14,9 @@ from xlstm.run.spec import RunSpec
 def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
     """Print the first `count` sequences of the run's order, decoded, and how many documents start in each."""
     physics = spec.physics
+    if physics.data.generated is not None:
+        _print_generated(spec, count)
+        return
     prepared = open_prepared(physics.data, workspace)
     tokenizer = tokenizer_of(physics.data, prepared.path)
     windows = Windows(prepared.stream("train"), physics.data.context_length, prepared.manifest.end_of_document)
@@ -24,3 +30,15 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
     for index, (tokens, resets) in enumerate(zip(batch.tokens, batch.resets, strict=True)):
         print(f"--- sequence {index}, {int(resets.sum())} documents start in it")
         print(tokenizer.decode(tokens))
+
+
+def _print_generated(spec: RunSpec, count: int) -> None:
+    """Print the first sequences of a task as its tokens, and beneath each what is answered there."""
+    batch = TrainingSequences(GeneratedData.open(spec.physics.data), spec.physics).batch(0, count)
+    print(f"{spec.physics.task}: sequences of {spec.physics.data.context_length} tokens, . where nothing is answered")
+    for index, (tokens, targets) in enumerate(zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True)):
+        answers = ["." if target == IGNORED else str(target) for target in targets]
+        widths = [max(len(str(token)), len(answer)) for token, answer in zip(tokens, answers, strict=True)]
+        print(f"--- sequence {index}")
+        for row in (map(str, tokens), answers):
+            print(" ".join(value.rjust(width) for value, width in zip(row, widths, strict=True)))

@@ -96,7 +96,7 @@ def prepare_data(
     for spec in specs:
         data = spec.physics.data
         folder = data_folder(data, workspace)
-        if folder in seen:
+        if folder in seen or data.generated is not None:
             continue
         seen.add(folder)
         try:
@@ -117,7 +117,7 @@ def refuse_drift(workspace: Workspace, specs: Sequence[RunSpec]) -> None:
     prepared: dict[Path, str] = {}
     for spec in specs:
         result = workspace.run(spec.run_id).known_result()
-        if result is None:
+        if result is None or spec.physics.data.generated is not None:
             continue
         data = spec.physics.data
         folder = data_folder(data, workspace)

@@ -229,7 +229,8 @@ def test_operators_keep_the_rules_of_torch_library(implementation: str, dtype: t
     angles = torch.rand(2, 5, 3, dtype=dtype)
     torch.library.opcheck(ops.rotary.default, (*leaves(positions(2, 5, 2, 6, True)), angles.cos(), angles.sin(), by))
     if by == "numba":  # elsewhere it is made of other operators
-        torch.library.opcheck(ops.mlstm_inputs.default, (*leaves(inputs_of_mlstm(2, 5, 3, 4)), by))
+        for implementation in ("numba", "triton"):
+            torch.library.opcheck(ops.mlstm_inputs.default, (*leaves(inputs_of_mlstm(2, 5, 3, 4)), implementation))
 
 
 def test_the_loss_keeps_the_rules_of_torch_library() -> None:

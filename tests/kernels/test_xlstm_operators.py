@@ -351,6 +351,11 @@ def test_operators_keep_the_rules_of_torch_library() -> None:
     state = MLSTMState(*(part.float() for part in state))
     options = (*options[:-1], "numba")
     torch.library.opcheck(torch.ops.scaling.mlstm.default, (*inputs, state.C, state.n, state.m, *options))
+    tensors, state = mlstm_problem(1, 2, 20, 16, 16)
+    inputs = [t.float().requires_grad_() for t in tensors]
+    state = MLSTMState(*(part.float() for part in state))
+    options = (*options[:-1], "triton")
+    torch.library.opcheck(torch.ops.scaling.mlstm.default, (*inputs, state.C, state.n, state.m, *options))
     tensors, start = slstm_problem(2, 3, 1, 4)
     inputs = [t.requires_grad_() for t in tensors]
     torch.library.opcheck(torch.ops.scaling.slstm.default, (*inputs, *start, some_resets(2, 3, 0.2), None, "torch"))

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -217,7 +218,7 @@ def postgresql() -> Iterator[str]:
                 time.sleep(0.1)
             yield f"postgresql://alice:s3cretpw@127.0.0.1:{port}/postgres"
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # it does not wait for who is still connected
             server.wait()
 
 

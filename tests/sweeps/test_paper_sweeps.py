@@ -51,3 +51,36 @@ def test_ablations_have_the_published_numbers_of_parameters() -> None:
 
 def test_the_seven_billion_of_xlstm_large_are_counted_exactly() -> None:
     assert parameters(config_for("xlstm-large", "7B", 50_304)).total == 6_865_424_896  # arXiv 2503.13427
+
+
+def test_formal_languages_have_the_published_settings() -> None:
+    expanded = runs("paper/formal-languages")
+    assert len({run.spec.physics.task for run in expanded}) == 15
+    for run in expanded:
+        physics = run.spec.physics
+        assert (physics.steps, physics.batch_sequences, physics.schedule.warmup_steps) == (100_000, 256, 10_000)
+        assert physics.optimizer.learning_rate * physics.schedule.final_ratio == pytest.approx(1e-5)
+        task = physics.data.task
+        assert task is not None
+        lengths = run.spec.test_lengths
+        assert (task.longest, lengths[0], lengths[-1]) == (40, 40, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "batches", "tested"),
+    [
+        ("mqar-easy", {64: 512, 128: 512, 256: 256}, None),
+        ("mqar-hard", {756: 128, 1024: 96, 2048: 24}, None),
+        ("mqar-extrapolation", {2048: 24}, [4096, 6144, 8192]),
+    ],
+)
+def test_recall_reads_64_epochs_of_the_published_sequences(
+    name: str, batches: dict[int, int], tested: list[int] | None
+) -> None:
+    for run in runs(f"paper/{name}"):
+        physics, task = run.spec.physics, run.spec.physics.data.task
+        assert task is not None
+        assert physics.batch_sequences == batches[task.context_length]
+        assert physics.steps == 64 * 100_000 // physics.batch_sequences
+        assert (task.vocabulary, task.different) == (8192, 100_000)
+        assert list(run.spec.test_lengths) == (tested or [task.context_length])

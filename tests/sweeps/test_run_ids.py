@@ -34,7 +34,7 @@ def run_ids(path: Path, folder: Path) -> list[str]:
     """The ids of a sweep's runs where data of this machine are replaced by a stated revision, or by TEXT."""
     data = Sweep.load(path).file.data.model_dump()
     overrides = []
-    if data["revision"] is None:
+    if data["corpus"] is not None and data["revision"] is None:
         overrides = [f"data.corpus={data['corpus']}", "data.revision='0'"]
     if data["paths"]:
         for name, text in TEXT.items():

@@ -63,7 +63,7 @@ def test_the_sweep_that_the_errors_are_made_from_is_good(load: Load) -> None:
         ("train:", "resources: [{set: {devices: 2, gpus: 2}}]\ntrain:", "9: give `devices` or `gpus`, not both"),
         ("train:", "rules: [{when: {model: lama}, set: {beta1: 0.5}}]\ntrain:", "9: unknown model family `lama`"),
         ("train:", "rules: [{when: {}, set: null}]\ntrain:", "9: `rules.0.set`: input should be a mapping, not None"),
-        ("train:", "task: parity\ntrain:", "9: `task`: the text 'parity' is not valid"),
+        ("train:", "task: partiy\ntrain:", "9: `task`: the text 'partiy' is not valid; did you mean `parity`?"),
         ("context_length: 64", "context_length: 64, tokenizer: byte", "2: unknown tokenizer 'byte'"),
     ],
 )  # fmt: skip

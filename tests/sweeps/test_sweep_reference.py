@@ -7,13 +7,14 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from sweeps import language
-from sweeps.language import OF_A_POINT, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
+from sweeps.language import OF_A_POINT, OF_A_TASK, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
 from sweeps.sweep import Sweep
-from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Ring, Schedule
+from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
+from xlstm.tasks.settings import FormalLanguage, Recall
 
 Load = Callable[..., Sweep]
 REFERENCE = Path(__file__).parents[2] / "docs" / "sweeps.md"
@@ -44,7 +45,7 @@ def another_value(name: str, field: FieldInfo) -> Any:
     return value if value != field.default else kind(2 * value)
 
 
-def fields(ring: type[Ring], *left_out: str) -> list[Any]:
+def fields(ring: type[BaseModel], *left_out: str) -> list[Any]:
     """Name and value of every field of a part of the specification."""
     named = {name: another_value(name, field) for name, field in ring.model_fields.items() if name not in left_out}
     return [pytest.param(name, value, id=name) for name, value in named.items()]
@@ -61,13 +62,13 @@ def test_what_of_an_execution_is_resolved_and_not_said_is_a_field_of_it() -> Non
     assert all(RESOLVED.values())
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Evaluation))
+@pytest.mark.parametrize(("name", "value"), fields(Evaluation, "shortest", "longest", "length_step"))
 def test_every_field_of_an_evaluation_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(evaluation={name: value}).runs
     assert getattr(run.spec.evaluation, name) == value != Evaluation.model_fields[name].default
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Data, "end_of_text"))
+@pytest.mark.parametrize(("name", "value"), fields(Data, "end_of_text", *OF_A_TASK))
 def test_every_field_of_the_data_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value, "revision": "sha256:1"}}]).runs
     assert getattr(run.spec.physics.data, name) == value != Data.model_fields[name].default
@@ -87,6 +88,25 @@ def test_the_end_of_a_text_can_be_said(load: Load, tmp_path: Path) -> None:
     }
     (run,) = load(data=data).runs
     assert run.spec.physics.data.end_of_text == "<stop>"
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "value"),
+    [("parity", *field.values) for field in fields(FormalLanguage, *ONE_VALUE_ONLY, "longest")]
+    + [("mqar", *field.values) for field in fields(Recall, *ONE_VALUE_ONLY, "symbols", "fill_blanks")]
+    + [("parity", "longest", 50), ("mqar", "symbols", 1024), ("mqar", "fill_blanks", False)],
+)
+def test_every_field_of_a_task_can_be_said(load: Load, task: str, name: str, value: Any) -> None:
+    data = {"context_length": 64} if task == "mqar" else {}
+    (run,) = load(task=task, data=data | {name: value}).runs
+    generated = run.spec.physics.data.generated
+    assert getattr(generated, name) == value != type(generated).model_fields[name].default
+
+
+def test_the_lengths_of_a_test_can_be_said(load: Load) -> None:
+    said = {"shortest": 48, "longest": 96, "length_step": 16}
+    (run,) = load(task="parity", data={}, evaluation=said).runs
+    assert list(run.spec.test_lengths) == [48, 64, 80, 96]
 
 
 @pytest.mark.parametrize(("name", "value"), fields(Optimizer, *ONE_VALUE_ONLY, "recurrent_weight_decay"))
@@ -156,7 +176,7 @@ def values_of(key: dict[str, Any]) -> str:
     return words.get(kind.get("type", "object"), kind.get("type", "mapping"))
 
 
-def default_of(name: str, rings: Iterable[type[Ring]]) -> str:
+def default_of(name: str, rings: Iterable[type[BaseModel]]) -> str:
     """What a run has where a key is left out, if the specification says so."""
     for ring in rings:
         field = ring.model_fields.get("kind" if name == "schedule" else name)
@@ -169,7 +189,7 @@ def default_of(name: str, rings: Iterable[type[Ring]]) -> str:
 @pytest.mark.parametrize(
     ("section", "rings"),
     [
-        ("DataSettings", [Data]),
+        ("DataSettings", [Data, FormalLanguage, Recall]),
         ("TrainSettings", [Physics, Optimizer, Schedule]),
         ("Point", [Physics]),
         ("Resources", [Execution]),
@@ -177,7 +197,7 @@ def default_of(name: str, rings: Iterable[type[Ring]]) -> str:
     ],
 )
 def test_the_reference_has_every_key_with_its_values_its_default_and_its_meaning(
-    section: str, rings: list[type[Ring]]
+    section: str, rings: list[type[BaseModel]]
 ) -> None:
     keys = TypeAdapter(getattr(language, section)).json_schema()["properties"]
     if section == "Point":

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from xlstm.data import CorpusError, declare, open_prepared, prepare
 from xlstm.data.corpora import CorpusFile, open_corpus
-from xlstm.data.documents import Reading
-from xlstm.data.layouts import LayoutError, documents
+from xlstm.data.corpora.documents import Reading
+from xlstm.data.corpora.layouts import LayoutError, documents
 from xlstm.data.preparation import data_folder, tokenizer_of
 from xlstm.data.tokenizers import JsonTokenizer, Vocabulary
 from xlstm.run.directory import Workspace
@@ -244,10 +244,10 @@ def test_a_compressed_file_that_grows_beyond_the_limit_is_refused(
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "the same again"}\n' * 100_000))
     declare("jsonl", "bytes", 8, (str(path),))
-    monkeypatch.setattr("xlstm.data.documents.MOST_DECOMPRESSED", 1_000_000)
+    monkeypatch.setattr("xlstm.data.corpora.documents.MOST_DECOMPRESSED", 1_000_000)
     with pytest.raises(CorpusError, match=r"bytes that decompress to more than 1,000,000"):
         list(open_corpus("jsonl", (str(path),)).documents(CorpusFile(path, "a")))
-    monkeypatch.setattr("xlstm.data.documents.LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr("xlstm.data.corpora.documents.LONGEST_DOCUMENT", 10)
     with pytest.raises(CorpusError, match=r"a line of more than 10 bytes"):
         list(open_corpus("jsonl", (str(path),)).documents(CorpusFile(path, "a")))
 

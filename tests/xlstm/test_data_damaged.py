@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xlstm.data import CorpusError
 from xlstm.data.corpora import open_corpus
-from xlstm.data.layouts import LayoutError, documents
+from xlstm.data.corpora.layouts import LayoutError, documents
 from xlstm.data.tokenizers import Vocabulary, canonical_name, end_of_text_beside, make_tokenizer
 
 Folder = Callable[[str], Path]

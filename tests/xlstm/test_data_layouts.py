@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xlstm.data import CorpusError, declare, open_prepared, prepare
-from xlstm.data.layouts import LayoutError, documents
+from xlstm.data.corpora.layouts import LayoutError, documents
 from xlstm.data.tokenizers import JsonTokenizer
 from xlstm.run.directory import Workspace
 

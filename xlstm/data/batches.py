@@ -21,6 +21,11 @@ class Batch:
     targets: NDArray[np.int64]
     resets: NDArray[np.bool_]
 
+    @property
+    def counted(self) -> int:
+        """Positions that have a target."""
+        return int(np.count_nonzero(self.targets != IGNORED))
+
     def rows(self, start: int, stop: int) -> "Batch":
         """Some of the sequences, as views."""
         return Batch(self.tokens[start:stop], self.targets[start:stop], self.resets[start:stop])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.data.corpora import Corpus
-from xlstm.data.documents import CorpusError
+from xlstm.data.corpora.documents import CorpusError
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.tokenizers import Tokenizer, Vocabulary, load_tokenizer, token_dtype
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from xlstm.data.corpora import SplitName
-from xlstm.data.documents import Document
+from xlstm.data.corpora.documents import Document
 from xlstm.data.tokenizers import PlainIds, Tokenizer, Tokens
 
 _BATCH_LENGTH = 1 << 22

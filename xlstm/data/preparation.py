@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from xlstm.data import overlap
 from xlstm.data.corpora import Corpus, SplitName, open_corpus
-from xlstm.data.documents import CorpusError, Document, Reading
+from xlstm.data.corpora.documents import CorpusError, Document, Reading
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
 from xlstm.data.tokenizers import (

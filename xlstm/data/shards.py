@@ -134,6 +134,15 @@ class PreparedData:
         _verify(path, manifest)
         return cls(path, manifest)
 
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this number."""
+        return self.manifest.vocabulary
+
     def stream(self, split: str) -> TokenStream:
         """The tokens of a split. ValueError with the known names for a split that is not there."""
         if split not in self.manifest.splits:

@@ -110,13 +110,13 @@ def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device, 
 
     `z_loss` is the weight of a penalty that its gradient has and its value has not.
     """
-    tokens, targets = (_placed(array, device) for array in (batch.tokens, batch.targets))
-    resets = _placed(batch.resets, device) if spec.physics.data.documents == "reset" else None
+    tokens, targets = (placed(array, device) for array in (batch.tokens, batch.targets))
+    resets = placed(batch.resets, device) if spec.physics.data.documents == "reset" else None
     nll: torch.Tensor = model(tokens, resets=resets, targets=targets, z_loss=z_loss)[0]
     return nll
 
 
-def _placed(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def placed(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """An array on the device; to a GPU it is copied from pinned memory, while the host goes on."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

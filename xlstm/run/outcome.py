@@ -10,7 +10,7 @@ import time
 from xlstm.run.directory import RunDirectory
 from xlstm.run.json_files import read_record, write_text
 from xlstm.run.records import Launch, Result, State, Validation, write_json
-from xlstm.run.spec import RunSpec
+from xlstm.run.spec import Data, RunSpec
 
 
 def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:
@@ -50,16 +50,15 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     lines = [
         f"# {result.run_id}",
         "",
-        f"A language model of family `{result.family}`, size {result.size}, trained for a scaling law.",
+        f"A {'language model' if data.generated is None else f'model that learnt `{physics.task}`'} of family"
+        f" `{result.family}`, size {result.size}, trained for a scaling law.",
         "",
         "| | |",
         "| --- | --- |",
         f"| parameters | {result.parameters.total:,} ({result.parameters.non_embedding:,} without embeddings) |",
         f"| tokens | {result.tokens:,} in {result.steps:,} steps of {physics.batch_tokens:,} |",
         f"| training FLOPs | {result.flops['exact']:.4g} (6ND: {result.flops['6nd']:.4g}) |",
-        f"| data | `{data.corpus}` ({data.revision}), prepared as `{result.data_fingerprint}` |",
-        f"| tokenizer | {result.tokenizer} |",
-        f"| context | {data.context_length} tokens; at the end of a document: {data.documents} |",
+        *_data_rows(data, result),
         f"| optimizer | {optimizer.name}, peak learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, {schedule.kind} after {schedule.warmup_steps} steps of warm-up |",
         f"| precision, seed | {physics.precision}, {physics.seed} |",
@@ -67,6 +66,11 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     ]
     if validation.bits_per_byte is not None:
         lines.append(f"| bits per byte | {validation.bits_per_byte:.4f} |")
+    if (answers := validation.answers) is not None:
+        lines.append(
+            f"| accuracy | {answers.accuracy:.4f} of the tokens of an answer, {answers.sequence_accuracy:.4f} of whole"
+            f" answers; scaled {answers.scaled_accuracy:.4f} |"
+        )
     lines += [f"| loss on {plain(name)} | {loss:.4f} |" for name, loss in validation.by_source.items()]
     lines.append(
         f"| evaluation | {validation.tokens:,} tokens held out{_share(validation)}, `{validation.evaluation}` |"
@@ -75,10 +79,28 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     if result.trunk_id:
         lines.append(f"| shares its beginning with | {result.trunk_id} |")
     lines.append(f"| quality codes | {', '.join(result.quality) or 'none'} |")
-    lines += ["", "It continues text as its corpus would, and is good for nothing else: no instruction, no safeguard."]
+    use = "It answers this task" if data.generated else "It continues text as its corpus would"
+    lines += ["", f"{use}, and is good for nothing else: no instruction, no safeguard."]
     if spec.presentation.notes:
         lines += ["", spec.presentation.notes]
+    if data.generated is not None:
+        return "\n".join([*lines, ""])
     return "\n".join([*lines, "", f"    scaling generate {result.run_id} --prompt '…'", ""])
+
+
+def _data_rows(data: Data, result: Result) -> list[str]:
+    if data.generated is not None:
+        fields = data.generated.model_dump()
+        said = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "name")
+        return [
+            f"| data | `{data.corpus}` (version {data.revision} of the generators): {said} |",
+            f"| context | {data.context_length} tokens, padding included |",
+        ]
+    return [
+        f"| data | `{data.corpus}` ({data.revision}), prepared as `{result.data_fingerprint}` |",
+        f"| tokenizer | {result.tokenizer} |",
+        f"| context | {data.context_length} tokens; at the end of a document: {data.documents} |",
+    ]
 
 
 def plain(text: str) -> str:

@@ -57,6 +57,9 @@ class Metric:
     VALIDATION_LOSS = "validation/loss"
     VALIDATION_PERPLEXITY = "validation/perplexity"
     VALIDATION_BITS_PER_BYTE = "validation/bits_per_byte"
+    VALIDATION_ACCURACY = "validation/accuracy"
+    VALIDATION_SEQUENCE_ACCURACY = "validation/sequence_accuracy"
+    VALIDATION_SCALED_ACCURACY = "validation/scaled_accuracy"
     TOKENS_PER_SECOND = "throughput/tokens_per_second"
     MFU = "throughput/mfu"
     TOKENS = "progress/tokens"
@@ -171,6 +174,18 @@ class SweepPlan(BaseModel):
     runs: list[PlannedRow]
 
 
+class Answers(Record):
+    """How well the tests of a generated task were answered, from 0 to 1."""
+
+    accuracy: float
+    """Share of the tokens of an answer that are right, the mean over sequences."""
+    sequence_accuracy: float
+    """Share of the sequences whose whole answer is right."""
+    scaled_accuracy: float | None = None
+    """(accuracy - chance) / (1 - chance); null by length."""
+    by_length: dict[int, "Answers"] = {}
+
+
 class Validation(Record):
     """Quality on the validation split: nats per token, its exponential, and bits per byte of text."""
 
@@ -184,6 +199,8 @@ class Validation(Record):
     sequences: int | None = None
     """Sequences that were read, of `of_sequences` in the whole split; null in records of earlier versions."""
     of_sequences: int | None = None
+    answers: Answers | None = None
+    """Null where a corpus was learnt."""
 
     def metrics(self) -> dict[str, float]:
         """The validation as a part of a row of metrics."""
@@ -192,6 +209,15 @@ class Validation(Record):
             Metric.VALIDATION_PERPLEXITY: self.perplexity,
             Metric.VALIDATION_BITS_PER_BYTE: self.bits_per_byte,
         }
+        if self.answers is not None:
+            named |= {
+                Metric.VALIDATION_ACCURACY: self.answers.accuracy,
+                Metric.VALIDATION_SEQUENCE_ACCURACY: self.answers.sequence_accuracy,
+                Metric.VALIDATION_SCALED_ACCURACY: self.answers.scaled_accuracy,
+            }
+            for length, answers in self.answers.by_length.items():
+                named[f"validation/by_length/{length}/accuracy"] = answers.accuracy
+                named[f"validation/by_length/{length}/sequence_accuracy"] = answers.sequence_accuracy
         return {name: value for name, value in named.items() if value is not None}
 
 

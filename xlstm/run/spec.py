@@ -21,6 +21,8 @@ from xlstm.models.naming import family_label
 from xlstm.quantities import compact
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
+from xlstm.tasks import Task, task_of
+from xlstm.tasks.settings import AnyTask, TaskName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -58,6 +60,12 @@ class Data(Ring):
     id_type: IdType | None = Field(
         None, description="How headerless token ids are stored; null: the narrowest from 16 bits on."
     )
+    generated: AnyTask | None = Field(None, description="What generated sequences are like; null for a corpus.")
+
+    @property
+    def task(self) -> Task | None:
+        """The task whose sequences are generated; None for a corpus."""
+        return None if self.generated is None else task_of(self.generated, self.context_length)
 
 
 class Optimizer(Ring):
@@ -106,9 +114,6 @@ class Schedule(Ring):
         return self
 
 
-TaskName = Literal["language-modeling"]
-
-
 class Physics(Ring):
     """Ring 1: everything that may change the trained weights. Only this is hashed."""
 
@@ -132,6 +137,13 @@ class Physics(Ring):
     @model_serializer(mode="wrap")
     def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_later_defaults(self, handler(self))
+
+    @model_validator(mode="after")
+    def _data_are_those_of_the_task(self) -> Self:
+        learnt = self.data.generated.name if self.data.generated else "language-modeling"
+        if self.task != learnt:
+            raise ValueError(f"task {self.task} has the data of {learnt}")
+        return self
 
     @model_validator(mode="after")
     def _batch_is_whole_sequences_and_budget_at_least_one_step(self) -> Self:
@@ -252,6 +264,9 @@ class Evaluation(Ring):
     windows: Literal["even", "first"] = Field(
         "even", description="Which sequences a shortened validation reads: evenly over the whole split, or the first."
     )
+    shortest: PositiveInt | None = Field(None, description="Least length a generated task is tested on; null: its own.")
+    longest: PositiveInt | None = Field(None, description="Greatest length it is tested on; null: the task's own.")
+    length_step: PositiveInt | None = Field(None, description="From one tested length to the next; null: 1.")
 
     def fingerprint_on(self, data: Data) -> str:
         """Eight hex digits that name this evaluation of runs on these data: equal fingerprints, comparable losses.
@@ -282,12 +297,28 @@ class RunSpec(Ring):
             raise ValueError(f"{sequences // ranks} sequences per rank are not a multiple of the micro-batch {micro}")
         return self
 
+    @model_validator(mode="after")
+    def _tests_are_those_of_the_task(self) -> Self:
+        if self.physics.data.task is not None:
+            self.physics.data.task.check_tests(self.test_lengths, getattr(self.physics.model, "context_length", None))
+        elif self.evaluation.shortest or self.evaluation.longest or self.evaluation.length_step:
+            raise ValueError("test lengths are for generated tasks; language-modeling reads its validation split")
+        return self
+
+    @property
+    def test_lengths(self) -> range:
+        """The lengths that a generated task is tested on; none for a corpus."""
+        task, asked = self.physics.data.task, self.evaluation
+        return range(0) if task is None else task.tests(asked.shortest, asked.longest, asked.length_step)
+
     @cached_property
     def run_id(self) -> str:
-        """Readable slug and eight hex digits of the physics, such as `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
+        """Readable slug, a generated task before it, and eight hex digits: `xlstm-7-1-125M-15B-s0-3f9a1c2e`."""
         model = self.physics.model
         label = "".join(c if c.isalnum() else "-" for c in family_label(model)).strip("-")
         slug = f"{label}-{size_label(model)}-{compact(self.physics.tokens)}-s{self.physics.seed}"
+        if self.physics.data.generated is not None:
+            slug = f"{self.physics.task}-{slug}"
         return f"{slug}-{digest(self.canonical_payload())}"
 
     @cached_property

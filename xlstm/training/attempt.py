@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from kernels import cpu
-from xlstm.data import open_prepared
+from xlstm.data.sequences import open_data
 from xlstm.distributed import World
 from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
 from xlstm.run.outcome import leave_result
@@ -79,7 +79,7 @@ class _Attempt:
         self.watch.start()
         if self.world.is_main:
             self.lease.renew(State.RUNNING)
-        self.data = open_prepared(self.spec.physics.data, self.run.workspace)
+        self.data = open_data(self.spec.physics.data, self.run.workspace)
         self.trainer = Trainer(run, self.spec, number, self.world, self.data, self.watch.heartbeat)
         if self.world.is_main:
             self._record_kernels()
@@ -152,7 +152,7 @@ class _Attempt:
             raise CheckpointError(
                 f"{checkpoint.path} is of {record.run_id}, which shares no {record.step} steps with this"
             )
-        fingerprint = self.data.manifest.fingerprint
+        fingerprint = self.data.fingerprint
         if record.data_fingerprint != fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path} was trained on data {record.data_fingerprint}, prepared are {fingerprint} "
@@ -185,7 +185,7 @@ class _Attempt:
             run_id=self.run.run_id,
             step=step,
             physics=self.spec.physics,
-            data_fingerprint=self.data.manifest.fingerprint,
+            data_fingerprint=self.data.fingerprint,
             ranks=self.world.size,
             micro_batch_sequences=self.trainer.micro,
         )

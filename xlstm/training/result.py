@@ -6,8 +6,7 @@ import statistics
 import torch
 
 from xlstm.accounting import parameters, size_label, training_flops
-from xlstm.data.batches import Windows
-from xlstm.data.shards import PreparedData
+from xlstm.data.sequences import RunData, TrainingSequences
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Launch, Metric, Result, Validation
@@ -19,7 +18,7 @@ RISEN = 1.01
 """Loss over the lowest one earlier in the run beyond which it has risen: rounding alone changes it by up to 0.6 %."""
 
 
-def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: PreparedData, validation: Validation) -> Result:
+def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: RunData, validation: Validation) -> Result:
     """Quality, size and cost of a run whose last step is done. The cost counts every attempt, lost work included."""
     physics = spec.physics
     tokens = physics.steps * physics.batch_tokens
@@ -46,7 +45,7 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: Prepared
         attempts=launch.attempt,
         trunk_id=launch.fork.run_id if launch.fork else None,
         quality=quality_codes(run, spec, data, validation),
-        data_fingerprint=data.manifest.fingerprint,
+        data_fingerprint=data.fingerprint,
         tokenizer=physics.data.tokenizer,
         schedule=physics.schedule.kind,
         context_length=physics.data.context_length,
@@ -59,18 +58,19 @@ def _tokens_per_second(run: RunDirectory) -> float | None:
     return statistics.median(rows) if rows else None
 
 
-def quality_codes(run: RunDirectory, spec: RunSpec, data: PreparedData, validation: Validation) -> list[str]:
+def quality_codes(run: RunDirectory, spec: RunSpec, data: RunData, validation: Validation) -> list[str]:
     """Codes of what an analysis may want to know or to leave out."""
     codes = []
-    uniform = math.log(data.manifest.vocabulary)
-    if validation.loss > HOPELESS * uniform:
-        codes.append(f"loss-above-uniform:{validation.loss:.4g}-of-{uniform:.4g}")
-    earlier = [row[Metric.VALIDATION_LOSS] for row in run.metrics() if Metric.VALIDATION_LOSS in row]
-    if earlier and validation.loss > RISEN * min(earlier):
-        codes.append(f"loss-rose:{min(earlier):.4g}-to-{validation.loss:.4g}")
     physics = spec.physics
-    windows = Windows(data.stream("train"), physics.data.context_length, data.manifest.end_of_document)
-    epochs = physics.steps * physics.batch_sequences / windows.whole
+    if physics.data.generated is None:  # the test of a task may be longer than what was trained on, and its loss so bad
+        uniform = math.log(data.vocabulary)
+        if validation.loss > HOPELESS * uniform:
+            codes.append(f"loss-above-uniform:{validation.loss:.4g}-of-{uniform:.4g}")
+        earlier = [row[Metric.VALIDATION_LOSS] for row in run.metrics() if Metric.VALIDATION_LOSS in row]
+        if earlier and validation.loss > RISEN * min(earlier):
+            codes.append(f"loss-rose:{min(earlier):.4g}-to-{validation.loss:.4g}")
+    different = TrainingSequences(data, physics).different
+    epochs = physics.steps * physics.batch_sequences / different if different else 0.0
     if epochs > 1:
         codes.append(f"repeated-data:{epochs:.2f}-epochs")
     schedule = physics.schedule

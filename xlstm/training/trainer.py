@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from kernels.dispatch import prefer
-from xlstm.data.batches import Batch, Windows
-from xlstm.data.order import Order
-from xlstm.data.shards import PreparedData
+from xlstm.data.batches import Batch
+from xlstm.data.sequences import RunData, TrainingSequences
 from xlstm.distributed import World
-from xlstm.evaluation.validation import losses, validate
+from xlstm.evaluation.answers import validate_on
+from xlstm.evaluation.validation import losses
 from xlstm.models import build
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Validation
@@ -49,7 +49,7 @@ class Trainer:
     spec: RunSpec
     attempt: int
     world: World
-    data: PreparedData
+    data: RunData
     heartbeat: Callable[[], None]
     """Called while no step ends, so that a long validation is not taken for a hang."""
     last_validation: Validation | None = field(default=None, init=False)
@@ -66,15 +66,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, physics.optimizer)
         self.parameters = list(self.model.parameters())
         self.state = training_state(self.model, self.optimizer)
-        self.windows = Windows(
-            self.data.stream("train"), physics.data.context_length, self.data.manifest.end_of_document
-        )
-        if self.windows.whole == 0:
-            raise ValueError(
-                f"the training split holds {len(self.windows.stream)} tokens: "
-                f"not one sequence of {physics.data.context_length}"
-            )
-        self.order = Order(self.windows.whole, physics.seed)
+        self.sequences = TrainingSequences(self.data, physics)
         self.per_rank = physics.batch_sequences // self.world.size
         self.micro = execution.micro_batch_sequences or self.per_rank
         self.micro_before: int | None = None
@@ -123,7 +115,7 @@ class Trainer:
 
     def validation(self) -> Validation:
         """Quality of the model as it is now; equal on all ranks."""
-        result = validate(self.model, self.data, self.spec, self.world, self.micro, self.heartbeat)
+        result = validate_on(self.model, self.data, self.spec, self.world, self.micro, self.heartbeat)
         reshard(self.model)  # what was gathered would be kept until the next backward pass
         return result
 
@@ -152,7 +144,13 @@ class Trainer:
         if self._ready is not None and self._ready[0] == step:
             return self._ready[1]
         first = step * self.spec.physics.batch_sequences + self.world.rank * self.per_rank
-        return self.windows.batch(self.order.take(first, self.per_rank))
+        return self.sequences.batch(first, self.per_rank)
+
+    def _counted(self, batch: Batch) -> float:
+        """Positions with a target in the global batch, of which this rank has a part."""
+        if self.sequences.every_position_counts:
+            return self.spec.physics.batch_tokens
+        return self.world.sum(batch.counted)[0]
 
     def _probe(self) -> Probe:
         """What passes of one and two sequences take of the GPU's memory; weights and moments stay as they are."""
@@ -163,7 +161,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(device)
             self.micro = sequences
             passes = min(2, self.per_rank // sequences)  # two, as gradients are then added up
-            self._add_gradients(self.windows.batch(np.arange(passes * sequences)))
+            self._add_gradients(self.sequences.numbered(np.arange(passes * sequences)))
             self.optimizer.zero_grad()
             return max(self.world.gather(torch.cuda.max_memory_allocated(device)))
 
@@ -177,16 +175,17 @@ class Trainer:
     def _add_gradients(self, batch: Batch) -> torch.Tensor:
         """Forward and backward passes over this rank's sequences. Returns its part of the global batch's mean loss.
 
+        The mean is over the positions of the global batch that have a target.
         Gradients are summed over the ranks in the last pass.
         """
-        physics = self.spec.physics
+        physics, counted = self.spec.physics, self._counted(batch)
         parts = []
         for start in range(0, len(batch.tokens), self.micro):
             if self.world.size > 1:
                 self.model.set_requires_gradient_sync(start + self.micro >= len(batch.tokens))  # type: ignore[operator]
             rows = batch.rows(start, start + self.micro)
             nll = losses(self.model, rows, self.spec, self.world.device, physics.z_loss or 0.0)
-            loss = nll.sum() / physics.batch_tokens  # every position of a window that is trained on has a target
+            loss = nll.sum() / counted
             loss.backward()
             parts.append(loss.detach())
         return parts[0] if len(parts) == 1 else torch.stack(parts).double().sum()

@@ -58,6 +58,14 @@ def dataset_of(spec: RunSpec) -> Dataset:
     return Dataset(data.corpus, data.revision.removeprefix("sha256:")[:36], source)  # the longest that MLflow keeps
 
 
+def _task_of(spec: RunSpec) -> dict[str, Any]:
+    """The task and all its fields, where it is generated."""
+    generated = spec.physics.data.generated
+    if generated is None:
+        return {}
+    return {"task": spec.physics.task, **{f"task.{key}": value for key, value in generated.model_dump().items()}}
+
+
 def params_of(spec: RunSpec) -> dict[str, Any]:
     """What an analysis needs of a run that it knows from MLflow alone."""
     physics = spec.physics
@@ -71,6 +79,7 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
         "steps": physics.steps,
         "batch_tokens": physics.batch_tokens,
         "context_length": physics.data.context_length,
+        **_task_of(spec),
         "corpus": physics.data.corpus,
         "revision": physics.data.revision,
         "tokenizer": physics.data.tokenizer,

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from xlstm.data import columnar, hub, layouts
-from xlstm.data.documents import CorpusError, Document, Reading, of_json, of_row
+from xlstm.data.corpora import columnar, hub, layouts
+from xlstm.data.corpora.documents import CorpusError, Document, Reading, of_json, of_row
 from xlstm.data.locations import located
 from xlstm.data.tokenizers import Vocabulary
 

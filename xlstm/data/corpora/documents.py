@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from xlstm.data import columnar
+from xlstm.data.corpora import columnar
 from xlstm.run.spec import IdType
 
 MOST_DECOMPRESSED = 100 << 30

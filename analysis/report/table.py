@@ -1,0 +1,212 @@
+"""Measures side by side: families by tasks, or by any axis of a sweep, as Markdown, LaTeX, CSV and a heat map.
+
+Of an axis that was searched, the value with the best mean over its seeds stands in the cell; beside the mean stands
+half of its 95 % interval over seeds, by Student's t.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
+"""Measures of which the lowest is the best; of all others the highest is."""
+
+_COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")
+"""Axes that are columns where nothing else is asked for: the first that has several values."""
+
+_ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of the plan: its coordinates, and what was measured; nothing while it has no result."""
+
+    point: Mapping[str, Any]
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The mean over the seeds of the best value of what was searched."""
+
+    mean: float
+    interval: float | None
+    """Half of the 95 % interval over seeds; None with one seed."""
+    seeds: int
+    best: Any = None
+    """The value of the searched axis; None where none was."""
+
+    def text(self, between: str = " ± ") -> str:
+        """Mean and half interval, to three decimals."""
+        return f"{self.mean:.3f}" + (f"{between}{self.interval:.3f}" if self.interval is not None else "")
+
+
+@dataclass(frozen=True)
+class MeasureTable:
+    """Cells by the names of their row and column."""
+
+    measure: str
+    column_axis: str
+    rows: list[str]
+    columns: list[str]
+    cells: dict[tuple[str, str], Cell]
+    measured: int
+    planned: int
+
+    def best(self, column: str) -> float | None:
+        """The best mean of a column, rounded as it is shown."""
+        means = [round(cell.mean, 3) for (_, name), cell in self.cells.items() if name == column]
+        if not means:
+            return None
+        return min(means) if self.measure in LOWER_IS_BETTER else max(means)
+
+    def _lines(self, absent: str, between: str, bold: tuple[str, str]) -> list[list[str]]:
+        """Header and rows; the best of each column between the marks of bold."""
+        lines = [[self.measure, *self.columns]]
+        best = {column: self.best(column) for column in self.columns}
+        for row in self.rows:
+            line = [row]
+            for column in self.columns:
+                cell = self.cells.get((row, column))
+                text = cell.text(between) if cell else absent
+                marked = cell is not None and round(cell.mean, 3) == best[column] and len(self.rows) > 1
+                line.append(f"{bold[0]}{text}{bold[1]}" if marked else text)
+            lines.append(line)
+        return lines
+
+    def markdown(self) -> str:
+        """A table of Markdown, the best of each column in bold."""
+        header, *rows = self._lines(_ABSENT, " ± ", ("**", "**"))
+        lines = [header, ["---", *["---:"] * len(self.columns)], *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def latex(self) -> str:
+        """A tabular with the rules of booktabs, the best of each column in bold."""
+        header, *rows = self._lines("--", r" $\pm$ ", (r"\textbf{", "}"))
+        named = [[_tex(line[0]), *line[1:]] for line in rows]
+        lines = [r"\begin{tabular}{l" + "r" * len(self.columns) + "}", r"\toprule"]
+        lines += [" & ".join(map(_tex, header)) + r" \\", r"\midrule"]
+        lines += [" & ".join(line) + r" \\" for line in named]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+    def csv(self) -> str:
+        """A line per cell, in full precision."""
+        written = io.StringIO()
+        writer = csv.writer(written, lineterminator="\n")
+        writer.writerow(["row", self.column_axis, self.measure, "half_interval_95", "seeds", "best"])
+        for (row, column), cell in self.cells.items():
+            writer.writerow([row, column, cell.mean, cell.interval, cell.seeds, cell.best])
+        return written.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, a cell each."""
+        cells = [
+            {"row": row, self.column_axis: column, "mean": c.mean, "half_interval_95": c.interval, "seeds": c.seeds}
+            | {"best": c.best}
+            for (row, column), c in self.cells.items()
+        ]
+        return {"measure": self.measure, "measured": self.measured, "planned": self.planned, "cells": cells}
+
+    def draw(self, path: Path) -> None:
+        """The heat map, in the format of the file's ending."""
+        import matplotlib.pyplot as plt
+        import numpy as np
+
+        from analysis.report.plots import style
+
+        means = np.array(
+            [
+                [c.mean if (c := self.cells.get((row, column))) else math.nan for column in self.columns]
+                for row in self.rows
+            ]
+        )
+        low, high = (0.0, 1.0) if "accuracy" in self.measure else (None, None)
+        with style():
+            figure, axes = plt.subplots(figsize=(2.5 + 0.75 * len(self.columns), 1.2 + 0.4 * len(self.rows)))
+            colors = "viridis_r" if self.measure in LOWER_IS_BETTER else "viridis"
+            image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
+            axes.grid(visible=False)
+            axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
+            axes.set_yticks(range(len(self.rows)), self.rows)
+            for (y, x), mean in np.ndenumerate(means):
+                if not math.isnan(mean):
+                    dark = image.norm(mean) < 0.6 if colors == "viridis" else image.norm(mean) > 0.4
+                    axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="white" if dark else "black")
+            figure.colorbar(image, label=self.measure.replace("_", " "))
+            figure.savefig(path, facecolor="white")
+            plt.close(figure)
+
+
+def _tex(text: str) -> str:
+    return "".join("\\" + c if c in "&%$#_{}" else c for c in text)
+
+
+def build_table(
+    runs: Sequence[Measured], measure: str | None, column_axis: str | None, searched: str | None
+) -> MeasureTable:
+    """The table of a sweep. ValueError where no run has the measure, or there is no such axis.
+
+    Rows are the families, and whatever else varies that the column does not decide; `searched` is the axis of which the
+    best value counts. Left out, the measure is the scaled accuracy where there is one, else the loss, and the column
+    the first of a few axes that varies.
+    """
+    known = list(dict.fromkeys(name for run in runs for name in run.measures))
+    if not known:
+        raise ValueError("no run has a result yet")
+    measure = measure or ("scaled_accuracy" if "scaled_accuracy" in known else "loss")
+    if measure not in known:
+        short = ", ".join(name for name in known if "/" not in name)
+        raise ValueError(f"no run has `{measure}`; there are {short}, and some by length")
+    values = {axis: _distinct(run.point.get(axis) for run in runs) for axis in {a: 0 for r in runs for a in r.point}}
+    varying = [axis for axis, found in values.items() if len(found) > 1 and axis not in ("seed", searched)]
+    if column_axis is None:
+        column_axis = next((axis for axis in _COLUMNS if axis in varying), "size")
+    if column_axis not in values:
+        raise ValueError(f"the sweep has no axis `{column_axis}`; there are {', '.join(values)}")
+    told = [axis for axis in varying if axis not in ("model", column_axis) and not _decided(runs, column_axis, axis)]
+    groups: dict[tuple[str, str], dict[Any, list[float]]] = {}
+    rows: dict[str, None] = {}
+    for run in runs:
+        row = ", ".join(str(run.point.get(axis)) for axis in ("model", *told))
+        rows[row] = None
+        if measure in run.measures:
+            found = groups.setdefault((row, str(run.point.get(column_axis))), {})
+            found.setdefault(run.point.get(searched) if searched else None, []).append(run.measures[measure])
+    return MeasureTable(
+        measure=measure,
+        column_axis=column_axis,
+        rows=list(rows),
+        columns=list(map(str, values[column_axis])),
+        cells={place: _cell(found, measure) for place, found in groups.items()},
+        measured=sum(measure in run.measures for run in runs),
+        planned=len(runs),
+    )
+
+
+def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
+    choose = min if measure in LOWER_IS_BETTER else max
+    best = choose(found, key=lambda value: fmean(found[value]))
+    seeds = found[best]
+    interval = None
+    if len(seeds) > 1:
+        interval = float(stdtrit(len(seeds) - 1, 0.975)) * stdev(seeds) / math.sqrt(len(seeds))
+    return Cell(fmean(seeds), interval, len(seeds), best)
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _decided(runs: Sequence[Measured], by: str, axis: str) -> bool:
+    """Whether the value of one axis goes with one value of another."""
+    found: dict[Any, set[Any]] = {}
+    for run in runs:
+        found.setdefault(run.point.get(by), set()).add(run.point.get(axis))
+    return all(len(values) == 1 for values in found.values())

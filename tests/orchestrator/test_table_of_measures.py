@@ -1,0 +1,56 @@
+"""`scaling table` reads a sweep of tasks from the workspace and, once it is tracked, the same from MLflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.planning.plan import make_plan
+from sweeps.sweep import Sweep
+from xlstm.run.directory import Workspace
+from xlstm.run.records import Answers, Validation
+
+SWEEP = """name: languages
+data: {longest: 8}
+sizes: {s: {embedding_dim: 16, num_blocks: 1}}
+grid: {task: [parity, reverse], model: [lstm], size: [s], steps: [4], learning_rate: [1e-2, 1e-3], seed: [0, 1]}
+best_of: learning_rate
+train: {batch_sequences: 8}
+"""
+EXPECTED = """| scaled_accuracy | parity | reverse |
+| --- | ---: | ---: |
+| lstm | 0.850 ± 0.635 | 0.850 ± 0.635 |
+"""
+
+
+def measured(folder: Path, finish: Callable[..., None], workspace: Workspace) -> None:
+    """Submit the sweep, and leave what its runs would have measured."""
+    (folder / "languages.yaml").write_text(SWEEP)
+    plan = make_plan(Sweep.load(folder / "languages.yaml"), workspace)
+    plan.save()
+    for planned in plan.runs:
+        physics = planned.spec.physics
+        scaled = (0.8 if physics.optimizer.learning_rate == 1e-2 else 0.1) + 0.1 * physics.seed
+        answers = Answers(accuracy=0.5, sequence_accuracy=0.5, scaled_accuracy=scaled)
+        fingerprint = planned.spec.evaluation_fingerprint
+        validation = Validation(loss=1.0, perplexity=2.7, tokens=9, evaluation=fingerprint, answers=answers)
+        finish(workspace, planned, validation=validation, seed=physics.seed)
+        workspace.run(planned.run_id).append_metrics({"step": 4, "time": 1.0, "attempt": 1, **validation.metrics()})
+
+
+def test_a_table_is_read_from_the_workspace(scaling: Any, tmp_path: Path, finish: Callable[..., None]) -> None:
+    assert scaling("table", "languages").code == 2
+    measured(tmp_path, finish, Workspace(scaling.workspace))
+    said = scaling("table", "languages", "--to", str(tmp_path / "table.md"))
+    assert (said.code, said.out) == (0, EXPECTED), said.err
+    assert (tmp_path / "table.md").read_text() == EXPECTED
+    assert scaling("table", "languages", "--to", "table.doc").code == 2
+
+
+@pytest.mark.slow
+def test_a_table_is_the_same_from_mlflow(scaling: Any, tmp_path: Path, finish: Callable[..., None]) -> None:
+    measured(tmp_path, finish, Workspace(scaling.workspace))
+    assert scaling("sync").code == 0
+    said = scaling("table", "mlflow:languages", "--best-of", "learning_rate")
+    assert (said.code, said.out) == (0, EXPECTED), said.err

@@ -1,0 +1,73 @@
+"""Data of tasks whose sequences are generated: nothing is prepared, and there is nothing that could drift."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from xlstm.data.batches import Batch
+from xlstm.run.identity import digest, without_later_defaults
+from xlstm.run.spec import Data
+from xlstm.tasks import Task, task_of
+from xlstm.tasks.settings import REVISION, AnyTask, TaskSettings
+
+_SETTINGS: TypeAdapter[TaskSettings] = TypeAdapter(AnyTask)
+
+
+def declare_task(name: str, fields: Mapping[str, Any], context_length: int | None) -> tuple[Data, int]:
+    """The data ring of a task with some of its fields, and the model's vocabulary size.
+
+    `context_length` is None for tasks whose lengths decide it. ValueError where there are no such sequences.
+    """
+    settings = _SETTINGS.validate_python({"name": name, **fields})
+    task = task_of(settings, context_length or 0)
+    data = Data(
+        corpus=name,
+        revision=REVISION,
+        tokenizer="symbols",
+        context_length=task.context_length,
+        generated=settings,
+    )
+    return data, task.vocabulary
+
+
+@dataclass(frozen=True)
+class GeneratedData:
+    """The sequences of a task, in the place of a corpus that was prepared."""
+
+    task: Task
+    fingerprint: str
+    """Eight hex digits of the task, its fields and the version of the generators."""
+
+    @classmethod
+    def open(cls, data: Data) -> "GeneratedData":
+        """ValueError for data that are no task's."""
+        if data.task is None:
+            raise ValueError(f"{data.corpus} is a corpus, and not generated")
+        return cls(data.task, digest(without_later_defaults(data, data.model_dump(mode="json"))))
+
+    @property
+    def path(self) -> str:
+        """Where they lie, for people."""
+        return "this program"
+
+    @property
+    def vocabulary(self) -> int:
+        return self.task.vocabulary
+
+    def training(self, seed: int, numbers: NDArray[np.int64]) -> Batch:
+        """The training sequences of these numbers."""
+        examples = self.task.training(seed, numbers)
+        return _batch(examples.tokens, examples.targets)
+
+    def test(self, length: int, numbers: NDArray[np.int64]) -> Batch:
+        """The test sequences of these numbers, all of one length."""
+        examples = self.task.test(length, numbers)
+        return _batch(examples.tokens, examples.targets)
+
+
+def _batch(tokens: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
+    return Batch(tokens, targets, np.zeros(tokens.shape, dtype=bool))
