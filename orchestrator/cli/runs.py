@@ -1,6 +1,7 @@
 """Verbs about runs: train, noise, generate, logs, diff, runs, table, export, delete."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -100,6 +101,8 @@ def generate(
 
     with one_line_errors():
         directory = find_run(workspace_here(), run)
+        # Read when torch is imported: threads that wait for one another sleep, as trainers' do.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from xlstm.generation import TrainedRun
         from xlstm.training.checkpoints import CheckpointError
 

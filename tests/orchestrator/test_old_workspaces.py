@@ -41,6 +41,7 @@ def shown(folder: Path, sweep: str) -> dict[str, Any]:
         metrics = {
             name: sorted([point.step, point.value] for point in client.get_metric_history(run.info.run_id, name))
             for name in run.data.metrics
+            if not name.startswith("law/")  # of the sweep's parent run, told since
         }
         found[run.data.tags.get("run_id", "")] = {"params": run.data.params, "metrics": metrics}
     return found
