@@ -25,7 +25,7 @@ from analysis.laws.objectives import HUBER, Objective
 CANDIDATES = (ADDITIVE, FORMS["coupled"], FORMS["kaplan"])
 """What is fitted where no form is asked for. The first stays where nothing speaks clearly for another."""
 STARTS = 32
-"""Descents of each form weighed beside the first: those to that one certify it on data where most starts agree for all."""
+"""Descents of each form that is weighed beside the first, whose own certify it where most starts agree for all."""
 ROLLOUT_STARTS, ROLLOUT_DRAWS = 4, 120
 HELD_OUT = 0.2
 CLEAR_INFORMATION, CLEAR_ROLLOUT = 6.0, 0.9
