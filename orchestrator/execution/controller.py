@@ -97,7 +97,7 @@ class Controller:
         self._progress = {
             planned.run_id: _Progress(planned, self.workspace.run(planned.run_id)) for planned in self.runs
         }
-        # A look takes as long as what trains asks for, however many runs wait or have ended.
+        # A poll reads the files of what trains, however many runs wait or have ended.
         self._open = dict(self._progress)
         self._ready: dict[str, _Progress] = {}
         self._behind: dict[str, list[_Progress]] = {}
