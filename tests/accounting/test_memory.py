@@ -13,14 +13,14 @@ from xlstm.training.micro_batch import Probe
     [
         ("llama", "125M", 8, 2, "none", "bf16-mixed", 1),
         ("llama", "125M", 1, 4, "none", "float32", 1),
-        ("llama", "2.7B", 32, 1, "full", "bf16-mixed", 1),
+        pytest.param("llama", "2.7B", 32, 1, "full", "bf16-mixed", 1, marks=pytest.mark.slow),
         ("gpt", "125M", 8, 2, "full", "bf16-mixed", 1),
         ("xlstm[1:0]", "125M", 8, 1, "none", "bf16-mixed", 1),
-        ("xlstm[1:0]", "2.7B", 32, 1, "full", "bf16-mixed", 1),
-        ("xlstm[7:1]", "125M", 8, 1, "selective", "bf16-mixed", 1),
+        pytest.param("xlstm[1:0]", "2.7B", 32, 1, "full", "bf16-mixed", 1, marks=pytest.mark.slow),
+        pytest.param("xlstm[7:1]", "125M", 8, 1, "selective", "bf16-mixed", 1, marks=pytest.mark.slow),
         ("xlstm-large", "125M", 8, 1, "none", "bf16-mixed", 1),
-        ("mamba", "125M", 8, 1, "none", "bf16-mixed", 1),
-        ("rwkv4", "125M", 8, 1, "none", "bf16-mixed", 1),
+        pytest.param("mamba", "125M", 8, 1, "none", "bf16-mixed", 1, marks=pytest.mark.slow),
+        pytest.param("rwkv4", "125M", 8, 1, "none", "bf16-mixed", 1, marks=pytest.mark.slow),
         ("llama", "125M", 8, 1, "none", "bf16-mixed", 2),
         ("llama", "125M", 1, 2, "full", "bf16-mixed", 1),
         ("llama", "125M", 1, 1, "none", "bf16-mixed", 2),
@@ -33,6 +33,7 @@ def test_the_peak_is_what_fsdps_tracker_sees_within_fifteen_percent(
     assert memory(spec).total == pytest.approx(tracked_peak(spec)["Total"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_micro_batch_by_probe_is_the_largest_that_the_tracker_sees_fit() -> None:
     peaks = {n: tracked_peak(run_spec("llama", "125M", 8, n, "none", "bf16-mixed")) for n in (1, 2, 4, 8, 16)}
     total = {n: peak["Total"] for n, peak in peaks.items()}

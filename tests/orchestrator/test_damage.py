@@ -250,7 +250,16 @@ def test_a_folder_of_a_sweep_that_is_gone_or_a_file_stops_nobody(
     assert len(said["status", "--json"].json) == 3
 
 
-@pytest.mark.parametrize("name", ["rules.json", "llama/fit.json", "llama/draws.npy", "llama/rows.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama/fit.json",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("rules.json", "llama/draws.npy", "llama/rows.parquet")
+        ),
+    ],
+)
 def test_a_damaged_fit_is_made_anew_or_named(scaling: Any, workspace: Workspace, name: str) -> None:
     path = workspace.sweep("old").fit / name
     for way in WAYS:
