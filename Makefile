@@ -25,8 +25,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start processes and servers run last, those of one folder one after the other: they wait more than they
-# compute.
+# Tests that start processes and servers run last, those of one file one after the other: they wait more than they compute.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and not slow"
 	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "serial and not slow"

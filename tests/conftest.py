@@ -41,10 +41,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`, serial tests of one folder run one after the other, and so do those of Ray."""
+    """Under `--dist loadgroup`, serial tests of one file run one after the other, and so do all of Ray and of Slurm."""
     for item in items:
         if item.get_closest_marker("serial"):
-            group = "ray" if "ray" in item.path.stem.split("_") else item.path.parent.name
+            of_ray = "ray" in item.path.stem.split("_")
+            group = "ray" if of_ray else "slurm" if item.path.parent.name == "slurm" else item.path.stem
             item.add_marker(pytest.mark.xdist_group(group))
 
 
