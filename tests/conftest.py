@@ -40,15 +40,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`, serial tests of one file run one after the other, and so do all of Ray and of Slurm."""
-    for item in items:
-        if item.get_closest_marker("serial"):
-            of_ray = "ray" in item.path.stem.split("_")
-            group = "ray" if of_ray else "slurm" if item.path.parent.name == "slurm" else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers started from here on take 75 s over each checkpoint, as a large model on a slow disk does."""
