@@ -40,14 +40,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`, serial tests of one folder run one after the other, and so do those of Ray."""
-    for item in items:
-        if item.get_closest_marker("serial"):
-            group = "ray" if "ray" in item.path.stem.split("_") else item.path.parent.name
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers started from here on take 75 s over each checkpoint, as a large model on a slow disk does."""

@@ -32,9 +32,10 @@ def arguments(job: "Job", executor: str, *, whole_devices: bool = False) -> list
 def command(told: Sequence[str], *, node_rank: int = 0, rendezvous: str = "", parent: int | None = None) -> list[str]:
     """The command line that starts a supervisor on this node, from the `arguments` of its attempt.
 
-    `rendezvous` is host:port on the first node, for a run of several; `parent` the process that it dies with.
+    `rendezvous` is host:port on the first node, for a run of several; `parent` the process that it dies with. What
+    lies in the working directory under the names of our packages is not looked into (`-P`).
     """
-    line = [sys.executable, "-m", SUPERVISOR, *told, "--node-rank", str(node_rank)]
+    line = [sys.executable, "-P", "-m", SUPERVISOR, *told, "--node-rank", str(node_rank)]
     if rendezvous:
         line += ["--rendezvous", rendezvous]
     if parent is not None:

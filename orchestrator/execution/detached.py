@@ -23,6 +23,7 @@ def submission(workspace: Workspace, sweep: str, on: str) -> list[str]:
     """The command line that submits a kept sweep."""
     return [
         sys.executable,
+        "-P",
         "-m",
         "orchestrator.cli",
         "submit",

@@ -122,6 +122,7 @@ class Supervisor:
             TOKEN_VARIABLE: self.token,
             "OMP_NUM_THREADS": str(launch.execution.threads_per_rank or 1),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",  # as `-P` for the supervisor
         }
         # A thread that waits for another gives its core away: where a neighbour has taken the other's, it would spin
         # for as long as the core is left to it. Nothing that is computed changes.
