@@ -11,25 +11,19 @@ from pathlib import Path
 
 import torch
 
+from xlstm.training.machine import chip
+
 
 def describe(device: str) -> dict[str, str | int | float]:
     """Chip, cores, threads, libraries, and how busy the machine was with other work when measuring began."""
-    chip = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
-        "chip": chip,
+        "chip": chip(device),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def least_seconds(work: Callable[[], object], device: str, rounds: int) -> float:

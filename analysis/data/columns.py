@@ -30,6 +30,7 @@ SCHEMA = {
     "data": pl.String,
     "context_length": pl.Int64,
     "precision": pl.String,
+    "computed_on": pl.String,
     "cluster": pl.String,
     "state": pl.String,
     "quality": pl.String,

@@ -41,6 +41,7 @@ MLFLOW_COLUMNS = {
     "data": "params.data_fingerprint",
     "context_length": "params.context_length",
     "precision": "params.precision",
+    "computed_on": "params.computed_on",
     "cluster": "tags.trunk_id",
     "state": "tags.state",
     "quality": "tags.quality",

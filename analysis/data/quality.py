@@ -182,6 +182,17 @@ def several_losses(family: str, rows: pl.DataFrame, inputs: Sequence[str] = ()) 
     ]
 
 
+def several_machines(frame: pl.DataFrame) -> list[FitWarning]:
+    """A warning where usable rows were computed on different devices or by different kernels, as far as they tell."""
+    told = usable(frame).filter(pl.col("computed_on").is_not_null())
+    shares = told.group_by("computed_on", maintain_order=True).len()
+    if shares.height < 2:
+        return []
+    listed = "; ".join(f"{place} ({count} runs)" for place, count in shares.iter_rows())
+    what = "so that rounding alone sets their losses apart; `scaling noise RUN` measures by how much"
+    return [FitWarning("several-machines", f"runs were computed on {listed}, {what}")]
+
+
 def not_comparable(frame: pl.DataFrame) -> str | None:
     """In what the usable rows of several families differ, so that the families' losses do not compare; None if not."""
     usable = frame.filter(pl.col("excluded").is_null())

@@ -3,8 +3,9 @@
 Columns: `run_id`, `family`, `size`, `seed`, `parameters` (N, total), `non_embedding` and `non_embedding_with_head` (N
 by other conventions, where known), `tokens` (D), `flops` (C), `loss` (nats per token on the validation split),
 `evaluation`, `tokenizer`, `schedule`, `data` (fingerprint of the prepared text), `context_length`, `precision`,
-`cluster` (runs that share a trunk share it), `state` and `quality` (what is known of the run), and `excluded`: null, or
-why the row is not to be fitted. No row is dropped silently: a fit reports those it left out.
+`computed_on` (device and kernels), `cluster` (runs that share a trunk share it), `state` and `quality` (what is known
+of the run), and `excluded`: null, or why the row is not to be fitted. No row is dropped silently: a fit reports those
+it left out.
 
 A row is one run, told from others by a key: our run id, MLflow's own id for runs that are not ours, and in a table the
 row itself. Names are no keys. Rows with the same numbers throughout are one run twice (`quality`), rows that differ in
@@ -258,6 +259,7 @@ def _row(run: RunDirectory, result: Result) -> dict[str, object]:
         "data": result.data_fingerprint,
         "context_length": context_length,
         "precision": precision,
+        "computed_on": result.computed_on,
         "cluster": result.trunk_id or result.run_id,
         "state": "COMPLETED",
         "quality": ", ".join(result.quality),

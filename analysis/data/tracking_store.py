@@ -15,6 +15,7 @@ import polars as pl
 
 from analysis.findings import RefusalError
 from xlstm.run.secrets import masked
+from xlstm.run.tracking import remedy
 
 DATABASES = ("sqlite", "postgresql", "mysql")
 """Schemes of the databases that are read directly; all else goes through the client."""
@@ -110,6 +111,7 @@ def _connection(tracking_uri: str) -> Iterator[Any]:
             yield connection
     except (sqlalchemy.exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
         first = str(error).strip().splitlines()[0]
+        first += remedy(tracking_uri, error)
         raise RefusalError("unreadable-store", f"{engine.url!r}: not a readable MLflow database: {first}") from None
     finally:
         engine.dispose()

@@ -109,6 +109,8 @@ def fit(
         names = "; ".join(str(refusal) for refusal in refusals)
         warning = FitWarning("family-not-fitted", names)
         fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
+    if machines := quality.several_machines(frame):
+        fits = [replace(fitted, warnings=(*fitted.warnings, *machines)) for fitted in fits]
     if len(fits) > 1 and (differ := quality.not_comparable(frame)):
         warning = FitWarning("families-not-comparable", f"the families' losses do not compare: {differ}")
         fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]

@@ -82,7 +82,7 @@ def write_with(
         f"{compact(round(_largest(fits, 'tokens')))}></label><output id=answers for='size tokens'></output></div>",
         "<h2>Laws</h2><div class=wide>" + _laws(fits) + "</div>",
     ]
-    warnings = [warning for fitted in fits for warning in fitted.warnings]
+    warnings = dict.fromkeys(warning for fitted in fits for warning in fitted.warnings)
     if warnings:
         items = "".join(f"<li>{html.escape(warning.message)}</li>" for warning in warnings)
         parts.append(f"<ul class=warnings>{items}</ul>")

@@ -122,8 +122,7 @@ def fit(
             console.print(line, highlight=False, style="dim", soft_wrap=True)
         if len(_counted(left_out)) > _LINES:
             console.print("left out: more, which --json lists", highlight=False, style="dim")
-        for warning in document["warnings"]:
-            console.print(warning["message"], highlight=False, style="yellow")
+    _warn(warning["message"] for document in documents for warning in document["warnings"])
     for note, times in Counter(notes).items():
         console.print(note if times == 1 else f"{note} ({times} times)", highlight=False, style="yellow")
     console.print(f"kept in {folder}", highlight=False, soft_wrap=True)

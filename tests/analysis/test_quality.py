@@ -194,6 +194,15 @@ def test_families_that_were_measured_differently_are_fitted_with_a_warning() -> 
         assert "evaluation is llama: aa; mamba: bb" in warning.message
 
 
+def test_runs_of_several_machines_or_kernels_are_fitted_with_one_warning_where_they_tell() -> None:
+    here, there = "Xeon, numba kernels", "Xeon, torch kernels"
+    for told, count in (([None, here], 0), ([here, here], 0), ([here, there], 1)):
+        frame = table(computed_on=[told[row % 2] for row in range(16)])
+        found = [warning for warning in fit(frame).warnings if warning.code == "several-machines"]
+        assert len(found) == count
+    assert f"{here} (8 runs); {there} (8 runs)" in found[0].message
+
+
 @pytest.mark.parametrize(
     ("code", "rule"), [("loss-above-uniform:859.2-of-5.545", "exploded"), ("loss-rose:2.1-to-2.6", "loss-rose")]
 )

@@ -72,6 +72,9 @@ def test_an_attempt_without_kernels_for_cpus_says_so_and_does_without(workspace:
     def recorded(seed: int, wrapper: str | None) -> dict[str, str]:
         run = make_run(workspace, physics={"seed": seed})
         start(run, wrapper=wrapper, forked=wrapper is None).completed()
+        result = run.result()
+        assert result is not None
+        assert str(result.computed_on).endswith(", torch kernels" if wrapper else ", numba kernels")
         return json.loads((run.attempt(1) / "kernels.json").read_text())
 
     assert recorded(0, None) == {"asked": "auto", "for_cpus": "can run"}

@@ -67,6 +67,15 @@ def test_float32_equals_the_float64_recurrence(implementation: str, shape: tuple
     assert_relatively_close(actual, expected, 20 * torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "torch", "numba", "triton"])
+def test_of_one_token_the_gradient_for_the_decay_is_zero(implementation: str) -> None:
+    tensors = inputs((2, 1, 3), torch.float32)
+    tensors["decay"].requires_grad_()
+    y, _ = run(tensors, None, implementation)
+    (gradient,) = torch.autograd.grad(y.sum(), tensors["decay"])
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("implementation", ["torch", "numba", "triton"])
 def test_keys_beyond_the_range_of_exp_stay_exact(implementation: str) -> None:
     """exp(100) overflows float32, exp(-100) underflows: the running scale keeps both."""

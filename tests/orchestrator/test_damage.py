@@ -290,6 +290,26 @@ def test_damaged_data_are_named_with_what_to_do(
     assert "scaling data prepare" in line
 
 
+@pytest.mark.parametrize("way", [overwrite_with_junk, put_a_folder, link_to_nowhere])
+def test_a_tracking_database_that_is_none_is_named_with_what_to_do(
+    scaling: Any, workspace: Workspace, way: Callable[[Path], None]
+) -> None:
+    path = workspace.root / "mlflow.db"
+    path.touch()
+    way(path)
+    said = check(scaling, workspace, path, verbs=(*VERBS, ("sync",), ("fit", "mlflow:old")))
+    assert {verb[0] for verb, one in said.items() if one.code == 2} == {"sync", "fit"}
+    assert said["fit", "old"].code == 0
+    assert str(path) in said["sync",].err
+    assert str(path) in said["fit", "mlflow:old"].err
+    assert "`scaling sync` makes it anew" in said["sync",].err
+
+
+def test_where_the_folder_of_data_was_deleted_every_verb_goes_on(scaling: Any, workspace: Workspace) -> None:
+    shutil.rmtree(workspace.data)
+    assert {one.code for one in check(scaling, workspace, workspace.data).values()} == {0}
+
+
 def test_sync_ships_the_others_and_names_what_is_damaged_and_makes_no_folder_anew(
     scaling: Any, workspace: Workspace
 ) -> None:

@@ -53,6 +53,7 @@ def complete(finish: Callable[..., None], write_sweep: Any, monkeypatch: pytest.
             measured = {"loss": loss, "perplexity": math.exp(loss), "tokens": 1}
             evaluation = planned.spec.evaluation_fingerprint
             about = {"tokens": row["tokens"], "schedule": planned.spec.physics.schedule.kind}
+            about |= {"computed_on": f"{row['size']} processor, numba kernels"}
             run.create(planned.spec)
             validated = {"step": row["steps"], "time": time.time(), "attempt": 1, Metric.VALIDATION_LOSS: loss}
             run.append_metrics(validated)
@@ -104,6 +105,7 @@ def test_a_sweep_its_experiment_and_its_table_are_fitted_on_the_same_rows(
     law, rows = used(scaling, "rates")
     assert rows["used"] == 8
     assert len(rows["excluded"]) == 16
+    assert [one["code"] for one in law["warnings"]].count("several-machines") == 1
     assert used(scaling, "mlflow:rates") == (law, rows)
     frame = runs.read("rates", workspace=Workspace(scaling.workspace)).frame
     frame.write_csv(tmp_path / "rows.csv")

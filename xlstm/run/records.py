@@ -250,6 +250,8 @@ class Result(Record):
     context_length: int | None = None
     """Null, as the precision, in results of earlier versions: the specification beside it says."""
     precision: str | None = None
+    computed_on: str | None = None
+    """The device and the kernels of the last attempt, which round alike where these agree; null in earlier results."""
 
     def answers(self, spec: RunSpec) -> bool:
         """Whether it was measured as the specification asks."""

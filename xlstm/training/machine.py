@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,17 @@ def profiler(steps: int | None, trace: Path) -> Iterator[Callable[[], None]]:
     when = torch.profiler.schedule(wait=2, warmup=1, active=steps, repeat=1)
     with torch.profiler.profile(schedule=when, on_trace_ready=lambda p: p.export_chrome_trace(str(trace))) as profile:
         yield profile.step
+
+
+def chip(device: str) -> str:
+    """What the driver calls the GPU, or the system the processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> bool:

@@ -3,14 +3,14 @@
 import math
 import statistics
 
-import torch
-
+from kernels import cpu
 from xlstm.accounting import parameters, size_label, training_flops
 from xlstm.data.sequences import RunData, TrainingSequences
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Launch, Metric, Result, Validation
-from xlstm.run.spec import RunSpec
+from xlstm.run.spec import Execution, RunSpec
+from xlstm.training.machine import chip
 
 HOPELESS = 1.1
 """Loss over that of a uniform guess beyond which a run has exploded: a fresh model is within 1.05 of it."""
@@ -41,7 +41,7 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: RunData,
         wall_seconds=sum(seconds.values()),
         device_hours=hours,
         tokens_per_second=_tokens_per_second(run),
-        device_name=torch.cuda.get_device_name() if launch.execution.device == "cuda" else None,
+        device_name=chip("cuda") if launch.execution.device == "cuda" else None,
         attempts=launch.attempt,
         trunk_id=launch.fork.run_id if launch.fork else None,
         quality=quality_codes(run, spec, data, validation),
@@ -50,7 +50,15 @@ def make_result(run: RunDirectory, spec: RunSpec, launch: Launch, data: RunData,
         schedule=physics.schedule.kind,
         context_length=physics.data.context_length,
         precision=physics.precision,
+        computed_on=f"{chip(launch.execution.device)}, {_kernels(launch.execution)} kernels",
     )
+
+
+def _kernels(execution: Execution) -> str:
+    """Whose arithmetic a run's operators have: `auto` on CPU is `numba`, or `torch` where numba is missing."""
+    if execution.kernels != "auto" or execution.device == "cuda":
+        return execution.kernels
+    return "torch" if cpu.missing() else "numba"
 
 
 def _tokens_per_second(run: RunDirectory) -> float | None:

@@ -94,8 +94,15 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
     try:
         client_of(tracking_uri, artifacts).search_experiments(max_results=1)
     except Exception as error:
-        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}"
+        return f"{masked(tracking_uri)}: {type(error).__name__}: {_first_line(error)}{remedy(tracking_uri, error)}"
     return None
+
+
+def remedy(tracking_uri: str, error: Exception) -> str:
+    """What helps against a SQLite file that is damaged; empty where the error says nothing of the kind."""
+    damaged = any(words in str(error) for words in ("file is not a database", "malformed", "unable to open database"))
+    told = "; move it out of the way: `scaling sync` makes it anew from the run directories"
+    return told if tracking_uri.startswith("sqlite:") and damaged else ""
 
 
 def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> str:

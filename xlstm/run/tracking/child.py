@@ -128,6 +128,7 @@ def standing_of(run: RunDirectory, status: Status, spec: RunSpec, result: Result
         params = {f"parameters.{key}": value for key, value in result.parameters.model_dump().items()}
         params |= {f"flops.{key}": value for key, value in result.flops.items()}
         params |= {"data_fingerprint": result.data_fingerprint}
+        params |= {"computed_on": result.computed_on} if result.computed_on else {}
         card = model_card(spec, result, run.launch(result.attempts))
         tags |= {"mlflow.note.content": card}  # what the UI shows as the description of the run
         files[run.model_card_file.name] = card

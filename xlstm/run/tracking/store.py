@@ -206,6 +206,7 @@ def client_of(tracking_uri: str, artifacts: Path | None = None) -> Any:
     store = Path(tracking_uri.removeprefix("sqlite:///"))
     store.parent.mkdir(parents=True, exist_ok=True)
     with locked(store.with_name(f".{store.name}.lock")):
+        sqlite3.connect(store).close()  # raises at once where it cannot be opened; MLflow would try for two minutes
         client = MlflowClient(tracking_uri)
         client.search_experiments(max_results=1)
         if artifacts is not None and lies_with(tracking_uri, artifacts):
