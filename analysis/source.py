@@ -20,6 +20,7 @@ from analysis.data.columns import NUMBERS, Reading
 from analysis.data.quality import Rules
 from analysis.data.runs import Kind
 from analysis.decisions import agreement
+from analysis.findings import RefusalError
 from analysis.fitting import choice, doubts, families
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
@@ -156,7 +157,13 @@ class Source:
     def fit(self) -> list[Fit]:
         """One new fit per family, as the question asks; nothing is saved."""
         asked = self.question
-        found = choice.fit(self.frame, form=asked.form, objective=asked.objective, allow_mixed=asked.mixed)
+        frame = self.frame
+        try:
+            found = choice.fit(frame, form=asked.form, objective=asked.objective, allow_mixed=asked.mixed)
+        except RefusalError as refusal:
+            if self.kind is not Kind.TABLE:
+                raise
+            raise RefusalError(refusal.code, f"{self.name}: {refusal}") from None
         return [agreement.checked(doubts.at_edge(one, self._loaded.at_edge)) for one in found]
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:

@@ -45,7 +45,10 @@ def growth(fitted: Fit) -> Growth | None:
     x = x - x.mean()
     weights = used["weight"].to_numpy() if "weight" in used.columns else np.ones(used.height)
     scale = np.exp(fitted.noise_exponent * x) * weights**-fitted.objective.power
-    size = np.abs(fitted.residuals) / scale / np.sqrt(1 - _leverage(fitted, 1 / scale))
+    leverage = _leverage(fitted, 1 / scale)
+    if leverage is None:
+        return None
+    size = np.abs(fitted.residuals) / scale / np.sqrt(1 - leverage)
     freedom = used.height - len(fitted.form.coordinates) - 2
     if freedom < LEAST_FREEDOM or np.ptp(x) == 0 or not size.sum() > 1e-12:
         return None
@@ -72,11 +75,16 @@ def scattered(fitted: Fit) -> Fit:
     return fitted if found is None else replace(fitted, scatter=(found.exponent, found.error))
 
 
-def _leverage(fitted: Fit, root_weights: Array) -> Array:
-    """Share of each run's error that the fit takes up, by least squares: (runs,), at most 0.98."""
+def _leverage(fitted: Fit, root_weights: Array) -> Array | None:
+    """Share of each run's error that the fit takes up, by least squares: (runs,), at most 0.98.
+
+    None where the law has no finite slope at a run, as at the end of what its parameters may be.
+    """
     slopes = (
         fitted.form.jacobian(fitted.theta[None], fitted.form.log_inputs_of(fitted.used))[0].T * root_weights[:, None]
     )
+    if not np.isfinite(slopes).all():
+        return None
     lengths = np.linalg.norm(slopes, axis=0)
     left, singular, _ = np.linalg.svd(slopes / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
     basis = left[:, singular > 1e-10 * singular[0]]

@@ -22,6 +22,8 @@ _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "token
 """Axes that are columns where nothing else is asked for: the first that has several values."""
 
 _ABSENT = "–"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""With these a spreadsheet's formulas begin (OWASP, CSV injection)."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class MeasureTable:
         writer = csv.writer(written, lineterminator="\n")
         writer.writerow(["row", self.column_axis, self.measure, "half_interval_95", "seeds", "best"])
         for (row, column), cell in self.cells.items():
-            writer.writerow([row, column, cell.mean, cell.interval, cell.seeds, cell.best])
+            writer.writerow([_no_formula(row), column, cell.mean, cell.interval, cell.seeds, cell.best])
         return written.getvalue()
 
     def to_json(self) -> dict[str, Any]:
@@ -142,6 +144,11 @@ class MeasureTable:
             figure.colorbar(image, label=self.measure.replace("_", " "))
             figure.savefig(path, facecolor="white")
             plt.close(figure)
+
+
+def _no_formula(text: str) -> str:
+    """A text of a CSV, with a `'` before it where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _tex(text: str) -> str:

@@ -155,16 +155,16 @@ def runs_of(
     parquet: Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")] = None,
 ) -> None:
     """Write a row per run with every setting and result; without a file, print it as CSV."""
-    from orchestrator.workbench.export import runs_frame
+    from orchestrator.workbench.export import as_csv, runs_frame
 
     with one_line_errors():
         frame = runs_frame(workspace_here(), sweep_name(source))
     if csv is not None:
-        frame.write_csv(csv)
+        csv.write_text(as_csv(frame), encoding="utf-8")
     if parquet is not None:
         frame.write_parquet(parquet)
     if csv is None and parquet is None:
-        sys.stdout.write(frame.write_csv())
+        sys.stdout.write(as_csv(frame))
 
 
 @app.command()

@@ -51,6 +51,18 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
     )
 
 
+def as_csv(frame: "pl.DataFrame") -> str:
+    """The frame as CSV; a text or a column's name that a spreadsheet would take for a formula has a `'` before it."""
+    import polars as pl
+
+    from analysis.report.table import FORMULA
+
+    text = pl.col(pl.String)
+    formula = text.str.slice(0, 1).is_in(FORMULA) & text.cast(pl.Float64, strict=False).is_null()
+    escaped = frame.with_columns(pl.when(formula).then(pl.lit("'") + text).otherwise(text).name.keep())
+    return escaped.rename({name: f"'{name}" for name in frame.columns if name.startswith(FORMULA)}).write_csv()
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested settings as dotted names; lists as JSON."""
     flat: list[tuple[str, Any]] = []

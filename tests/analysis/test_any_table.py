@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -111,6 +111,14 @@ def fit(content: bytes, name: str, *options: str) -> None:
             assert again.exit_code == 0, again.output
 
 
+NO_FINITE_SLOPE = (
+    *((1e6, 1e8, 8.99), (3e6, 1e8, 7.86), (27e6, 1e8, 6.53), (1e6, 3e8, 7.94), (2390, 3e8, 6.02)),
+    *((27e6, 3e8, 1668.0), (9e6, 7.5, 5.28), (2.75, 27e8, 4.75)),
+)
+"""N, D and loss of runs at some of which the best law of form `kaplan` has no finite slope."""
+
+
+@example([dict(zip(("parameters", "tokens", "loss"), row, strict=True)) for row in NO_FINITE_SLOPE], ".csv", "", [])
 @examples(12)
 @given(
     tables(),

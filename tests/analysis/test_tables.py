@@ -218,10 +218,11 @@ def test_a_refusal_for_want_of_rows_counts_the_reasons(here: Path) -> None:
     rows[2] |= {"loss": ""}
     rows[3] |= {"parameters": "10X"}
     rows[4] |= {"parameters": "20X"}
-    shown = scaling("fit", write(here, "rows.csv", separated(rows)))
+    path = write(here, "rows.csv", separated(rows))
+    shown = scaling("fit", path)
     assert shown.exit_code == 2
     assert shown.stderr.strip() == (
-        "all: 4 usable runs cannot determine 5 parameters; at least 6 (9 rows: 2 left out because: unfinished "
+        f"{path}: all: 4 usable runs cannot determine 5 parameters; at least 6 (9 rows: 2 left out because: unfinished "
         "(crashed), 2 left out because: parameters is no number ('10X'), 1 left out because: loss is not a positive "
         "finite number)"
     )
@@ -369,3 +370,13 @@ def test_a_file_that_unfolds_beyond_what_is_read_is_refused(tmp_path: Path, monk
         assert len(content) < 2**12
         with pytest.raises(RefusalError, match="more than"):
             runs.load(write(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("family", ["=1+1", "+cmd", "-sum(a1)", "@a"])
+def test_a_text_that_is_a_formula_to_a_spreadsheet_is_exported_as_text(here: Path, family: str) -> None:
+    path = write(here, "rows.csv", separated([row | {"family": family, "size": "-1.5"} for row in ROWS]))
+    assert scaling("runs", path, "--csv", str(here / "out.csv")).exit_code == 0
+    with open(here / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["family"], row["size"]) for row in rows} == {(f"'{family}", "-1.5")}
+    assert scaling("runs", path).stdout.count(f"'{family}") == len(ROWS)

@@ -184,7 +184,8 @@ for (const table of document.querySelectorAll("table.sortable"))
 
 document.getElementById("csv").addEventListener("click", () => {
   const rows = [...document.querySelectorAll("table.sortable tr")].map((row) => [...row.cells].map((cell) => {
-    const text = cell.dataset.value ?? cell.textContent;
+    const shown = cell.dataset.value ?? cell.textContent;
+    const text = /^[=+\-@\t\r]/.test(shown) && isNaN(shown) ? `'${shown}` : shown; // no formula of a spreadsheet
     return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }).join(","));
   const file = URL.createObjectURL(new Blob([`${rows.join("\n")}\n`], { type: "text/csv" }));
