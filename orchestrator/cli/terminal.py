@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,16 @@ def width_of(console: "Console") -> int | None:
 
 
 def print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))
+    """Print JSON; null stands for a number that is not finite, which JSON has not."""
+    print(json.dumps(_finite(document), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

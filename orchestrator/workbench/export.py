@@ -60,8 +60,9 @@ def as_csv(frame: "pl.DataFrame") -> str:
     text = pl.col(pl.String)
     formula = text.str.slice(0, 1).is_in(FORMULA) & text.cast(pl.Float64, strict=False).is_null()
     escaped = frame.with_columns(pl.when(formula).then(pl.lit("'") + text).otherwise(text).name.keep())
-    text_of: str = escaped.rename({name: f"'{name}" for name in frame.columns if name.startswith(FORMULA)}).write_csv()
-    return text_of
+    renamed = {name: f"'{name}" for name in frame.columns if name.startswith(FORMULA)}
+    written: str = escaped.rename(renamed).write_csv()
+    return written
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -118,7 +118,9 @@ NO_FINITE_SLOPE = (
 """N, D and loss of runs at some of which the best law of form `kaplan` has no finite slope."""
 
 
-@example([dict(zip(("parameters", "tokens", "loss"), row, strict=True)) for row in NO_FINITE_SLOPE], ".csv", "", [])
+@example(
+    [dict(zip(("parameters", "tokens", "loss"), row, strict=True)) for row in NO_FINITE_SLOPE], ".csv", "", ["--json"]
+)
 @examples(12)
 @given(
     tables(),
