@@ -54,7 +54,8 @@ def test_a_trunk_and_its_forks_are_cancelled_in_the_queue_and_while_the_trunk_tr
     wait_until(lambda: last_step(trunk) > 2, lambda: story(trunk))
     cancel(workspace, "trunk", "trunk")
     assert {run.status().state for run in (trunk, *forks)} == {State.CANCELLED}
-    assert not cluster.command("squeue", "--noheader").strip()
+    # A run has ended when its supervisor says so; Slurm takes a moment longer to end the job.
+    wait_until(lambda: not cluster.command("squeue", "--noheader").strip(), lambda: cluster.command("squeue"))
     assert trunk.checkpoint_steps()
     assert not any(fork.attempt_numbers() for fork in forks)
     assert cancel(workspace, "trunk", "trunk") == []
