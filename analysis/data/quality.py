@@ -184,6 +184,8 @@ def several_losses(family: str, rows: pl.DataFrame, inputs: Sequence[str] = ()) 
 
 def several_machines(frame: pl.DataFrame) -> list[FitWarning]:
     """A warning where usable rows were computed on different devices or by different kernels, as far as they tell."""
+    if "computed_on" not in frame.columns:
+        return []
     told = usable(frame).filter(pl.col("computed_on").is_not_null())
     shares = told.group_by("computed_on", maintain_order=True).len()
     if shares.height < 2:
