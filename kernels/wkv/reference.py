@@ -49,5 +49,5 @@ def wkv_reference(
         m_new = torch.maximum(m + decay, k[:, t]).detach()
         keep, write = torch.exp(m + decay - m_new), torch.exp(k[:, t] - m_new)
         a, b, m = keep * a + write * v[:, t], keep * b + write, m_new
-    y = torch.stack(outputs, dim=1) + 0 * decay  # of one token, too, y has a gradient for the decay: zero
+    y = torch.stack(outputs, dim=1) + 0 * torch.exp(decay)  # of one token, too, y has a gradient for the decay: zero
     return y.to(output_dtype), WKVState(a, b, m)
