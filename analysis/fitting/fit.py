@@ -19,7 +19,7 @@ from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting.certificate import Certificate, Rollout
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
-from analysis.laws.forms import ADDITIVE, FORMS, Form, FormLaw, Law, find, law_of
+from analysis.laws.forms import ADDITIVE, FORMS, LETTERS, Form, FormLaw, Law, find, law_of
 from analysis.laws.objectives import Objective
 from analysis.laws.token_cost import TokenCost
 from xlstm.run.json_files import DamagedFileError, write_text
@@ -39,9 +39,6 @@ def percentile(values: Array) -> tuple[float, float]:
     """The interval that holds the middle 95 % of drawn values."""
     low, high = np.quantile(values, TAILS)
     return float(low), float(high)
-
-
-LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
 
 
 @dataclass(frozen=True)

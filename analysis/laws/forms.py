@@ -72,14 +72,14 @@ def _kaplan_split(values: Mapping[str, float]) -> Split:
     )
 
 
-_LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
+LETTERS = {"parameters": "N", "tokens": "D", "flops": "C"}
 _ADDITIVE_NAMES = ("log A", "log B", "log E", "alpha", "beta")
 _ADDITIVE_LOWER, _ADDITIVE_UPPER = (-30.0, -30.0, -30.0, 1e-3, 1e-3), (80.0, 80.0, 10.0, 3.0, 3.0)
 
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (
-        *(_one_input(column, letter, floor=floor) for column, letter in _LETTERS.items() for floor in (False, True)),
+        *(_one_input(column, letter, floor=floor) for column, letter in LETTERS.items() for floor in (False, True)),
         Form(
             "additive",
             "E + A/N^alpha + B/D^beta",

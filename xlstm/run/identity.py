@@ -88,6 +88,7 @@ def _fields(part: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def digest(value: Any) -> str:
+    """Eight hex digits of the SHA-256 of a plain value's canonical text; errors as `canonical`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
 
 

@@ -12,7 +12,7 @@ from xlstm.accounting.families import costs, embedding_parameters, head, saved
 from xlstm.run.spec import RunSpec
 
 LOGITS_AT_ONCE = 2**24
-"""Logits that the loss holds at a time."""
+"""Logits that the loss holds at a time on a CPU; on a GPU it holds up to 2^28, which is not counted here."""
 
 LOGITS_COPIES = 2
 """Copies of them in float32: the logits and their logarithmic softmax, then that and its gradient."""
