@@ -111,9 +111,18 @@ def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> d
 
 
 def numbers_of(
-    ours: str, cells: Iterable[object], reading: Reading, reasons: list[str | None], *, grouped: bool = True
+    ours: str,
+    cells: Iterable[object],
+    reading: Reading,
+    reasons: list[str | None],
+    *,
+    grouped: bool = True,
+    lines: Sequence[int] = (),
 ) -> pl.Series:
-    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so."""
+    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so.
+
+    They name the line where the rows are `lines` of a file.
+    """
     numbers: list[float | None] = []
     for row, cell in enumerate(cells):
         try:
@@ -123,7 +132,8 @@ def numbers_of(
             if ours in NUMBERS and reasons[row] is None:
                 comma = not reading.decimal_comma and isinstance(cell, str) and "," in cell
                 hint = "; if its comma is a decimal comma, say --decimal-comma" if comma else ""
-                reasons[row] = f"{ours} is no number ({str(as_text(cell))[:40]!r}{hint})"
+                where = f" in line {lines[row]}" if lines else ""
+                reasons[row] = f"{ours} is no number ({str(as_text(cell))[:40]!r}{where}{hint})"
     return pl.Series(ours, numbers, pl.Float64)
 
 
