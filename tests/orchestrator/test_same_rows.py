@@ -195,7 +195,7 @@ def test_a_parent_run_that_names_no_workspace_is_that_of_the_runs_below_it(
 @pytest.fixture
 def postgresql() -> Iterator[str]:
     """The address, with a password, of a database of a PostgreSQL server of its own; skips where there can be none."""
-    pytest.importorskip("psycopg", reason="PostgreSQL as MLflow's store needs its driver: pip install psycopg[binary]")
+    pytest.importorskip("psycopg", reason="PostgreSQL as MLflow's store needs its driver: pip install '.[test]'")
     if (initdb := shutil.which("initdb")) is None:
         pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
     postgres = Path(initdb).resolve().with_name("postgres")
