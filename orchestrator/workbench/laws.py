@@ -34,9 +34,9 @@ from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
 from xlstm.quantities import nearest
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
-from xlstm.run.secrets import masked
 from xlstm.run.tracking import embedded, log_artifact
 from xlstm.run.tracking.charts import charts_link
+from xlstm.run.tracking.secrets import masked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -311,7 +311,10 @@ def _about(source: Source) -> dict[str, str]:
         return about
     first = source.workspace.run(source.plan["runs"][0]["run_id"])
     if first.spec_file.exists():
-        data = first.spec().physics.data
+        spec = first.spec()
+        data = spec.physics.data
+        if about.get("tokenizer") == data.tokenizer:
+            about["tokenizer"] = spec.tokenizer_title
         about["data"] = f"{data.corpus} {data.revision}" + (f", prepared {about['data']}" if "data" in about else "")
     uri, artifacts = source.workspace.tracking_uri, source.workspace.artifacts
     shown = embedded.shown(source.name, uri, artifacts)
