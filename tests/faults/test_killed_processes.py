@@ -21,7 +21,7 @@ SWEEP = """
 name: kills
 data: {corpus: text, paths: [CORPUS], tokenizer: bytes, context_length: 32}
 sizes: {tiny: {embedding_dim: 32, num_blocks: 2, num_heads: 2}}
-grid: {model: [llama], size: [tiny], tokens: [30K]}
+grid: {model: [llama], size: [tiny], tokens: [13K]}
 train: {batch_sequences: 4, learning_rate: 1.0e-3, warmup_steps: 10}
 resources:
   - {set: {devices: 2, checkpoint_every: 10, log_every: 5}}
