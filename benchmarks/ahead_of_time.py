@@ -39,7 +39,7 @@ from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
-from kernels.slstm import slstm
+from kernels.slstm import slstm, triton_scan
 from kernels.squared_relu import squared_relu
 from kernels.swiglu import swiglu
 from kernels.token_shift import token_shift
@@ -109,14 +109,20 @@ def mlstm_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def slstm_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The sLSTM at the published head dimensions."""
-    for dim in (192,) if some else [size // 2 for size in HEADS]:
+    """The sLSTM at the published head dimensions, in one launch and in a launch a step."""
+    forms: list[tuple[str, int, torch.dtype]] = [("", 2**20, torch.bfloat16)]
+    forms += [(", a launch a step", 0, torch.bfloat16), (", float32", 2**20, torch.float32)]
+    for dim in (512,) if some else [size // 2 for size in HEADS]:
+        for form, programs, dtype in forms[: 1 if some else None]:
 
-        def call(dim: int = dim) -> Tensor:
-            gates, matrices = normal(4, 16, 4, 4, dim), normal(4, 4, dim, dim)
-            return slstm(gates, matrices, resets=_resets(4, 16), gradient_clip=10.0, implementation="triton")[0]
+            def call(dim: int = dim, programs: int = programs, dtype: torch.dtype = dtype) -> list[Tensor]:
+                tensors = normal(4, 16, 4, 4, dim, dtype=dtype), normal(4, 4, dim, dim, dtype=dtype)
+                with mock.patch.object(triton_scan, "programs_at_once", return_value=programs):
+                    h, _ = slstm(*tensors, resets=_resets(4, 16), gradient_clip=10.0, implementation="triton")
+                    h.backward(torch.randn_like(h))
+                return []
 
-        yield f"4 × {dim}", call
+            yield f"4 × {dim}{form}", call
 
 
 def block_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -51,6 +51,7 @@ class Kind(StrEnum):
     SWEEP = "sweep"
     TABLE = "table"
     EXPERIMENT = "experiment"
+    SEVERAL = "sources"
 
     @classmethod
     def of(cls, source: str) -> "Kind":

@@ -213,7 +213,7 @@ def backward(
     _backward_kernel[(batch, programs)](
         grad_output, grad_state, u, delta, A, B, C, _bytes(resets), starts,
         grad_u, grad_delta, grad_A, grad_B, grad_C, grad_initial, time, channels, A.shape[1], starts.shape[1],
-        HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_D=block_d, BLOCK_N=block_n,
+        HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_D=block_d, BLOCK_N=block_n, num_warps=8,
     )  # fmt: skip
     return (
         grad_u,

@@ -18,7 +18,7 @@ from orchestrator.execution import provenance
 from xlstm.run import tracking
 from xlstm.run.directory import Workspace
 from xlstm.run.records import write_json
-from xlstm.run.secrets import masked
+from xlstm.run.tracking.secrets import masked
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow
 import pytest
 from mlflow.tracking import MlflowClient
+from waiting import wait_until
 
 from analysis.data import runs, tracking_store
 from analysis.fitting import families
@@ -213,11 +214,9 @@ def postgresql() -> Iterator[str]:
         with open(Path(folder) / "log", "wb") as log:
             server = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 60
-            while "ready to accept connections" not in (Path(folder) / "log").read_text():
-                assert time.monotonic() < deadline
-                assert server.poll() is None, (Path(folder) / "log").read_text()
-                time.sleep(0.1)
+            said = (Path(folder) / "log").read_text
+            wait_until(lambda: server.poll() is not None or "ready to accept connections" in said(), said)
+            assert server.poll() is None, said()
             yield f"postgresql://alice:s3cretpw@127.0.0.1:{port}/postgres"
         finally:
             server.send_signal(signal.SIGINT)  # it does not wait for who is still connected
