@@ -104,6 +104,7 @@ def fit(
             )
             told = [FitWarning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
             told += quality.several_losses(family, found.used, form.inputs)
+            told += quality.other_units(family, found.used) + quality.along_runs(family, found.used)
             fits.append(replace(found, family=family, warnings=(*told, *_weaknesses(family, found))))
     if refusals and (not fits or len(families) == 1):
         raise refusals[0]
