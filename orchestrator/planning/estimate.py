@@ -31,7 +31,7 @@ SLSTM_FORWARD, SLSTM_BACKWARD = 3e-6, 5e-6
 
 def sequential_seconds(spec: RunSpec, tokens: int, micro_batch: int) -> float:
     """What the sLSTM layers of a run take of its devices' time, for so many tokens in passes of so many sequences."""
-    layers = getattr(spec.physics.model, "slstm_at", ())
+    layers: tuple[int, ...] = getattr(spec.physics.model, "slstm_at", ())
     again = {"none": 0, "selective": sum(layer % 2 == 0 for layer in layers), "full": len(layers)}
     recomputed = again[spec.execution.activation_checkpointing]
     steps = tokens / micro_batch
