@@ -1,14 +1,14 @@
 """The columns of a frame of runs, and how the cells of a source that is not ours become them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
 
-from analysis.data.numbers import read_number
+from analysis.data.numbers import plain_numbers, read_number
 from analysis.data.selection import SEARCHED
 from analysis.findings import RefusalError
 
@@ -111,9 +111,20 @@ def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> d
 
 
 def numbers_of(
-    ours: str, cells: Iterable[object], reading: Reading, reasons: list[str | None], *, grouped: bool = True
+    ours: str,
+    cells: Sequence[object],
+    reading: Reading,
+    reasons: list[str | None],
+    *,
+    grouped: bool = True,
+    lines: Sequence[int] = (),
 ) -> pl.Series:
-    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so."""
+    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so.
+
+    They name the line where the rows are `lines` of a file.
+    """
+    if not reading.decimal_comma and (plain := plain_numbers(cells)) is not None:
+        return pl.Series(ours, plain, pl.Float64)
     numbers: list[float | None] = []
     for row, cell in enumerate(cells):
         try:
@@ -123,7 +134,8 @@ def numbers_of(
             if ours in NUMBERS and reasons[row] is None:
                 comma = not reading.decimal_comma and isinstance(cell, str) and "," in cell
                 hint = "; if its comma is a decimal comma, say --decimal-comma" if comma else ""
-                reasons[row] = f"{ours} is no number ({str(as_text(cell))[:40]!r}{hint})"
+                where = f" in line {lines[row]}" if lines else ""
+                reasons[row] = f"{ours} is no number ({str(as_text(cell))[:40]!r}{where}{hint})"
     return pl.Series(ours, numbers, pl.Float64)
 
 
@@ -176,6 +188,8 @@ def unique_keys(names: Sequence[object], keys: Sequence[str], named: Sequence[st
     """
     words = [as_text(name) for name in names]
     times = Counter(words)
+    if len(times) == len(words) and None not in times:
+        return [word for word in words if word is not None]
     alone = keys if named is None else named
     found = [
         own if word is None else word if times[word] == 1 else f"{word} ({key})"

@@ -51,6 +51,7 @@ class Kind(StrEnum):
     SWEEP = "sweep"
     TABLE = "table"
     EXPERIMENT = "experiment"
+    SEVERAL = "sources"
 
     @classmethod
     def of(cls, source: str) -> "Kind":
@@ -200,7 +201,7 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
         elif known[ours] == pl.String:
             columns[ours] = pl.Series(ours, [as_text(cell) for cell in values], pl.String)
         else:
-            columns[ours] = numbers_of(ours, values, reading, reasons, grouped=table.commas_group)
+            columns[ours] = numbers_of(ours, values, reading, reasons, grouped=table.commas_group, lines=table.lines)
     columns["run_id"] = pl.Series("run_id", _row_keys(columns.get("run_id"), table.height), pl.String)
     if "state" in columns:
         done = columns["state"].str.to_uppercase().is_in(["FINISHED", "COMPLETED"])

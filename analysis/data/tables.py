@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Table:
     height: int
     commas_group: bool = True
     """Whether a comma in a count stands between groups of digits: where semicolons separate cells, it may not."""
+    lines: Sequence[int] = ()
+    """Of the file, in which each row ends; nothing where rows are no lines."""
 
 
 def format_of(name: str) -> str | None:
@@ -167,7 +169,7 @@ def _read_separated(path: Path, wanted: Collection[str], separators: Sequence[st
     next(found)
     places = _places(path, names, wanted)
     columns: dict[str, list[Any]] = {name: [] for name in places}
-    height = 0
+    lines: list[int] = []
     for row in found:
         if len(row) != len(names) and (len(row) < len(names) or any(cell.strip() for cell in row[len(names) :])):
             raise RefusalError(
@@ -175,11 +177,11 @@ def _read_separated(path: Path, wanted: Collection[str], separators: Sequence[st
                 f"{path}:{reader.line_num}: {len(row)} cells, the first line names {len(names)}; "
                 "a cell that holds the separator stands in double quotes",
             )
-        height += 1
-        _check_height(height)
+        lines.append(reader.line_num)
+        _check_height(len(lines))
         for name, place in places.items():
             columns[name].append(row[place].strip() or None)
-    return Table(names, columns, height, commas_group=separator != ";")
+    return Table(names, columns, len(lines), commas_group=separator != ";", lines=lines)
 
 
 def _is_no_header(row: Sequence[str]) -> bool:
@@ -203,7 +205,7 @@ def _read_json(path: Path, wanted: Collection[str]) -> Table:
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
-        return _from_records(path, _records(path, text), wanted)
+        return _from_lines(path, text, wanted)
     if isinstance(document, dict):
         columns = {name: list(cells.values()) if isinstance(cells, dict) else cells for name, cells in document.items()}
         if not columns or not all(isinstance(cells, list) for cells in columns.values()):
@@ -219,11 +221,12 @@ def _read_json(path: Path, wanted: Collection[str]) -> Table:
 
 
 def _read_json_lines(path: Path, wanted: Collection[str]) -> Table:
-    return _from_records(path, _records(path, _text(path)), wanted)
+    return _from_lines(path, _text(path), wanted)
 
 
-def _records(path: Path, text: str) -> list[dict[str, Any]]:
-    records = []
+def _from_lines(path: Path, text: str, wanted: Collection[str]) -> Table:
+    records: list[dict[str, Any]] = []
+    lines: list[int] = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -233,8 +236,9 @@ def _records(path: Path, text: str) -> list[dict[str, Any]]:
             if not isinstance(record, dict):
                 raise RefusalError("unreadable-table", f'{path}:{number}: a line is one object, such as {{"loss": 3}}')
             records.append(record)
+            lines.append(number)
             _check_height(len(records))
-    return records
+    return replace(_from_records(path, records, wanted), lines=lines)
 
 
 def _from_records(path: Path, records: Sequence[Mapping[str, Any]], wanted: Collection[str]) -> Table:

@@ -5,12 +5,15 @@ They look at the rollout, at the other forms, at where the runs lie, and at what
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import combinations_with_replacement
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+from scipy import stats
 
 from analysis.findings import FitWarning
-from analysis.fitting import noise
+from analysis.fitting import bootstrap, noise
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 
@@ -20,6 +23,9 @@ COLLINEAR = 0.97
 """Correlation of log N and log D beyond which they are told apart by 3 % of their variance or less."""
 CARRIES, FAR = 0.5, 6.0
 """An outlier holds this share of the squared residuals, and lies this many robust standard deviations away."""
+DEGREE, SPARE, SURPRISING = 3, 10, 0.003
+"""Residuals are held against polynomials of this degree, of less where fewer than SPARE runs were left over, and follow
+them where chance does so less often than this."""
 
 
 def doubted(fitted: Fit) -> Fit:
@@ -29,7 +35,7 @@ def doubted(fitted: Fit) -> Fit:
 
 def find(fitted: Fit) -> list[FitWarning]:
     """All doubts about a fit that has its rollout and the other forms."""
-    kinds = (_dear_runs, _other_forms, _collinear, _outlier, _noise)
+    kinds = (_dear_runs, _misfit, _other_forms, _collinear, _outlier, _noise)
     return [
         FitWarning(warning.code, f"{fitted.family}: {warning.message}") for kind in kinds for warning in kind(fitted)
     ]
@@ -56,6 +62,59 @@ def _dear_runs(fitted: Fit) -> Iterator[FitWarning]:
             f"{found.runs} dear ones outside its interval: intervals are {found.widening:.2g} times as wide, "
             "as those would have needed",
         )
+
+
+def _misfit(fitted: Fit) -> Iterator[FitWarning]:
+    found = misfit(fitted)
+    if found is not None and found[0] < SURPRISING:
+        chance, share = found
+        yield FitWarning(
+            "lack-of-fit",
+            f"{share:.0%} of the scatter about {fitted.form.name} follows {', '.join(fitted.form.inputs)} (chance "
+            f"{chance:.1g}): the runs bend otherwise than the form, which beyond them no interval here accounts for",
+        )
+
+
+def misfit(fitted: Fit) -> tuple[float, float] | None:
+    """Whether residuals follow the form's inputs: the chance of it, were the form right, and the share that does.
+
+    The F test for lack of fit against polynomials in the logarithms of the inputs, less what the form's own parameters
+    follow (linearised at the fit). Runs of one cluster have errors in common: their means count, one each. None where
+    too few runs are left over to tell.
+    """
+    used, form = fitted.used, fitted.form
+    scale = noise.scales(fitted)
+    slopes = form.jacobian(fitted.theta[None], form.log_inputs_of(used))[0].T / scale[:, None]
+    columns = np.column_stack([fitted.residuals / scale, slopes])
+    inputs = form.log_inputs_of(used)
+    inputs = (inputs - inputs.mean(axis=1, keepdims=True)) / np.maximum(inputs.std(axis=1, keepdims=True), 1e-12)
+    labels = used["cluster"].to_list() if "cluster" in used.columns else [None] * used.height
+    cluster = bootstrap.clusters_of(labels)
+    for degree in range(DEGREE, 1, -1):
+        powers = [
+            inputs[list(which)].prod(axis=0) / scale
+            for size in range(degree + 1)
+            for which in combinations_with_replacement(range(len(inputs)), size)
+        ]
+        every = _means(np.column_stack([columns, *powers]), cluster)
+        own, whole = noise.orthonormal(every[:, 1 : columns.shape[1]]), noise.orthonormal(every[:, 1:])
+        if own is None or whole is None:
+            return None
+        more, left = whole.shape[1] - own.shape[1], len(every) - whole.shape[1]
+        if more and left >= SPARE:
+            by_form, by_all = (float(np.sum((every[:, 0] - of @ (of.T @ every[:, 0])) ** 2)) for of in (own, whole))
+            if not by_form > 1e-24 * len(every):
+                return None
+            ratio = (by_form - by_all) / more / max(by_all / left, 1e-300)
+            return float(stats.f.sf(ratio, more, left)), 1 - by_all / by_form
+    return None
+
+
+def _means(columns: Array, cluster: NDArray[np.intp]) -> Array:
+    """Means of the rows of each cluster: (clusters, columns)."""
+    summed = np.zeros((int(cluster.max()) + 1, columns.shape[1]))
+    np.add.at(summed, cluster, columns)
+    return summed / np.bincount(cluster)[:, None]
 
 
 def _other_forms(fitted: Fit) -> Iterator[FitWarning]:

@@ -23,6 +23,8 @@ from analysis.laws.objectives import HUBER, Objective
 
 STARTS = 1000
 DRAWS = 1000
+_ORDER = ("run_id", "family")
+"""In which rows are compared: sources that stand side by side may hold the same run, each for a family of its own."""
 
 
 def saved(
@@ -51,8 +53,8 @@ def saved(
         return []  # one that is damaged is made anew
     if any(one.objective != objective or (form is not None and one.form.name != form.name) for one in fits):
         return []
-    stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
-    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
+    stored = pl.concat([one.rows for one in fits]).sort(*_ORDER)  # perhaps with fewer columns, by an earlier version
+    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort(*_ORDER).select(stored.columns)):
         return []
     for one in fits:
         _refuse(one.family, one.rows, one.form, allow_mixed)

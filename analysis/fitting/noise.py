@@ -18,6 +18,8 @@ SURPRISING = 0.001
 LEAST_FREEDOM = 5
 """Runs beyond the parameters below which nothing is said of how they scatter."""
 STEPS = 50
+MOST_LEVERAGE = 0.98
+"""Share of a run's error that the fit is taken to follow at most."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,11 @@ def growth(fitted: Fit) -> Growth | None:
     used = fitted.used
     x = np.log(used["flops"].to_numpy())
     x = x - x.mean()
-    weights = used["weight"].to_numpy() if "weight" in used.columns else np.ones(used.height)
-    scale = np.exp(fitted.noise_exponent * x) * weights**-fitted.objective.power
-    leverage = _leverage(fitted, 1 / scale)
-    if leverage is None:
+    scale = scales(fitted)
+    taken_up = basis(fitted, 1 / scale)
+    if taken_up is None:
         return None
-    size = np.abs(fitted.residuals) / scale / np.sqrt(1 - leverage)
+    size = np.abs(fitted.residuals) / scale / np.sqrt(1 - np.minimum((taken_up**2).sum(axis=1), MOST_LEVERAGE))
     freedom = used.height - len(fitted.form.coordinates) - 2
     if freedom < LEAST_FREEDOM or np.ptp(x) == 0 or not size.sum() > 1e-12:
         return None
@@ -75,17 +76,27 @@ def scattered(fitted: Fit) -> Fit:
     return fitted if found is None else replace(fitted, scatter=(found.exponent, found.error))
 
 
-def _leverage(fitted: Fit, root_weights: Array) -> Array | None:
-    """Share of each run's error that the fit takes up, by least squares: (runs,), at most 0.98.
+def scales(fitted: Fit) -> Array:
+    """How large each run's error is taken to be beside the others': (runs,)."""
+    used = fitted.used
+    x = np.log(used["flops"].to_numpy())
+    weights = used["weight"].to_numpy() if "weight" in used.columns else np.ones(used.height)
+    return np.asarray(np.exp(fitted.noise_exponent * (x - x.mean())) * weights**-fitted.objective.power)
+
+
+def basis(fitted: Fit, root_weights: Array) -> Array | None:
+    """Orthonormal columns (runs, rank) of what the fit follows, by least squares: a row's square is its leverage.
 
     None where the law has no finite slope at a run, as at the end of what its parameters may be.
     """
-    slopes = (
-        fitted.form.jacobian(fitted.theta[None], fitted.form.log_inputs_of(fitted.used))[0].T * root_weights[:, None]
-    )
-    if not np.isfinite(slopes).all():
+    slopes = fitted.form.jacobian(fitted.theta[None], fitted.form.log_inputs_of(fitted.used))[0].T
+    return orthonormal(slopes * root_weights[:, None])
+
+
+def orthonormal(columns: Array) -> Array | None:
+    """A basis (rows, rank) of the space of `columns` (rows, k); None where they hold what is no number."""
+    if not np.isfinite(columns).all():
         return None
-    lengths = np.linalg.norm(slopes, axis=0)
-    left, singular, _ = np.linalg.svd(slopes / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
-    basis = left[:, singular > 1e-10 * singular[0]]
-    return np.asarray(np.minimum((basis**2).sum(axis=1), 0.98))
+    lengths = np.linalg.norm(columns, axis=0)
+    left, singular, _ = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
+    return np.asarray(left[:, singular > 1e-10 * singular[0]])

@@ -32,6 +32,8 @@ MANY = 5_000
 SAMPLE = 2_000
 BEGINNINGS, DIFFERENT = 2, 1e-3
 """From how many ends of the sample's descents all rows are fitted, and by what share their objectives differ."""
+DRAW_STEPS = 300
+"""What a resample's descent from the solution may take: what creeps on is said not to have converged."""
 AGREEMENT = 1e-6
 """Relative difference of objectives within which two starts count as having found the same optimum."""
 
@@ -204,7 +206,7 @@ class Structured(Problem):
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin, points = np.tile(free, (len(measured), 1)), replace(self.points, measured=measured, weights=weights)
-        return newton.minimise(begin, points, self.structure, self.objective)
+        return newton.minimise(begin, points, self.structure, self.objective, iterations=DRAW_STEPS)
 
     def slopes(self, free: Array) -> Array:
         return newton.slopes(free, self.points, self.structure, self.objective)

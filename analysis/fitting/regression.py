@@ -27,6 +27,8 @@ __all__ = ["HUBER", "LEAST_SQUARES", "LEAST_SQUARES_OF_LOG", "Objective"]
 STARTS = 64
 CONVERGED = 1e-5
 """Largest scaled gradient of a fit that is called converged; a draw may have a hundred times as much."""
+UNDETERMINED = 1e14
+"""Condition number beyond which a combination of the parameters may be anything at all."""
 
 
 def fit_form(
@@ -150,6 +152,14 @@ def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -
     if certificate.bounds_hit:
         listed = ", ".join(certificate.bounds_hit)
         found.append(FitWarning("bounds-hit", f"{listed} lies on its bound: the data do not determine it"))
+    if certificate.condition_number > UNDETERMINED:
+        found.append(
+            FitWarning(
+                "not-determined",
+                f"where these runs lie they do not determine all parameters of {form.name}: two sizes, or two budgets, "
+                "say nothing of a third, nor do tokens in one ratio to size tell them apart",
+            )
+        )
     if certificate.agreeing_starts < 0.1:
         found.append(
             FitWarning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum")

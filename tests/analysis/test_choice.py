@@ -110,6 +110,25 @@ def test_sizes_and_tokens_that_go_together_are_said_to() -> None:
         assert "collinear" in codes(choice.fit(table(n, d, errors(24)), form=FORMS["additive"])[0])
 
 
+@pytest.mark.parametrize("family", ["alone", "with a trunk of its own"])
+def test_a_form_that_bends_otherwise_than_the_runs_is_said_to(family: str) -> None:
+    n, d = grid(12, 12)
+    random = np.random.default_rng(0)
+    shared = random.normal(0, 0.004, 12).repeat(12) if family != "alone" else np.zeros(144)
+    for bend, told in ((0.0, False), (0.003, True)):
+        frame = table(n, d, errors(n.size) / 3 + shared + bend * np.log(n / 2e8) * np.log(d / 6e9))
+        if family != "alone":
+            frame = frame.with_columns(cluster=pl.lit("trunk-") + (pl.int_range(pl.len()) // 12).cast(pl.String))
+        (found,) = choice.fit(frame, form=FORMS["additive"], num_starts=16, num_draws=20)
+        assert ("lack-of-fit" in codes(found)) == (told and family == "alone")
+
+
+def test_runs_of_two_sizes_do_not_determine_the_law() -> None:
+    n, d = grid(2, 18)
+    (found,) = choice.fit(table(n, d, errors(n.size)), form=FORMS["additive"], num_starts=16, num_draws=20)
+    assert "not-determined" in codes(found)
+
+
 def test_one_run_that_carries_the_intervals_is_named() -> None:
     n, d = grid()
     off = errors(n.size)

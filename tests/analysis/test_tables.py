@@ -223,8 +223,8 @@ def test_a_refusal_for_want_of_rows_counts_the_reasons(here: Path) -> None:
     assert shown.exit_code == 2
     assert shown.stderr.strip() == (
         f"{path}: all: 4 usable runs cannot determine 5 parameters; at least 6 (9 rows: 2 left out because: unfinished "
-        "(crashed), 2 left out because: parameters is no number ('10X'), 1 left out because: loss is not a positive "
-        "finite number)"
+        "(crashed), 2 left out because: parameters is no number ('10X' in line 5), 1 left out because: loss is not a "
+        "positive finite number)"
     )
 
 
