@@ -94,6 +94,10 @@ def profiles(evidence: Evidence) -> Figure:
     return figure
 
 
+_FAR = 1e300
+"""Beyond any axis, where a draw whose optimum is infinite is drawn."""
+
+
 def frontier(evidence: Evidence) -> Figure:
     """The compute-optimal N* and D* of each law, with bands over the draws, and the runs that were trained."""
     figure, axes = _panels(2, width=4.2)
@@ -103,7 +107,7 @@ def frontier(evidence: Evidence) -> Figure:
         c = np.geomspace(trained.min(), trained.max() * 10, 60)
         draws = np.stack([np.stack(law.compute_optimal(c)) for law in fitted.drawn_laws])  # (draws, 2, compute)
         center = np.stack(fitted.law.compute_optimal(c))
-        low, high = np.quantile(draws, TAILS, axis=0)
+        low, high = np.quantile(np.minimum(draws, _FAR), TAILS, axis=0)
         for axis, row, column in zip(axes, (0, 1), ("parameters", "tokens"), strict=True):
             axis.fill_between(c, low[row], high[row], color=color, alpha=0.18, linewidth=0)
             axis.plot(c, center[row], dash, color=color, linewidth=1.5, label=fitted.family)

@@ -235,4 +235,5 @@ def delete(
                 raise InputError("nothing was deleted: nobody can be asked here; say --yes")
             typer.confirm(f"delete these {len(deletion.folders)} folders?", abort=True)
         deletion.carry_out()
-    print(f"{len(deletion.folders)} folders deleted")
+    count = len(deletion.folders)
+    print(f"{count} folder{'' if count == 1 else 's'} deleted")
