@@ -94,7 +94,7 @@ def profiles(evidence: Evidence) -> Figure:
     return figure
 
 
-_FAR = 1e300
+_FAR = 1e100
 """Beyond any axis, where a draw whose optimum is infinite is drawn."""
 
 
