@@ -208,8 +208,12 @@ def export(
     from orchestrator.workbench.export import export as write
 
     with one_line_errors():
-        names = write(find_run(workspace_here(), run), folder)
+        found = find_run(workspace_here(), run)
+        names = write(found, folder)
+        tokenizer = found.spec().physics.data.tokenizer
     print(f"{folder}: {', '.join(names)}")
+    if "tokenizer.json" not in names:
+        print(f"no tokenizer.json: `{tokenizer}` lives in no file; in Python, TrainedRun.load has it (docs/cli.md)")
 
 
 @app.command()
