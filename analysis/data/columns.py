@@ -38,6 +38,10 @@ SCHEMA = {
 }
 NUMBERS = ("parameters", "tokens", "flops", "loss")
 """What a law is fitted to: a row whose cell of one of these is no number is left out, with the cell."""
+NO_FAMILY = "all"
+"""The family of rows that state none."""
+ROW_OF_A_NAME = r"^(.*) \(row \d+\)$"
+"""The key of a row of a table whose name other rows have, too, as `unique_keys` makes it."""
 MEASURES = ("loss", "bits_per_byte")
 """Numbers that are no counts: a comma in one may be a decimal comma."""
 EXTRA = dict.fromkeys(("unique_tokens", "weight", "vocabulary_parameters", "experts", "granularity"), pl.Float64)
@@ -80,21 +84,26 @@ class Reading:
         return read_number(cell, count=count, decimal_comma=self.decimal_comma, grouped=grouped)
 
 
-def completed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
-    """The frame with every column of `SCHEMA`: of parameters, tokens and flops, one that is absent follows by 6ND."""
+def completed(frame: pl.DataFrame, source: str, listed: str = "") -> pl.DataFrame:
+    """The frame with every column of `SCHEMA`: of parameters, tokens and flops, one that is absent follows by 6ND.
+
+    RefusalError where two are absent, with what is `listed` as the columns of the source.
+    """
     n, d, c = (pl.col(name) for name in ("parameters", "tokens", "flops"))
     thirds = {"parameters": c / (6 * d), "tokens": c / (6 * n), "flops": 6 * n * d}
     missing = [name for name in thirds if name not in frame.columns]
     if len(missing) > 1:
         raise RefusalError(
-            "missing-column", f"{source}: two of parameters, tokens and flops are needed; no column for {missing}"
+            "missing-column",
+            f"{source}: two of parameters, tokens and flops are needed; no column for {', '.join(missing)}; "
+            f"name them with --columns{f'; there are: {listed}' if listed else ''}",
         )
     frame = frame.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in missing)
     # A cell that is no number has its reason already; one that is empty follows from the other two.
     frame = frame.with_columns(pl.coalesce(name, third).alias(name) for name, third in thirds.items())
     kinds = SCHEMA | {name: kind for name, kind in EXTRA.items() if name in frame.columns}
     absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in kinds.items() if name not in frame.columns]
-    frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
+    frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null(NO_FAMILY))
     others = [name for name in frame.columns if name not in kinds]
     return frame.select(*(pl.col(name).cast(kind) for name, kind in kinds.items()), *others)
 

@@ -188,11 +188,11 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     table = tables.read(path, {*map(reading.theirs, known), *searched})
     for ours, theirs in (*reading.columns.items(), *(("--best-of", axis) for axis in searched)):
         if theirs not in table.cells:
-            listed = ", ".join(table.names[:40]) + (", …" if len(table.names) > 40 else "")
-            raise RefusalError("missing-column", f"{path}: no column {theirs!r} for {ours}; there are: {listed}")
+            raise RefusalError("missing-column", f"{path}: no column {theirs!r} for {ours}; there are: {table.listed}")
     cells = {ours: table.cells[reading.theirs(ours)] for ours in known if reading.theirs(ours) in table.cells}
     if "loss" not in cells:
-        raise RefusalError("missing-column", f"{path}: no column for loss; name it with --columns loss=…")
+        named = f"name it with --columns loss=…; there are: {table.listed}"
+        raise RefusalError("missing-column", f"{path}: no column for loss; {named}")
     columns: dict[str, pl.Series] = {}
     reasons: list[str | None] = [None] * table.height
     for ours, values in cells.items():
@@ -219,7 +219,7 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     if reading.whole:
         taken = {*map(reading.theirs, known), *known}
         columns |= columns_of_any(tables.others(path, [name for name in table.names if name not in taken]), reading)
-    return completed(pl.DataFrame(columns), str(path))
+    return completed(pl.DataFrame(columns), str(path), table.listed)
 
 
 def _is_axis(plan: Mapping[str, Any], axis: str) -> bool:

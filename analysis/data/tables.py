@@ -29,7 +29,7 @@ MAXIMUM_ROWS = 2_000_000
 MOST_CELLS = 10_000_000
 """Of columns that nobody named, beyond which they are left in the file."""
 COMPRESSIONS = (".gz", ".zst")
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = (",", ";", "\t", "|")
 """What may separate the cells of a .csv: the one by which most of the wanted columns are found."""
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UNREADABLE = (
@@ -59,6 +59,11 @@ class Table:
     """Whether a comma in a count stands between groups of digits: where semicolons separate cells, it may not."""
     lines: Sequence[int] = ()
     """Of the file, in which each row ends; nothing where rows are no lines."""
+
+    @property
+    def listed(self) -> str:
+        """The names of its columns, for a message."""
+        return ", ".join(self.names[:40]) + (", …" if len(self.names) > 40 else "")
 
 
 def format_of(name: str) -> str | None:
@@ -185,8 +190,9 @@ def _read_separated(path: Path, wanted: Collection[str], separators: Sequence[st
 
 
 def _is_no_header(row: Sequence[str]) -> bool:
-    """Whether a line above the names is a comment, or blank."""
-    return row[0].lstrip().startswith("#") or not any(cell.strip() for cell in row)
+    """Whether a line above the names is a comment, blank, or Excel's word for the separator, such as `sep=;`."""
+    first = row[0].strip().lower()
+    return first.startswith("#") or (first.startswith("sep=") and len(first) < 6) or not any(map(str.strip, row))
 
 
 def _read_csv(path: Path, wanted: Collection[str]) -> Table:
