@@ -186,6 +186,23 @@ def test_another_distribution_of_one_of_our_names_is_told(tmp_path: Path, monkey
     assert "the distribution `xlstm` 9.0 is installed here" in str(environment.namesake())
 
 
+def test_a_package_of_ours_whose_first_file_an_uninstalled_namesake_took_along_is_ours(tmp_path: Path) -> None:
+    for name in ("xlstm", "kernels", "sweeps", "slurm", "analysis", "orchestrator"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "xlstm").unlink()
+    (tmp_path / "xlstm").mkdir()
+    for part in (REPOSITORY / "xlstm").iterdir():
+        if part.name != "__init__.py":
+            (tmp_path / "xlstm" / part.name).symlink_to(part)
+    program = (
+        f"import sys; sys.path = [{str(tmp_path)!r}, *(one for one in sys.path if one != {str(REPOSITORY)!r})];"
+        "from orchestrator.cli import environment; assert environment.stranger() is None; import xlstm.run.identity;"
+        "print(xlstm.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("None", "")
+
+
 def test_a_package_that_stands_in_front_of_ours_ends_the_first_verb(tmp_path: Path) -> None:
     (tmp_path / "xlstm").mkdir()
     (tmp_path / "xlstm" / "__init__.py").write_text("")
