@@ -1,7 +1,7 @@
 """How often a nominal 95 % interval holds the truth: laws that are known, simulated again and again, fitted as ever.
 
     python -m benchmarks.coverage intervals [--replicates 1000] [--draws 400] [--jobs 2]
-    python -m benchmarks.coverage doubts --replicates 200 [--draws 200] [--starts 48]
+    python -m benchmarks.coverage doubts --replicates 200 [--minutes 30] [--draws 200] [--starts 12]
 
 `intervals` fits the form that made the runs: a power law in C with floor, additive, coupled (gamma). Noise of 0.5 % in
 the loss: normal; heavy-tailed (Student's t with 3 degrees of freedom, the same variance); clustered (0.4 % shared by
@@ -13,7 +13,8 @@ its intervals are not to be trusted.
 `doubts` fits as `scaling fit` does where no form is named, to runs of which something is amiss: a wrong form, noise
 that depends on compute, an outlier, a trend, sizes and tokens that go together. Asked for is a new run at ten times the
 largest N and D: does it lie inside its interval, and was there any warning? A row is `held` where 90 % lie inside,
-`warned` where 90 % of the fits had a warning. Writes benchmarks/results/coverage.json and .md, each table by itself.
+`warned` where 90 % of the fits had a warning. The next replicate of all cases begins while `--minutes` are not over; the
+table says how many there were. Writes benchmarks/results/coverage.json and .md, each table by itself.
 """
 
 import argparse
@@ -238,13 +239,15 @@ def main() -> None:
     parser.add_argument("table", choices=("intervals", "doubts"))
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=400, help="bootstrap draws of each fit")
-    parser.add_argument("--starts", type=int, default=48, help="descents of each form")
+    parser.add_argument("--starts", type=int, default=12, help="descents of each form")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of doubts: begin no replicate after these")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--cases", default="", help="of doubts: only those whose name holds this; nothing is written")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(arguments.jobs) as pool:
         rows = (_intervals if arguments.table == "intervals" else _doubts)(pool, arguments)
     if arguments.cases:
+        print(doubts_table({"replicates": arguments.replicates, "draws": arguments.draws, "rows": rows}))
         return
     file = RESULTS / "coverage.json"
     result = json.loads(file.read_text()) if file.exists() else {}
@@ -258,13 +261,17 @@ def main() -> None:
 
 
 def _doubts(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    began, rows = time.perf_counter(), []
-    for name in ATTEMPTS:
-        if arguments.cases in name:
-            tasks = [(name, index, arguments.draws, arguments.starts) for index in range(arguments.replicates)]
-            rows.append(doubts_of(name, list(pool.map(doubted, tasks, chunksize=5))))
-            print(rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
-    return rows
+    began = time.perf_counter()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ATTEMPTS if arguments.cases in name}
+    for index in range(arguments.replicates):
+        if time.perf_counter() - began > 60 * arguments.minutes:
+            arguments.replicates = index
+            break
+        tasks = [(name, index, arguments.draws, arguments.starts) for name in found]
+        for name, one in zip(found, pool.map(doubted, tasks), strict=True):
+            found[name].append(one)
+        print(f"{index + 1} replicates, {time.perf_counter() - began:.0f} s", flush=True)
+    return [doubts_of(name, each) for name, each in found.items()]
 
 
 def _intervals(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ from analysis.fitting.problem import is_structured
 from analysis.laws.forms import ADDITIVE, Form
 from analysis.laws.objectives import HUBER, Objective
 
-STARTS = 1000
+STARTS, STARTS_OF_OTHERS = 1000, 128
+"""Descents of the additive law, and of others that `analysis.fitting.newton` fits: their valleys take more steps."""
 DRAWS = 1000
 _ORDER = ("run_id", "family")
 """In which rows are compared: sources that stand side by side may hold the same run, each for a family of its own."""
@@ -76,7 +77,8 @@ def fit(
 
     The command line weighs several forms where none is named, and doubts the one it takes: `choice.fit` does so.
     `noise_exponents` are those of the families whose scatter depends on C, as `regression.fit_form` has them.
-    `num_starts` left out are STARTS, and `regression.STARTS` for a form that `analysis.fitting.newton` does not fit.
+    `num_starts` left out are STARTS or STARTS_OF_OTHERS, and `regression.STARTS` for a form that
+    `analysis.fitting.newton` does not fit.
     Raises RefusalError where the rows cannot give an answer: too few, one size only, constant loss, or different
     evaluations, tokenizers or schedules in one family, unless `allow_mixed`.
     """
@@ -84,7 +86,8 @@ def fit(
     if not families:
         raise RefusalError("no-rows", "there are no runs to fit")
     if num_starts is None:
-        num_starts = STARTS if is_structured(form) else regression.STARTS
+        of_this = STARTS if form is ADDITIVE else STARTS_OF_OTHERS
+        num_starts = of_this if is_structured(form) else regression.STARTS
     fits, refusals = [], []
     for family in families:
         rows = frame.filter(pl.col("family") == family)

@@ -45,5 +45,5 @@ def _compiled() -> Callable[..., Tensor]:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
     """As `kernels.attention.attention`. On a GPU it is compiled where it is first called, in some ten seconds."""
-    run: Callable[..., Tensor] = _compiled() if query.is_cuda else flex_attention
+    run: Callable[..., Tensor] = _compiled() if query.is_cuda else flex_attention  # type: ignore[assignment]
     return run(query, key, value, block_mask=mask)

@@ -8,7 +8,7 @@ of their head and sequences after every step. Where they cannot, because the chi
 programs run one after another in the interpreter, the same kernels are launched once a step. What does not have to wait
 for the step before, the gradient of the matrices, is one product afterwards.
 """
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code=assignment
 
 from typing import Any
 

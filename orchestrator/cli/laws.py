@@ -17,7 +17,7 @@ SourceArgument = Annotated[
 ]
 SourcesArgument = Annotated[
     list[str],
-    typer.Argument(metavar="SOURCE…", help="Submitted sweeps, tables (.csv, .parquet, …) or mlflow:EXPERIMENT."),
+    typer.Argument(metavar="SOURCE", help="Submitted sweeps, tables (.csv, .parquet, …) or mlflow:EXPERIMENT."),
 ]
 ColumnsOption = Annotated[
     str | None,
