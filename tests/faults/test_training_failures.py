@@ -57,7 +57,7 @@ def test_a_killed_ranks_peers_end_too_and_say_that_they_lost_one(workspace: Work
 def test_a_hanging_rank_is_named_by_the_watchdog(workspace: Workspace, manner: str) -> None:
     run = make_run(workspace, steps=5000)
     action = {"busy": "time.sleep(1000)", "stopped": "os.kill(os.getpid(), signal.SIGSTOP)"}[manner]
-    attempt = start(run, 2, wrapper=at_step(5, 1, action), watchdog_seconds=6.0)
+    attempt = start(run, 2, wrapper=at_step(5, 1, action), watchdog_seconds=15.0)
     attempt.ranks[0].wait()
     attempt.ranks[1].kill()  # what torchrun does to the rest
     attempt.wait()
