@@ -178,6 +178,15 @@ def test_the_server_is_told_its_store_where_nobody_reads_it(monkeypatch: pytest.
     assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql://alice:s3cretpw@db/x"
 
 
+def test_a_terminal_that_does_not_know_a_letter_is_told_its_number(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("family,parameters,tokens,loss\nGrün,1e6,1e8,3\n")
+    command = [sys.executable, "-m", "orchestrator.cli", "-C", tmp_path / "workspace", "runs", tmp_path / "rows.csv"]
+    variables = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Gr\\xfcn" in done.stdout
+
+
 def test_another_distribution_of_one_of_our_names_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.stranger() is None
     (tmp_path / "xlstm-9.0.dist-info").mkdir()
