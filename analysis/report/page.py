@@ -106,7 +106,8 @@ def write_with(
     data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
     parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text()}</script></html>")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts))
+    # A file's name may be no text; the page says so, as a terminal does.
+    path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
     return path
 
 
