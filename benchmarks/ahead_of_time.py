@@ -273,6 +273,8 @@ def compiled(launch: Launch, options: dict[str, int], capability: int) -> dict[s
         "register operands": len(re.findall(r"warp_group_dot (?!wait)[^\n]*: tensor<[^\n]*\* ", result.asm["ttgir"])),
         "narrow products": narrow_products(result.asm["ttir"]),
         "open waits": open_waits(ptx),
+        # Of what other programs write, before the wait for them.
+        "early reads": ptx.partition(".acquire.")[0].count("ld.global.cg") if ".acquire." in ptx else 0,
     }
 
 

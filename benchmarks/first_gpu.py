@@ -11,6 +11,7 @@ Public kernels (`mlstm_kernels`, `fla`) are measured beside ours where they are 
 """
 
 import argparse
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -326,6 +327,7 @@ def main() -> None:
     machine = describe(device) | {"triton": triton.__version__, "kernels_with_options": pin_options()}
     tell({"row": "machine", "measured": machine})
     if not arguments.dry_run:
+        faulthandler.dump_traceback_later(arguments.seconds + 60, exit=True)  # should a kernel never end
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(16, len(os.sched_getaffinity(0))), mp_context=spawned) as pool:
             waiting = [pool.submit(compile_one, device, index) for index in range(len(problems(run)))]

@@ -1,6 +1,7 @@
 """Which implementation a GPU's tensors get, without one being present: fake tensors say that they are there."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import dispatch
+from kernels.attention.flex_blocks import block_mask
+from kernels.attention.reference import visible
 from kernels.dispatch import choose
 from kernels.linear_cross_entropy import chunks
 from kernels.operator import _plainly
@@ -53,6 +56,30 @@ def test_a_compiler_for_a_gpu_fuses_what_llamas_blocks_do_beside_their_products(
     assert len(names()) == 4
     monkeypatch.setattr(dispatch, "_on_gpu", lambda tensor: True)
     assert names() == []
+
+
+@pytest.mark.slow
+def test_a_compiled_llama_block_is_one_graph_whatever_its_documents(monkeypatch: Any) -> None:
+    monkeypatch.setattr(dispatch, "_on_gpu", lambda tensor: True)
+    config = LlamaConfig(vocab_size=8, embedding_dim=64, num_blocks=1, num_heads=2)
+    block, graphs = Block(config).requires_grad_(False), []  # on CPUs, FlexAttention has no backward
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(block, backend=compiler, fullgraph=True)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        x, resets = torch.randn(2, 300, 64, generator=generator), torch.rand(2, 300, generator=generator) < 0.02
+        layout = lay_out(x, None, resets)
+        assert layout.begins is not None
+        mask, angles = block_mask(300, 300, layout.begins), Angles(layout.positions, config)
+        ours, _ = compiled(x, replace(layout, mask=mask), None, False, angles)
+        dense = visible(300, 300, layout.begins, x.device)
+        torch.testing.assert_close(ours, block(x, replace(layout, mask=dense), None, False, angles)[0])
+    assert len(graphs) == 1
 
 
 def test_hopper_wants_a_triton_that_was_checked(monkeypatch: Any) -> None:

@@ -55,6 +55,7 @@ def test_kernels_fit_the_chip(group: str, capability: int) -> None:
         if group == "sLSTM":  # what `programs_at_once` relies on
             assert kernel["shared"] <= triton_scan.shared_memory(512, torch.bfloat16), kernel
             assert kernel["blocks"] >= 2, kernel
+            assert kernel["early reads"] == 0, kernel
 
 
 NARROW = """
