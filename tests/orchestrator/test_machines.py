@@ -146,6 +146,15 @@ def test_provenance_holds_no_secret_and_is_for_its_owner(tmp_path: Path, monkeyp
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_difference_in_a_file_that_is_no_text_is_provenance_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nprintf 'caf\\351'\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert provenance.code.__wrapped__()["git_difference"] == r"caf\xe9"
+
+
 def test_a_password_in_the_tracking_address_is_nowhere_but_in_the_environment(
     scaling: Any, write_sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
