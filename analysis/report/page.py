@@ -70,7 +70,7 @@ def write_with(
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(title)}</title><style>{(page / 'style.css').read_text()}</style>",
+        f"<title>{html.escape(title)}</title><style>{(page / 'style.css').read_text('utf-8')}</style>",
         f"<h1>{html.escape(title)}</h1>",
         f"<p class=soft>L(N, D) = {_formula(fits[0])}, {html.escape(fits[0].objective.name)}. "
         f"N: total parameters; D: training tokens; C: exact FLOPs, else 6ND. Intervals at {LEVEL:.0%}.</p>",
@@ -104,9 +104,10 @@ def write_with(
         parts.append("<h2>How this page was made</h2><dl>" + "".join(map(_said, about.items())) + "</dl>")
     # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
     data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
-    parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text()}</script></html>")
+    parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text('utf-8')}</script></html>")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts))
+    # A file's name may be no text; the page says so, as a terminal does.
+    path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
     return path
 
 

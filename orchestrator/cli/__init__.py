@@ -1,6 +1,8 @@
 """`scaling`: the command line. A verb parses, has the workbench do it, and prints; rooms are imported then."""
 
+import io
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,4 +48,6 @@ def choose(
 def main() -> None:
     """Entry point of `scaling`."""
     require_own_environment()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal need not know every letter of a name
     app()

@@ -26,11 +26,15 @@ _REMEDY = "give this project an environment of its own"
 
 
 def stranger() -> str | None:
-    """What is wrong where Python finds another project's package in place of one of ours; else None."""
+    """What is wrong where Python finds another project's package in place of one of ours; else None.
+
+    One of ours without its `__init__.py`, which an uninstalled namesake took along, is still ours.
+    """
     for name, known_by in _ROOMS.items():
         found = util.find_spec(name)
         origin = found.origin if found is not None else None
-        if origin is None or not (Path(origin).parent / known_by).is_file():
+        folders = [] if found is None else found.submodule_search_locations or []
+        if not any((Path(folder) / known_by).is_file() for folder in folders):
             where = f"that of {origin}" if origin else "a folder without code"
             return f"the package `{name}` that Python finds is {where}, and not this project's; {_REMEDY}"
     return None

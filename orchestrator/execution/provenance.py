@@ -61,8 +61,9 @@ def leave_for_shipping(folder: Path) -> Path:
 
 def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="backslashreplace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

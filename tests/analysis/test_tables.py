@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,10 @@ from typer.testing import CliRunner
 
 from analysis.data import runs, tables
 from analysis.data.columns import Reading
-from analysis.data.numbers import read_number
 from analysis.findings import RefusalError
 from analysis.fitting import families
 from analysis.laws.additive import AdditiveLaw
+from analysis.report import figures
 from orchestrator.cli import app
 
 LAW = AdditiveLaw(E=1.7, A=400.0, B=1100.0, alpha=0.34, beta=0.31)
@@ -116,57 +117,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, compression: str) -> None:
     path = write(tmp_path, name + compression, COMPRESS[compression](FORMATS[name](ROWS)))
     assert runs.load(path).select(NUMBERS.columns).equals(NUMBERS)
-
-
-@pytest.mark.parametrize(
-    ("written", "number"),
-    [
-        ("12M", 12e6),
-        ("1.5B", 1.5e9),
-        ("7b", 7e9),
-        ("300 K", 3e5),
-        ("1,000,000", 1e6),
-        ("1 000 000", 1e6),
-        ("1'000'000", 1e6),
-        ("1_000_000", 1e6),
-        ("1e9", 1e9),
-        (" 5 ", 5.0),
-        (12, 12.0),
-        ("9" * 400, np.inf),
-        (10**400, np.inf),
-        ("", None),
-        ("n/a", None),
-        (None, None),
-    ],
-)
-def test_counts_are_read_as_people_write_them(written: object, number: float | None) -> None:
-    assert read_number(written, count=True) == number
-
-
-@pytest.mark.parametrize(
-    ("written", "options"),
-    [
-        ("twelve", {"count": True}),
-        ("1,00", {"count": True}),
-        ("1,000.000,0", {"count": True}),
-        ("1,000", {"count": True, "grouped": False}),
-        ("12M", {}),
-        ("3,857", {}),
-        ("3.857", {"decimal_comma": True}),
-        (True, {}),
-        ([3.0], {}),
-    ],
-)
-def test_what_is_no_number_is_not_guessed(written: object, options: dict[str, bool]) -> None:
-    with pytest.raises(ValueError, match="is no number"):
-        read_number(written, **options)
-
-
-@pytest.mark.parametrize(
-    ("written", "number"), [("3,857", 3.857), ("1.000.000", 1e6), ("1.234,5", 1234.5), ("1,5B", 1.5e9), ("1e9", 1e9)]
-)
-def test_a_decimal_comma_is_read_where_it_is_stated(written: str, number: float) -> None:
-    assert read_number(written, count=True, decimal_comma=True) == number
 
 
 def test_only_named_columns_are_parsed(tmp_path: Path) -> None:
@@ -331,6 +281,15 @@ def test_rows_that_share_a_name_are_runs_of_their_own(tmp_path: Path) -> None:
     assert frame["excluded"].to_list() == [None] * 9 + ["duplicate"]
     assert frame["run_id"].n_unique() == 10
     assert frame["run_id"][0] == "lm-0 (row 0)"
+
+
+def test_a_table_whose_name_is_no_text_has_a_page(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", {"law": figures.law})
+    path = write(here, os.fsdecode(b"rows\xff.csv"), separated(ROWS))
+    assert scaling("fit", path).exit_code == 0
+    assert scaling("report", path).exit_code == 0
+    (page,) = (here / "workspace").rglob("report.html")
+    assert "rows\\udcff.csv" in page.read_text()
 
 
 def test_tables_of_one_name_share_neither_fits_nor_questions(here: Path) -> None:

@@ -146,6 +146,15 @@ def test_provenance_holds_no_secret_and_is_for_its_owner(tmp_path: Path, monkeyp
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_difference_in_a_file_that_is_no_text_is_provenance_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nprintf 'caf\\351'\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert provenance.code.__wrapped__()["git_difference"] == r"caf\xe9"
+
+
 def test_a_password_in_the_tracking_address_is_nowhere_but_in_the_environment(
     scaling: Any, write_sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,12 +187,38 @@ def test_the_server_is_told_its_store_where_nobody_reads_it(monkeypatch: pytest.
     assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql://alice:s3cretpw@db/x"
 
 
+def test_a_terminal_that_does_not_know_a_letter_is_told_its_number(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("family,parameters,tokens,loss\nGrün,1e6,1e8,3\n")
+    command = [sys.executable, "-m", "orchestrator.cli", "-C", tmp_path / "workspace", "runs", tmp_path / "rows.csv"]
+    variables = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Gr\\xfcn" in done.stdout
+
+
 def test_another_distribution_of_one_of_our_names_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.stranger() is None
     (tmp_path / "xlstm-9.0.dist-info").mkdir()
     (tmp_path / "xlstm-9.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: xlstm\nVersion: 9.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "the distribution `xlstm` 9.0 is installed here" in str(environment.namesake())
+
+
+def test_a_package_of_ours_whose_first_file_an_uninstalled_namesake_took_along_is_ours(tmp_path: Path) -> None:
+    for name in ("xlstm", "kernels", "sweeps", "slurm", "analysis", "orchestrator"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "xlstm").unlink()
+    (tmp_path / "xlstm").mkdir()
+    for part in (REPOSITORY / "xlstm").iterdir():
+        if part.name != "__init__.py":
+            (tmp_path / "xlstm" / part.name).symlink_to(part)
+    program = (
+        f"import sys; sys.path = [{str(tmp_path)!r}, *(one for one in sys.path if one != {str(REPOSITORY)!r})];"
+        "from orchestrator.cli import environment; assert environment.stranger() is None; import xlstm.run.identity;"
+        "print(xlstm.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("None", "")
 
 
 def test_a_package_that_stands_in_front_of_ours_ends_the_first_verb(tmp_path: Path) -> None:
