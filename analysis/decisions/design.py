@@ -44,6 +44,8 @@ class Design:
     half_width: float
     """Half the width of the prediction's 0.95 interval before any of the runs, relative to the loss."""
     proposals: tuple[Proposal, ...]
+    ended: str
+    """Why there are no more of them, where the budget would allow for more; else empty."""
     extrapolation: dict[str, float]
     """N, D and C of the target over the largest among the fitted runs."""
     beyond: str
@@ -83,9 +85,9 @@ def design(
 ) -> Design:
     """Runs whose total `cost` stays within `budget` and that make the loss at `target` (N, D) known best.
 
-    `sizes` are the N there could be; left out, those of the fitted runs. Token budgets lie between a quarter of the
-    least and four times the most that was trained. A run may be proposed repeatedly, with other seeds. RefusalError
-    where no run is within the budget, or the draws do not vary.
+    `sizes` are the N there could be; left out, those of the fitted runs. Token budgets lie between the least and four
+    times the most that was trained: a shorter run would be warm-up for the most part. A run may be proposed repeatedly,
+    with other seeds. RefusalError where no run is within the budget, or the draws do not vary.
     """
     if not (np.isfinite(budget) and budget > 0 and min(target) > 0):
         raise RefusalError(
@@ -109,12 +111,14 @@ def design(
     before = (high - low) / 2 / center
     left = budget
     proposals: list[Proposal] = []
+    ended = f"the list ends at {MOST_RUNS} runs"
     while len(proposals) < MOST_RUNS:
         seen = slopes @ covariance  # (candidates, k)
         gain = (seen @ toward) ** 2 / (np.einsum("ij,ij->i", seen, slopes) + noise)
         gain[costs > left] = 0
         best = int(np.argmax(gain / costs))
         if gain[best] <= 1e-6 * float(toward @ covariance @ toward):
+            ended = "no further run narrows the prediction"
             break
         # Kalman's update of the covariance by one measurement.
         covariance = covariance - np.outer(seen[best], seen[best]) / (seen[best] @ slopes[best] + noise)
@@ -124,7 +128,9 @@ def design(
     flops = float(fitted.flops_per_token(target[0])) * target[1]
     asked = {"parameters": target[0], "tokens": target[1], "flops": flops}
     far = fitted.extrapolation(asked), fitted.beyond(asked)
-    return Design(fitted.family, target, budget, before, tuple(proposals), *far)
+    spent = (budget - left) / budget
+    ended = "" if (costs > left).all() else f"{ended}, which cost {spent:.2g} of the budget"
+    return Design(fitted.family, target, budget, before, tuple(proposals), ended, *far)
 
 
 def sweep_fragment(found: Design, fitted: Fit) -> str:
@@ -154,7 +160,7 @@ def _size(parameters: float) -> str:
 
 def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float]]:
     tokens = fitted.used["tokens"].to_numpy()
-    budgets = np.geomspace(tokens.min() / 4, tokens.max() * 4, 24)
+    budgets = np.geomspace(tokens.min(), tokens.max() * 4, 24)
     every = sorted(set(fitted.used["parameters"].to_list() if sizes is None else sizes))
     return [(float(n), float(d)) for n in every for d in budgets]
 

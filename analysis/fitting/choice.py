@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from analysis.findings import RefusalError
 from analysis.fitting import doubts, families, noise, regression
@@ -126,7 +126,7 @@ def _compared(measured: Array, center: Array, low: Array, high: Array) -> Rollou
         return None
     count = len(scores)
     outside = int((scores > 1).sum())
-    surprising = stats.binom.sf(outside - 1, count, EXPECTED_OUTSIDE) < SURPRISING
+    surprising = special.bdtrc(outside - 1, count, EXPECTED_OUTSIDE) < SURPRISING
     # Split conformal prediction (Lei et al. 2018): the level's rank among one more score; the largest where that is it.
     rank = min(int(np.ceil(0.95 * (count + 1))), count)
     widening = max(float(np.sort(scores)[rank - 1]), 1.0) if surprising else 1.0

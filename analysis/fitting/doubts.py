@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.findings import FitWarning
 from analysis.fitting import bootstrap, noise
@@ -106,7 +106,7 @@ def misfit(fitted: Fit) -> tuple[float, float] | None:
             if not by_form > 1e-24 * len(every):
                 return None
             ratio = (by_form - by_all) / more / max(by_all / left, 1e-300)
-            return float(stats.f.sf(ratio, more, left)), 1 - by_all / by_form
+            return float(special.fdtrc(more, left, ratio)), 1 - by_all / by_form
     return None
 
 

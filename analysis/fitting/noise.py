@@ -8,7 +8,7 @@ that of least absolute deviations, and consistent for errors of another shape (G
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
@@ -66,7 +66,7 @@ def growth(fitted: Fit) -> Growth | None:
     relative = used.height * share  # |r| over its scale
     unseen = 1 - 1 / used.height - x**2 / (x @ x)  # of the slope's own residuals (HC3; MacKinnon & White 1985)
     error = float(np.sqrt((x**2 * ((relative - 1) / unseen) ** 2).sum()) / (x**2 * relative).sum())
-    chance = 2 * float(stats.t.sf(abs(slope) / error, freedom)) if error > 0 else 1.0
+    chance = 2 * float(special.stdtr(freedom, -abs(slope) / error)) if error > 0 else 1.0
     return Growth(fitted.noise_exponent + slope, error, chance)
 
 

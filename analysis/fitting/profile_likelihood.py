@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from analysis.data.quality import usable
 from analysis.findings import RefusalError
@@ -81,7 +81,7 @@ def profile(
         raise RefusalError("no-noise", "the law meets every point: there is no error to compare a likelihood with")
 
     freedom = rows.height - size
-    quantile = float(stats.t.ppf((1 + level) / 2, freedom))
+    quantile = float(special.stdtrit(freedom, (1 + level) / 2))
     threshold = float(rows.height * np.log1p(quantile**2 / freedom))
     coordinate = problem.structure.free[column]
     top = float(np.exp(problem.measured.max()) if objective.logarithmic else problem.measured.max())

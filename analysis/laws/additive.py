@@ -47,9 +47,11 @@ class AdditiveLaw:
         return self.alpha * self.beta / (self.alpha + self.beta)
 
     def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
-        """(N*, D*) that minimise the loss at C = 6ND (Hoffmann et al. 2022, equation 4)."""
+        """(N*, D*) that minimise the loss at C = 6ND (Hoffmann et al. 2022, equation 4), infinite for some."""
         c = np.asarray(flops, float)
-        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        ratio = np.float64(self.alpha * self.A / (self.beta * self.B))
+        with np.errstate(over="ignore"):
+            g = ratio ** (1 / (self.alpha + self.beta))
         n = g * (c / 6) ** self.parameters_exponent
         return n, c / (6 * n)
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import special
 
 from analysis.data.references import PublishedLaw, Table
 from analysis.data.runs import CURVES
@@ -94,6 +94,10 @@ def profiles(evidence: Evidence) -> Figure:
     return figure
 
 
+_FAR = 1e100
+"""Beyond any axis, where a draw whose optimum is infinite is drawn."""
+
+
 def frontier(evidence: Evidence) -> Figure:
     """The compute-optimal N* and D* of each law, with bands over the draws, and the runs that were trained."""
     figure, axes = _panels(2, width=4.2)
@@ -103,7 +107,7 @@ def frontier(evidence: Evidence) -> Figure:
         c = np.geomspace(trained.min(), trained.max() * 10, 60)
         draws = np.stack([np.stack(law.compute_optimal(c)) for law in fitted.drawn_laws])  # (draws, 2, compute)
         center = np.stack(fitted.law.compute_optimal(c))
-        low, high = np.quantile(draws, TAILS, axis=0)
+        low, high = np.quantile(np.minimum(draws, _FAR), TAILS, axis=0)
         for axis, row, column in zip(axes, (0, 1), ("parameters", "tokens"), strict=True):
             axis.fill_between(c, low[row], high[row], color=color, alpha=0.18, linewidth=0)
             axis.plot(c, center[row], dash, color=color, linewidth=1.5, label=fitted.family)
@@ -165,11 +169,11 @@ def residuals(evidence: Evidence) -> Figure:
         percent = 100 * fitted.residuals
         axes[0].plot(used["flops"], percent, marker, color=color, markersize=4, alpha=0.75, label=fitted.family)
         ordered = np.sort(percent)
-        expected = stats.norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
+        expected = special.ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
         axes[1].plot(expected, ordered, marker, color=color, markersize=4, alpha=0.75)
         # Through the quartiles, as a few outliers must not tilt the line they are to be seen against.
         quartiles = np.quantile(ordered, [0.25, 0.75])
-        slope = np.diff(quartiles)[0] / np.diff(stats.norm.ppf([0.25, 0.75]))[0]
+        slope = np.diff(quartiles)[0] / np.diff(special.ndtri([0.25, 0.75]))[0]
         axes[1].plot(expected, np.mean(quartiles) + slope * expected, plots.dash_of(index), color=color, linewidth=0.8)
     axes[0].axhline(0, color="0.5", linewidth=0.8)
     axes[0].set(xscale="log", xlabel="compute C (FLOPs)", ylabel="measured over law (%)", title="residuals")
@@ -318,12 +322,19 @@ def _region(axis: Axes, cloud: Array, color: str, dash: str) -> None:
     """Contour of the kernel density (Scott's rule) above which 95 % of the draws lie; several pieces, if it must be."""
     if np.linalg.matrix_rank(np.cov(cloud.T)) < 2:
         return  # draws on a line have no region
-    density = stats.gaussian_kde(cloud.T)
+    narrow = np.linalg.cholesky(np.linalg.inv(np.cov(cloud.T) * len(cloud) ** (-1 / 3)))
+    drawn = cloud @ narrow
+
+    def density(points: Array) -> Array:
+        at = points @ narrow
+        apart = (at**2).sum(1)[:, None] + (drawn**2).sum(1) - 2 * at @ drawn.T
+        return np.asarray(np.exp(-apart / 2).mean(axis=1))
+
     low, high = np.quantile(cloud, [0.005, 0.995], axis=0)
     margin = 0.3 * (high - low)
     x, y = np.meshgrid(*(np.linspace(low[i] - margin[i], high[i] + margin[i], 80) for i in (0, 1)))
-    height = density(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
-    level = np.quantile(density(cloud[:1000].T), 0.05)
+    height = density(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
+    level = np.quantile(density(cloud[:1000]), 0.05)
     axis.contour(x, y, height, levels=[level], colors=[color], linewidths=1.3, linestyles=[dash])
 
 

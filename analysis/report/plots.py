@@ -160,6 +160,7 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[P
         for path in paths:
             undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
             figure.savefig(path, facecolor="white", metadata=undated)
+            figure.set_layout_engine("none")  # it is laid out once, and is drawn again for other formats and the page
     return paths
 
 

@@ -182,7 +182,7 @@ def build_table(
     told = [axis for axis in varying if axis not in ("model", column_axis) and not _decided(runs, column_axis, axis)]
     groups: dict[tuple[str, str], dict[Any, list[float]]] = {}
     rows: dict[str, None] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: [_place(run.point.get(axis)) for axis in told]):
         row = ", ".join(str(run.point.get(axis)) for axis in ("model", *told))
         rows[row] = None
         if measure in run.measures:
@@ -192,7 +192,7 @@ def build_table(
         measure=measure,
         column_axis=column_axis,
         rows=list(rows),
-        columns=list(map(str, values[column_axis])),
+        columns=list(map(str, sorted(values[column_axis], key=_place))),
         cells={place: _cell(found, measure) for place, found in groups.items()},
         measured=sum(measure in run.measures for run in runs),
         planned=len(runs),
@@ -208,6 +208,11 @@ def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
     if deviation is not None:
         interval = float(stdtrit(len(seeds) - 1, 0.975)) * deviation / math.sqrt(len(seeds))
     return Cell(fmean(seeds), interval, len(seeds), deviation, best)
+
+
+def _place(value: Any) -> float:
+    """Numbers in their order; words in that of the plan."""
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

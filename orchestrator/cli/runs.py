@@ -208,8 +208,12 @@ def export(
     from orchestrator.workbench.export import export as write
 
     with one_line_errors():
-        names = write(find_run(workspace_here(), run), folder)
+        found = find_run(workspace_here(), run)
+        names = write(found, folder)
+        tokenizer = found.spec().physics.data.tokenizer
     print(f"{folder}: {', '.join(names)}")
+    if "tokenizer.json" not in names:
+        print(f"no tokenizer.json: `{tokenizer}` lives in no file; in Python, TrainedRun.load has it (docs/cli.md)")
 
 
 @app.command()
@@ -235,4 +239,5 @@ def delete(
                 raise InputError("nothing was deleted: nobody can be asked here; say --yes")
             typer.confirm(f"delete these {len(deletion.folders)} folders?", abort=True)
         deletion.carry_out()
-    print(f"{len(deletion.folders)} folders deleted")
+    count = len(deletion.folders)
+    print(f"{count} folder{'' if count == 1 else 's'} deleted")

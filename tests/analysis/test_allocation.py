@@ -91,3 +91,9 @@ def test_a_loss_below_the_challengers_floor_is_never_reached(fitted: Fit) -> Non
     worse = replace(fitted.law, E=10.0)
     found = allocation.compute_multiplier(fitted, replace(fitted, law=worse), 1e21)
     assert found.value == 0
+
+
+def test_a_split_beyond_all_numbers_is_infinite_and_no_error() -> None:
+    n, d = AdditiveLaw(E=1.0, A=1e200, B=1.0, alpha=0.3, beta=0.1).compute_optimal(1e20)
+    assert n == np.inf
+    assert d == 0

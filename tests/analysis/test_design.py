@@ -45,6 +45,9 @@ def test_proposed_runs_stay_within_the_budget_and_each_narrows_the_prediction(fi
     found = design.design(fitted, TARGET, 3e22)
     assert found.proposals
     assert found.cost <= 3e22
+    assert min(proposal.tokens for proposal in found.proposals) >= fitted.used["tokens"].min()
+    ends = found.ended.startswith(f"the list ends at {design.MOST_RUNS} runs, which cost ")
+    assert ends == (len(found.proposals) == design.MOST_RUNS)
     widths = [found.half_width, *(proposal.half_width for proposal in found.proposals)]
     assert all(after < before for before, after in itertools.pairwise(widths))
 

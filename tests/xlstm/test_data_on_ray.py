@@ -56,6 +56,16 @@ def test_shards_made_on_ray_are_those_of_one_machine(
     assert files_of(there, data) == files_of(here, data)
 
 
+def test_a_mixture_made_on_ray_is_that_of_one_machine(cluster: Any, tmp_path: Path) -> None:
+    paths = (corpus(tmp_path / "many", 3, 40), corpus(tmp_path / "few", 2, 9))
+    portions = [{"corpus": "jsonl", "weight": 2.0}, {"corpus": "jsonl", "weight": 1.0}]
+    data, _ = declare("mixture", "bytes", 16, paths, portions=portions)
+    here, there = Workspace(tmp_path / "here"), Workspace(tmp_path / "there")
+    assert list(prepare(data, paths, here).splits["train"].sources) == ["many", "few"]
+    prepare(data, paths, there, engine="ray")
+    assert files_of(there, data) == files_of(here, data)
+
+
 def test_what_a_worker_cannot_read_is_named(cluster: Any, tmp_path: Path) -> None:
     from xlstm.data.corpora import open_corpus
     from xlstm.data.distributed import encoded_on_ray
