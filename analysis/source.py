@@ -1,7 +1,7 @@
 """What a verb about laws reads, as one value: every part of it is looked up once, when it is first asked for.
 
-A source is a submitted sweep, a table or an MLflow experiment. Its fits are saved beside it and serve again while the
-rows, the way of fitting and the question are the same.
+A source is a submitted sweep, a table or an MLflow experiment, or several of them. Its fits are saved beside it and
+serve again while the rows, the way of fitting and the question are the same.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.data import runs
+from analysis.data import runs, several
 from analysis.data.columns import NUMBERS, Reading
 from analysis.data.quality import Rules
 from analysis.data.runs import Kind
@@ -46,6 +46,8 @@ class Question:
     objective: Objective = HUBER
     best_of: tuple[str, ...] = ()
     """Axes of which the best value stands for the others; left out, what the sweep's plan says."""
+    pooled: bool = False
+    """Whether rows of one family in several sources are fitted as one, and not side by side."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a form or an objective is named where it is not the default."""
@@ -56,6 +58,8 @@ class Question:
             document["objective"] = self.objective.name
         if self.best_of:
             document["best_of"] = list(self.best_of)
+        if self.pooled:
+            document["pooled"] = True
         return document
 
     @classmethod
@@ -63,7 +67,8 @@ class Question:
         """From what `to_json` gave. RefusalError for a form that is no longer known."""
         form = forms.find(stored["form"]) if "form" in stored else None
         objective = Objective.of(stored.get("objective", HUBER.name))
-        return cls(Rules.from_json(stored), stored["mixed"], form, objective, tuple(stored.get("best_of", ())))
+        best_of, pooled = tuple(stored.get("best_of", ())), stored.get("pooled", False)
+        return cls(Rules.from_json(stored), stored["mixed"], form, objective, best_of, pooled)
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,23 @@ class Source:
     """How its columns are read; None reads them as for the last question."""
     asked: Question | None = None
     """None asks what was asked last, so that what is predicted and drawn is what was fitted."""
+    others: tuple[str, ...] = ()
+    """Further sources, whose rows stand beside those of the first."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All sources, as they are typed."""
+        return (self.name, *self.others)
+
+    @property
+    def title(self) -> str:
+        """What it is called on a page."""
+        return " and ".join(several.titles(self.names))
 
     @cached_property
     def kind(self) -> Kind:
         """What the name stands for."""
-        return Kind.of(self.name)
+        return Kind.SEVERAL if self.others else Kind.of(self.name)
 
     @cached_property
     def folder(self) -> Path:
@@ -94,6 +111,10 @@ class Source:
         """
         if self.kind is Kind.SWEEP:
             return self.workspace.sweep(self.name).fit
+        if self.kind is Kind.SEVERAL:
+            each = [str(Path(one).resolve()) if Kind.of(one) is Kind.TABLE else one for one in self.names]
+            stem = "-".join(_safe(Path(one).stem) for one in several.titles(self.names))
+            return self.workspace.fits / f"{stem[:60]}-{_digest(chr(10).join([self._store, *each]))}"
         where = str(Path(self.name).resolve()) if self.kind is Kind.TABLE else f"{self._store}\n{self.name}"
         stem = Path(self.name).name.partition(".")[0] if self.kind is Kind.TABLE else self.name.removeprefix("mlflow:")
         own = self.workspace.fits / f"{_safe(stem)[:40]}-{_digest(where)}"
@@ -169,7 +190,8 @@ class Source:
 
     def curves(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Every validation during training of the usable rows: columns run_id, tokens, loss."""
-        return runs.load_curves(self.name, rows, workspace=self.workspace)
+        each = [runs.load_curves(name, rows, workspace=self.workspace) for name in self.names]
+        return pl.concat(each).unique(maintain_order=True) if self.others else each[0]
 
     @property
     def _question_file(self) -> Path:
@@ -177,7 +199,7 @@ class Source:
 
     @cached_property
     def _asked_before(self) -> dict[str, Any]:
-        remedy = f"fit again: scaling fit {self.name}"
+        remedy = f"fit again: scaling fit {' '.join(self.names)}"
         stored = read_json(self._question_file, remedy)
         try:
             return stored if stored and Question.from_json(stored) else Question().to_json()
@@ -198,7 +220,13 @@ class Source:
         question = self.question
         further = () if question.form is None else question.form.inputs
         reading = replace(self.read_as, further=further)
-        return runs.read(self.name, reading, workspace=self.workspace, rules=question.rules, best_of=question.best_of)
+        each = [
+            runs.read(name, reading, workspace=self.workspace, rules=question.rules, best_of=question.best_of)
+            for name in self.names
+        ]
+        if not self.others:
+            return each[0]
+        return several.beside(self.names, each, pooled=question.pooled, rules=question.rules)
 
     @property
     def _store(self) -> str:

@@ -20,10 +20,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -32,20 +32,14 @@ from torch import Tensor
 import kernels
 from benchmarks.kernels import mlstm_inputs, mlstm_peers, slstm_inputs, stepper
 from benchmarks.machine import bandwidth, describe, least_seconds, matrix_rate, memory_used, wait
+from benchmarks.operator_problems import Problem, Run, problems, slstm_problem
 from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
-from kernels.dispatch import Implementation
-from kernels.gated_head_norm import gated_head_norm
-from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.mlstm import mlstm
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary
-from kernels.selective_scan import selective_scan
-from kernels.slstm import slstm
-from kernels.squared_relu import squared_relu
+from kernels.slstm import slstm, triton_scan
 from kernels.swiglu import swiglu
-from kernels.token_shift import token_shift
-from kernels.wkv import wkv
 from xlstm.accounting import training_flops_per_token
 from xlstm.models import build
 from xlstm.models.initialization import initialize
@@ -58,126 +52,6 @@ EXPECTED_MLSTM = {384: 2.6, 512: 4.1, 768: 8.2, 1024: 13.5, 1280: 20.2, 256: 3.7
 """Milliseconds forward and backward of 262,144 token-heads by value dimension: bounds of products, memory and cache."""
 EXPECTED_STEPS = {"125M": 150_000, "1.3B": 35_000}
 """Tokens per second: 150 thousand was expected of the kernels before they were rewritten, 35 thousand is the goal."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where the rows are measured, and for how long."""
-
-    device: str
-    deadline: float
-    rounds: int
-
-    @property
-    def dry(self) -> bool:
-        return self.device == "cpu"
-
-    def normal(self, *shape: int, seed: int = 0) -> Tensor:
-        """Drawn on the CPU in float32, the same on every chip."""
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An operator as a function of tensors and an implementation, with tensors for it."""
-
-    name: str
-    function: Callable[..., Any]
-    tensors: list[Tensor]
-
-    def passes(self, implementation: Implementation, dtype: torch.dtype) -> list[Tensor]:
-        """Outputs, and gradients of everything for drawn ones; inputs are rounded to bfloat16 whatever the dtype."""
-        inputs = [t.bfloat16().to(dtype).requires_grad_() for t in self.tensors]
-        outputs = self.function(*inputs, implementation=implementation)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-        generator = torch.Generator(inputs[0].device).manual_seed(1)
-        drawn = [torch.randn(y.shape, generator=generator, device=y.device).bfloat16().to(y.dtype) for y in outputs]
-        return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, inputs, drawn)]
-
-
-def problems(run: Run) -> list[Problem]:
-    """Every operator with Triton kernels: lengths that fill no tile, and states that are reset."""
-    batch, length, width, head = (1, 37, 32, 16) if run.dry else (2, 1000, 1024, 256)
-    normal = run.normal
-    resets = normal(batch, length, seed=9) > 2.0
-    pair = [normal(batch, length, width, seed=seed) for seed in (0, 1)]
-    targets = torch.arange(length, device=run.device).expand(batch, -1) % 256
-
-    def of_mlstm(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, implementation: Implementation) -> Tensor:
-        i, f = gates.float().unbind(-1)
-        return mlstm(q, k, v, i, f + 3, resets=resets, implementation=implementation)[0]
-
-    def of_scan(u: Tensor, d: Tensor, a: Tensor, b: Tensor, c: Tensor, implementation: Implementation) -> Tensor:
-        delta = torch.nn.functional.softplus(d)
-        return selective_scan(u, delta, -a.exp(), b, c, resets=resets, implementation=implementation)[0]
-
-    def of_wkv(k: Tensor, v: Tensor, w: Tensor, u: Tensor, implementation: Implementation) -> Tensor:
-        return wkv(k, v, -w.exp(), u, resets=resets, implementation=implementation)[0]
-
-    def of_norm(h: Tensor, weight: Tensor, gate: Tensor, implementation: Implementation) -> Tensor:
-        return gated_head_norm(h, weight, gate, implementation=implementation)
-
-    def of_rotary(q: Tensor, k: Tensor, implementation: Implementation) -> tuple[Tensor, ...]:
-        angles = torch.arange(length, device=run.device)[:, None] / torch.arange(1.0, head // 2 + 1, device=run.device)
-        of = angles.to(torch.promote_types(q.dtype, torch.float32))
-        return rotary(q, k, of.cos(), of.sin(), implementation=implementation)
-
-    def with_resets(function: Callable[..., Any], first: bool = True) -> Callable[..., Any]:
-        def call(*tensors: Tensor, implementation: Implementation) -> Any:
-            result = function(*tensors, resets=resets, implementation=implementation)
-            return result[0] if first else result
-
-        return call
-
-    made = [
-        Problem(
-            f"mlstm {dims}",
-            of_mlstm,
-            [normal(batch, 2, length, dim, seed=seed) for seed, dim in enumerate((dims[0], dims[0], dims[1]))]
-            + [normal(batch, 2, length, 2, seed=3)],
-        )
-        for dims in ([(16, 16)] if run.dry else [(128, 256), (384, 384), (1024, 1024)])
-    ]
-    made += [
-        Problem(
-            f"slstm {dim}",
-            with_resets(slstm),
-            [normal(batch, length, 4, 2, dim), normal(4, 2, dim, dim, seed=1) / dim**0.5],
-        )
-        for dim in ([16] if run.dry else [192, 512])
-    ]
-    return [
-        *made,
-        Problem(
-            "causal_conv_silu",
-            with_resets(causal_conv_silu),
-            [pair[0], normal(width, 4, seed=2), normal(width, seed=3)],
-        ),
-        Problem("block_diagonal", block_diagonal, [pair[0], normal(width // 4, 4, 4, seed=2)]),
-        Problem(
-            "gated_head_norm",
-            of_norm,
-            [normal(batch, length, width // head, head), normal(width, seed=2), pair[1]],
-        ),
-        Problem("rms_norm", rms_norm, [pair[0], normal(width, seed=2)]),
-        Problem("rotary", of_rotary, [x.unflatten(-1, (-1, head)) for x in pair]),
-        Problem("swiglu", swiglu, pair),
-        Problem("squared_relu", squared_relu, pair[:1]),
-        Problem("token_shift", with_resets(token_shift, first=False), [pair[0], normal(3, width, seed=2)]),
-        Problem(
-            "linear_cross_entropy",
-            lambda hidden, weight, implementation: linear_cross_entropy(
-                hidden, weight, targets, implementation=implementation
-            ),
-            [pair[0], normal(256, width, seed=2) / width**0.5],
-        ),
-        Problem(
-            "selective_scan",
-            of_scan,
-            [*pair, normal(width, 16, seed=2) / 4, *(normal(batch, length, 16, seed=seed) for seed in (3, 4))],
-        ),
-        Problem("wkv", of_wkv, [*pair, normal(width, seed=2), normal(width, seed=3)]),
-    ]
 
 
 def pin_options() -> int:
@@ -202,16 +76,16 @@ def compile_one(device: str, index: int) -> None:
 def correctness(run: Run) -> Iterator[Callable[[], Row]]:
     """Every operator in bfloat16 against PyTorch's form in float64, on memory that held no numbers before."""
     for problem in problems(run):
+        yield partial(_error, run, problem)
 
-        def row(problem: Problem = problem) -> Row:
-            exact = problem.passes("torch", torch.float64)
-            poison = torch.full((2**16 if run.dry else 2**28,), float("nan"), device=run.device)
-            del poison
-            found = problem.passes("triton", torch.float32 if run.dry else torch.bfloat16)
-            errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
-            return {"row": f"error of {problem.name}", "measured": max(errors), "expected": f"below {BOUND}"}
 
-        yield row
+def _error(run: Run, problem: Problem) -> Row:
+    exact = problem.passes("torch", torch.float64)
+    poison = torch.full((2**16 if run.dry else 2**28,), float("nan"), device=run.device)
+    del poison
+    found = problem.passes("triton", torch.float32 if run.dry else torch.bfloat16)
+    errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+    return {"row": f"error of {problem.name}", "measured": max(errors), "expected": f"below {BOUND}"}
 
 
 def states(run: Run) -> Iterator[Callable[[], Row]]:
@@ -301,19 +175,43 @@ def surrounding(run: Run, rate: float) -> Iterator[Callable[[], Row]]:
         yield row
 
 
-def slstm_times(run: Run) -> Iterator[Callable[[], Row]]:
-    """Microseconds of one time step, forward and backward together."""
-    for size in [16] if run.dry else [192, 512, 640]:
+def slstm_rows(run: Run) -> Iterator[Callable[[], Row]]:
+    """The sLSTM with a launch a step and in one launch: errors, the same bits, microseconds of a step both ways."""
 
-        def row(size: int = size) -> Row:
-            length = 8 if run.dry else 512
-            inputs = slstm_inputs((16, length, 4, size), run.device)
-            step = stepper(lambda *t: slstm(*t, implementation="triton")[0], inputs, run.device)
+    def a_launch_a_step() -> Any:
+        return mock.patch.object(triton_scan, "programs_at_once", return_value=0)
+
+    def equal(size: int) -> Row:
+        problem, dtype = slstm_problem(run, size), torch.float32 if run.dry else torch.bfloat16
+        with a_launch_a_step():
+            expected = problem.passes("triton", dtype)
+        rounds = 2 if run.dry else 20
+        found = [all(map(torch.equal, problem.passes("triton", dtype), expected)) for _ in range(rounds)]
+        title = f"launches of slstm {size} that differ from a launch a step"
+        return {"row": title, "measured": found.count(False), "expected": 0}
+
+    def times(size: int) -> Row:
+        length = 8 if run.dry else 512
+        inputs = slstm_inputs((16, length, 4, size), run.device)
+        step = stepper(lambda *t: slstm(*t, implementation="triton")[0], inputs, run.device)
+
+        def taken() -> float:
             step()
-            taken = 1e6 * min(step() for _ in range(run.rounds)) / length
-            return {"row": f"us a step of slstm {size}", "measured": taken, "expected": "8 to 15"}
+            return 1e6 * min(step() for _ in range(run.rounds)) / length
 
-        yield row
+        with a_launch_a_step():
+            by_step = taken()
+        measured = {"at once": taken(), "a launch a step": by_step}
+        return {"row": f"us a step of slstm {size}", "measured": measured, "expected": "5 to 10 at once"}
+
+    for size in [16] if run.dry else [192, 512, 640]:
+        with_launches = slstm_problem(run, size)
+
+        def by_step(problem: Problem = with_launches) -> Row:
+            with a_launch_a_step():
+                return _error(run, problem)
+
+        yield from (by_step, partial(equal, size), partial(times, size))
 
 
 def training_steps(run: Run, rate: float) -> Iterator[Callable[[], Row]]:
@@ -378,8 +276,8 @@ def measure(run: Run, tell: Callable[[Row], None]) -> bool:
         states(run),
         mlstm_times(run),
         training_steps(run, rates[0]),
-        slstm_times(run),
         surrounding(run, rates[1]),
+        slstm_rows(run),
     )
     whole = True
     for part in parts:

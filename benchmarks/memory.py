@@ -45,6 +45,7 @@ def run_spec(
             precision=precision,  # type: ignore[arg-type]
         ),
         execution=Execution(
+            device="cpu",
             devices=ranks,
             micro_batch_sequences=micro,
             activation_checkpointing=checkpointing,  # type: ignore[arg-type]

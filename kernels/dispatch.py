@@ -4,6 +4,8 @@ Every public function of this package takes `implementation`:
 
 - `auto`: what `prefer` named in this process; else `triton` for tensors on a CUDA device, `numba` for those on a CPU,
   where there are such kernels and they take dtype and shapes; else, and for the mLSTM in float32 on CUDA, `torch`;
+  a compiler that traces for CUDA gets the plain expressions of what it fuses with its neighbours (Llama's norm,
+  rotary positions and SwiGLU);
 - `reference`: the plain recurrence, the definition; slow, differentiated by autograd;
 - `torch`: fast on any device, with a hand-written backward;
 - `numba`: compiled kernels for CPUs and float32, of the operators that gain by them;
@@ -97,13 +99,15 @@ def choose(
     shape_obstacle: Callable[[], str | None] | None = lambda: None,
     cpu_obstacle: Callable[[], str | None] | None = None,
     of_products: bool = False,
+    fusible: bool = False,
 ) -> Chosen:
     """The implementation that will run for `tensor`.
 
     `shape_obstacle` says why the Triton kernels refuse the shapes, `cpu_obstacle` why the Numba kernels refuse the
     operands; None where the operator has none. `of_products`: its Triton kernels are matrix products, which in float32
-    have no tensor cores and are left to the library unless asked for. Raises ImplementationError for an unknown name,
-    or for `triton` or `numba` where it cannot run.
+    have no tensor cores and are left to the library unless asked for. `fusible`: its definition is plain expressions,
+    which torch.compile makes one kernel of with their neighbours. Raises ImplementationError for an unknown name, or
+    for `triton` or `numba` where it cannot run.
     """
     names = get_args(Implementation)
     if implementation not in names:
@@ -112,7 +116,9 @@ def choose(
         lacking = {"numba": cpu_obstacle is None, "triton": shape_obstacle is None}
         implementation = "torch" if lacking.get(_preferred) else _preferred
     if implementation == "auto":
-        if tensor.is_cuda:
+        if _on_gpu(tensor) and fusible and torch.compiler.is_compiling():
+            return "reference"
+        if _on_gpu(tensor):
             by_library = of_products and tensor.dtype == torch.float32
             on_gpu = shape_obstacle is not None and triton_obstacle(tensor) is None and shape_obstacle() is None
             on_gpu = on_gpu and not by_library
@@ -128,6 +134,10 @@ def choose(
     if obstacle is not None:
         raise ImplementationError(f"{operator}: implementation {implementation!r} cannot run: {obstacle}")
     return implementation
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def state_dtype(tensor: Tensor) -> torch.dtype:

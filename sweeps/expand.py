@@ -208,8 +208,13 @@ class _Expansion:
                 self.complain(("data",), f"`data.{name}` is missing")
                 return None
         paths = tuple(values.get("paths") or ())
+        mixture = values.get("mixture") or ()
+        if mixture and any(values.get(name) for name in ("text_key", "id_type", "revision")):
+            told = "a mixture says `text_key` of each of its sources, and takes no `revision` and no `id_type`"
+            self.complain(settings["mixture"][1], told)
+            return None
         try:
-            paths = tuple(map(located, paths))
+            paths = tuple(located(path) if path else path for path in paths)
             return _declared(
                 values["corpus"],
                 values.get("tokenizer") or _default("tokenizer"),
@@ -220,6 +225,7 @@ class _Expansion:
                 values.get("text_key") or _default("text_key"),
                 values.get("end_of_text"),
                 values.get("id_type"),
+                tuple(tuple(sorted(source.model_dump(exclude_none=True).items())) for source in mixture),
             )
         except (ValueError, OSError) as error:
             about = "paths" if paths else "corpus"
@@ -330,6 +336,7 @@ def _declared(
     text_key: str,
     end_of_text: str | None,
     id_type: IdType | None,
+    mixture: tuple[tuple[tuple[str, Any], ...], ...],
 ) -> tuple[Data, int]:
     """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
     if revision is not None:
@@ -357,6 +364,7 @@ def _declared(
         text_key=text_key,
         end_of_text=end_of_text,
         id_type=id_type,
+        portions=[dict(source) for source in mixture],
     )
 
 

@@ -17,13 +17,14 @@ from pydantic.fields import FieldInfo
 from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import UNITS, nearest
+from xlstm.run.data import Portion
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
 from xlstm.tasks.settings import FormalLanguage, Recall, TaskName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops", "steps")
 """A point states exactly one of these."""
 
-CORPUS = ("corpus", "revision", "paths", "text_key", "id_type")
+CORPUS = ("corpus", "revision", "paths", "text_key", "id_type", "mixture")
 """A corpus and what belongs to it: where another corpus is stated nearer, the whole is left behind."""
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)")
@@ -70,6 +71,9 @@ ONE_VALUE_ONLY = ("name",)
 
 OF_A_TASK = ("generated",)
 """Fields of the data that are built from the keys of their task."""
+
+OF_PORTIONS = ("mixture",)
+"""Fields of the data that are built from sources whose revisions are found."""
 
 RESOLVED = {
     "data_paths": "they are `data.paths`, since the revision is read from the same files",
@@ -124,14 +128,25 @@ def stated_fields(ring: type[BaseModel], values: Mapping[str, Any]) -> dict[str,
     return {name: values[key] for name, key in keys.items() if key in values}
 
 
+@_fields_of(Portion, without=("weight", "corpus", "revision"))
+class SourceSettings(Section):
+    """One source of a mixture."""
+
+    corpus: str = Field(description=Portion.model_fields["corpus"].description)
+    weight: Positive = Field(description=Portion.model_fields["weight"].description)
+
+
 @_fields_of(Recall, without=ONE_VALUE_ONLY)
 @_fields_of(FormalLanguage, without=ONE_VALUE_ONLY)
-@_fields_of(Data, without=OF_A_TASK)
+@_fields_of(Data, without=OF_A_TASK + OF_PORTIONS)
 class DataSettings(Section):
     """What is trained on."""
 
     paths: list[str] | None = Field(
         None, description="Files or folders of a local corpus, relative to the sweep file that names them."
+    )
+    mixture: Annotated[list[SourceSettings], Field(min_length=2)] | None = Field(
+        None, description=Data.model_fields["mixture"].description
     )
 
 
@@ -184,7 +199,7 @@ def _axes() -> Any:
     fields: dict[str, Any] = {
         name: (_axis(_without_null(field.annotation), field.metadata), Field(None, description=field.description))
         for name, field in Point.model_fields.items()
-        if name != "paths"
+        if name not in ("paths", "mixture")
     }
     return create_model("Axes", __base__=Section, __doc__="Values of axes: one, or a list.", **fields)
 

@@ -11,6 +11,7 @@ from sweeps.language import BUDGETS, CORPUS, SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, parse
 from xlstm.data.locations import located
 from xlstm.quantities import nearest
+from xlstm.run.data import MIXTURE
 
 if TYPE_CHECKING:
     from sweeps.expand import SweepRun
@@ -135,7 +136,7 @@ def _over(document: Document, base: Document) -> Document:
 
 def _states_corpus(document: Document) -> bool:
     data = document.value.get("data") if isinstance(document.value, dict) else None
-    return isinstance(data, dict) and "corpus" in data
+    return isinstance(data, dict) and not data.keys().isdisjoint(("corpus", "mixture"))
 
 
 def _without_corpus(document: Document) -> Document:
@@ -190,6 +191,10 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
         section = holder.get(where[-1]) if isinstance(holder, dict) else None
         if not isinstance(section, dict):
             continue
+        if isinstance(section.get("mixture"), list) and "paths" not in section:
+            _spell_out_mixture(section)
+            for key in ("corpus", "paths"):
+                places.setdefault((*where, key), document.place((*where, "mixture")))
         corpus, paths = section.get("corpus"), section.get("paths")
         if isinstance(corpus, str) and ":" in corpus:
             section["corpus"], _, path = corpus.partition(":")
@@ -197,8 +202,23 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
             paths = [path, *(paths if isinstance(paths, list) else [])]
         if isinstance(paths, list):
             named = section.get("corpus") == "hf"  # perhaps a name on the Hub, and no path
-            section["paths"] = [_beside(folder, path, named) if isinstance(path, str) else path for path in paths]
+            section["paths"] = [
+                _beside(folder, path, named) if isinstance(path, str) and path else path for path in paths
+            ]
     return Document(document.file, value, places)
+
+
+def _spell_out_mixture(section: dict[str, Any]) -> None:
+    """Name the corpus of a mixture, and take the path of each source, empty where it has none, to its paths."""
+    section.setdefault("corpus", MIXTURE)
+    section["mixture"] = [dict(source) if isinstance(source, dict) else source for source in section["mixture"]]
+    section["paths"] = []
+    for source in section["mixture"]:
+        corpus = source.get("corpus") if isinstance(source, dict) else None
+        name, _, path = corpus.partition(":") if isinstance(corpus, str) else ("", "", "")
+        if isinstance(corpus, str):
+            source["corpus"] = name
+        section["paths"].append(path)
 
 
 def _beside(folder: Path, path: str, named: bool) -> str:

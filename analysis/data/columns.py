@@ -1,14 +1,14 @@
 """The columns of a frame of runs, and how the cells of a source that is not ours become them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
 
-from analysis.data.numbers import read_number
+from analysis.data.numbers import plain_numbers, read_number
 from analysis.data.selection import SEARCHED
 from analysis.findings import RefusalError
 
@@ -38,6 +38,10 @@ SCHEMA = {
 }
 NUMBERS = ("parameters", "tokens", "flops", "loss")
 """What a law is fitted to: a row whose cell of one of these is no number is left out, with the cell."""
+NO_FAMILY = "all"
+"""The family of rows that state none."""
+ROW_OF_A_NAME = r"^(.*) \(row \d+\)$"
+"""The key of a row of a table whose name other rows have, too, as `unique_keys` makes it."""
 MEASURES = ("loss", "bits_per_byte")
 """Numbers that are no counts: a comma in one may be a decimal comma."""
 EXTRA = dict.fromkeys(("unique_tokens", "weight", "vocabulary_parameters", "experts", "granularity"), pl.Float64)
@@ -80,21 +84,26 @@ class Reading:
         return read_number(cell, count=count, decimal_comma=self.decimal_comma, grouped=grouped)
 
 
-def completed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
-    """The frame with every column of `SCHEMA`: of parameters, tokens and flops, one that is absent follows by 6ND."""
+def completed(frame: pl.DataFrame, source: str, listed: str = "") -> pl.DataFrame:
+    """The frame with every column of `SCHEMA`: of parameters, tokens and flops, one that is absent follows by 6ND.
+
+    RefusalError where two are absent, with what is `listed` as the columns of the source.
+    """
     n, d, c = (pl.col(name) for name in ("parameters", "tokens", "flops"))
     thirds = {"parameters": c / (6 * d), "tokens": c / (6 * n), "flops": 6 * n * d}
     missing = [name for name in thirds if name not in frame.columns]
     if len(missing) > 1:
         raise RefusalError(
-            "missing-column", f"{source}: two of parameters, tokens and flops are needed; no column for {missing}"
+            "missing-column",
+            f"{source}: two of parameters, tokens and flops are needed; no column for {', '.join(missing)}; "
+            f"name them with --columns{f'; there are: {listed}' if listed else ''}",
         )
     frame = frame.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in missing)
     # A cell that is no number has its reason already; one that is empty follows from the other two.
     frame = frame.with_columns(pl.coalesce(name, third).alias(name) for name, third in thirds.items())
     kinds = SCHEMA | {name: kind for name, kind in EXTRA.items() if name in frame.columns}
     absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in kinds.items() if name not in frame.columns]
-    frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null("all"))
+    frame = frame.with_columns(*absent).with_columns(pl.col("family").fill_null(NO_FAMILY))
     others = [name for name in frame.columns if name not in kinds]
     return frame.select(*(pl.col(name).cast(kind) for name, kind in kinds.items()), *others)
 
@@ -111,9 +120,20 @@ def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> d
 
 
 def numbers_of(
-    ours: str, cells: Iterable[object], reading: Reading, reasons: list[str | None], *, grouped: bool = True
+    ours: str,
+    cells: Sequence[object],
+    reading: Reading,
+    reasons: list[str | None],
+    *,
+    grouped: bool = True,
+    lines: Sequence[int] = (),
 ) -> pl.Series:
-    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so."""
+    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so.
+
+    They name the line where the rows are `lines` of a file.
+    """
+    if not reading.decimal_comma and (plain := plain_numbers(cells)) is not None:
+        return pl.Series(ours, plain, pl.Float64)
     numbers: list[float | None] = []
     for row, cell in enumerate(cells):
         try:
@@ -123,7 +143,8 @@ def numbers_of(
             if ours in NUMBERS and reasons[row] is None:
                 comma = not reading.decimal_comma and isinstance(cell, str) and "," in cell
                 hint = "; if its comma is a decimal comma, say --decimal-comma" if comma else ""
-                reasons[row] = f"{ours} is no number ({str(as_text(cell))[:40]!r}{hint})"
+                where = f" in line {lines[row]}" if lines else ""
+                reasons[row] = f"{ours} is no number ({str(as_text(cell))[:40]!r}{where}{hint})"
     return pl.Series(ours, numbers, pl.Float64)
 
 
@@ -176,6 +197,8 @@ def unique_keys(names: Sequence[object], keys: Sequence[str], named: Sequence[st
     """
     words = [as_text(name) for name in names]
     times = Counter(words)
+    if len(times) == len(words) and None not in times:
+        return [word for word in words if word is not None]
     alone = keys if named is None else named
     found = [
         own if word is None else word if times[word] == 1 else f"{word} ({key})"

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.data.columns import NO_FAMILY, ROW_OF_A_NAME
 from analysis.data.selection import SEARCHED
 from analysis.findings import FitWarning, RefusalError
 
@@ -47,6 +48,8 @@ NOISE, NOISE_OF_SEEDS = 0.01, 0.05
 
 Runs that are repetitions by their seeds differ by a few per mille, the smallest ones by some per cent.
 """
+SMALLEST_COUNT, UNLIKE_6ND = 1000, 1000
+"""Fewer parameters or tokens than this, or FLOPs so many times another number than 6ND, are counts in another unit."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +175,49 @@ def several_losses(family: str, rows: pl.DataFrame, inputs: Sequence[str] = ()) 
     if not apart.height:
         return []
     count, of = apart.select(points).n_unique(), rows.select(points).n_unique()
+    several = " and rows of several families by --columns family=…" if family == NO_FAMILY else ""
     return [
         FitWarning(
             "several-losses",
             f"{family}: at {count} of {of} points (N, D) several rows differ in loss, by up to "
             f"{100 * float(apart['spread'].max()):.2g} %: if an axis such as the learning rate was searched, "
-            "name it with --best-of",
+            f"name it with --best-of{several}",
+        )
+    ]
+
+
+def other_units(family: str, rows: pl.DataFrame) -> list[FitWarning]:
+    """A warning where numbers of usable rows are too small for counts, or FLOPs far from 6ND: their unit is another."""
+    ratio = (rows["flops"] / (6 * rows["parameters"] * rows["tokens"])).log().abs()
+    strange = {name: rows.filter(rows[name] < SMALLEST_COUNT)[name] for name in ("parameters", "tokens")} | {
+        "flops": rows.filter(ratio > math.log(UNLIKE_6ND))["flops"]
+    }
+    listed = ", ".join(f"{name} is {found[0]:g} in {len(found)} rows" for name, found in strange.items() if len(found))
+    if not listed:
+        return []
+    message = (
+        f"{family}: {listed}: counts are single parameters, tokens and FLOPs; write 12M or 12e6 for twelve millions"
+    )
+    return [FitWarning("other-units", message)]
+
+
+def along_runs(family: str, rows: pl.DataFrame) -> list[FitWarning]:
+    """A warning where rows of a table share a name and N at several D: they may be losses along one run.
+
+    Those before the end of a schedule lie above the law of runs that end there (Hoffmann et al. 2022, section 3).
+    """
+    if "run_id" not in rows.columns:
+        return []
+    named = rows.with_columns(name=pl.col("run_id").str.extract(ROW_OF_A_NAME)).filter(pl.col("name").is_not_null())
+    times = named.group_by("name", "parameters").agg(budgets=pl.col("tokens").n_unique()).filter(pl.col("budgets") > 1)
+    if not times.height:
+        return []
+    return [
+        FitWarning(
+            "several-budgets-of-one-run",
+            f"{family}: {times.height} names stand at {int(times['budgets'].sum())} budgets, such as "
+            f"{times.sort('name')['name'][0]}: if these are losses along one run, those before its end are not of a "
+            "finished schedule, and lie above the law; keep the last of each",
         )
     ]
 

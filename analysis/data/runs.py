@@ -51,6 +51,7 @@ class Kind(StrEnum):
     SWEEP = "sweep"
     TABLE = "table"
     EXPERIMENT = "experiment"
+    SEVERAL = "sources"
 
     @classmethod
     def of(cls, source: str) -> "Kind":
@@ -187,11 +188,11 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     table = tables.read(path, {*map(reading.theirs, known), *searched})
     for ours, theirs in (*reading.columns.items(), *(("--best-of", axis) for axis in searched)):
         if theirs not in table.cells:
-            listed = ", ".join(table.names[:40]) + (", …" if len(table.names) > 40 else "")
-            raise RefusalError("missing-column", f"{path}: no column {theirs!r} for {ours}; there are: {listed}")
+            raise RefusalError("missing-column", f"{path}: no column {theirs!r} for {ours}; there are: {table.listed}")
     cells = {ours: table.cells[reading.theirs(ours)] for ours in known if reading.theirs(ours) in table.cells}
     if "loss" not in cells:
-        raise RefusalError("missing-column", f"{path}: no column for loss; name it with --columns loss=…")
+        named = f"name it with --columns loss=…; there are: {table.listed}"
+        raise RefusalError("missing-column", f"{path}: no column for loss; {named}")
     columns: dict[str, pl.Series] = {}
     reasons: list[str | None] = [None] * table.height
     for ours, values in cells.items():
@@ -200,7 +201,7 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
         elif known[ours] == pl.String:
             columns[ours] = pl.Series(ours, [as_text(cell) for cell in values], pl.String)
         else:
-            columns[ours] = numbers_of(ours, values, reading, reasons, grouped=table.commas_group)
+            columns[ours] = numbers_of(ours, values, reading, reasons, grouped=table.commas_group, lines=table.lines)
     columns["run_id"] = pl.Series("run_id", _row_keys(columns.get("run_id"), table.height), pl.String)
     if "state" in columns:
         done = columns["state"].str.to_uppercase().is_in(["FINISHED", "COMPLETED"])
@@ -218,7 +219,7 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     if reading.whole:
         taken = {*map(reading.theirs, known), *known}
         columns |= columns_of_any(tables.others(path, [name for name in table.names if name not in taken]), reading)
-    return completed(pl.DataFrame(columns), str(path))
+    return completed(pl.DataFrame(columns), str(path), table.listed)
 
 
 def _is_axis(plan: Mapping[str, Any], axis: str) -> bool:

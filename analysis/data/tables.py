@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ MAXIMUM_ROWS = 2_000_000
 MOST_CELLS = 10_000_000
 """Of columns that nobody named, beyond which they are left in the file."""
 COMPRESSIONS = (".gz", ".zst")
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = (",", ";", "\t", "|")
 """What may separate the cells of a .csv: the one by which most of the wanted columns are found."""
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UNREADABLE = (
@@ -57,6 +57,13 @@ class Table:
     height: int
     commas_group: bool = True
     """Whether a comma in a count stands between groups of digits: where semicolons separate cells, it may not."""
+    lines: Sequence[int] = ()
+    """Of the file, in which each row ends; nothing where rows are no lines."""
+
+    @property
+    def listed(self) -> str:
+        """The names of its columns, for a message."""
+        return ", ".join(self.names[:40]) + (", …" if len(self.names) > 40 else "")
 
 
 def format_of(name: str) -> str | None:
@@ -167,7 +174,7 @@ def _read_separated(path: Path, wanted: Collection[str], separators: Sequence[st
     next(found)
     places = _places(path, names, wanted)
     columns: dict[str, list[Any]] = {name: [] for name in places}
-    height = 0
+    lines: list[int] = []
     for row in found:
         if len(row) != len(names) and (len(row) < len(names) or any(cell.strip() for cell in row[len(names) :])):
             raise RefusalError(
@@ -175,16 +182,17 @@ def _read_separated(path: Path, wanted: Collection[str], separators: Sequence[st
                 f"{path}:{reader.line_num}: {len(row)} cells, the first line names {len(names)}; "
                 "a cell that holds the separator stands in double quotes",
             )
-        height += 1
-        _check_height(height)
+        lines.append(reader.line_num)
+        _check_height(len(lines))
         for name, place in places.items():
             columns[name].append(row[place].strip() or None)
-    return Table(names, columns, height, commas_group=separator != ";")
+    return Table(names, columns, len(lines), commas_group=separator != ";", lines=lines)
 
 
 def _is_no_header(row: Sequence[str]) -> bool:
-    """Whether a line above the names is a comment, or blank."""
-    return row[0].lstrip().startswith("#") or not any(cell.strip() for cell in row)
+    """Whether a line above the names is a comment, blank, or Excel's word for the separator, such as `sep=;`."""
+    first = row[0].strip().lower()
+    return first.startswith("#") or (first.startswith("sep=") and len(first) < 6) or not any(map(str.strip, row))
 
 
 def _read_csv(path: Path, wanted: Collection[str]) -> Table:
@@ -203,7 +211,7 @@ def _read_json(path: Path, wanted: Collection[str]) -> Table:
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
-        return _from_records(path, _records(path, text), wanted)
+        return _from_lines(path, text, wanted)
     if isinstance(document, dict):
         columns = {name: list(cells.values()) if isinstance(cells, dict) else cells for name, cells in document.items()}
         if not columns or not all(isinstance(cells, list) for cells in columns.values()):
@@ -219,11 +227,12 @@ def _read_json(path: Path, wanted: Collection[str]) -> Table:
 
 
 def _read_json_lines(path: Path, wanted: Collection[str]) -> Table:
-    return _from_records(path, _records(path, _text(path)), wanted)
+    return _from_lines(path, _text(path), wanted)
 
 
-def _records(path: Path, text: str) -> list[dict[str, Any]]:
-    records = []
+def _from_lines(path: Path, text: str, wanted: Collection[str]) -> Table:
+    records: list[dict[str, Any]] = []
+    lines: list[int] = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -233,8 +242,9 @@ def _records(path: Path, text: str) -> list[dict[str, Any]]:
             if not isinstance(record, dict):
                 raise RefusalError("unreadable-table", f'{path}:{number}: a line is one object, such as {{"loss": 3}}')
             records.append(record)
+            lines.append(number)
             _check_height(len(records))
-    return records
+    return replace(_from_records(path, records, wanted), lines=lines)
 
 
 def _from_records(path: Path, records: Sequence[Mapping[str, Any]], wanted: Collection[str]) -> Table:

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from analysis.findings import RefusalError
-from xlstm.run.secrets import masked
 from xlstm.run.tracking import remedy
+from xlstm.run.tracking.secrets import masked
 
 DATABASES = ("sqlite", "postgresql", "mysql")
 """Schemes of the databases that are read directly; all else goes through the client."""

@@ -24,6 +24,8 @@ from analysis.laws.objectives import HUBER, Objective
 STARTS, STARTS_OF_OTHERS = 1000, 128
 """Descents of the additive law, and of others that `analysis.fitting.newton` fits: their valleys take more steps."""
 DRAWS = 1000
+_ORDER = ("run_id", "family")
+"""In which rows are compared: sources that stand side by side may hold the same run, each for a family of its own."""
 
 
 def saved(
@@ -52,8 +54,8 @@ def saved(
         return []  # one that is damaged is made anew
     if any(one.objective != objective or (form is not None and one.form.name != form.name) for one in fits):
         return []
-    stored = pl.concat([one.rows for one in fits]).sort("run_id")  # perhaps with fewer columns, by an earlier version
-    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort("run_id").select(stored.columns)):
+    stored = pl.concat([one.rows for one in fits]).sort(*_ORDER)  # perhaps with fewer columns, by an earlier version
+    if not set(stored.columns) <= set(frame.columns) or not stored.equals(frame.sort(*_ORDER).select(stored.columns)):
         return []
     for one in fits:
         _refuse(one.family, one.rows, one.form, allow_mixed)
@@ -110,6 +112,7 @@ def fit(
             )
             told = [FitWarning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
             told += quality.several_losses(family, found.used, form.inputs)
+            told += quality.other_units(family, found.used) + quality.along_runs(family, found.used)
             fits.append(replace(found, family=family, warnings=(*told, *_weaknesses(family, found))))
     if refusals and (not fits or len(families) == 1):
         raise refusals[0]

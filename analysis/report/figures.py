@@ -125,8 +125,10 @@ def envelope(evidence: Evidence) -> Figure:
     """Training curves against compute, and the points of their lower envelope that say which size is best."""
     if evidence.curves.is_empty() or evidence.curves["run_id"].is_unique().all():
         raise RefusalError("no-curves", "an envelope needs several validations during training of each run")
-    figure, axes = _panels(len(evidence.fits))
-    for axis, fitted in zip(axes, evidence.fits, strict=True):
+    curved = evidence.curves["run_id"].implode()
+    fits = [fitted for fitted in evidence.fits if fitted.used["run_id"].is_in(curved).any()]
+    figure, axes = _panels(len(fits))
+    for axis, fitted in zip(axes, fits, strict=True):
         rows = fitted.used.with_columns(per_token=pl.col("flops") / pl.col("tokens"))
         points = evidence.curves.filter(pl.col("tokens") > 0).join(
             rows.select("run_id", "parameters", "per_token"), on="run_id"

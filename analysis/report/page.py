@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.data.several import SWEEP
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
 from analysis.fitting.fit import LEVEL, Fit
@@ -263,7 +264,7 @@ def _forms(fits: Sequence[Fit]) -> str:
 
 
 def _runs(fits: Sequence[Fit]) -> str:
-    rows = []
+    rows, held = [], any(SWEEP in fitted.rows.columns for fitted in fits)
     for fitted in fits:
         for row in fitted.rows.sort("parameters", "tokens").iter_rows(named=True):
             loss, bits = row["loss"], row["bits_per_byte"]
@@ -276,9 +277,13 @@ def _runs(fits: Sequence[Fit]) -> str:
                     (f"{loss:.4f}", loss) if loss else "",
                     (f"{bits:.4f}", bits) if bits else "",
                     row["excluded"] or "",
+                    *([row[SWEEP]] if held else []),
                 ]
             )
-    return _table(["run", "N", "D", "C", "loss", "bits per byte", "left out because"], rows, kind=" class=sortable")
+    sweep = [SWEEP] if held else []
+    return _table(
+        ["run", "N", "D", "C", "loss", "bits per byte", "left out because", *sweep], rows, kind=" class=sortable"
+    )
 
 
 def _table(head: list[str], rows: Sequence[Sequence[str | tuple[str, float]]], kind: str = "") -> str:

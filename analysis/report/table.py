@@ -42,6 +42,8 @@ class Cell:
     interval: float | None
     """Half of the 95 % interval over seeds; None with one seed."""
     seeds: int
+    deviation: float | None = None
+    """Standard deviation between seeds; None with one seed."""
     best: Any = None
     """The value of the searched axis; None where none was."""
 
@@ -102,16 +104,16 @@ class MeasureTable:
         """A line per cell, in full precision."""
         written = io.StringIO()
         writer = csv.writer(written, lineterminator="\n")
-        writer.writerow(["row", self.column_axis, self.measure, "half_interval_95", "seeds", "best"])
+        writer.writerow(["row", self.column_axis, self.measure, "half_interval_95", "seeds", "best", "deviation"])
         for (row, column), cell in self.cells.items():
-            writer.writerow([_no_formula(row), column, cell.mean, cell.interval, cell.seeds, cell.best])
+            writer.writerow([_no_formula(row), column, cell.mean, cell.interval, cell.seeds, cell.best, cell.deviation])
         return written.getvalue()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, a cell each."""
         cells = [
             {"row": row, self.column_axis: column, "mean": c.mean, "half_interval_95": c.interval, "seeds": c.seeds}
-            | {"best": c.best}
+            | {"best": c.best, "deviation": c.deviation}
             for (row, column), c in self.cells.items()
         ]
         return {"measure": self.measure, "measured": self.measured, "planned": self.planned, "cells": cells}
@@ -201,10 +203,11 @@ def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
     choose = min if measure in LOWER_IS_BETTER else max
     best = choose(found, key=lambda value: fmean(found[value]))
     seeds = found[best]
+    deviation = stdev(seeds) if len(seeds) > 1 else None
     interval = None
-    if len(seeds) > 1:
-        interval = float(stdtrit(len(seeds) - 1, 0.975)) * stdev(seeds) / math.sqrt(len(seeds))
-    return Cell(fmean(seeds), interval, len(seeds), best)
+    if deviation is not None:
+        interval = float(stdtrit(len(seeds) - 1, 0.975)) * deviation / math.sqrt(len(seeds))
+    return Cell(fmean(seeds), interval, len(seeds), deviation, best)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

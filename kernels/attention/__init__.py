@@ -1,16 +1,23 @@
 """Causal softmax attention within documents (Vaswani et al. 2017, arXiv 1706.03762)."""
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.flop_counter import sdpa_flop_count
 
 from kernels import cpu
+from kernels.attention import flex_blocks
 from kernels.attention.reference import attention_reference, by_token, visible
 from kernels.dispatch import Chosen, Implementation, cast_for_autocast, choose, expect_shape, modules
 from kernels.operator import Operator
 
-__all__ = ["attention", "mask_for"]
+__all__ = ["Mask", "attention", "mask_for"]
+
+Mask: TypeAlias = Tensor | BlockMask
+"""What each query sees: (batch or 1, 1, queries, keys), true where seen; on a GPU the blocks of keys."""
 
 
 def attention(
@@ -19,7 +26,7 @@ def attention(
     value: Tensor,
     *,
     begins: Tensor | None = None,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """softmax(q·k / sqrt(head_dim)) v over each query's own token and those before it, within its document.
@@ -29,8 +36,9 @@ def attention(
     query to the next; `mask` is what `mask_for` gave for them, made here where absent. Returns (batch, heads, queries,
     head_dim) in the dtype of `query`; softmax in float32 at least.
 
-    `implementation` is as in `kernels.dispatch`; `torch` is PyTorch's scaled_dot_product_attention, and what runs on
-    GPUs: there are no Triton kernels. Those for CPUs take as many queries as keys. Raises ValueError for shapes that
+    `implementation` is as in `kernels.dispatch`; `torch` is PyTorch's scaled_dot_product_attention, with documents on a
+    GPU its FlexAttention, and what runs there: there are no Triton kernels of ours. Those for CPUs take as many queries
+    as keys. Raises ValueError for shapes that
     do not fit, ImplementationError for an implementation that cannot run.
     """
     name = "attention"
@@ -55,21 +63,32 @@ def attention(
         return _attention(query, key, value, begins)[0]
     if begins is None and _sees_all_before(queries, keys):
         return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1)
-    mask = visible(queries, keys, begins, query.device) if mask is None else mask
+    mask = _mask(query, queries, keys, begins) if mask is None else mask
+    if isinstance(mask, BlockMask):
+        return flex_blocks.attend(query, key, value, mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def mask_for(x: Tensor, queries: int, keys: int, begins: Tensor | None) -> Tensor | None:
+def mask_for(x: Tensor, queries: int, keys: int, begins: Tensor | None) -> Mask | None:
     """The mask that PyTorch's attention needs, to be made once for all blocks; None where none is looked at.
 
-    `x` is what queries come from: of their device and dtype. (batch or 1, 1, queries, keys), true where seen.
+    `x` is what queries come from: of their device and dtype.
     """
     if begins is None and _sees_all_before(queries, keys):
         return None
-    of_none = cast_for_autocast(x[:0])[0]
+    of_none = cast_for_autocast(x.new_empty(0))[0]
     if _choose("auto", queries, keys, of_none) == "numba":
         return None
-    return visible(queries, keys, begins, x.device)
+    return _mask(x, queries, keys, begins)
+
+
+def _mask(x: Tensor, queries: int, keys: int, begins: Tensor | None) -> Mask:
+    """Of all pairs only where they are few: on a CPU, or for one query."""
+    if not x.is_cuda or queries == 1:
+        return visible(queries, keys, begins, x.device)
+    if begins is None:
+        begins = torch.zeros(x.shape[0], queries, dtype=torch.int32, device=x.device)
+    return flex_blocks.block_mask(queries, keys, begins)
 
 
 def _sees_all_before(queries: int, keys: int) -> bool:

@@ -30,6 +30,14 @@ def missing() -> str | None:
     return MISSING
 
 
+def prepare() -> None:
+    """Load what the first kernel of this process, or of one that is forked from it, would wait for."""
+    if missing() is None:
+        from kernels.cpu import compiler
+
+        compiler.prepare()
+
+
 def obstacle(*tensors: Tensor) -> str | None:
     """Why the kernels cannot take these tensors, or None where they can."""
     for tensor in tensors:

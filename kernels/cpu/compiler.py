@@ -59,6 +59,12 @@ class ByContent(UserWideCacheLocator):  # type: ignore[misc]
         return _stamp() + self._own_file
 
 
+def prepare() -> None:
+    """Have Numba learn all types and functions it knows, which its first kernel does otherwise."""
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+
+
 _compiling = threading.Lock()
 
 

@@ -31,6 +31,12 @@ def tiling_of(head_dim: int) -> dict[str, int]:
 
 
 @triton.jit
+def _places(r, time, of_sequence, of_token, head):
+    """Where rows begin; divided in 32 bits, since a division of 64 is a call, with a stack."""
+    return (r // time).to(tl.int64) * of_sequence + (r % time).to(tl.int64) * of_token + head
+
+
+@triton.jit
 def _normed(h, at, inside, eps, D: tl.constexpr):
     value = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(value, 1) / D
@@ -46,11 +52,12 @@ def forward_kernel(
 ):  # fmt: skip
     """y (rows, heads * D); rows are batch and time, h has strides of its own."""
     head, heads = tl.program_id(1), tl.num_programs(1)
-    r = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
+    r = tl.program_id(0) * BT + tl.arange(0, BT)
     d = tl.arange(0, BD)
     c = head * D + d
     inside = (r < rows)[:, None] & (d < D)[None, :]
-    at = ((r // time) * h_b + (r % time) * h_t + head * h_h)[:, None] + d[None, :]
+    at = _places(r, time, h_b, h_t, head * h_h)[:, None] + d[None, :]
+    r = r.to(tl.int64)
     normed, _ = _normed(h, at, inside, eps, D)
     inner = normed * tl.load(weight + c, mask=d < D, other=0.0).to(tl.float32)[None, :]
     if SKIP:
@@ -75,9 +82,10 @@ def backward_kernel(
     sum_weight = tl.zeros((BD,), tl.float32)
     sum_skip = tl.zeros((BD,), tl.float32)
     for start in range(0, tl.minimum(ROWS, rows - tl.program_id(0) * ROWS), BT):
-        r = (tl.program_id(0) * ROWS + start + tl.arange(0, BT)).to(tl.int64)
+        r = tl.program_id(0) * ROWS + start + tl.arange(0, BT)
         inside = (r < rows)[:, None] & (d < D)[None, :]
-        at = ((r // time) * h_b + (r % time) * h_t + head * h_h)[:, None] + d[None, :]
+        at = _places(r, time, h_b, h_t, head * h_h)[:, None] + d[None, :]
+        r = r.to(tl.int64)
         normed, deviation = _normed(h, at, inside, eps, D)
         out = r[:, None] * heads * D + c[None, :]
         g = tl.load(grad_y + r[:, None] * grad_r + c[None, :], mask=inside, other=0.0).to(tl.float32)

@@ -18,7 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, implementation: Im
     """
     name = "rms_norm"
     expect_shape(name, "weight", weight, (x.shape[-1],), "(channels,)")
-    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x), lambda: cpu.obstacle(x, weight))
+    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x), lambda: cpu.obstacle(x, weight), fusible=True)
     if chosen == "reference":
         return rms_norm_reference(x, weight, eps)
     return _rms_norm(x, weight, eps, chosen)[0]

@@ -34,7 +34,7 @@ def rotary(
     for label, angles in (("cos", cos), ("sin", sin)):  # half precision tells no more than 256 positions apart
         if angles.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name}: {label} is {angles.dtype}, expected torch.float32 or torch.float64")
-    chosen = choose(name, implementation, query, cpu_obstacle=lambda: cpu.obstacle(query, key, cos, sin))
+    chosen = choose(name, implementation, query, cpu_obstacle=lambda: cpu.obstacle(query, key, cos, sin), fusible=True)
     if chosen == "reference":
         return rotary_reference(query, cos, sin), rotary_reference(key, cos, sin)
     return _rotary(query, key, cos, sin, chosen)

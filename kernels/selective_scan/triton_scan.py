@@ -119,8 +119,28 @@ def _backward_kernel(
         inside = (t < time)[:, None] & mask_d[None, :]
         inside_n = (t < time)[:, None] & mask_n[None, :]
 
-        # The state before each step: the scan over the steps one earlier, the chunk's first being the identity.
         first = (local == 0)[:, None, None]
+
+        # The gradient of each state, in reverse: G_t = C_t dy_t + keep_{t+1} G_{t+1}; g comes from the chunk after.
+        # What it alone is needed for is done before the states are found: both do not fit the registers.
+        C = tl.load(C_ptr + (base + t)[:, None] * state_dim + n[None, :], mask=inside_n, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + (base + t)[:, None] * num_channels + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        _, keep_after = _keep(delta_ptr, resets_ptr, A, base, time, t + 1, d, num_channels, mask_d, HAS_RESETS)
+        last = (local == BLOCK_T - 1)[:, None, None]
+        carried, gathered = tl.associative_scan(
+            (tl.where(last, 1.0, keep_after), dy[:, :, None] * C[:, None, :]), 0, _combine, reverse=True
+        )
+        G = carried * g[None, :, :] + gathered
+        delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS)
+        u, B, _ = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim, mask_d)
+        g = tl.sum(tl.where(first, keep * G, 0.0), axis=0)
+        dB = tl.sum(G * (delta * u)[:, :, None], axis=1)
+        tl.store(dB_ptr + (partial + t)[:, None] * state_dim + n[None, :], dB, mask=inside_n)
+        dwritten = tl.sum(G * B[:, None, :], axis=2)
+        position = (base + t)[:, None] * num_channels + d[None, :]
+        tl.store(du_ptr + position, (dwritten * delta).to(du_ptr.dtype.element_ty), mask=inside)
+
+        # The state before each step: the scan over the steps one earlier, the chunk's first being the identity.
         delta_before, keep_before = _keep(
             delta_ptr, resets_ptr, A, base, time, t - 1, d, num_channels, mask_d, HAS_RESETS
         )
@@ -130,32 +150,11 @@ def _backward_kernel(
         kept, written = tl.associative_scan(
             (tl.where(first, 1.0, keep_before), tl.where(first, 0.0, write_before)), 0, _combine
         )
-        before = kept * start[None, :, :] + written
-        delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS)
-        u, B, write = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim, mask_d)
-        decayed = keep * before
-        states = decayed + write
-
-        # The gradient of each state, in reverse: G_t = C_t dy_t + keep_{t+1} G_{t+1}; g comes from the chunk after.
-        C = tl.load(C_ptr + (base + t)[:, None] * state_dim + n[None, :], mask=inside_n, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + (base + t)[:, None] * num_channels + d[None, :], mask=inside, other=0.0).to(tl.float32)
-        _, keep_after = _keep(delta_ptr, resets_ptr, A, base, time, t + 1, d, num_channels, mask_d, HAS_RESETS)
-        last = (local == BLOCK_T - 1)[:, None, None]
-        carried, gathered = tl.associative_scan(
-            (tl.where(last, 1.0, keep_after), dy[:, :, None] * C[:, None, :]), 0, _combine, reverse=True
-        )
-        G = carried * g[None, :, :] + gathered
-        g = tl.sum(tl.where(first, keep * G, 0.0), axis=0)
-
-        dC = tl.sum(states * dy[:, :, None], axis=1)
+        decayed = keep * (kept * start[None, :, :] + written)
+        dC = tl.sum(decayed * dy[:, :, None], axis=1) + tl.sum(delta * u * dy, axis=1)[:, None] * B
         tl.store(dC_ptr + (partial + t)[:, None] * state_dim + n[None, :], dC, mask=inside_n)
-        dB = tl.sum(G * (delta * u)[:, :, None], axis=1)
-        tl.store(dB_ptr + (partial + t)[:, None] * state_dim + n[None, :], dB, mask=inside_n)
-        dwritten = tl.sum(G * B[:, None, :], axis=2)
         dlog = G * decayed
         ddelta = dwritten * u + tl.sum(dlog * A[None, :, :], axis=2)
-        position = (base + t)[:, None] * num_channels + d[None, :]
-        tl.store(du_ptr + position, (dwritten * delta).to(du_ptr.dtype.element_ty), mask=inside)
         tl.store(ddelta_ptr + position, ddelta.to(ddelta_ptr.dtype.element_ty), mask=inside)
         dA += tl.sum(dlog * delta[:, :, None], axis=0)
     tl.store(dA_ptr + row * num_channels * state_dim + cell, dA, mask=mask)

@@ -21,7 +21,7 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: Implementation = "auto")
     gate, up = cast_for_autocast(gate, up)
     if gate.dtype != up.dtype:
         raise ValueError(f"{name}: gate and up are {gate.dtype} and {up.dtype}, expected one dtype")
-    chosen = choose(name, implementation, gate, cpu_obstacle=lambda: cpu.obstacle(gate, up))
+    chosen = choose(name, implementation, gate, cpu_obstacle=lambda: cpu.obstacle(gate, up), fusible=True)
     return swiglu_reference(gate, up) if chosen == "reference" else _swiglu(gate, up, chosen)
 
 

@@ -1,11 +1,14 @@
 """Whether this Python environment is ours alone: other projects have packages of the same names.
 
 Import names are the folders of this project, and `xlstm` and `kernels` are those of other distributions, too. Two of
-one name cannot stand in one environment: pip lets the later one overwrite the earlier without a word.
+one name cannot stand in one environment: pip lets the later one overwrite the earlier without a word. One that
+PYTHONPATH puts in front of ours hides it; ours are then put before it, here and in every process started from here.
 """
 
+import importlib
 import os
 import sys
+from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 
@@ -33,6 +36,30 @@ def stranger() -> str | None:
     return None
 
 
+def put_ours_first() -> str | None:
+    """Put our packages before those of the same names that PYTHONPATH has, and say so; None where it has none."""
+    path = os.environ.get("PYTHONPATH", "")
+    if (found := _hiding(path.split(os.pathsep) if path else [])) is None:
+        return None
+    ours = str(Path(__file__).resolve().parents[2])
+    sys.path.insert(0, ours)
+    os.environ["PYTHONPATH"] = os.pathsep.join([ours, path])
+    importlib.invalidate_caches()
+    return f"PYTHONPATH has {found}, which is called as a package of this project; this project's is used"
+
+
+def _hiding(entries: Iterable[str]) -> Path | None:
+    """The first file that is imported in place of one of our packages; None where ours are found first, or nothing."""
+    for entry in map(Path, entries):
+        for name, known_by in _ROOMS.items():
+            if (entry / name / known_by).is_file():
+                return None
+            for module in (entry / name / "__init__.py", entry / f"{name}.py"):
+                if module.is_file():
+                    return Path(os.path.abspath(module))
+    return None
+
+
 def namesake() -> str | None:
     """A word where another distribution of one of our names is installed, and hides ours or is hidden; else None."""
     entries = [entry for folder in dict.fromkeys(sys.path) if os.path.isdir(folder) for entry in os.listdir(folder)]
@@ -50,9 +77,10 @@ def namesake() -> str | None:
 
 
 def require_own_environment() -> None:
-    """End with exit code 2 and a line beside a stranger; warn of a namesake."""
+    """End with exit code 2 and a line beside a stranger; warn of a namesake, and of one that PYTHONPATH has."""
+    hidden = put_ours_first()
     if (wrong := stranger()) is not None:
         print(wrong, file=sys.stderr)
         sys.exit(2)
-    if (word := namesake()) is not None:
+    for word in filter(None, (hidden, namesake())):
         print(f"warning: {word}", file=sys.stderr)

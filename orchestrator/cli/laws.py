@@ -15,6 +15,10 @@ from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors,
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A submitted sweep, a table (.csv, .parquet, …) or mlflow:EXPERIMENT.")
 ]
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="SOURCE", help="Submitted sweeps, tables (.csv, .parquet, …) or mlflow:EXPERIMENT."),
+]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(
@@ -39,6 +43,10 @@ MixedOption = Annotated[
 BestOfOption = Annotated[
     list[str] | None,
     typer.Option("--best-of", metavar="COLUMN", help="An axis that was searched, such as lr: its best value counts."),
+]
+PooledOption = Annotated[
+    bool,
+    typer.Option("--pooled", help="Of several sources, fit each family's rows as one; left out, a law for each."),
 ]
 DecimalCommaOption = Annotated[
     bool, typer.Option("--decimal-comma", help="Numbers have decimal commas; the other verbs then take this over.")
@@ -71,7 +79,7 @@ app = typer.Typer()
 
 @app.command()
 def fit(
-    source: SourceArgument,
+    sources: SourcesArgument,
     columns: ColumnsOption = None,
     form: FormOption = "auto",
     objective: ObjectiveOption = "huber",
@@ -82,23 +90,27 @@ def fit(
     within: RangeOption = None,
     best_of: BestOfOption = None,
     allow_mixed: MixedOption = False,
+    pooled: PooledOption = False,
     decimal_comma: DecimalCommaOption = False,
     conventions: Annotated[
         bool, typer.Option("--conventions", help="Chinchilla's three approaches under each way of counting N and C.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a scaling law to a sweep, a table or an MLflow experiment, and keep the fit."""
+    """Fit a scaling law to a sweep, a table or an MLflow experiment, or to several of them, and keep the fit."""
     with one_line_errors():
         from orchestrator.display.tables import fit_table, forms_line, noise_line
+        from orchestrator.errors import InputError
         from orchestrator.workbench import laws
 
-        asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma)
+        asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma, pooled)
         wishes = laws.Wishes(*asked)
+        if len(sources) > 1 and conventions:
+            raise InputError("--conventions takes one source")
         if conventions:
-            _print_conventions(laws.conventions(source, _columns(columns), wishes), as_json)
+            _print_conventions(laws.conventions(sources[0], _columns(columns), wishes), as_json)
             return
-        documents, notes, folder = laws.fit(source, _columns(columns), wishes)
+        documents, notes, folder = laws.fit(sources, _columns(columns), wishes)
     if as_json:
         print_json(documents)
         return
@@ -198,7 +210,7 @@ def _print_conventions(found: list[dict[str, Any]], as_json: bool) -> None:
 
 @app.command()
 def plot(
-    source: SourceArgument,
+    sources: SourcesArgument,
     columns: ColumnsOption = None,
     reference: ReferenceOption = None,
     formats: Annotated[
@@ -209,26 +221,26 @@ def plot(
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        paths, refusals, complaint = laws.plot(source, _columns(columns), reference or (), formats or ("png",))
+        paths, refusals, complaint = laws.plot(sources, _columns(columns), reference or (), formats or ("png",))
     _complain(complaint)
     for line in (*paths, *refusals):
         print(line)
 
 
 @app.command("report")
-def write_report(source: SourceArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
+def write_report(sources: SourcesArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
     """Write one self-contained page, figures, laws, certificates and runs, and log it on the sweep's run in MLflow."""
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        path, complaint = laws.report(source, _columns(columns), reference or ())
+        path, complaint = laws.report(sources, _columns(columns), reference or ())
     _complain(complaint)
     print(path)
 
 
 @app.command()
 def predict(
-    source: SourceArgument,
+    sources: SourcesArgument,
     parameters: Annotated[str, typer.Option(help="Model size N, such as 125M.")],
     tokens: Annotated[str, typer.Option(help="Training tokens D, such as 15B.")],
     unique_tokens: Annotated[
@@ -243,7 +255,7 @@ def predict(
 
         size, budget = _quantity("--parameters", parameters), _quantity("--tokens", tokens)
         unique = None if unique_tokens is None else _quantity("--unique-tokens", unique_tokens)
-        rows = laws.predict(source, _columns(columns), size, budget, unique)
+        rows = laws.predict(sources, _columns(columns), size, budget, unique)
     if as_json:
         print_json(rows)
         return
@@ -258,7 +270,7 @@ def predict(
 
 @app.command()
 def allocate(
-    source: SourceArgument,
+    sources: SourcesArgument,
     flops: Annotated[float, typer.Option(help="Compute to spend, such as 1e21.")],
     inference_tokens: Annotated[float, typer.Option(min=0, help="Tokens to be served out of the same compute.")] = 0.0,
     columns: ColumnsOption = None,
@@ -268,7 +280,7 @@ def allocate(
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        splits, multipliers, warnings = laws.allocate(source, _columns(columns), flops, inference_tokens)
+        splits, multipliers, warnings = laws.allocate(sources, _columns(columns), flops, inference_tokens)
     if as_json:
         print_json(
             {

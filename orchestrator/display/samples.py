@@ -1,9 +1,7 @@
 """Shows training sequences as the model will see them: what was tokenized is what can be read back."""
 
 from xlstm.data import open_prepared
-from xlstm.data.batches import Windows
 from xlstm.data.generated import GeneratedData
-from xlstm.data.order import Order
 from xlstm.data.preparation import tokenizer_of
 from xlstm.data.sequences import TrainingSequences
 from xlstm.models import IGNORED
@@ -19,10 +17,11 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
         return
     prepared = open_prepared(physics.data, workspace)
     tokenizer = tokenizer_of(physics.data, prepared.path)
-    windows = Windows(prepared.stream("train"), physics.data.context_length, prepared.manifest.end_of_document)
-    order = Order(windows.whole, physics.seed)
-    batch = windows.batch(order.take(0, min(count, windows.whole)))
-    print(f"{prepared.path}: {windows.whole:,} sequences of {physics.data.context_length} tokens")
+    sequences = TrainingSequences(prepared, physics)
+    assert sequences.different is not None
+    batch = sequences.batch(0, min(count, sequences.different))
+    what = "before one comes again" if physics.data.mixture else "in all"
+    print(f"{prepared.path}: {sequences.different:,} sequences of {physics.data.context_length} tokens {what}")
     for name, split in prepared.manifest.splits.items():
         print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes of text")
         for source, documents in split.sources.items() if len(split.sources) > 1 else ():

@@ -10,8 +10,8 @@ import webbrowser
 
 from orchestrator.errors import InputError
 from xlstm.run.directory import Workspace
-from xlstm.run.secrets import masked
 from xlstm.run.tracking.charts import charts_link
+from xlstm.run.tracking.secrets import masked
 from xlstm.run.tracking.store import experiments
 
 START_SECONDS = 300.0

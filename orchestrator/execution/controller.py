@@ -33,6 +33,9 @@ from xlstm.run.records import Fork, State, Status
 from xlstm.run.spec import RunSpec
 
 POLL_SECONDS = 0.5
+MOST_WAITING = 512
+"""Jobs that wait at the engine at a time: the others are handed over as these start, so that a poll takes no longer
+however many runs a sweep has."""
 ALERT_SECONDS = 90.0
 """For so long after a request to cancel something, all runs are looked at: on a shared file system the request for one
 may be seen later than that there was one."""
@@ -158,8 +161,11 @@ class Controller:
 
     def _submit_ready(self) -> None:
         self._look_behind()
-        ready = []
-        for progress in list(self._ready.values()):
+        ready: list[_Progress] = []
+        room = MOST_WAITING - sum(not progress.started for progress in self._carried.values())
+        for progress in list(self._ready.values()) if room > 0 else ():
+            if len(ready) == room:
+                break
             with self._contained(progress):
                 # A fork is asked to end before its trunk is, whose end makes it ready.
                 if self._leave_to_another(progress) or progress.run.cancel_requested():

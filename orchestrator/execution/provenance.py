@@ -11,7 +11,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from xlstm.run.secrets import masked
+from xlstm.run.tracking.secrets import masked
 
 SHIPPED = "scaling_code"
 """Package that travels with shipped code, which has left its repository."""

@@ -104,7 +104,7 @@ def prepare_data(
         except (ValueError, OSError) as error:
             raise InputError(f"data {data.corpus}: {error}") from None
         splits = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in sorted(manifest.splits.items()))
-        console.print(f"data: {data.corpus} by {data.tokenizer}: {splits}", highlight=False)
+        console.print(f"data: {data.corpus} by {spec.tokenizer_title}: {splits}", highlight=False)
         for line in manifest.taken:
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
 

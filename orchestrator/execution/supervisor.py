@@ -1,9 +1,10 @@
 """One attempt of one run on one node: lease, torchrun, heartbeat, verdict.
 
 `python -m orchestrator.execution.supervisor RUN_DIRECTORY --token TOKEN …` is what every executor starts, once per
-node. The first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. torchrun
-dies with its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from
-an exit code: a clean preemption and a crash look the same to torchrun. Imports without torch.
+node. The first node's supervisor takes the lease and writes `launch.json`; the others wait for it and follow. One that
+was forked with torch imported (`warm`) forks the only rank of its run in place of torchrun. What is started dies with
+its supervisor, the supervisor with whoever started it. The verdict is read from the run directory, never from an exit
+code: a clean preemption and a crash look the same to torchrun. Imports without torch.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator.execution import provenance
+from orchestrator.execution.forks import Forked, fork
 from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import (
     AlreadyCompleteError,
@@ -31,7 +33,7 @@ from xlstm.run.directory import (
 )
 from xlstm.run.executor import GRACE_SECONDS
 from xlstm.run.json_files import DamagedFileError
-from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged
+from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged, redirect_output
 from xlstm.run.records import Fork, Launch, State, Verdict, write_json
 from xlstm.run.spec import Execution, RunSpec
 
@@ -57,7 +59,10 @@ class Supervisor:
     rendezvous: str = ""
     fork: Fork | None = None
     checkpoint_at: tuple[int, ...] = ()
-    _torchrun: subprocess.Popen[bytes] | None = None
+    warm: bool = False
+    """Whether this process has imported what a trainer needs, and forks it."""
+    _trainer: subprocess.Popen[bytes] | Forked | None = None
+    """torchrun, or the only rank."""
     _stopping: bool = field(default=False)
     _asked: float | None = None
 
@@ -116,7 +121,7 @@ class Supervisor:
         return next((launch for launch in earlier if launch is not None), None)
 
     def _train(self, launch: Launch, lease: Lease | None) -> int:
-        """Run torchrun to its end, renewing the lease; returns its exit code."""
+        """Run torchrun, or the only rank, to its end, renewing the lease; returns its exit code."""
         log = self.run.torchrun_log(launch.attempt, self.node_rank)
         environment = os.environ | {
             TOKEN_VARIABLE: self.token,
@@ -132,14 +137,17 @@ class Supervisor:
         if launch.execution.nodes == 1 and ":" in _loopback():
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would look for 127.0.0.1, which is not there
         supervisor = os.getpid()
+        if self.warm:
+            self._trainer = fork(lambda: self._be_trainer(launch, environment, supervisor))
+            return self._wait(lease)
         with open(log, "ab") as output:
-            self._torchrun = subprocess.Popen(
+            self._trainer = subprocess.Popen(
                 self._command(launch),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                preexec_fn=lambda: _become_torchrun(supervisor),
+                preexec_fn=lambda: _leave_signals_to(supervisor),
             )
             try:
                 return self._wait(lease)
@@ -147,12 +155,21 @@ class Supervisor:
                 # A worker that torchrun lost would hold its device for ever.
                 kill_tagged(self.token)
 
+    def _be_trainer(self, launch: Launch, environment: dict[str, str], supervisor: int) -> int:
+        """What torchrun would start, in a process forked from this one."""
+        from xlstm.training.attempt import run_attempt
+
+        _leave_signals_to(supervisor)
+        os.environ.update(environment)
+        redirect_output(self.run.rank_log(launch.attempt, rank=0))
+        return run_attempt(self.run.path, launch.attempt, self.token)
+
     def _wait(self, lease: Lease | None) -> int:
-        assert self._torchrun is not None
+        assert self._trainer is not None
         beat = time.monotonic()
         while True:
             try:
-                return self._torchrun.wait(timeout=0.5)
+                return self._trainer.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
                 if self._stopping:
                     self._ask_trainers_to_stop()
@@ -162,7 +179,7 @@ class Supervisor:
             try:
                 lease.renew()
             except (LeaseLostError, DamagedFileError):
-                self._torchrun.kill()
+                self._trainer.kill()
                 raise
             except OSError as error:  # a full disk may have room again at the next beat
                 print(f"the lease was not renewed: {error}", file=sys.stderr, flush=True)
@@ -194,13 +211,16 @@ class Supervisor:
         """Again and again, as one that has just started does not listen yet; SIGKILL when the grace is over."""
         import psutil  # takes long to import, and most attempts are never asked
 
-        assert self._torchrun is not None
+        assert self._trainer is not None
         now = time.monotonic()
         self._asked = self._asked or now
         if now - self._asked > GRACE_SECONDS:
-            self._torchrun.kill()
+            self._trainer.kill()
+        if self.warm:
+            self._trainer.send_signal(signal.SIGTERM)
+            return
         with contextlib.suppress(psutil.NoSuchProcess):
-            for trainer in psutil.Process(self._torchrun.pid).children():
+            for trainer in psutil.Process(self._trainer.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     trainer.terminate()
 
@@ -208,8 +228,10 @@ class Supervisor:
         """A trainer that was killed leaves no verdict: say what can be known from outside."""
         died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         state = State.PREEMPTED if self._stopping else State.FAILED
-        log = self.run.torchrun_log(launch.attempt, self.node_rank)
-        reason = f"the trainer left no verdict; torchrun {died}; see {log}"
+        who, log = "torchrun", self.run.torchrun_log(launch.attempt, self.node_rank)
+        if self.warm:
+            who, log = "it", self.run.rank_log(launch.attempt, 0)
+        reason = f"the trainer left no verdict; {who} {died}; see {log}"
         return Verdict(state=state, reason=reason, time=time.time(), seconds=launch.elapsed())
 
 
@@ -223,8 +245,8 @@ def _loopback() -> str:
     return "127.0.0.1"
 
 
-def _become_torchrun(supervisor: int) -> None:
-    """Between fork and exec: die with the supervisor, and leave the signals that ask to stop to it."""
+def _leave_signals_to(supervisor: int) -> None:
+    """After a fork: die with the supervisor, and leave the signals that ask to stop to it."""
     die_with_parent(supervisor)
     for number in ASKED_TO_STOP:
         signal.signal(number, signal.SIG_IGN)
@@ -249,7 +271,8 @@ def resolve(execution: Execution, earlier: Launch | None, *, whole: bool = False
     return execution
 
 
-def main() -> None:
+def main(*, warm: bool = False) -> int:
+    """Carry out the attempt of the command line. Returns 0 where it completed or was preempted."""
     parser = argparse.ArgumentParser(description="Carry out one attempt of one run on this node.")
     parser.add_argument("run_directory", type=Path)
     parser.add_argument("--token", default=uuid.uuid4().hex)
@@ -273,6 +296,7 @@ def main() -> None:
         rendezvous=options.rendezvous,
         fork=Fork(run_id=options.fork_run, step=options.fork_step) if options.fork_run else None,
         checkpoint_at=tuple(options.checkpoint_at),
+        warm=warm,
     )
     try:
         state = supervisor()
@@ -280,8 +304,8 @@ def main() -> None:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{options.run_directory}: {error}")
-    sys.exit(0 if state in (State.COMPLETED, State.PREEMPTED) else 1)
+    return 0 if state in (State.COMPLETED, State.PREEMPTED) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,12 +4,15 @@ A job of R ranks takes R GPUs, or, on CPU, R times its threads of the cores; a p
 several share one. Jobs start in the order submitted; while one waits for more than is free, later ones may overtake it,
 but take no more slots in all than it asks for itself: devices do not idle, and a large job is not starved by small
 ones. Jobs for GPUs and jobs for cores never wait for each other. Everything dies with this process.
+
+Runs of one rank with one thread are forked from a server that has imported torch already; all others are started anew.
 """
 
 import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +20,8 @@ from fractions import Fraction
 from typing import Literal
 
 from orchestrator.execution.command import arguments, command
+from orchestrator.execution.forks import Forked
+from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
 from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
@@ -38,7 +43,9 @@ class _Need:
 
 @dataclass
 class _Running:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
+    end: int
+    """Descriptor that is readable when the process has ended."""
     need: _Need
     slots: tuple[int, ...]
 
@@ -70,6 +77,7 @@ class LocalExecutor:
     _ended: set[str] = field(default_factory=set)
     _free: dict[str, dict[int, Fraction]] = field(default_factory=dict)
     """The part of each GPU and of each core that nobody has."""
+    _warm: WarmStart | None = None
 
     def __post_init__(self) -> None:
         slots = {"gpu": self.gpus, "core": self.cores}
@@ -96,6 +104,7 @@ class LocalExecutor:
         ended = [token for token, running in self._running.items() if running.process.poll() is not None]
         for token in ended:
             running = self._running.pop(token)
+            os.close(running.end)
             for slot in running.slots:
                 self._free[running.need.kind][slot] += running.need.share
             self._ended.add(token)
@@ -105,12 +114,7 @@ class LocalExecutor:
 
     def rest(self, seconds: float) -> None:
         """Until a supervisor ends."""
-        ends = [os.pidfd_open(running.process.pid) for running in self._running.values()]
-        try:
-            select.select(ends, [], [], seconds)
-        finally:
-            for end in ends:
-                os.close(end)
+        select.select([running.end for running in self._running.values()], [], [], seconds)
 
     def cancel(self, handles: Sequence[Handle], *, grace_seconds: float = ENDING_SECONDS) -> None:
         """Drop what waits, ask what runs to write a checkpoint, and kill what has not ended when the grace is over."""
@@ -170,14 +174,25 @@ class LocalExecutor:
                 one.note_overtaking(need)
             for slot in slots:
                 self._free[need.kind][slot] -= need.share
-            self._running[waiting.job.token] = _Running(process, need, slots)
+            end = os.dup(process.fileno()) if isinstance(process, Forked) else os.pidfd_open(process.pid)
+            self._running[waiting.job.token] = _Running(process, end, need, slots)
         self._queue = ahead
 
-    def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes] | Forked:
         environment = dict(os.environ)
         if self.gpus:
             given = slots if self._need(job).kind == "gpu" else ()
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in given)
+        execution = job.spec.execution
+        alone = execution.ranks == 1 and execution.threads_per_rank in (None, 1)
+        if alone and not environment.get(COLD_START_VARIABLE):
+            self._warm = self._warm or WarmStart()
+            try:
+                return self._warm.supervise(arguments(job, self.name), environment, job.run.supervisor_log)
+            except (ConnectionError, TimeoutError) as error:
+                print(f"{error}; {job.run.run_id} is started without it", file=sys.stderr)
+                self._warm.close()
+                self._warm = None
         parent = os.getpid()
         with open(job.run.supervisor_log, "ab") as log:
             return subprocess.Popen(

@@ -7,9 +7,9 @@ the sweep states. Where none is stated, GPU runs are planned for `DEFAULT_CARD`,
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
-from xlstm.accounting.cards import CARDS, Card, count_gpus
+from xlstm.accounting.cards import CARDS, Card
 from xlstm.run.spec import RunSpec
-from xlstm.training.memory import memory
+from xlstm.training.memory import kind_of_device, memory
 from xlstm.training.micro_batch import USABLE, micro_batch
 
 DEFAULT_CARD = CARDS["H100-80GB"]
@@ -35,14 +35,6 @@ class Capacity:
     def fits(self) -> bool | None:
         """Whether the run fits the card; None on CPU, where the machine's memory is not asked."""
         return None if self.usable_gib is None else self.memory_gib <= self.usable_gib
-
-
-def kind_of_device(spec: RunSpec) -> str:
-    """`cuda` or `cpu`, with `auto` decided by what this machine has."""
-    device = spec.execution.device
-    if device == "auto":
-        return "cuda" if count_gpus() else "cpu"
-    return device
 
 
 def card_of(spec: RunSpec, stated: str | None) -> Card | None:

@@ -3,7 +3,8 @@
 A finished run tells two things: how many exact FLOPs per second one device gave to its family at its size while it
 trained, and what it took beside its steps (start, validation, checkpoints). The nearest size of the same family counts
 first, then the nearest of any family; between cards speed goes with their peak. Without a finished run the stated share
-of the card's peak is used.
+of the card's peak is used. FLOPs do not tell what an sLSTM takes on a GPU, which goes through time step by step: that
+is added where no run of the family has measured it.
 """
 
 import math
@@ -12,17 +13,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from orchestrator.planning.capacity import kind_of_device
 from xlstm.accounting.cards import Card, recognize
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Result
 from xlstm.run.spec import RunSpec
+from xlstm.training.memory import kind_of_device
 
 STATED_MFU = 0.4
 """Share of a card's dense peak in the run's precision, where the sweep states none."""
 CPU_FLOPS = 10e9
 """Per device: what one core gives to small models."""
+
+SLSTM_FORWARD, SLSTM_BACKWARD = 3e-6, 5e-6
+"""Seconds of one token of one sLSTM layer on a GPU, for all sequences of a pass: on paper (docs/kernels.md)."""
+
+
+def sequential_seconds(spec: RunSpec, tokens: int, micro_batch: int) -> float:
+    """What the sLSTM layers of a run take of its devices' time, for so many tokens in passes of so many sequences."""
+    layers: tuple[int, ...] = getattr(spec.physics.model, "slstm_at", ())
+    again = {"none": 0, "selective": sum(layer % 2 == 0 for layer in layers), "full": len(layers)}
+    recomputed = again[spec.execution.activation_checkpointing]
+    steps = tokens / micro_batch
+    return steps * (len(layers) * (SLSTM_FORWARD + SLSTM_BACKWARD) + recomputed * SLSTM_FORWARD)
 
 
 @dataclass(frozen=True)
@@ -62,15 +75,24 @@ class Speeds:
         return cls(tuple(measurement for measurement in found if measurement is not None))
 
     def estimate(
-        self, spec: RunSpec, parameters: int, flops: float, card: Card | None, mfu: float | None = None
+        self,
+        spec: RunSpec,
+        parameters: int,
+        flops: float,
+        card: Card | None,
+        mfu: float | None = None,
+        sequential: float = 0.0,
     ) -> Estimate:
-        """What a run takes whose own steps are `flops`; `mfu` is what the sweep states."""
+        """What a run takes whose own steps are `flops`, and on a GPU so many seconds besides that no FLOPs tell.
+
+        `mfu` is what the sweep states.
+        """
         device = kind_of_device(spec)
         usable = [measurement for measurement in self._typical if measurement.device == device]
         peak = card.peak(spec.physics.precision) if card else None
         if not usable:
-            speed = (mfu or STATED_MFU) * peak if peak else CPU_FLOPS
-            return Estimate(flops / speed / 3600, "stated", speed / peak if peak else None)
+            seconds = flops / ((mfu or STATED_MFU) * peak) + sequential if peak else flops / CPU_FLOPS
+            return _estimate("stated", seconds, flops, peak)
         family = family_label(spec.physics.model)
         nearest = min(
             usable, key=lambda one: (one.family != family, abs(math.log(one.parameters / max(1, parameters))))
@@ -78,8 +100,9 @@ class Speeds:
         speed = nearest.flops_per_device_second
         if peak and nearest.card:
             speed *= peak / nearest.card.peak(spec.physics.precision)
-        seconds = flops / speed + self._overhead.get(device, 0.0) * spec.execution.ranks
-        return Estimate(seconds / 3600, "measured", speed / peak if peak else None)
+        seconds = flops / speed + (sequential if peak and nearest.family != family else 0.0)
+        beside = self._overhead.get(device, 0.0) * spec.execution.ranks
+        return _estimate("measured", seconds, flops, peak, beside)
 
     @cached_property
     def _typical(self) -> list[Measurement]:
@@ -98,6 +121,11 @@ class Speeds:
             if measurement.overhead_seconds is not None:
                 known.setdefault(measurement.device, []).append(measurement.overhead_seconds)
         return {device: statistics.median(seconds) for device, seconds in known.items()}
+
+
+def _estimate(basis: str, seconds: float, flops: float, peak: float | None, beside: float = 0.0) -> Estimate:
+    """Of device-seconds in steps, and `beside` them."""
+    return Estimate((seconds + beside) / 3600, basis, flops / seconds / peak if peak and seconds else None)
 
 
 def _measure(run: RunDirectory, result: Result) -> Measurement | None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.planning.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
-from orchestrator.planning.estimate import Estimate, Speeds
+from orchestrator.planning.estimate import Estimate, Speeds, sequential_seconds
 from orchestrator.planning.expectations import expected_points
 from orchestrator.planning.sharing import Share, share
 from sweeps.expand import SweepRun
@@ -341,6 +341,9 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
     flops = accounting.training_flops(physics.model, physics.data.context_length, physics.steps * physics.batch_tokens)
     card = card_of(run.spec, run.gpu)
     own_flops = flops["exact"] * (1 - shared.start / physics.steps)
+    size = capacity(run.spec, card)
+    own_tokens = (physics.steps - shared.start) * physics.batch_tokens
+    sequential = sequential_seconds(run.spec, own_tokens, size.micro_batch_sequences)
     status = directory.status()
     state = status.state
     if complete:
@@ -354,8 +357,8 @@ def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Sh
         parameters=parameters,
         flops=flops,
         card=card,
-        capacity=capacity(run.spec, card),
-        estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu),
+        capacity=size,
+        estimate=speeds.estimate(run.spec, parameters.total, own_flops, card, run.mfu, sequential),
         state=state,
         share=shared,
         damage=tuple(map(str, directory.noticed.values())),

@@ -26,7 +26,7 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
         from orchestrator.workbench.laws import open_source
 
         try:
-            return open_source(source, {}).frame
+            return open_source((source,), {}).frame
         except RefusalError as refusal:
             raise InputError(str(refusal)) from None
     rows = []

@@ -34,9 +34,9 @@ from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
 from xlstm.quantities import nearest
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
-from xlstm.run.secrets import masked
 from xlstm.run.tracking import embedded, log_artifact
 from xlstm.run.tracking.charts import charts_link
+from xlstm.run.tracking.secrets import masked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,33 +74,42 @@ class Wishes:
     delta: float | None = None
     best_of: Sequence[str] = ()
     decimal_comma: bool = False
+    pooled: bool = False
 
     def question(self) -> Question:
         """RefusalError naming the nearest valid word."""
         rules = Rules(frozenset(self.keep), self.ranges or {})
         objective = objectives.find(self.objective, self.delta)
         form = None if self.form == AUTO else forms.find(self.form)
-        return Question(rules, self.mixed, form, objective, tuple(self.best_of))
+        return Question(rules, self.mixed, form, objective, tuple(self.best_of), self.pooled)
 
 
-def open_source(typed: str, columns: Mapping[str, str], wishes: Wishes | None = None) -> Source:
-    """The source that a person typed, in the default workspace; a sweep's file stands for the sweep of its name.
+def open_source(typed: Sequence[str], columns: Mapping[str, str], wishes: Wishes | None = None) -> Source:
+    """The sources that a person typed, in the default workspace; a sweep's file stands for the sweep of its name.
 
     Without wishes it is asked, and its columns are read where none are named, as for the last fit.
     """
+    name, *others = dict.fromkeys(map(_named, typed))
+    if wishes is not None:
+        reading = Reading(columns, wishes.decimal_comma)
+        return Source(name, Workspace.default(), reading, wishes.question(), tuple(others))
+    return Source(name, Workspace.default(), Reading(columns) if columns else None, others=tuple(others))
+
+
+def _named(typed: str) -> str:
+    """A source by its name, the plan of a sweep made anew where it is damaged."""
     path = Path(typed)
     is_sweep = path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and tables.holds_one_mapping(path))
     name = Sweep.load(typed).name if is_sweep else typed
     if Kind.of(name) is Kind.SWEEP and not Path(name).is_file():
         mend_plan(Workspace.default(), name)
-    if wishes is not None:
-        reading = Reading(columns, wishes.decimal_comma)
-        return Source(name, Workspace.default(), reading, wishes.question())
-    return Source(name, Workspace.default(), Reading(columns) if columns else None)
+    return name
 
 
 @_refusals_in_a_line()
-def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[dict[str, Any]], list[str], Path]:
+def fit(
+    typed: Sequence[str], columns: Mapping[str, str], wishes: Wishes
+) -> tuple[list[dict[str, Any]], list[str], Path]:
     """The fits as documents, notes about their rows, and the folder where they are saved."""
     source = open_source(typed, columns, wishes)
     found = documents(source.fits, source.question)
@@ -143,7 +152,7 @@ def of_chosen(document: Mapping[str, Any]) -> dict[str, Any]:
 @_refusals_in_a_line()
 def conventions(typed: str, columns: Mapping[str, str], wishes: Wishes) -> list[dict[str, Any]]:
     """Chinchilla's three approaches under each way of counting: a document per family, convention and approach."""
-    source = open_source(typed, columns, wishes)
+    source = open_source((typed,), columns, wishes)
     return [asdict(one) for one in counting.compare(source.frame, source.curves(source.frame))]
 
 
@@ -164,7 +173,7 @@ def design(
     """
     if unit not in ("flops", "device-hours"):
         raise InputError(f"--unit {unit}: write flops or device-hours")
-    source = open_source(typed, columns)
+    source = open_source((typed,), columns)
     costs = [_planned_hours(typed, source, one) if unit == "device-hours" else None for one in source.fits]
     found = [
         designs.design(one, target, budget, sizes=sizes, cost=cost)
@@ -181,7 +190,7 @@ def design(
 
 @_refusals_in_a_line()
 def plot(
-    typed: str, columns: Mapping[str, str], references: Sequence[str], formats: Sequence[str] = ("png",)
+    typed: Sequence[str], columns: Mapping[str, str], references: Sequence[str], formats: Sequence[str] = ("png",)
 ) -> tuple[list[Path], list[str], str | None]:
     """The figures and the page that were written, why others were not drawn, and why MLflow did not get the page.
 
@@ -205,7 +214,7 @@ def plot(
 
 
 @_refusals_in_a_line()
-def report(typed: str, columns: Mapping[str, str], references: Sequence[str]) -> tuple[Path, str | None]:
+def report(typed: Sequence[str], columns: Mapping[str, str], references: Sequence[str]) -> tuple[Path, str | None]:
     """The page that was written, and why MLflow did not get it."""
     from analysis.report import figures
 
@@ -217,7 +226,7 @@ def report(typed: str, columns: Mapping[str, str], references: Sequence[str]) ->
 
 @_refusals_in_a_line()
 def predict(
-    typed: str, columns: Mapping[str, str], parameters: int, tokens: int, unique_tokens: int | None = None
+    typed: Sequence[str], columns: Mapping[str, str], parameters: int, tokens: int, unique_tokens: int | None = None
 ) -> list[dict[str, Any]]:
     """The loss of a model of N parameters trained on D tokens, a document per family."""
     rows = []
@@ -236,7 +245,7 @@ def predict(
 
 @_refusals_in_a_line()
 def allocate(
-    typed: str, columns: Mapping[str, str], flops: float, inference_tokens: float
+    typed: Sequence[str], columns: Mapping[str, str], flops: float, inference_tokens: float
 ) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier], list[str]]:
     """The best split of a budget for each family, how much compute the first one needs for the others' loss, and what
     the fits warn of.
@@ -280,7 +289,7 @@ def _write_page(
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
     from analysis.report import page as pages
 
-    path = pages.write_with(source.folder / "report.html", source.name, evidence, drawn, _about(source))
+    path = pages.write_with(source.folder / "report.html", source.title, evidence, drawn, _about(source))
     if source.plan is None:
         return path, None
     return path, log_artifact(source.name, source.workspace.tracking_uri, path, source.workspace.artifacts)
@@ -292,16 +301,20 @@ def _about(source: Source) -> dict[str, str]:
     version = metadata.version("scaling-orchestrator") + (f" ({code[:12]})" if code else "")
     used = pl.concat([fitted.used.select("data", "tokenizer", "evaluation", "schedule") for fitted in source.fits])
     seen = {name: sorted(used[name].drop_nulls().unique()) for name in used.columns}
-    about = {"source": f"{source.kind.value} {source.name}", "runs": f"{used.height} fitted"}
+    about = {"source": f"{source.kind.value} {source.title}", "runs": f"{used.height} fitted"}
     about |= {name: ", ".join(values) for name, values in seen.items() if values}
     about |= {"made": time.strftime("%Y-%m-%d %H:%M %Z"), "by": f"scaling-orchestrator {version}"}
-    again = f"scaling fit {source.name} && scaling report {source.name}"
+    typed = " ".join(source.names)
+    again = f"scaling fit {typed}{' --pooled' if source.question.pooled else ''} && scaling report {typed}"
     about |= {"made again by": again}
     if source.plan is None:
         return about
     first = source.workspace.run(source.plan["runs"][0]["run_id"])
     if first.spec_file.exists():
-        data = first.spec().physics.data
+        spec = first.spec()
+        data = spec.physics.data
+        if about.get("tokenizer") == data.tokenizer:
+            about["tokenizer"] = spec.tokenizer_title
         about["data"] = f"{data.corpus} {data.revision}" + (f", prepared {about['data']}" if "data" in about else "")
     uri, artifacts = source.workspace.tracking_uri, source.workspace.artifacts
     shown = embedded.shown(source.name, uri, artifacts)

@@ -12,7 +12,7 @@ from orchestrator.workbench.slurm import reconcile
 from xlstm.run import tracking
 from xlstm.run.directory import Workspace
 from xlstm.run.json_files import DamagedFileError
-from xlstm.run.secrets import masked
+from xlstm.run.tracking.secrets import masked
 
 
 def sync(workspace: Workspace, say: Callable[[str], object] = lambda line: None) -> list[str]:

@@ -30,6 +30,7 @@ def test_the_best_value_is_that_of_the_best_mean_and_the_interval_is_students() 
     table = build_table(RUNS, None, None, "learning_rate")
     cell = table.cells["lstm", "parity"]
     assert (cell.best, cell.seeds) == (1e-2, 2)
+    assert cell.deviation == pytest.approx(stdev([0.9, 0.7]))
     assert cell.mean == pytest.approx(fmean([0.9, 0.7]))
     assert cell.interval == pytest.approx(12.706204736 * stdev([0.9, 0.7]) / math.sqrt(2))
     assert table.cells["llama", "parity"].interval is None

@@ -68,6 +68,8 @@ FORMATS: dict[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {
     "latin.csv": lambda rows: separated([row | {"note": "kühl"} for row in rows]).decode().encode("latin-1"),
     "comments.csv": lambda rows: b"# by hand\n\n# twice\n" + separated(rows),
     "blank-lines.csv": lambda rows: separated(rows).replace(b"\r\n", b"\n\n"),
+    "pipes.csv": lambda rows: separated(rows, "|"),
+    "excel.csv": lambda rows: b"sep=;\r\n" + separated(rows, ";"),
     "rows.tsv": lambda rows: separated(rows, "\t"),
     "array.json": lambda rows: json.dumps(rows).encode(),
     "columns.json": lambda rows: json.dumps({name: [row[name] for row in rows] for name in rows[0]}).encode(),
@@ -200,7 +202,12 @@ def test_a_cell_that_is_empty_follows_from_the_other_two(tmp_path: Path) -> None
         ("cut.parquet", parquet(ROWS)[:-40], "not readable as .parquet"),
         ("no.arrow", b"ARROW1 no", "not readable as .arrow"),
         ("cut.csv.gz", gzip.compress(separated(ROWS))[:-9], "not readable as .csv"),
-        ("no-loss.csv", b"parameters,tokens\n1,2\n", "no column for loss"),
+        ("no-loss.csv", b"parameters,Tokens,Loss\n1,2,3\n", "--columns loss=…; there are: parameters, Tokens, Loss"),
+        (
+            "no-tokens.csv",
+            b"parameters,Tokens,loss\n1,2,3\n",
+            "tokens, flops; name them with --columns; there are: par",
+        ),
         ("sheet.xlsx", b"PK", "tables are read as .csv, .tsv, .json"),
     ],
 )
@@ -223,8 +230,8 @@ def test_a_refusal_for_want_of_rows_counts_the_reasons(here: Path) -> None:
     assert shown.exit_code == 2
     assert shown.stderr.strip() == (
         f"{path}: all: 4 usable runs cannot determine 5 parameters; at least 6 (9 rows: 2 left out because: unfinished "
-        "(crashed), 2 left out because: parameters is no number ('10X'), 1 left out because: loss is not a positive "
-        "finite number)"
+        "(crashed), 2 left out because: parameters is no number ('10X' in line 5), 1 left out because: loss is not a "
+        "positive finite number)"
     )
 
 
@@ -279,6 +286,24 @@ def test_rows_of_a_searched_axis_are_warned_of_and_the_best_value_is_taken_where
     at = ("--parameters", "1B", "--tokens", "1B", "--json")
     assert json.loads(scaling("predict", path, *at).stdout) == json.loads(scaling("predict", best, *at).stdout)
     assert "no column 'rate' for --best-of; there are: parameters" in scaling("fit", path, "--best-of", "rate").stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (lambda row: {"parameters": row["parameters"] / 1e6}, "other-units", "parameters is 10 in 9 rows: counts are"),
+        (lambda row: {"flops": 6e-15 * row["parameters"] * row["tokens"]}, "other-units", "flops is 12 in 9 rows"),
+        (lambda row: {"run_id": row["parameters"]}, "several-budgets-of-one-run", "3 names stand at 9 budgets"),
+    ],
+)
+def test_what_a_table_may_mean_otherwise_is_warned_of(
+    here: Path, change: Callable[[dict[str, Any]], dict[str, Any]], code: str, said: str
+) -> None:
+    (fitted,) = json.loads(
+        scaling("fit", write(here, "rows.csv", separated([row | change(row) for row in ROWS])), "--json").stdout
+    )
+    (warned,) = [one["message"] for one in fitted["warnings"] if one["code"] == code]
+    assert said in warned
 
 
 def test_repetitions_are_no_search_and_all_of_them_stay(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forking import ForkedRank, fork_rank
+from waiting import wait_until
 
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig, ModelConfig
@@ -76,20 +76,20 @@ class Attempt:
     ranks: list[subprocess.Popen[bytes] | ForkedRank]
     token: str
 
-    def wait(self, seconds: float = 240.0) -> "Attempt":
+    def wait(self) -> "Attempt":
         """Wait until every process has ended."""
         for process in self.ranks:
-            process.wait(timeout=seconds)
+            process.wait(timeout=300)
         return self
 
-    def wait_for_step(self, step: int, seconds: float = 240.0) -> "Attempt":
+    def wait_for_step(self, step: int) -> "Attempt":
         """Wait until a row of this attempt for `step` is in the metrics."""
-        wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()), seconds)
+        wait_until(lambda: any(r["step"] >= step and r["attempt"] == self.number for r in self.run.metrics()))
         return self
 
-    def wait_for_checkpoint(self, seconds: float = 240.0) -> "Attempt":
+    def wait_for_checkpoint(self) -> "Attempt":
         """Wait until a checkpoint of the run is complete."""
-        wait_until(lambda: any(self.run.checkpoints.glob("step-*/COMPLETE")), seconds)
+        wait_until(lambda: any(self.run.checkpoints.glob("step-*/COMPLETE")))
         return self
 
     def kill(self, number: int = signal.SIGKILL) -> "Attempt":
@@ -182,14 +182,6 @@ def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
-    """Wait for a condition; AssertionError when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.02)
 
 
 def _end_lease(run: RunDirectory) -> None:

@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State
@@ -22,7 +21,7 @@ SWEEP = """
 name: kills
 data: {corpus: text, paths: [CORPUS], tokenizer: bytes, context_length: 32}
 sizes: {tiny: {embedding_dim: 32, num_blocks: 2, num_heads: 2}}
-grid: {model: [llama], size: [tiny], tokens: [30K]}
+grid: {model: [llama], size: [tiny], tokens: [13K]}
 train: {batch_sequences: 4, learning_rate: 1.0e-3, warmup_steps: 10}
 resources:
   - {set: {devices: 2, checkpoint_every: 10, log_every: 5}}
@@ -52,13 +51,6 @@ def submit(sweep: Path, workspace: Path) -> subprocess.Popen[bytes]:
 def the_run(workspace: Path) -> RunDirectory:
     (directory,) = Workspace(workspace).runs.iterdir()
     return RunDirectory(directory)
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
-        time.sleep(0.05)
 
 
 def trained_past(workspace: Path, step: int) -> bool:
@@ -108,12 +100,12 @@ def test_a_killed_worker_or_torchrun_is_replaced_and_leaves_no_trace_in_the_resu
     victim: str, sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     controller = submit(sweep, tmp_path)
-    wait_until(lambda: trained_past(tmp_path, 25), "step 25")
+    wait_until(lambda: trained_past(tmp_path, 25))
     processes = processes_of(tmp_path)
     assert len(processes["worker"]) == 2
     processes[victim][0].send_signal(signal.SIGKILL)
     old = {process.pid for process in survivors(tmp_path)} - {process.pid for process in processes["supervisor"]}
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), "the killed attempt's processes to be gone", 10)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), seconds=60)
     assert controller.wait(timeout=300) == 0, (tmp_path / "submit.log").read_text()
     assert_same_result(tmp_path, undisturbed, attempts=2)
     assert survivors(tmp_path) == []
@@ -123,10 +115,10 @@ def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
     sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     controller = submit(sweep, tmp_path)
-    wait_until(lambda: trained_past(tmp_path, 25), "step 25")
+    wait_until(lambda: trained_past(tmp_path, 25))
     controller.send_signal(signal.SIGKILL)
     controller.wait()
-    wait_until(lambda: not survivors(tmp_path), "every process to be gone", 10)
+    wait_until(lambda: not survivors(tmp_path), seconds=60)
     assert the_run(tmp_path).result() is None
     newest = complete_checkpoints(the_run(tmp_path))[0].step
     assert newest >= 20
@@ -139,7 +131,7 @@ def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
 
 def test_submitting_a_finished_sweep_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
     before = the_run(undisturbed).status()
-    assert submit(sweep, undisturbed).wait(timeout=120) == 0
+    assert submit(sweep, undisturbed).wait(timeout=300) == 0
     assert the_run(undisturbed).status() == before
 
 

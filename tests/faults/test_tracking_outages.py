@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from launching import free_port, losses, make_run, start, wait_until
+from launching import free_port, losses, make_run, start
 from mlflow.tracking import MlflowClient
+from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State
@@ -33,7 +34,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
     log = open(folder / "server.log", "ab")  # noqa: SIM115
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=dict(os.environ))
     try:
-        wait_until(lambda: process.poll() is not None or _answers(port), seconds=180)
+        wait_until(lambda: process.poll() is not None or _answers(port))
         assert process.poll() is None, (folder / "server.log").read_text()
         yield f"http://127.0.0.1:{port}"
     finally:

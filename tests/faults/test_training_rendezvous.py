@@ -8,7 +8,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, free_port, make_run, wait_until
+from launching import REPOSITORY, free_port, make_run
+from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.processes import tagged
@@ -42,7 +43,7 @@ def test_the_nodes_meet_again_at_the_port_of_their_killed_attempt_whatever_the_e
         for node in nodes:
             node.kill()
             node.wait()
-        wait_until(lambda: not list(tagged(token)), seconds=10)
+        wait_until(lambda: not list(tagged(token)), seconds=60)
         assert run.result() is None, "the machine was faster than the kill"
         _, nodes = start_nodes(run, endpoint, stale)
         assert [node.wait(timeout=240) for node in nodes] == [0, 0], (run.path / "supervisor.log").read_text()

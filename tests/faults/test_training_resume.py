@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from launching import losses, make_run, start, start_under_torchrun, wait_until
+from launching import losses, make_run, start, start_under_torchrun
+from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.processes import tagged
@@ -71,7 +72,7 @@ def test_nothing_survives_a_killed_torchrun(workspace: Workspace) -> None:
     attempt = start_under_torchrun(run, 2).wait_for_step(3)
     assert len(list(tagged(attempt.token))) == 3
     attempt.kill()
-    wait_until(lambda: not list(tagged(attempt.token)), seconds=10)
+    wait_until(lambda: not list(tagged(attempt.token)), seconds=60)
 
 
 def test_torchrun_hands_a_preemption_on(workspace: Workspace) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,16 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import kernels.attention
 from kernels.attention import attention, mask_for
+from kernels.attention.flex_blocks import BLOCK, attend, block_mask
+from kernels.attention.reference import attention_reference, visible
 from kernels.dispatch import ImplementationError
 
 BOUND = 2e-6
@@ -137,6 +146,54 @@ def test_a_mask_is_made_once_where_one_is_looked_at(dtype: torch.dtype, monkeypa
     expected = attention(query, key, value, begins=begins)
     monkeypatch.setattr("kernels.attention.visible", None)
     assert torch.equal(attention(query, key, value, begins=begins, mask=mask), expected)
+
+
+def test_blocks_of_keys_are_what_documents_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    queries, keys = 300, 500
+    (query, key, value, _), _ = problem(2, 2, keys, 8, many_documents=False)
+    position = torch.arange(keys - queries, keys)
+    begins = torch.stack([torch.where(position < 450, 150, 450), position * 0]).to(torch.int32)
+    query = query[:, :, -queries:]
+    mask = block_mask(queries, keys, begins)
+    expected = visible(queries, keys, begins, query.device)
+    torch.testing.assert_close(attend(query, key, value, mask), attention_reference(query, key, value, begins))
+
+    def dense(counts: Tensor | None, numbers: Tensor | None) -> Tensor:
+        assert counts is not None
+        assert numbers is not None
+        places = torch.arange(numbers.shape[-1]) < counts[..., None]
+        return torch.zeros(numbers.shape, dtype=torch.bool).scatter(-1, numbers.long(), places)
+
+    pad = (0, -keys % BLOCK, 0, -queries % BLOCK)
+    blocks = F.pad(expected, pad).unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4)
+    inside = F.pad(torch.ones_like(expected), pad).unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4)
+    whole = dense(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert torch.equal(whole | dense(mask.kv_num_blocks, mask.kv_indices), blocks.any(4).any(4))
+    assert (blocks | ~inside)[whole].all()
+    assert whole.any()
+
+
+def test_a_gpu_gets_no_mask_of_all_pairs_and_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            made = function(*arguments, **(options or {}))
+            sizes.extend(t.numel() for t in pytree.tree_leaves(made) if isinstance(t, Tensor))
+            return made
+
+    with FakeTensorMode(), Sizes():  # fake tensors refuse to tell a number
+        begins = torch.empty(2, 3000, dtype=torch.int32)
+        assert isinstance(block_mask(3000, 3000, begins), BlockMask)
+    assert max(sizes) <= 2 * 3000
+    monkeypatch.setattr(kernels.attention, "visible", None)
+    monkeypatch.setattr(kernels.attention.flex_blocks, "block_mask", lambda *given: given)
+    with FakeTensorMode():
+        x = torch.empty(2, 3000, 64, device="cuda", dtype=torch.bfloat16)
+        queries, keys, given = mask_for(x, 3000, 3000, begins)  # type: ignore[misc]
+        assert (queries, keys) == (3000, 3000)
+        assert given is begins
 
 
 def test_the_operator_keeps_the_rules_of_torch_library() -> None:

@@ -11,6 +11,9 @@ from kernels import dispatch
 from kernels.dispatch import choose
 from kernels.linear_cross_entropy import chunks
 from kernels.operator import _plainly
+from xlstm.models.attention import lay_out
+from xlstm.models.configs import LlamaConfig
+from xlstm.models.llama import Angles, Block
 
 
 def on_gpu(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -29,6 +32,27 @@ def test_products_in_float32_are_the_librarys_on_a_gpu(
     tensor = on_gpu(2, dtype=dtype)
     assert choose("mlstm", "auto", tensor, of_products=of_products) == expected
     assert choose("mlstm", "triton", tensor, of_products=of_products) == "triton"
+
+
+def test_a_compiler_for_a_gpu_fuses_what_llamas_blocks_do_beside_their_products(monkeypatch: Any) -> None:
+    config = LlamaConfig(vocab_size=8, embedding_dim=64, num_blocks=1, num_heads=2)
+    block, x = Block(config).bfloat16(), torch.randn(1, 4, 64).bfloat16()
+    layout = lay_out(x, None, None)
+    seen: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    def names() -> list[str]:
+        seen.clear()
+        torch.compiler.reset()
+        torch.compile(block, backend=compiler, fullgraph=True)(x, layout, None, False, Angles(layout.positions, config))
+        return [name for name in seen if name.startswith("scaling.")]
+
+    assert len(names()) == 4
+    monkeypatch.setattr(dispatch, "_on_gpu", lambda tensor: True)
+    assert names() == []
 
 
 def test_hopper_wants_a_triton_that_was_checked(monkeypatch: Any) -> None:

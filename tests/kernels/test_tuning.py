@@ -8,31 +8,24 @@ import triton
 
 from kernels import tuning
 from kernels.mlstm import mlstm, triton_chunkwise
-from kernels.slstm import slstm, triton_scan
 
-TUNED = [
-    kernel
-    for module in (triton_chunkwise, triton_scan)
-    for kernel in vars(module).values()
-    if isinstance(kernel, triton.runtime.Autotuner)
-]
+TUNED = [kernel for kernel in vars(triton_chunkwise).values() if isinstance(kernel, triton.runtime.Autotuner)]
 
 
-def results(operator: Any, *tensors: torch.Tensor) -> list[torch.Tensor]:
+def results(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """Outputs, final states and gradients."""
     leaves = [t.clone().requires_grad_() for t in tensors]
-    h, state = operator(*leaves, implementation="triton")
+    h, state = mlstm(*leaves, implementation="triton")
     outputs = [h, *(part for part in state if part.requires_grad)]
     gradients = torch.autograd.grad([part.sum() for part in outputs], leaves)
     return [*outputs, *gradients]
 
 
-@pytest.mark.parametrize("operator", [mlstm, slstm])
-def test_what_is_measured_computes_the_same(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    shapes = ([(2, 1, 40, 16)] * 3 + [(2, 1, 40)] * 2) if operator is mlstm else [(2, 5, 4, 1, 16), (4, 1, 16, 16)]
+    shapes = [(2, 1, 40, 16)] * 3 + [(2, 1, 40)] * 2
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
-    expected = results(operator, *tensors)
+    expected = results(*tensors)
     measured = set()
 
     def measure(call: Any, quantiles: Any) -> list[float]:
@@ -45,13 +38,9 @@ def test_what_is_measured_computes_the_same(operator: Any, monkeypatch: pytest.M
         monkeypatch.setattr(kernel, "early_config_prune", lambda configs, *_, **__: configs)
         monkeypatch.setattr(kernel, "do_bench", measure)
         monkeypatch.setattr(kernel, "_bench", counting(kernel, measured))
-    actual = results(operator, *tensors)
-    tuned = triton_chunkwise if operator is mlstm else triton_scan
+    actual = results(*tensors)
     assert measured == {
-        (kernel.base_fn.__name__, config.num_warps, config.num_stages)
-        for kernel in TUNED
-        if kernel in vars(tuned).values()
-        for config in kernel.configs
+        (kernel.base_fn.__name__, config.num_warps, config.num_stages) for kernel in TUNED for config in kernel.configs
     }
     for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)

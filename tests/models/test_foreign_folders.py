@@ -288,6 +288,22 @@ def test_folders_damaged_here_and_there_are_loaded_or_refused_in_words(
         assert re.search(r"config\.json|safetensors", str(error)), error  # noqa: PT017
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("llama", {"num_hidden_layers": 10**9}, r"config\.json says 1000000000 blocks, but there are 21 tensors"),
+        ("rwkv4", {"vocab_size": 10**12}, r"embedding\.weight is \(31, 32\) .*ours \(1000000000000, 32\)"),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused_before_they_are_taken(
+    tmp_path: Path, family: str, fields: dict[str, Any], message: str
+) -> None:
+    written(family, tmp_path)
+    change(tmp_path, **fields)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
 def test_tensors_of_another_shape_and_folders_without_weights_are_named(tmp_path: Path) -> None:
     written("llama", tmp_path)
     tensors = reweigh(tmp_path, lambda name: name)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
+from orchestrator.execution.warm import COLD_START_VARIABLE
 from orchestrator.planning.plan import RunPlan
 from xlstm.data import prepare
 from xlstm.run.directory import Workspace
@@ -184,6 +185,7 @@ def finish() -> Callable[..., None]:
 def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trivial]:
     """Puts the trivial trainer in torchrun's place, for the processes that start from here on."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TRIVIAL), str(REPOSITORY)]))
+    monkeypatch.setenv(COLD_START_VARIABLE, "1")
     made = Trivial(tmp_path / "trivial")
     made.folder.mkdir()
     yield made

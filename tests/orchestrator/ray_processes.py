@@ -1,25 +1,17 @@
 """Processes of a Ray cluster on this machine: those that carry runs, those that submit, and whether any is left."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import psutil
+from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.processes import tagged
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def trainers_past(run: RunDirectory, step: int) -> list[int]:
     """The launchers and workers of a run's attempt, as soon as it has passed a step."""
-    wait_for(lambda: any(row["step"] >= step for row in run.metrics()))
+    wait_until(lambda: any(row["step"] >= step for row in run.metrics()))
     lease = run.status().lease
     assert lease is not None
     found = [pid for pid in tagged(lease.token) if "xlstm.training" in psutil.Process(pid).cmdline()]

@@ -1,11 +1,11 @@
 """Cancelling a sweep ends its trunk and its forks: nothing starts afterwards, whatever had started before."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rich.console import Console
+from waiting import wait_until
 
 from orchestrator.execution.controller import Controller
 from orchestrator.execution.lock import sole_controller
@@ -43,13 +43,6 @@ def states(workspace: Workspace, made: Plan) -> list[State]:
     return [workspace.run(run.run_id).status().state for run in made.runs]
 
 
-def wait_until(what: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def steps_of(trivial: Any) -> dict[str, list[int]]:
     return trivial.executed() if (trivial.folder / "executed.log").exists() else {}
 
@@ -68,9 +61,9 @@ def test_forks_whose_trunk_is_cancelled_with_them_never_start(
     cancelling = scaling.start("cancel", "tiny")
     wait_until(trunk.cancel_requested)
     (trivial.folder / "go").touch()
-    out, err = cancelling.communicate(timeout=120)
+    out, err = cancelling.communicate(timeout=300)
     assert (cancelling.returncode, out) == (0, "2 runs cancelled\n"), err
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, (out, err)
     assert states(workspace, planned) == [State.COMPLETED, State.CANCELLED, State.CANCELLED]
     assert set(steps_of(trivial)) == {trunk.run_id}
@@ -114,7 +107,7 @@ def test_a_real_sweep_that_is_cancelled_while_its_trunk_trains_starts_nothing_mo
         wait_until(lambda rows=rows: trunk.is_held() and len(trunk.history()) > rows + 2)
         said = scaling.run("cancel", "tiny")
         assert (said.code, said.out) == (0, "3 runs cancelled\n")
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, (out, err)
         assert states(workspace, made) == [State.CANCELLED] * 3
         assert trunk.checkpoint_steps()

@@ -4,13 +4,13 @@ import errno
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from orchestrator.planning.plan import Plan, make_plan
 from sweeps.sweep import Sweep
@@ -22,13 +22,6 @@ from xlstm.run.records import State, write_json
 WriteSweep = Callable[..., str]
 
 pytestmark = pytest.mark.serial
-
-
-def wait_until(what: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def processes_of(workspace: Path) -> list[str]:
@@ -61,7 +54,7 @@ def test_a_workspace_deleted_under_a_running_sweep_ends_it_with_a_line(
     wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
     shutil.rmtree(scaling.workspace)
     (trivial.folder / "go").touch()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
     assert "Traceback" not in out + err
     assert err.strip().splitlines()[-1].startswith("tiny was stopped, and its trainers have ended: ")
@@ -85,7 +78,7 @@ def test_a_workspace_moved_under_a_running_sweep_ends_it_with_a_line_and_goes_on
     wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
     scaling.workspace.rename(tmp_path / "moved")
     (trivial.folder / "go").touch()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
     assert "Traceback" not in out + err
     assert err.strip().splitlines()[-1].startswith("tiny was stopped, and its trainers have ended: ")
@@ -106,7 +99,7 @@ def test_a_run_deleted_under_a_running_sweep_is_given_up_by_name_and_the_other_g
     wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
     shutil.rmtree(gone.path)
     (trivial.folder / "go").touch()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
     assert "Traceback" not in out + err
     assert f"{gone.path}: is gone" in out
@@ -169,7 +162,7 @@ def test_a_sweep_whose_disk_is_full_ends_with_a_line_and_continues_afterwards(
     (planned,) = make_plan(Sweep.load(path), workspace).runs
     run = workspace.run(planned.run_id)
     process = scaling.start("submit", path)
-    wait_until(run.checkpoint_steps, 120)
+    wait_until(run.checkpoint_steps)
     filler = small_disk / "filler"
     fill(filler)
     out, err = process.communicate(timeout=240)

@@ -18,7 +18,7 @@ from orchestrator.execution import provenance
 from xlstm.run import tracking
 from xlstm.run.directory import Workspace
 from xlstm.run.records import write_json
-from xlstm.run.secrets import masked
+from xlstm.run.tracking.secrets import masked
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -89,17 +89,19 @@ def test_what_only_reads_answers_on_a_workspace_that_cannot_be_written(
 def test_a_poor_machine_trains_to_the_same_loss(
     scaling: Any, write_sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No home, 64 KiB of shared memory, 64 open files, blanks and quotes in names, folders called as our packages."""
+    """No home, 64 KiB of shared memory, 64 open files, blanks and quotes in names, packages called as ours."""
     # Without a home every process would compile the kernels for CPUs for itself: of what follows, all but the time.
     path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"), ("set: {", "set: {devices: 2, kernels: torch, "))
     folder = tmp_path / 'a "folder" of Jürgen\'s'
-    for name in ("xlstm", "kernels", "analysis"):
+    for name in ("xlstm", "kernels", "analysis", "other/xlstm"):
         (folder / name).mkdir(parents=True)
+    (folder / "other" / "xlstm" / "__init__.py").write_text("")
     shutil.copy2(path, folder / "tiny.yaml")
     commands = (
         'mount -t tmpfs -o size=64k tmpfs /dev/shm; ulimit -n 64; cd "$FOLDER"; timeout 400 $SCALING submit tiny.yaml'
     )
     variables = {"HOME": "/proc/nohome", "FOLDER": str(folder), "SCALING_WORKSPACE": str(folder / "workspace")}
+    variables["PYTHONPATH"] = os.pathsep.join([str(folder / "other"), str(REPOSITORY)])
     said = inside("--mount", commands, **variables)
     assert said.returncode == 0, said.stdout + said.stderr
     assert scaling.run("submit", path).code == 0
@@ -191,6 +193,33 @@ def test_a_package_that_stands_in_front_of_ours_ends_the_first_verb(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", program, "status"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"the package `xlstm` that Python finds is that of {tmp_path}/xlstm/__init__.py")
+
+
+def test_a_package_that_pythonpath_puts_in_front_of_ours_hides_it_from_no_process(tmp_path: Path) -> None:
+    (tmp_path / "xlstm").mkdir()
+    (tmp_path / "xlstm" / "__init__.py").write_text("")
+    (tmp_path / "mine.py").write_text("")
+    child = "import xlstm.run.identity, mine"
+    program = f"""
+import subprocess, sys
+from orchestrator.cli import environment
+environment.require_own_environment()
+{child}
+subprocess.run([sys.executable, "-P", "-c", {child!r}], check=True)
+"""
+    path = os.pathsep.join([os.path.relpath(tmp_path), str(REPOSITORY)])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 0
+    assert line.startswith(
+        f"warning: PYTHONPATH has {tmp_path}/xlstm/__init__.py, which is called as a package of this"
+    )
 
 
 @pytest.mark.serial

@@ -5,17 +5,20 @@ take the time of the whole test suite.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from orchestrator.execution import controller
 from orchestrator.execution.controller import Controller, Event, Happening
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.planning.plan import make_plan
 from orchestrator.standing.status import look
 from sweeps.sweep import Sweep
-from xlstm.run.directory import Workspace
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.executor import Handle, Job, JobState
 from xlstm.run.records import State
 
 WriteSweep = Callable[..., str]
@@ -59,3 +62,53 @@ def test_two_hundred_runs_with_crashes_preemptions_and_a_poison_run_end_with_199
     assert standing[poison]["reason"] == "set aside after the same error twice: ValueError: poison"
     assert "set aside after the same error twice: ValueError: poison" in scaling("status", "tiny").out
     assert look(workspace, "tiny").ledger.wasted.tokens == 0  # every step was kept in a checkpoint
+
+
+@dataclass
+class OneAtATime:
+    """An engine on which the first job that waits runs until the next poll, and leaves a result."""
+
+    finish: Callable[[str], None]
+    name: str = "one at a time"
+    waiting: list[str] = field(default_factory=list)
+    running: str = ""
+    asked: list[int] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        self.waiting += [job.run.run_id for job in jobs]
+        return [Handle(run=job.run, token=job.token, job=job.run.run_id) for job in jobs]
+
+    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        self.asked.append(len(handles))
+        if self.running:
+            self.finish(self.running)
+            self.order.append(self.running)
+        self.running = self.waiting.pop(0) if self.waiting else ""
+        states = {self.running: JobState.RUNNING, **dict.fromkeys(self.order, JobState.ENDED)}
+        return [states.get(handle.job, JobState.WAITING) for handle in handles]
+
+    def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
+        return []
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        pass
+
+    def rest(self, seconds: float) -> None:
+        pass
+
+
+def test_a_poll_asks_for_no_more_jobs_however_many_runs_wait(
+    scaling: Any, write_sweep: WriteSweep, finish: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "MOST_WAITING", 5)
+    workspace = Workspace(scaling.workspace)
+    sweep = Sweep.load(write_sweep(), [f"grid.seed={list(range(10))}"])
+    made = make_plan(sweep, workspace)
+    planned = {run.run_id: run for run in made.runs}
+    engine = OneAtATime(lambda run_id: finish(workspace, planned[run_id]))
+    statuses = Controller(workspace, engine, made.launches)()
+    assert {status.state for status in statuses.values()} == {State.COMPLETED}
+    assert engine.order == [launch.run_id for launch in made.launches]
+    assert len(engine.order) == 20
+    assert max(engine.asked) == 6  # five that wait, and the one that runs

@@ -2,13 +2,13 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from waiting import wait_until
 
 from orchestrator import Plan, Sweep
 from orchestrator.execution import shipping
@@ -109,10 +109,8 @@ def test_artifacts_are_refreshed_while_runs_end(
             row = rows[count - 1]
             shipper.touch(complete(row), live=False)
             expected = sum(row["tokens"] for row in rows[:count])
-            deadline = time.monotonic() + 60
-            while "ledger.json" not in parent.artifacts or parent.json("ledger.json")["spent"]["tokens"] != expected:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: "ledger.json" in parent.artifacts)
+            wait_until(lambda expected=expected: parent.json("ledger.json")["spent"]["tokens"] == expected)
 
 
 def test_a_fit_that_breaks_is_a_complaint_and_ships_the_runs_all_the_same(plan: Plan, complete: Complete) -> None:

@@ -68,6 +68,17 @@ def test_hours_are_flops_at_the_stated_share_of_the_peak_and_cost_their_price(pl
     assert document["totals"]["cost"] == pytest.approx(small["cost"] + large["cost"])
 
 
+def test_hours_on_a_gpu_know_that_an_slstm_goes_step_by_step(planned: Callable[..., Plan]) -> None:
+    resources = "resources=[{set: {gpus: 1, gpu: H100-80GB, micro_batch_sequences: 4}}]"
+    document = planned(MISSION, 'grid.model=["xlstm[1:0]", "xlstm[7:1]"]', "grid.size=[1.3B]", resources).document()
+    without, mixed = document["runs"]
+    by_flops = mixed["flops"]["exact"] / (0.4 * 989e12) / 3600
+    layers, tokens = 6, mixed["tokens"]
+    assert without["device_hours"] == pytest.approx(without["flops"]["exact"] / (0.4 * 989e12) / 3600)
+    assert mixed["device_hours"] == pytest.approx(by_flops + tokens / 4 * layers * 8e-6 / 3600)
+    assert mixed["mfu"] == pytest.approx(0.4 * by_flops / mixed["device_hours"])
+
+
 def test_a_finished_run_recalibrates_what_is_left(
     write_sweep: WriteSweep, planned: Callable[..., Plan], finish: Callable[..., None]
 ) -> None:
@@ -120,7 +131,7 @@ def test_the_terminal_shows_misfits_and_exits_well(scaling: Any) -> None:
 
 def test_a_check_builds_each_distinct_layout_once_and_names_what_does_not_fit(scaling: Any) -> None:
     families = 'grid.model=["xlstm[1:0]", llama]'
-    large = "resources=[{when: {size: 2.7B}, set: {nodes: 4, gpus: 8, gpu: A100-40GB}}, {set: {gpus: 1}}]"
+    large = "resources=[{when: {size: 2.7B}, set: {nodes: 4, gpus: 8, gpu: A10-24GB}}, {set: {gpus: 1}}]"
     seeds = ("--set", "grid.seed=[0, 1]", "--set", "grid.size=[125M, 2.7B]", "--set", families)
     said = scaling("plan", MISSION, "--check", "--json", *seeds, "--set", large)
     assert said.code == 2
@@ -129,7 +140,7 @@ def test_a_check_builds_each_distinct_layout_once_and_names_what_does_not_fit(sc
     assert len(check["memory_gib"]) == 8
     unfit = {run["run_id"] for run in said.json["runs"] if run["model"] == "xlstm[1:0]" and run["size"] == "2.7B"}
     assert check["problems"].keys() == unfit
-    recomputed = large.replace("A100-40GB", "A100-40GB, activation_checkpointing: full")
+    recomputed = large.replace("A10-24GB", "A10-24GB, activation_checkpointing: full")
     fits = scaling("plan", MISSION, "--check", *seeds, "--set", recomputed)
     assert fits.code == 0
     assert "4 layouts built: all can be trained as planned" in fits.out

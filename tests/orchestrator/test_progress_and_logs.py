@@ -2,11 +2,11 @@
 
 import io
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from orchestrator.display.logs import print_logs
 from orchestrator.display.progress import make_display
@@ -65,10 +65,7 @@ def test_logs_show_the_latest_attempt_and_follow_it_until_its_end(planned: Plan)
     following.start()
     run.append_metrics(row(2, attempt=2))
     (run.attempt(2) / "rank-0.log").write_text("a word of the trainer\nand half a li")
-    deadline = time.monotonic() + 30
-    while "a word of the trainer\n" not in said.getvalue():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "a word of the trainer\n" in said.getvalue())
     assert following.is_alive()
     lease.release(State.COMPLETED)
     following.join(30)

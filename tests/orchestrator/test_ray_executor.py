@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_processes import members, nothing_is_left, raylet_of, submits, trainers_past, wait_for
+from ray_processes import members, nothing_is_left, raylet_of, submits, trainers_past
+from waiting import wait_until
 
 from orchestrator.errors import InputError
 from orchestrator.execution.controller import Controller
@@ -70,37 +71,40 @@ def losses(run: RunDirectory) -> list[tuple[int, float]]:
 def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_the_one_trained_here(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lengths = ("tokens: [2560, 5120]", f"tokens: [{150 * 256}, {250 * 256}]")
+    changed = [
+        ("tokens: [2560, 5120]", f"tokens: [{100 * 256}, {120 * 256}]"),
+        ("checkpoint_every: 5", "checkpoint_every: 20"),
+    ]
     here = Workspace(scaling.workspace.parent / "here")
-    made = make_plan(Sweep.load(write_sweep(lengths, ("set: {", "set: {devices: 2, "))), here)
+    made = make_plan(Sweep.load(write_sweep(*changed, ("set: {", "set: {devices: 2, "))), here)
     for run in made.launches:
         prepare(run.spec.physics.data, run.spec.execution.data_paths, here)
     alone = Controller(here, LocalExecutor(gpus=0, cores=2), made.launches)()
     assert {status.state for status in alone.values()} == {State.COMPLETED}
 
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    path = write_sweep(lengths, ("set: {", "set: {nodes: 2, "))
+    path = write_sweep(*changed, ("set: {", "set: {nodes: 2, "))
     said = scaling.run("submit", path, "--on", "ray", "--detach")
     assert said.code == 0, said
     assert "the cluster carries out tiny" in said.out
     there = Workspace(scaling.workspace)
     first, second = (there.run(run.run_id) for run in made.runs)
 
-    trainers = trainers_past(first, 10)
+    trainers = trainers_past(first, 25)
     node = raylet_of(cluster, trainers[-1])
     cluster.remove_node(node, allow_graceful=False)
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in trainers))
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in trainers))
 
     trainers = trainers_past(second, 10)
     (controller,) = [process for process in psutil.process_iter() if submits(process, there)]
     os.kill(controller.ppid(), signal.SIGKILL)
-    wait_for(lambda: not controller.is_running())
+    wait_until(lambda: not controller.is_running())
     for pid in trainers:
         os.kill(pid, signal.SIGSTOP)  # it must not end before the next controller has come
-    wait_for(lambda: f"{second.run_id}: adopted" in there.sweep("tiny").submission_log.read_text())
+    wait_until(lambda: f"{second.run_id}: adopted" in there.sweep("tiny").submission_log.read_text())
     for pid in trainers:
         os.kill(pid, signal.SIGCONT)
-    wait_for(lambda: all(there.run(run_id).status().state is State.COMPLETED for run_id in alone))
+    wait_until(lambda: all(there.run(run_id).status().state is State.COMPLETED for run_id in alone))
 
     assert first.status().attempt == 2
     assert second.status().attempt == 1
@@ -111,9 +115,9 @@ def test_a_sweep_of_gangs_survives_a_lost_node_and_a_lost_controller_and_equals_
         assert expected is not None
         assert result.validation == expected.validation
     ledger = look(there, "tiny").ledger
-    assert 0 < ledger.wasted.tokens == ledger.spent.tokens - (150 + 250) * 256
-    wait_for(lambda: not any(submits(process, there) for process in psutil.process_iter()))
-    wait_for(lambda: nothing_is_left(cluster))
+    assert 0 < ledger.wasted.tokens == ledger.spent.tokens - (100 + 120) * 256
+    wait_until(lambda: not any(submits(process, there) for process in psutil.process_iter()))
+    wait_until(lambda: nothing_is_left(cluster))
     cluster.add_node(num_cpus=1)
 
 
@@ -128,7 +132,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     directory.create(run.spec)
     executor = RayExecutor(workspace, cluster.address)
     (handle,) = executor.submit([Job(directory, run.spec, "token-of-the-cancelled")])
-    wait_for(lambda: executor.poll([handle]) == [JobState.RUNNING] and bool(directory.metrics()), 120)
+    wait_until(lambda: executor.poll([handle]) == [JobState.RUNNING] and bool(directory.metrics()))
     executor.cancel([handle])
     assert directory.status().state is State.PREEMPTED
     verdict = directory.verdict(1)
@@ -136,7 +140,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     assert verdict.step is not None
     assert directory.has_checkpoint(verdict.step)
     assert not list(tagged("token-of-the-cancelled"))
-    wait_for(lambda: nothing_is_left(cluster))
+    wait_until(lambda: nothing_is_left(cluster))
 
 
 def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_latest(
@@ -166,7 +170,7 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
         return executor.poll(handles)
 
     ended = [JobState.ENDED] * 7
-    wait_for(lambda: look() == [*ended, JobState.RUNNING])
+    wait_until(lambda: look() == [*ended, JobState.RUNNING])
     assert len(actors) == 3  # as many as cores
 
     following = RayExecutor(workspace, cluster.address)
@@ -174,11 +178,11 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
     assert adopted == handles[-1]
     assert following.poll([adopted]) == [JobState.RUNNING]
     (trivial.folder / "go").touch()
-    wait_for(lambda: following.poll([adopted]) == [JobState.ENDED])
-    wait_for(lambda: look() == [*ended, JobState.ENDED])
+    wait_until(lambda: following.poll([adopted]) == [JobState.ENDED])
+    wait_until(lambda: look() == [*ended, JobState.ENDED])
     ray.shutdown()
     assert trivial.executed() == {spec.run_id: trivial.once for spec in specs}
-    wait_for(lambda: nothing_is_left(cluster))
+    wait_until(lambda: nothing_is_left(cluster))
 
 
 def test_runs_that_need_something_else_are_not_starved_by_those_that_take_over_from_each_other(
@@ -195,7 +199,7 @@ def test_runs_that_need_something_else_are_not_starved_by_those_that_take_over_f
     assert {run_id: set(steps) for run_id, steps in trivial.executed().items()} == {
         run.run_id: set(trivial.once) for run in runs
     }
-    wait_for(lambda: nothing_is_left(cluster))
+    wait_until(lambda: nothing_is_left(cluster))
 
 
 def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
@@ -214,14 +218,14 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
     command = [sys.executable, "-m", "orchestrator.cli", "submit", path, "--on", "ray"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     directories = [workspace.run(run.run_id) for run in runs]
-    wait_for(lambda: sum(run.path.exists() and run.status().state is State.RUNNING for run in directories) == 3)
+    wait_until(lambda: sum(run.path.exists() and run.status().state is State.RUNNING for run in directories) == 3)
     connect(cluster.address)
     assert len(ray.util.list_named_actors(all_namespaces=True)) == 10  # three carry, seven wait
     ray.shutdown()
     first.kill()
     first.wait()
     (trivial.folder / "go").touch()
-    wait_for(lambda: nothing_is_left(cluster), 120)
+    wait_until(lambda: nothing_is_left(cluster))
     ray.shutdown()
     said = scaling.run("submit", path, "--on", "ray")
     assert said.code == 0, said
@@ -251,12 +255,12 @@ def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
     shutil.rmtree(code)
     runs = [workspace.run(run.run_id) for run in make_plan(Sweep.load(path), workspace).runs]
-    wait_for(lambda: all(run.status().state is State.COMPLETED for run in runs))
+    wait_until(lambda: all(run.status().state is State.COMPLETED for run in runs))
     for run in runs:
         said = "".join(log.read_text() for log in run.logs(1))
         assert "trained by" in said
         assert str(code) not in said
-    wait_for(lambda: nothing_is_left(cluster))
+    wait_until(lambda: nothing_is_left(cluster))
 
 
 def test_a_submission_leaves_no_secret_in_the_workspace_or_in_the_clusters_logs(
@@ -271,8 +275,8 @@ def test_a_submission_leaves_no_secret_in_the_workspace_or_in_the_clusters_logs(
     assert said.code == 0, said
     (planned,) = make_plan(Sweep.load(path), Workspace(scaling.workspace)).runs
     run = Workspace(scaling.workspace).run(planned.run_id)
-    wait_for(lambda: run.status().state is State.COMPLETED)
-    wait_for(lambda: nothing_is_left(cluster))
+    wait_until(lambda: run.status().state is State.COMPLETED)
+    wait_until(lambda: nothing_is_left(cluster))
     session = Path(cluster.head_node.get_session_dir_path())
     files = [path for folder in (tmp_path, session) for path in folder.rglob("*") if path.is_file()]
     texts = {str(path): path.read_bytes() for path in files} | {"printed": (said.out + said.err).encode()}
@@ -286,7 +290,7 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
     import ray
 
     from orchestrator.executors.ray import RayExecutor
-    from xlstm.run.executor import Job, JobState
+    from xlstm.run.executor import Job
 
     node = cluster.add_node(num_cpus=2, num_gpus=1)
     try:
@@ -301,12 +305,12 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
         handles = executor.submit(
             [Job(directory, spec, f"half-{seed}") for seed, (directory, spec) in enumerate(directories)]
         )
-        wait_for(lambda: "GPU" not in ray.available_resources())  # both halves are held
-        wait_for(lambda: JobState.WAITING not in executor.poll(handles))
+        wait_until(lambda: "GPU" not in ray.available_resources())  # both halves are held
+        wait_until(lambda: all(directory.launch(1) for directory, _ in directories))
         launches = [directory.launch(1) for directory, _ in directories]
         assert [launch.execution.device for launch in launches if launch] == ["cuda", "cuda"]
         executor.cancel(handles, grace_seconds=0)
-        wait_for(lambda: nothing_is_left(cluster))
+        wait_until(lambda: nothing_is_left(cluster))
     finally:
         cluster.remove_node(node)
 
@@ -346,14 +350,14 @@ def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
     trivial.prepare([first.spec, second.spec], {second.run_id: "wait"})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     assert scaling.run("submit", path, "--on", "ray", "--detach").code == 0
-    wait_for(lambda: workspace.run(first.run_id).status().state is State.COMPLETED)
-    wait_for(lambda: workspace.run(second.run_id).is_held())
+    wait_until(lambda: workspace.run(first.run_id).status().state is State.COMPLETED)
+    wait_until(lambda: workspace.run(second.run_id).is_held())
     lease = workspace.run(second.run_id).status().lease
     assert lease is not None
-    wait_for(lambda: second.run_id in trivial.executed())
+    wait_until(lambda: second.run_id in trivial.executed())
     ray.shutdown()
     cluster.shutdown()
-    wait_for(lambda: not [*tagged(lease.token), *(p for p in psutil.process_iter() if submits(p, workspace))])
+    wait_until(lambda: not [*tagged(lease.token), *(p for p in psutil.process_iter() if submits(p, workspace))])
     assert scaling("status", "tiny", "--json").json["runs"][1]["state"] in ("PREEMPTED", "QUEUED")
 
     (trivial.folder / "go").touch()
@@ -381,14 +385,18 @@ def test_a_sweep_that_is_cancelled_while_its_trunk_trains_starts_no_fork(
     trivial.prepare([run.spec for run in made.runs], {trunk.run_id: "wait"})
     process = scaling.start("submit", path, "--on", "ray")
     steps = trivial.folder / "executed.log"
-    wait_for(lambda: trunk.is_held() and steps.exists() and len(trivial.executed()[trunk.run_id]) > 1)
+    wait_until(
+        lambda: process.poll() is not None or (steps.exists() and len(trivial.executed()[trunk.run_id]) > 1),
+        lambda: str([run.status() for run in (trunk, *forks)]),
+    )
+    assert process.poll() is None, process.communicate()
     assert {fork.status().state for fork in forks} == {State.QUEUED}
     cancelling = scaling.start("cancel", "tiny")
-    wait_for(trunk.cancel_requested)
+    wait_until(trunk.cancel_requested)
     (trivial.folder / "go").touch()
     out, err = cancelling.communicate(timeout=240)
     assert (cancelling.returncode, out) == (0, "2 runs cancelled\n"), err
     assert process.wait(timeout=240) == 0
     assert [run.status().state for run in (trunk, *forks)] == [State.COMPLETED, State.CANCELLED, State.CANCELLED]
     assert set(trivial.executed()) == {trunk.run_id}
-    wait_for(lambda: nothing_is_left(cluster))
+    wait_until(lambda: nothing_is_left(cluster))

@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow
 import pytest
 from mlflow.tracking import MlflowClient
+from waiting import wait_until
 
 from analysis.data import runs, tracking_store
 from analysis.fitting import families
@@ -194,7 +195,7 @@ def test_a_parent_run_that_names_no_workspace_is_that_of_the_runs_below_it(
 @pytest.fixture
 def postgresql() -> Iterator[str]:
     """The address, with a password, of a database of a PostgreSQL server of its own; skips where there can be none."""
-    pytest.importorskip("psycopg", reason="PostgreSQL as MLflow's store needs its driver: pip install psycopg[binary]")
+    pytest.importorskip("psycopg", reason="PostgreSQL as MLflow's store needs its driver: pip install '.[test]'")
     if (initdb := shutil.which("initdb")) is None:
         pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
     postgres = Path(initdb).resolve().with_name("postgres")
@@ -213,11 +214,9 @@ def postgresql() -> Iterator[str]:
         with open(Path(folder) / "log", "wb") as log:
             server = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 60
-            while "ready to accept connections" not in (Path(folder) / "log").read_text():
-                assert time.monotonic() < deadline
-                assert server.poll() is None, (Path(folder) / "log").read_text()
-                time.sleep(0.1)
+            said = (Path(folder) / "log").read_text
+            wait_until(lambda: server.poll() is not None or "ready to accept connections" in said(), said)
+            assert server.poll() is None, said()
             yield f"postgresql://alice:s3cretpw@127.0.0.1:{port}/postgres"
         finally:
             server.send_signal(signal.SIGINT)  # it does not wait for who is still connected

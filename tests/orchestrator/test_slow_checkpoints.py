@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from orchestrator.cli.terminal import INTERRUPTED
 from xlstm.run.directory import RunDirectory, Workspace
@@ -61,10 +62,8 @@ def test_ctrl_c_and_cancel_wait_for_a_checkpoint_that_takes_longer_than_a_minute
 
 def trained_past(workspace: Workspace, step: int) -> RunDirectory:
     """The only run of a workspace, as soon as it has passed a step."""
-    deadline = time.monotonic() + 240
-    while True:
-        runs = list(workspace.runs.glob("*/metrics.jsonl"))
-        if runs and any(row["step"] > step for row in RunDirectory(runs[0].parent).metrics()):
-            return RunDirectory(runs[0].parent)
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: list(workspace.runs.glob("*/metrics.jsonl")))
+    (metrics,) = workspace.runs.glob("*/metrics.jsonl")
+    run = RunDirectory(metrics.parent)
+    wait_until(lambda: any(row["step"] > step for row in run.metrics()))
+    return run

@@ -2,8 +2,10 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from analysis.fitting import families
@@ -49,3 +51,33 @@ def test_a_sweeps_file_is_parsed_once_by_every_verb(
         said = scaling(verb, file, *options)
         assert said.code == 0, said.err
         assert parsed == [file], verb
+
+
+def test_several_sources_stand_side_by_side_or_are_pooled(
+    scaling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pl.read_csv(Path(__file__).parents[1] / "analysis/saved_fit/runs.csv")
+    parts = {"even.csv": whole[::2], "odd.csv": whole[1::2], "both.csv": whole}
+    for name, rows in parts.items():
+        rows.write_csv(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(families, "fit", partial(families.fit, num_draws=12, num_starts=64))
+    monkeypatch.setattr(figures, "FIGURES", {"law": figures.law})
+
+    def laws(*asked: str) -> dict[str, Any]:
+        said = scaling("fit", *asked, "--form", "additive", "--json")
+        assert said.code == 0, said.err
+        return {one["family"]: one["parameters"] for one in said.json}
+
+    alone = {name: laws(name)["llama"] for name in parts}
+    beside = laws("even.csv", "odd.csv")
+    assert beside == {f"llama ({name})": alone[name] for name in ("even.csv", "odd.csv")}
+    page = Path(scaling("report", "even.csv", "odd.csv").out.strip()).read_text()
+    assert "<h1>even.csv and odd.csv</h1>" in page
+    assert page.count("<td>odd.csv</td>") == 8
+    pooled = laws("even.csv", "odd.csv", "--pooled")["llama"]
+    assert pooled == pytest.approx(alone["both.csv"], rel=1e-5)
+    # What is asked of them next is asked of the law that was fitted last.
+    question = ("--parameters", "1B", "--tokens", "20B", "--json")
+    (said,) = scaling("predict", "even.csv", "odd.csv", *question).json
+    assert said["loss"] == pytest.approx(scaling("predict", "both.csv", *question).json[0]["loss"], rel=1e-5)

@@ -55,10 +55,10 @@ def test_of_two_submissions_of_one_sweep_the_second_waits_and_does_what_the_firs
         first.communicate()
         read_until(second.stdout, "the other has ended; going on here")
     (trivial.folder / "go").touch()
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=300)
     assert second.returncode == 0, (out, err)
     if not first_dies:
-        out, err = first.communicate(timeout=120)
+        out, err = first.communicate(timeout=300)
         assert first.returncode == 0, (out, err)
     executed = trivial.executed()
     assert {run_id: sorted(steps) for run_id, steps in executed.items()} == {

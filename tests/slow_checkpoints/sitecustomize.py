@@ -4,7 +4,8 @@ import sys
 import time
 from typing import Any
 
-if "xlstm.training" in sys.orig_argv and "torch.distributed.run" not in sys.orig_argv:
+trainers = {"xlstm.training", "orchestrator.execution.warm"}
+if trainers & set(sys.orig_argv) and "torch.distributed.run" not in sys.orig_argv:
     from xlstm.training.checkpoints import Checkpointer
 
     commit = Checkpointer._commit

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from tiny_runs import last_step, story, wait_until
+from tiny_runs import last_step, story
+from waiting import wait_until
 
 from orchestrator import Sweep
 from orchestrator.workbench.cancel import cancel

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from tiny_runs import wait_until
+from waiting import wait_until
 
 from xlstm.run.directory import Workspace
 

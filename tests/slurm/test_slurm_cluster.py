@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError
-from tiny_runs import wait_until
+from waiting import wait_until
 
 from slurm import check
 from xlstm.run.directory import Workspace

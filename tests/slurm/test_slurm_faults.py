@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from tiny_runs import job, last_step, losses, make_run, processes_of, story, wait_for, wait_until
+from tiny_runs import job, last_step, losses, make_run, processes_of, story, wait_for
+from waiting import wait_until
 
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from tiny_runs import job, losses, make_run, story, wait_for, wait_until
+from tiny_runs import job, losses, make_run, story, wait_for
+from waiting import wait_until
 
 from slurm import commands
 from slurm.batches import batches_of
@@ -194,7 +195,7 @@ def test_forks_wait_for_their_own_checkpoint_and_equal_runs_trained_alone(
     handles = executor.submit(jobs)
     assert [len(handle.job.split(",")) for handle in handles] == [1, 1, 3]
     for run in (short, middle, long):
-        wait_for(run, State.COMPLETED, seconds=240)
+        wait_for(run, State.COMPLETED)
     alone = make_run(Workspace(workspace.root.with_name("alone")), steps=10, schedule=WSD)
     SlurmExecutor(Workspace(workspace.root.with_name("alone")), "alone").submit([job(alone)])
     wait_for(alone, State.COMPLETED)

@@ -1,11 +1,11 @@
 """Tiny runs for the cluster: a small Llama on a text of its own, planned, with its data prepared."""
 
 import os
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_until
 
 from xlstm.data import declare, prepare
 from xlstm.models.configs import LlamaConfig
@@ -68,14 +68,6 @@ def last_step(run: RunDirectory) -> int:
     return max((row["step"] for row in run.metrics()), default=0)
 
 
-def wait_until(condition: Callable[[], bool], what: Callable[[], str] = str, seconds: float = 120.0) -> None:
-    """Wait for a condition; AssertionError, with what there is to see, when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"what was waited for did not happen\n{what()}"
-        time.sleep(0.1)
-
-
 def story(run: RunDirectory) -> str:
     """All that a failed test needs to show of a run."""
     folder = run.path.parent.parent / "sweeps"
@@ -84,9 +76,9 @@ def story(run: RunDirectory) -> str:
     return "\n".join([str(run.status()), *texts])
 
 
-def wait_for(run: RunDirectory, *states: State, seconds: float = 120.0) -> None:
+def wait_for(run: RunDirectory, *states: State) -> None:
     """Wait until the run is in one of the states."""
-    wait_until(lambda: run.status().state in states, lambda: story(run), seconds)
+    wait_until(lambda: run.status().state in states, lambda: story(run))
 
 
 def processes_of(workspace: Workspace) -> list[str]:

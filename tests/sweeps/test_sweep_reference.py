@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from sweeps import language
-from sweeps.language import OF_A_POINT, OF_A_TASK, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
+from sweeps.language import OF_A_POINT, OF_A_TASK, OF_PORTIONS, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
 from sweeps.sweep import Sweep
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
 from xlstm.tasks.settings import FormalLanguage, Recall
@@ -68,7 +68,7 @@ def test_every_field_of_an_evaluation_can_be_said(load: Load, name: str, value: 
     assert getattr(run.spec.evaluation, name) == value != Evaluation.model_fields[name].default
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Data, "end_of_text", *OF_A_TASK))
+@pytest.mark.parametrize(("name", "value"), fields(Data, "end_of_text", *OF_A_TASK, *OF_PORTIONS))
 def test_every_field_of_the_data_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value, "revision": "sha256:1"}}]).runs
     assert getattr(run.spec.physics.data, name) == value != Data.model_fields[name].default

@@ -22,7 +22,14 @@ Folder = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return tmp_path_factory.mktemp
+    """A folder of each name, which every example of a property finds as the one before left it: theirs are one file."""
+    base = tmp_path_factory.mktemp("damaged")
+
+    def of_name(name: str) -> Path:
+        (base / name).mkdir(exist_ok=True)
+        return base / name
+
+    return of_name
 
 
 def pair(folder: Path, lengths: list[int], bounds: list[int]) -> Path:

@@ -6,6 +6,7 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xlstm.data.mixing import BLOCK, MixedOrder, windows_of_sources
 from xlstm.data.order import Order, permuted
 
 
@@ -59,3 +60,38 @@ def test_sequences_taken_in_any_way_are_those_of_their_indices(size: int, takes:
 def test_an_empty_corpus_has_no_order() -> None:
     with pytest.raises(ValueError, match="empty"):
         permuted(np.arange(3), 0, 0)
+
+
+@examples(40)
+@given(
+    sizes=st.lists(st.integers(1, 9000), min_size=2, max_size=4),
+    seed=st.integers(0, 2**40),
+    first=st.integers(0, 10**9),
+    cut=st.integers(0, 300),
+)
+def test_sources_are_mixed_by_a_function_of_the_index_alone(sizes: list[int], seed: int, first: int, cut: int) -> None:
+    weights = tuple(float(3**source) for source in range(len(sizes)))
+    firsts = tuple(10_000 * source for source in range(len(sizes)))
+    order = MixedOrder(firsts, tuple(sizes), weights, seed)
+    together = order.take(first, 300)
+    np.testing.assert_array_equal(
+        together, np.concatenate([order.take(first, cut), order.take(first + cut, 300 - cut)])
+    )
+    # Whole blocks hold each source by its weight, and each of its sequences once before any comes again.
+    block = order.take(first // BLOCK * BLOCK, BLOCK)
+    shares = np.bincount(block // 10_000, minlength=len(sizes))
+    assert np.abs(shares - BLOCK * np.array(weights) / sum(weights)).max() < 1
+    start = order.take(0, 3 * BLOCK)
+    for source, size in enumerate(sizes):
+        once = start[start // 10_000 == source][:size]
+        assert len(np.unique(once)) == len(once)
+        drawn = together[together // 10_000 == source] - firsts[source]
+        assert ((drawn >= 0) & (drawn < size)).all()
+
+
+def test_a_source_with_no_sequence_of_a_block_is_refused_and_windows_end_with_their_source() -> None:
+    with pytest.raises(ValueError, match="a weight below one in 4,096"):
+        MixedOrder((0, 9), (9, 9), (1.0, 1e-5), 0).take(0, 1)
+    # Tokens 0 to 20 and 21 to 40: windows of eight and the token after them.
+    assert windows_of_sources([21, 41], 8) == [(0, 2), (3, 2)]
+    assert windows_of_sources([3, 41], 8)[0] == (0, 0)

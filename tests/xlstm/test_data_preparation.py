@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps.sweep import Sweep
 from xlstm.data import CorpusError, DataDriftError, declare, open_prepared, overlap, prepare
 from xlstm.data.batches import Windows
+from xlstm.data.preparation import data_folder
+from xlstm.data.sequences import TrainingSequences
 from xlstm.models import IGNORED
 from xlstm.run.directory import Workspace
 
@@ -259,3 +262,39 @@ def test_bytes_of_text_are_exact_at_the_ends_of_documents(tmp_path: Path, worksp
     # EOD a×5 EOD ä×10 EOD z×3 EOD
     assert [stream.text_bytes_before(p) for p in (1, 7, 18, 22)] == [0, 5, 15, 18]
     assert len(stream) == 22
+
+
+def test_a_mixture_draws_each_source_by_its_weight_and_trains_on_no_window_of_two(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    for number in range(30):
+        write(tmp_path / f"words/{number}.txt", "word " * 200 + f"{number}")
+    rows = "".join(json.dumps({"text": "word " * 30 + f"{number}"}) + "\n" for number in range(40))
+    write(tmp_path / "words/more.jsonl", rows)  # a folder of several kinds
+    code = "".join(json.dumps({"content": "0123 " * 100 + f"{number}"}) + "\n" for number in range(60))
+    write(tmp_path / "code.jsonl", code)
+    sweep = tmp_path / "mix.yaml"
+    write(
+        sweep,
+        "name: mix\n"
+        "data:\n  context_length: 32\n  mixture:\n"
+        "    - {corpus: 'files:words', weight: 3}\n"
+        "    - {corpus: 'jsonl:code.jsonl', weight: 1, text_key: content}\n"
+        "sizes: {s: {embedding_dim: 16, num_blocks: 1, num_heads: 2}}\n"
+        "grid: {model: [llama], size: [s], steps: [600]}\n"
+        "train: {batch_sequences: 8, learning_rate: 1e-2}\n",
+    )
+    (run,) = Sweep.load(str(sweep)).runs
+    spec = run.spec
+    prepare(spec.physics.data, spec.execution.data_paths, workspace)
+    prepared = open_prepared(spec.physics.data, workspace)
+    assert list(prepared.manifest.splits["train"].sources) == ["words", "code.jsonl"]
+    assert list(prepared.manifest.splits["validation"].sources) == ["words", "code.jsonl"]
+    batch = TrainingSequences(prepared, spec.physics).batch(0, 4096)
+    digits = np.isin(batch.tokens, list(b"0123")).mean(axis=1) > 0.5
+    assert digits.sum() == 1024
+    assert spec.physics.data.mixture is not None
+    heavier = [one.model_copy(update={"weight": 1.0}) for one in spec.physics.data.mixture]
+    evenly = spec.physics.data.model_copy(update={"mixture": tuple(heavier)})
+    assert data_folder(evenly, workspace) == prepared.path  # the shards are those of any weights
+    assert spec.with_physics(spec.physics.model_copy(update={"data": evenly})).run_id != spec.run_id

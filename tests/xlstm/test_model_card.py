@@ -3,7 +3,7 @@
 from xlstm.models.configs import LlamaConfig
 from xlstm.run.outcome import model_card
 from xlstm.run.records import Parameters, Result, Validation
-from xlstm.run.spec import Data, Optimizer, Physics, RunSpec
+from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
 
 SOURCES = {"a | b": 2.0, "<script>x</script>": 3.0, "[link](http://x)\nnext": 4.0, "RedPajama_C4": 5.0}
 
@@ -22,6 +22,8 @@ def test_sources_stay_in_their_cells_and_are_no_markup() -> None:
         tokens=64, steps=4, flops={"exact": 1.0, "6nd": 1.0}, data_fingerprint="f", tokenizer="bytes",
         validation=validation, device_hours=0.1, attempts=1, trunk_id=None, quality=[],
     )  # fmt: skip
+    told = spec.model_copy(update={"execution": Execution(tokenizer_path="/data/mine/tokenizer.json")})
+    assert "| tokenizer | bytes (mine/tokenizer.json) |" in model_card(told, result, None)
     rows = [line for line in model_card(spec, result, None).splitlines() if line.startswith("| loss on")]
     assert rows == [
         r"| loss on a \| b | 2.0000 |",

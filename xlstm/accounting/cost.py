@@ -1,5 +1,6 @@
 """What a part of a model costs: the terms every family's closed form is made of."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -56,13 +57,19 @@ class Saved:
     """Elements in float32 whatever the precision: recurrences and their states."""
     input: float = 0.0
     """Elements of the block's input, in the computation's dtype: all that is saved of a block that is recomputed."""
+    states: float = 0.0
+    """Elements of the states between the chunks of an mLSTM, in float32."""
+    half_states: float = 0.0
+    """Of those that its kernels for GPUs keep instead where they compute in bfloat16, in that dtype."""
 
     def __add__(self, other: "Saved") -> "Saved":
-        return Saved(self.computed + other.computed, self.float32 + other.float32, self.input + other.input)
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Saved(*(one + another for one, another in zip(mine, theirs, strict=True)))
 
-    def bytes_per_token(self, itemsize: int) -> float:
+    def bytes_per_token(self, itemsize: int, on_gpu: bool = False) -> float:
         """Bytes, the input's included."""
-        return (self.computed + self.input) * itemsize + self.float32 * 4
+        states = 2 * self.half_states if on_gpu and itemsize == 2 else 4 * self.states
+        return (self.computed + self.input) * itemsize + self.float32 * 4 + states
 
 
 def total(costs: Iterable[Cost]) -> Cost:

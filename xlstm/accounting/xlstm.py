@@ -110,8 +110,9 @@ def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
 
 
 def mlstm_cell_saved(heads: int, key_channels: int, value_channels: int) -> Saved:
-    """What the chunkwise mLSTM keeps: queries, keys, values and outputs; in float32, each chunk's initial memory."""
+    """What the chunkwise mLSTM keeps: queries, keys, values and outputs; and each chunk's initial memory."""
     widths = (key_channels + value_channels) // heads
     chunk = 64 if widths <= 256 else 128  # as the operator chooses
+    longer = 2 if widths >= 2 * 768 else 1  # as its kernels for GPUs do
     memories = key_channels * value_channels / heads / chunk
-    return Saved(2 * key_channels + 2 * value_channels, memories + 4 * heads)
+    return Saved(2 * key_channels + 2 * value_channels, 4 * heads, states=memories, half_states=memories / longer)

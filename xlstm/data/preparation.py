@@ -7,12 +7,13 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from xlstm.data import overlap
-from xlstm.data.corpora import Corpus, SplitName, open_corpus
+from xlstm.data.corpora import Corpus, Mixture, SplitName, open_corpus, open_mixture
 from xlstm.data.corpora.documents import CorpusError, Document, Reading
 from xlstm.data.encoding import Encoded, batches, encode
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, damaged_beside, write_manifest
@@ -27,12 +28,13 @@ from xlstm.data.tokenizers import (
     stated_vocabulary,
     token_dtype,
 )
+from xlstm.run.data import Portion
 from xlstm.run.directory import Workspace
 from xlstm.run.identity import canonical
 from xlstm.run.locks import locked
 from xlstm.run.spec import Data, IdType
 
-T = TypeVar("T")
+T = TypeVar("T", Document, Encoded)
 
 _TOKENIZER = "tokenizer.json"
 
@@ -47,10 +49,12 @@ def declare(
     text_key: str = "text",
     end_of_text: str | None = None,
     id_type: IdType | None = None,
+    portions: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Data, int]:
     """Validate a corpus and give it its revision: the data ring of a specification, and the model's vocabulary size.
 
     Every document is read once per content of the files, so that what cannot be trained on is found while planning.
+    Corpus `mixture` is that of the `portions`, each fields of a `Portion` without its revision, with a path for each.
     `tokenizer` is a name, or a path to a tokenizer.json. CorpusError names the file and what is wrong; ValueError an
     unknown tokenizer.
     """
@@ -58,8 +62,10 @@ def declare(
     path = tokenizer if tokenizer.endswith(".json") else None
     if path is not None and end_of_text is None:
         end_of_text = end_of_text_beside(path)
-    opened = open_corpus(corpus, paths, Reading(text_key, id_type))
+    opened = _opened(corpus, paths, Reading(text_key, id_type), portions)
     revision = opened.revision
+    declared = zip(portions, opened.parts, strict=True) if portions else ()
+    mixture = tuple(Portion(**fields, revision=part.revision) for fields, part in declared)
     vocabulary = stated_vocabulary(name)
     if vocabulary is None or end_of_text is not None:
         tokenizer_found = _tokenizer(opened, revision, name, path, end_of_text)
@@ -74,6 +80,7 @@ def declare(
         text_key=text_key,
         end_of_text=end_of_text,
         id_type=id_type,
+        mixture=mixture or None,
     )
     return data, model_vocabulary(vocabulary.size)
 
@@ -120,8 +127,20 @@ def data_folder(data: Data, workspace: Workspace) -> Path:
     return workspace.data / hashlib.sha256(canonical(payload).encode()).hexdigest()[:16]
 
 
-def assigned_documents(corpus: Corpus, vocabulary: Vocabulary | None = None) -> Iterator[tuple[SplitName, Document]]:
-    """Every document of a corpus with its split.
+def _opened(
+    corpus: str, paths: Sequence[str], reading: Reading, portions: Sequence[Mapping[str, Any]]
+) -> Corpus | Mixture:
+    if not portions:
+        return open_corpus(corpus, paths, reading)
+    if len(paths) != len(portions):
+        raise CorpusError(f"a mixture of {len(portions)} sources needs a path for each, and has {len(paths)}")
+    return open_mixture([(one["corpus"], Reading(one.get("text_key", "text"))) for one in portions], paths)
+
+
+def assigned_documents(
+    corpus: Corpus | Mixture, vocabulary: Vocabulary | None = None
+) -> Iterator[tuple[SplitName, Document]]:
+    """Every document of a corpus with its split, of a mixture those of one part after the other.
 
     Where files do not state splits and chance leaves validation empty, the last document is held out; of a single
     document, the last tenth (the usual cut of tiny Shakespeare).
@@ -133,8 +152,10 @@ def assigned_documents(corpus: Corpus, vocabulary: Vocabulary | None = None) -> 
             raise CorpusError(f"corpus {corpus.name} holds a single character: too little to train and to validate on")
         return document.part(0, cut), document.part(cut, document.length)
 
-    stated = ((corpus.split_of(file, d), d) for file in corpus.files for d in corpus.documents(file, vocabulary))
-    return _assigned(corpus, stated, divide)
+    for part in corpus.parts:
+        stated = ((part.split_of(file, d), d) for file in part.files for d in part.documents(file, vocabulary))
+        for split, document in _assigned(part, stated, divide):
+            yield split, replace(document, source=part.title) if part.title else document
 
 
 def _assigned(
@@ -178,7 +199,8 @@ def tokenizer_of(data: Data, folder: Path) -> Tokenizer:
 def _write(
     data: Data, paths: Sequence[str], tokenizer_path: str | None, engine: Literal["local", "ray"], folder: Path
 ) -> None:
-    corpus = open_corpus(data.corpus, paths, Reading(data.text_key, data.id_type))
+    portions = [one.model_dump(exclude={"revision", "weight"}) for one in data.mixture or ()]
+    corpus = _opened(data.corpus, paths, Reading(data.text_key, data.id_type), portions)
     if corpus.revision != data.revision:
         raise CorpusError(
             f"corpus {data.corpus} here is {corpus.revision}, the run declares {data.revision}; "
@@ -211,7 +233,7 @@ def _write(
     write_manifest(folder, manifest)
 
 
-def _overlap(corpus: Corpus) -> str | None:
+def _overlap(corpus: Corpus | Mixture) -> str | None:
     """How much of the validation split the training split holds as well, in a line; None for nothing."""
     texts: dict[SplitName, dict[str, bytes]] = {"train": {}, "validation": {}}
     for split, document in assigned_documents(corpus):
@@ -219,31 +241,35 @@ def _overlap(corpus: Corpus) -> str | None:
     return overlap.described(texts["train"].values(), texts["validation"])
 
 
-def _encoded_here(corpus: Corpus, _: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
+def _encoded_here(corpus: Corpus | Mixture, _: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
     vocabulary = Vocabulary(tokenizer.vocabulary, tokenizer.end_of_document)
     for batch in batches(assigned_documents(corpus, vocabulary)):
         yield from ((one.split, one) for one in encode(batch, tokenizer))
 
 
-def _encoded_on_ray(corpus: Corpus, data: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
+def _encoded_on_ray(corpus: Corpus | Mixture, data: Data, tokenizer: Tokenizer) -> Iterator[tuple[SplitName, Encoded]]:
     from xlstm.data.distributed import encoded_on_ray
 
     def divide(document: Encoded) -> tuple[Encoded, Encoded]:
         raise CorpusError(f"corpus {corpus.name} holds a single document: prepare it on one machine")
 
-    encoded = encoded_on_ray(corpus, data.tokenizer, tokenizer, data.end_of_text)
-    return _assigned(corpus, ((one.split, one) for one in encoded), divide)
+    for part in corpus.parts:
+        encoded = encoded_on_ray(part, data.tokenizer, tokenizer, data.end_of_text)
+        for split, one in _assigned(part, ((one.split, one) for one in encoded), divide):
+            yield split, replace(one, source=part.title) if part.title else one
 
 
 @functools.lru_cache(maxsize=64)
-def _validate(corpus: Corpus, revision: str, vocabulary: Vocabulary) -> None:
+def _validate(corpus: Corpus | Mixture, revision: str, vocabulary: Vocabulary) -> None:
     """Read every document once. `revision` makes the memory of it one of contents, not of names."""
     for _ in assigned_documents(corpus, vocabulary):
         pass
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer(corpus: Corpus, revision: str, name: str, path: str | None, end_of_text: str | None) -> Tokenizer:
+def _tokenizer(
+    corpus: Corpus | Mixture, revision: str, name: str, path: str | None, end_of_text: str | None
+) -> Tokenizer:
     """The tokenizer; one that learns does so from the training split, once per content of the corpus."""
     if corpus.holds_tokens:
         if name in ("bytes", "characters", "words") or name.startswith("bpe-"):

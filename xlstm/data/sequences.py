@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from xlstm.data.batches import Batch, Windows
 from xlstm.data.generated import GeneratedData
+from xlstm.data.mixing import MixedOrder, windows_of_sources
 from xlstm.data.order import Order
 from xlstm.data.preparation import open_prepared
 from xlstm.data.shards import PreparedData
@@ -40,6 +41,11 @@ class TrainingSequences:
         else:
             self._windows = windows_of(self.data, self.physics, "train")
             self.different = self._windows.whole
+        self._order: Order | MixedOrder | None = None
+        if self.physics.data.mixture is not None:
+            self._order = _mixed(self._windows, self.physics)
+            self.different = self._order.different
+            return
         if self.different == 0:
             assert self._windows is not None
             raise ValueError(
@@ -65,3 +71,19 @@ class TrainingSequences:
     def every_position_counts(self) -> bool:
         """Whether each position has a target, as in every window of a corpus that is trained on."""
         return self._windows is not None
+
+
+def _mixed(windows: Windows | None, physics: Physics) -> MixedOrder:
+    """The order of a mixture. ValueError naming the source that holds no sequence."""
+    assert windows is not None
+    assert physics.data.mixture is not None
+    stream, context_length = windows.stream, physics.data.context_length
+    ends = [
+        int(stream.token_at_end[stream.source_of_document == number].max()) for number in range(len(stream.sources))
+    ]
+    ranges = windows_of_sources(ends, context_length)
+    for name, (_, size) in zip(stream.sources, ranges, strict=True):
+        if not size:
+            raise ValueError(f"the training split of {name} holds not one sequence of {context_length} tokens")
+    firsts, sizes = zip(*ranges, strict=True)
+    return MixedOrder(firsts, sizes, tuple(one.weight for one in physics.data.mixture), physics.seed)

@@ -250,16 +250,21 @@ def load(folder: Path) -> tuple[nn.Module, ModelConfig]:
     """
     content = read_json(folder / CONFIG_FILE)
     config = config_from_transformers(content)
-    theirs = _by_full_names(config, read_weights(folder))
+    read = read_weights(folder)
+    if config.num_blocks > len(read):
+        raise ValueError(f"{folder}: {CONFIG_FILE} says {config.num_blocks} blocks, but there are {len(read)} tensors")
+    theirs = _by_full_names(config, read)
     if ties_head(content):
         theirs = _with_tied_head(config, theirs)
     weights = from_transformers(config, theirs)
-    model = build(config)
-    for name, parameter in model.named_parameters():
+    with torch.device("meta"):  # what is stated may be larger than any memory
+        shapes = build(config)
+    for name, parameter in shapes.named_parameters():
         found = weights[name]
         if found.shape != parameter.shape or not found.is_floating_point():
             raise ValueError(
                 f"{folder}: {name} is {tuple(found.shape)} of {found.dtype}, and ours {tuple(parameter.shape)}"
             )
+    model = build(config)
     model.load_state_dict(weights)
     return model, config

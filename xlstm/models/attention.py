@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.attention import mask_for
+from kernels.attention import Mask, mask_for
 from xlstm.models.language_model import LanguageModel
 
 INITIAL_STD = 0.02
@@ -34,7 +34,7 @@ class Layout:
 
     positions: Tensor  # (time,), or (batch, time) where documents differ
     begins: Tensor | None  # (batch, time), int32: the first key of each token's document; None: the first there is
-    mask: Tensor | None  # (batch or 1, 1, time, keys), true where seen; None where attention asks for none
+    mask: Mask | None  # what each token sees, where attention asks for it
     num_keys: int  # tokens so far, these included
     next_position: Tensor  # (batch,)
 

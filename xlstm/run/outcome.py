@@ -10,7 +10,7 @@ import time
 from xlstm.run.directory import RunDirectory
 from xlstm.run.json_files import read_record, write_text
 from xlstm.run.records import Launch, Result, State, Validation, write_json
-from xlstm.run.spec import Data, RunSpec
+from xlstm.run.spec import RunSpec
 
 
 def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:
@@ -58,7 +58,7 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
         f"| parameters | {result.parameters.total:,} ({result.parameters.non_embedding:,} without embeddings) |",
         f"| tokens | {result.tokens:,} in {result.steps:,} steps of {physics.batch_tokens:,} |",
         f"| training FLOPs | {result.flops['exact']:.4g} (6ND: {result.flops['6nd']:.4g}) |",
-        *_data_rows(data, result),
+        *_data_rows(spec, result),
         f"| optimizer | {optimizer.name}, peak learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, {schedule.kind} after {schedule.warmup_steps} steps of warm-up |",
         f"| precision, seed | {physics.precision}, {physics.seed} |",
@@ -88,7 +88,8 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     return "\n".join([*lines, "", f"    scaling generate {result.run_id} --prompt '…'", ""])
 
 
-def _data_rows(data: Data, result: Result) -> list[str]:
+def _data_rows(spec: RunSpec, result: Result) -> list[str]:
+    data = spec.physics.data
     if data.generated is not None:
         fields = data.generated.model_dump()
         said = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "name")
@@ -98,7 +99,8 @@ def _data_rows(data: Data, result: Result) -> list[str]:
         ]
     return [
         f"| data | `{data.corpus}` ({data.revision}), prepared as `{result.data_fingerprint}` |",
-        f"| tokenizer | {result.tokenizer} |",
+        *(f"| {one.weight:g} parts | `{one.corpus}` ({one.revision}) |" for one in data.mixture or ()),
+        f"| tokenizer | {plain(spec.tokenizer_title)} |",
         f"| context | {data.context_length} tokens; at the end of a document: {data.documents} |",
     ]
 

@@ -13,59 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from xlstm.accounting import size_label
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import family_label
 from xlstm.quantities import compact
+from xlstm.run.data import Data as Data
+from xlstm.run.data import IdType as IdType
+from xlstm.run.data import PositiveInt, Ring
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
-from xlstm.tasks import Task, task_of
-from xlstm.tasks.settings import AnyTask, TaskName
-
-PositiveInt = Annotated[int, Field(gt=0)]
-
-IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
-"""What headerless token ids may be stored as, little-endian."""
-
-
-class Ring(BaseModel):
-    """A part of a specification: immutable, strict about types, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class Data(Ring):
-    """The training data as declared; where the files lie is `Execution.data_paths`."""
-
-    corpus: str = Field(
-        description="A named corpus such as `python-stdlib`, or a kind of local files such as `text` or `jsonl`; a"
-        " sweep may also say where they lie: `text:PATH`."
-    )
-    revision: str = Field(description="Revision of a named corpus, or sha256:… of the content of local files.")
-    tokenizer: str = Field("bytes", description="`bytes`, `words`, `gpt2`, or another tokenizer (docs/training.md).")
-    context_length: PositiveInt = Field(description="Tokens per training sequence.")
-    documents: Literal["continue", "reset"] = Field(
-        "continue", description="Whether state and attention run on from one document into the next, or start anew."
-    )
-    text_key: str = Field(
-        "text",
-        min_length=1,
-        description="The key or column that holds the text, such as `content`; `data.text` for one within another.",
-    )
-    end_of_text: str | None = Field(
-        None, min_length=1, description="The token of a tokenizer.json that ends a text, where it has an unusual name."
-    )
-    id_type: IdType | None = Field(
-        None, description="How headerless token ids are stored; null: the narrowest from 16 bits on."
-    )
-    generated: AnyTask | None = Field(None, description="What generated sequences are like; null for a corpus.")
-
-    @property
-    def task(self) -> Task | None:
-        """The task whose sequences are generated; None for a corpus."""
-        return None if self.generated is None else task_of(self.generated, self.context_length)
+from xlstm.tasks.settings import TaskName
 
 
 class Optimizer(Ring):
@@ -325,6 +284,12 @@ class RunSpec(Ring):
     def evaluation_fingerprint(self) -> str:
         """What names the evaluation of this run: equal fingerprints, comparable losses."""
         return self.evaluation.fingerprint_on(self.physics.data)
+
+    @property
+    def tokenizer_title(self) -> str:
+        """The tokenizer for people: its name, and of one that lives in a file also the file's, with its folder's."""
+        name, path = self.physics.data.tokenizer, self.execution.tokenizer_path
+        return name if path is None else f"{name} ({'/'.join(Path(path).parts[-2:])})"
 
     def with_physics(self, physics: Physics) -> "RunSpec":
         """The same run but for its physics, and so another one."""

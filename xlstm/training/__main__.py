@@ -4,7 +4,7 @@ import os
 
 _PARENT = os.getppid()
 
-from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent  # noqa: E402
+from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, redirect_output  # noqa: E402
 
 die_with_parent(_PARENT)  # before torch is there: a killed launcher leaves no orphan in the seconds that takes
 
@@ -25,24 +25,11 @@ def main() -> int:
     if not arguments.token:
         parser.error("--token or the environment's SCALING_TOKEN is needed: the lease under which this attempt writes")
     rank = int(os.environ.get("RANK", "0"))
-    _redirect_output(RunDirectory(arguments.run).rank_log(arguments.attempt, rank))
+    redirect_output(RunDirectory(arguments.run).rank_log(arguments.attempt, rank))
 
     from xlstm.training.attempt import run_attempt
 
     return run_attempt(arguments.run.absolute(), arguments.attempt, arguments.token)
-
-
-def _redirect_output(path: Path) -> None:
-    """Append this process's standard output and error to a file, those of libraries included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
 if __name__ == "__main__":

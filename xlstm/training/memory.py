@@ -7,15 +7,27 @@ fragmentation, and what the device's own libraries take, is not in it.
 
 import dataclasses
 
-from xlstm.accounting.cost import Saved, Sequence
+from xlstm.accounting.cards import count_gpus
+from xlstm.accounting.cost import Sequence
 from xlstm.accounting.families import costs, embedding_parameters, head, saved
 from xlstm.run.spec import RunSpec
 
 LOGITS_AT_ONCE = 2**24
-"""Logits that the loss holds at a time on a CPU; on a GPU it holds up to 2^28, which is not counted here."""
+"""Logits that the loss holds at a time on a CPU."""
 
 LOGITS_COPIES = 2
 """Copies of them in float32: the logits and their logarithmic softmax, then that and its gradient."""
+
+GPU_LOGITS_BYTES, GPU_LOGITS_ROWS = 2**29, 256
+"""On a GPU: bytes of logits, in the computation's dtype, and the number that their rows are a multiple of."""
+
+
+def kind_of_device(spec: RunSpec) -> str:
+    """`cuda` or `cpu`, with `auto` decided by what this machine has."""
+    device = spec.execution.device
+    if device == "auto":
+        return "cuda" if count_gpus() else "cpu"
+    return device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +74,10 @@ def memory(spec: RunSpec) -> Memory:
     micro = execution.micro_batch_sequences or physics.batch_sequences // ranks
     tokens = micro * physics.data.context_length
     accumulates = physics.batch_sequences > ranks * micro
-    per_token, largest = _activations(saved(config, sequence), execution.activation_checkpointing, itemsize)
-    loss = LOGITS_COPIES * 4 * min(LOGITS_AT_ONCE, tokens * config.vocab_size)
+    on_gpu = kind_of_device(spec) == "cuda"
+    kept = [(block.bytes_per_token(itemsize, on_gpu), block.input * itemsize) for block in saved(config, sequence)]
+    per_token, largest = _activations(kept, execution.activation_checkpointing)
+    loss = _loss(tokens, config.vocab_size, logits, itemsize, on_gpu)
 
     wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
     gathered, reduced = (itemsize, 4) if wrapped else (0, 0)
@@ -86,15 +100,28 @@ def memory(spec: RunSpec) -> Memory:
     return Memory(4 * share, gradients, 8 * share, gathered, activations)
 
 
-def _activations(blocks: list[Saved], checkpointing: str, itemsize: int) -> tuple[float, float]:
+def _activations(blocks: list[tuple[float, float]], checkpointing: str) -> tuple[float, float]:
     """Bytes per token saved until the backward pass, and what the largest recomputed block adds while it runs.
 
-    A block that is recomputed saves its input alone.
+    Of each block what it saves, and its input, which is all that one saves that is recomputed.
     """
     recomputed = [block for index, block in enumerate(blocks) if checkpointing == "full" or index % 2 == 0]
     if checkpointing == "none":
         recomputed = []
-    whole = sum(block.bytes_per_token(itemsize) for block in blocks)
-    spared = sum(block.bytes_per_token(itemsize) - block.input * itemsize for block in recomputed)
-    largest = max((block.bytes_per_token(itemsize) for block in recomputed), default=0.0)
-    return whole - spared, largest
+    whole = sum(kept for kept, _ in blocks)
+    spared = sum(kept - own for kept, own in recomputed)
+    return whole - spared, max((kept for kept, _ in recomputed), default=0.0)
+
+
+def _loss(tokens: int, vocab: int, head: int, itemsize: int, on_gpu: bool) -> int:
+    """Bytes of the loss beside its inputs; `head` are the parameters of the map to the logits.
+
+    On a GPU the gradient takes the logits' place. Those of a batch that is one chunk are kept, and copied for it; else
+    the head's gradient is summed over chunks in float32, each sum beside the one before.
+    """
+    if not on_gpu:
+        return LOGITS_COPIES * 4 * min(LOGITS_AT_ONCE, tokens * vocab)
+    rows = max(1, GPU_LOGITS_BYTES // itemsize // vocab // GPU_LOGITS_ROWS) * GPU_LOGITS_ROWS
+    if tokens <= rows:
+        return 2 * itemsize * tokens * vocab
+    return itemsize * rows * vocab + 2 * 4 * head

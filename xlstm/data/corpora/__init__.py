@@ -2,7 +2,7 @@
 
 A corpus is a list of files and a way to read documents from one of them; `CORPORA` is the table: the text of Python's
 own library, text files, JSON lines (also .gz and .zst), Parquet, Arrow as `datasets` saves it, whatever that library
-opens (`hf`), and ready token files.
+opens (`hf`), folders that hold several of these kinds (`files`), and ready token files. A `Mixture` is several corpora.
 Documents are read in the order of the files' names, so a corpus is the same on every machine that holds the same files.
 Bad input raises `CorpusError`, which names the file, the place and what would be right. Imports without torch.
 """
@@ -15,7 +15,7 @@ import re
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -23,9 +23,13 @@ from xlstm.data.corpora import columnar, hub, layouts
 from xlstm.data.corpora.documents import CorpusError, Document, Reading, of_json, of_row
 from xlstm.data.locations import located
 from xlstm.data.tokenizers import Vocabulary
+from xlstm.run.data import MIXTURE
+from xlstm.run.identity import canonical
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
+JSON = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".jsonl.zstd")
+"""How names of files of JSON end."""
 VALIDATION_SHARE = 20
 """One document in twenty is held out, by a hash of its key, where files are not named after splits."""
 
@@ -82,6 +86,13 @@ class Corpus:
     name: str
     files: tuple[CorpusFile, ...]
     reading: Reading = field(default_factory=Reading)
+    title: str = ""
+    """What it is called among the sources of a mixture; there, it stands for the sources that its documents state."""
+
+    @property
+    def parts(self) -> "tuple[Corpus, ...]":
+        """The corpora that are read one after the other: itself."""
+        return (self,)
 
     @property
     def revision(self) -> str:
@@ -123,6 +134,41 @@ class Corpus:
             return file.split
         digest = hashlib.sha256(document.key.encode()).digest()
         return "validation" if int.from_bytes(digest[:8], "big") % VALIDATION_SHARE == 0 else "train"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several corpora of text, each with splits of its own, in the place of one."""
+
+    parts: tuple[Corpus, ...]
+    name: str = MIXTURE
+    compares_splits: bool = False
+    holds_tokens: bool = False
+
+    @property
+    def revision(self) -> str:
+        """One SHA-256 over what the parts are and how they are read, in order; their weights do not count."""
+        read = [[part.name, part.revision, part.reading.text_key] for part in self.parts]
+        return f"sha256:{hashlib.sha256(canonical(read).encode()).hexdigest()}"
+
+    def taken(self, vocabulary: Vocabulary) -> list[str]:
+        """What the files of each part were taken for, in lines."""
+        return [f"{part.title}: {line}" for part in self.parts for line in part.taken(vocabulary)]
+
+
+def open_mixture(portions: Sequence[tuple[str, Reading]], paths: Sequence[str]) -> Mixture:
+    """Find the files of every part: a corpus by name, how it is read, and its path, empty where it needs none.
+
+    CorpusError as from `open_corpus`, and for corpora of token ids.
+    """
+    titles = [Path(path).name or name for (name, _), path in zip(portions, paths, strict=True)]
+    parts = []
+    for number, ((name, reading), path) in enumerate(zip(portions, paths, strict=True)):
+        if name in ("tokens", MIXTURE):
+            raise CorpusError(f"a mixture is of texts, and `{name}` is none; mix the texts, or tokenize them together")
+        title = titles[number] if titles.count(titles[number]) == 1 else f"{titles[number]} ({number + 1})"
+        parts.append(replace(open_corpus(name, [path] if path else [], reading), title=title))
+    return Mixture(tuple(parts))
 
 
 def _find_python_stdlib(paths: Sequence[str]) -> list[CorpusFile]:
@@ -225,6 +271,22 @@ def _read_jsonl(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Ite
     return of_json(file.path, reading)
 
 
+_READERS: dict[str, Callable[[CorpusFile, Reading, Vocabulary | None], Iterator[Document]]] = {
+    ".txt": _read_text,
+    ".md": _read_text,
+    **dict.fromkeys(JSON, _read_jsonl),
+    **dict.fromkeys((".parquet", ".arrow"), _read_columns),
+}
+"""How a file of a mixed folder is read, by how its name ends."""
+
+
+def _read_any(file: CorpusFile, reading: Reading, vocabulary: Vocabulary | None) -> Iterator[Document]:
+    read = next((read for ending, read in _READERS.items() if file.path.name.endswith(ending)), None)
+    if read is None:
+        raise CorpusError(f"{file.path}: its name says not how it is read; known are {', '.join(_READERS)}")
+    return read(file, reading, vocabulary)
+
+
 def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
     """The splits of a dataset, as if each were a file of that name."""
     paths = _located(paths)
@@ -292,9 +354,7 @@ CORPORA: dict[str, CorpusKind] = {
     ),
     "text": CorpusKind(functools.partial(_find_files, (".txt",)), _read_text, _content_revision),
     "jsonl": CorpusKind(
-        functools.partial(
-            _find_files, (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".jsonl.zstd")
-        ),
+        functools.partial(_find_files, JSON),
         _read_jsonl,
         _content_revision,
         ("text_key",),
@@ -304,5 +364,6 @@ CORPORA: dict[str, CorpusKind] = {
     ),
     "arrow": CorpusKind(functools.partial(_find_files, (".arrow",)), _read_columns, _content_revision, ("text_key",)),
     "hf": CorpusKind(_find_dataset, _read_dataset, _dataset_revision, ("text_key",)),
+    "files": CorpusKind(functools.partial(_find_files, tuple(_READERS)), _read_any, _content_revision, ("text_key",)),
     "tokens": CorpusKind(functools.partial(_find_files, (".bin",)), _read_tokens, _token_revision, ("id_type",)),
 }

@@ -19,12 +19,12 @@ from xlstm.run.directory import RunDirectory
 from xlstm.run.json_files import DamagedFileError
 from xlstm.run.locks import locked
 from xlstm.run.records import Record, Result, State, Status, write_json
-from xlstm.run.secrets import masked
 from xlstm.run.spec import RunSpec
 from xlstm.run.tracking import embedded
 from xlstm.run.tracking.bulk import Child, Point
 from xlstm.run.tracking.child import Standing, began, dataset_of, owner, params_of, points_of, standing_of
 from xlstm.run.tracking.embedded import lies_with
+from xlstm.run.tracking.secrets import masked
 from xlstm.run.tracking.store import Place, client_of
 
 

@@ -83,6 +83,7 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
         "corpus": physics.data.corpus,
         "revision": physics.data.revision,
         "tokenizer": physics.data.tokenizer,
+        **({"tokenizer_file": spec.tokenizer_title} if spec.execution.tokenizer_path else {}),
         "learning_rate": physics.optimizer.learning_rate,
         "weight_decay": physics.optimizer.weight_decay,
         "schedule": physics.schedule.kind,
