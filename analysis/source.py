@@ -22,7 +22,7 @@ from analysis.data.runs import Kind
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
 from analysis.fitting import choice, doubts, families
-from analysis.fitting.fit import Fit
+from analysis.fitting.fit import JUDGEMENT, Fit
 from analysis.laws import forms
 from analysis.laws.forms import Form
 from analysis.laws.objectives import HUBER, Objective
@@ -156,8 +156,9 @@ class Source:
         form, objective, mixed = self.question.form, self.question.objective, self.question.mixed
         if self._is_asked_again:
             found = families.saved(self.folder, self.frame, form=form, objective=objective, allow_mixed=mixed)
-            # One saved before forms were weighed answers what follows a fit, but not a new question of the form.
-            if found and (self.asked is None or form is not None or any(one.others for one in found)):
+            # One saved before forms were weighed, or judged as now, answers what follows a fit, but no new question.
+            weighed = form is not None or any(one.others for one in found)
+            if found and (self.asked is None or (weighed and all(one.judgement == JUDGEMENT for one in found))):
                 return found
         fits = self.fit()
         try:

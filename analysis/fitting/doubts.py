@@ -71,7 +71,7 @@ def _misfit(fitted: Fit) -> Iterator[FitWarning]:
         yield FitWarning(
             "lack-of-fit",
             f"{share:.0%} of the scatter about {fitted.form.name} follows {', '.join(fitted.form.inputs)} (chance "
-            f"{chance:.1g}): the runs bend otherwise than the form, which beyond them no interval here accounts for",
+            f"{chance:.1g}): the runs bend otherwise than the form, and what that does beyond them is not known",
         )
 
 

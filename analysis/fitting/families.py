@@ -15,7 +15,7 @@ import polars as pl
 from analysis.data import quality
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
-from analysis.fitting import regression
+from analysis.fitting import noise, regression
 from analysis.fitting.fit import METHOD, Fit, percentile
 from analysis.fitting.problem import is_structured
 from analysis.laws.forms import ADDITIVE, Form
@@ -47,7 +47,7 @@ def saved(
     try:
         if not documents or any(json.loads(path.read_text()).get("method") != METHOD for path in documents):
             return []
-        fits = [Fit.load(path.parent) for path in documents]
+        fits = [_scattered(Fit.load(path.parent)) for path in documents]
     except RefusalError:
         raise
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError):
@@ -60,6 +60,11 @@ def saved(
     for one in fits:
         _refuse(one.family, one.rows, one.form, allow_mixed)
     return fits
+
+
+def _scattered(fitted: Fit) -> Fit:
+    """A saved fit; one saved before it was said how runs scatter far away is told so by its rows."""
+    return fitted if fitted.judgement > 1 or fitted.scatter != (0.0, 0.0) else noise.scattered(fitted)
 
 
 def fit(

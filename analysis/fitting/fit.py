@@ -32,7 +32,9 @@ TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 SAME_INFORMATION, SAME_ROLLOUT = 2.0, 1.25
 """Another form fits as well where its AICc is at most this much more, its rollout's error this many times as large."""
 METHOD = 3
-"""Which way of fitting a saved fit comes from: raise it when the same rows would now give another answer."""
+"""Which way of fitting a saved fit comes from: raise it when the same rows would now give another law or draws."""
+JUDGEMENT = 2
+"""Which way of judging it comes from: raise it when the same law would now have other doubts. Its law still answers."""
 
 
 def percentile(values: Array) -> tuple[float, float]:
@@ -65,6 +67,7 @@ class Fit:
     """The power of C by which the scatter about the law is taken to go where the fit weighs its runs."""
     scatter: tuple[float, float] = (0.0, 0.0)
     """The power of C by which the scatter is found to go, and that power's standard error, for what a new run does."""
+    judgement: int = JUDGEMENT
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} = {value:.4g}" for name, value in self.parameters.items())
@@ -339,7 +342,7 @@ class Fit:
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        document = self.to_json() | {"form": self.form.name}
+        document = self.to_json() | {"form": self.form.name, "judgement": self.judgement}
         if self.rollout is not None:
             document["rollout"] = asdict(self.rollout)
         if self.noise_exponent:
@@ -383,6 +386,7 @@ class Fit:
             rollout=Rollout(**stored["rollout"]) if "rollout" in stored else None,
             noise_exponent=stored.get("noise_exponent", 0.0),
             scatter=tuple(stored.get("scatter", (0.0, 0.0))),
+            judgement=stored.get("judgement", 1),
         )
 
     def _zeroed(self, values: Any) -> dict[str, Array]:

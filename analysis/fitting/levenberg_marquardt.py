@@ -89,7 +89,14 @@ def totals(theta: Array, form: Form, objective: Objective, log_inputs: Array, me
 
 
 def descend(
-    theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array
+    theta: Array,
+    form: Form,
+    objective: Objective,
+    log_inputs: Array,
+    measured: Array,
+    weights: Array,
+    *,
+    iterations: int = ITERATIONS,
 ) -> Array:
     """Minimise every row of `theta` by itself; `measured` and `weights` (points,) or (problems, points)."""
     theta = theta.copy()
@@ -99,7 +106,7 @@ def descend(
     value = totals(theta, form, objective, log_inputs, measured, weights)
     damping, stalled = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
     active = np.flatnonzero(np.isfinite(value))
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         if not active.size:
             break
         current = theta[active]

@@ -6,6 +6,7 @@ Forms with a `structure` are fitted by `analysis.fitting.newton` in coordinates 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -30,6 +31,9 @@ def is_structured(form: Form) -> bool:
 MANY = 5_000
 """Rows beyond which descents begin on a sample of them, and draws come from the asymptotic distribution."""
 SAMPLE = 2_000
+ROUGH, ROUGH_STEPS, FINALISTS, LARGER, LAST_STEPS = 200, 60, 3, 20_000, 3
+"""Rows, and steps on them, that begin descents of a form without structure; how many of their ends go on; the sample
+whose end is so near that of all rows that a few steps on those suffice; and how many."""
 BEGINNINGS, DIFFERENT = 2, 1e-3
 """From how many ends of the sample's descents all rows are fitted, and by what share their objectives differ."""
 DRAW_STEPS = 300
@@ -146,15 +150,19 @@ class Problem(ABC):
         if rows <= MANY:
             ends = self.search(count, seed, begin)
             return ends, _agreeing(ends)
-        some = np.sort(np.random.default_rng(seed).choice(rows, SAMPLE, replace=False))
-        sample = replace(
-            self, log_inputs=self.log_inputs[:, some], measured=self.measured[some], weights=self.weights[some]
-        )
+        sample = self.sample(SAMPLE, seed)
         ends = sample.search(count, seed, begin)
         order = np.argsort(ends.value)
         apart = np.flatnonzero(np.diff(np.log(ends.value[order] + 1e-300)) > DIFFERENT) + 1
         chosen = order[np.array([0, *apart[: BEGINNINGS - 1]], int)]
         return self.descend(self.about_own_centre(ends.free[chosen], sample)), _agreeing(ends)
+
+    def sample(self, count: int, seed: int) -> Self:
+        """The same problem on `count` of its rows."""
+        some = np.sort(np.random.default_rng(seed).choice(len(self.measured), count, replace=False))
+        return replace(
+            self, log_inputs=self.log_inputs[:, some], measured=self.measured[some], weights=self.weights[some]
+        )
 
     def condition_number(self, free: Array) -> float:
         """The weighted least-squares problem's condition number at the solution, columns scaled."""
@@ -238,11 +246,36 @@ class General(Problem):
         return self.descend(begin)
 
     def descend(self, free: Array) -> Minima:
-        data = (self.form, self.objective, self.log_inputs, self.measured, self.weights)
-        ends = levenberg_marquardt.descend(free, *data)
-        best = int(np.nanargmin(levenberg_marquardt.totals(ends, *data)))
-        ends[best] = levenberg_marquardt.polish(ends[best], *data)
+        ends = levenberg_marquardt.descend(free, *self.data)
+        best = int(np.nanargmin(levenberg_marquardt.totals(ends, *self.data)))
+        ends[best] = levenberg_marquardt.polish(ends[best], *self.data)
         return self._minima(ends, self.measured, self.weights)
+
+    def optimum(self, count: int, seed: int, begin: Array | None = None) -> tuple[Minima, float]:
+        """As for others; beyond MANY rows all starts descend on ROUGH of them, the best ends on SAMPLE, one on LARGER.
+
+        That one takes LAST_STEPS on all, since derivatives by complex step cost ten times what others' do; the scaled
+        gradient says whether they sufficed.
+        """
+        if len(self.measured) <= MANY:
+            return super().optimum(count, seed, begin)
+        rough, sample = self.sample(ROUGH, seed), self.sample(SAMPLE, seed)
+        if begin is None:
+            log_loss = rough.measured if self.objective.logarithmic else np.log(rough.measured)
+            begin = levenberg_marquardt.starts(self.form, rough.log_inputs, log_loss, count, seed)
+        ends = rough._minima(
+            levenberg_marquardt.descend(begin, *rough.data, iterations=ROUGH_STEPS), rough.measured, rough.weights
+        )
+        further = sample.descend(ends.free[np.argsort(ends.value)[:FINALISTS]])
+        one, larger = further.free[further.best][None], self.sample(min(LARGER, len(self.measured)), seed)
+        for stage, steps in ((larger, ROUGH_STEPS), (self, LAST_STEPS)):
+            one = levenberg_marquardt.descend(one, *stage.data, iterations=steps)
+        return self._minima(one, self.measured, self.weights), _agreeing(ends)
+
+    @property
+    def data(self) -> tuple[Form, Objective, Array, Array, Array]:
+        """What a descent is of."""
+        return self.form, self.objective, self.log_inputs, self.measured, self.weights
 
     def bounded(self, free: Array) -> Array:
         return np.clip(free, self.form.lower, self.form.upper)

@@ -84,11 +84,13 @@ def spread(values: Sequence[float], most: int) -> list[float]:
 
 
 def quantity_axis(axis: Axes, which: str = "x") -> None:
-    """Ticks of a logarithmic axis as 125M and 15B; of an axis over less than a decade, between decades too."""
+    """Ticks of a logarithmic axis as 125M and 15B; of an axis over few decades, between them, too."""
     chosen = axis.xaxis if which == "x" else axis.yaxis
     low, high = sorted(axis.get_xlim() if which == "x" else axis.get_ylim())
     decades = np.log10(high / low)
-    chosen.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=12))
+    chosen.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.8 else (1.0, 3.0) if decades < 2.5 else (1.0,), numticks=12)
+    )
     chosen.set_minor_locator(NullLocator())
     chosen.set_major_formatter(lambda value, _: compact(round(value)))
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis.fitting import families
+from analysis.fitting.fit import JUDGEMENT, Fit
 from analysis.laws.forms import FORMS, Form
 from orchestrator.cli import app
 
@@ -187,3 +188,9 @@ def test_a_fit_that_an_earlier_version_saved_still_answers(scaling: Scaling, tmp
     (said,) = scaling("predict", str(folder / "runs.csv"), "--parameters", "7B", "--tokens", "300B", "--json")
     assert (said["loss"], *said["interval"]) == (2.0122594766001667, 2.0003788512175866, 2.0198513050931792)
     assert (saved / "llama" / "fit.json").stat().st_mtime_ns == written
+    scaling("fit", str(folder / "runs.csv"), "--form", "additive", "--json")
+    judged = json.loads((saved / "llama" / "fit.json").read_text())
+    assert judged["judgement"] == JUDGEMENT
+    assert judged["parameters"] == pytest.approx(json.loads((folder / "llama" / "fit.json").read_text())["parameters"])
+    # What a new run does so far away was not asked when it was saved; its rows tell since.
+    assert np.diff(said["new_run_interval"]) > np.diff(Fit.load(folder / "llama").predict_run(7e9, 3e11))
