@@ -226,6 +226,7 @@ def doubts_of(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     codes = Counter(code for one in found for code in one["codes"])
     return {
         "case": name,
+        "replicates": len(found),
         "inside": inside,
         "mean_inside": float(np.mean([one["mean inside"] for one in found])),
         "half_width": float(np.median([one["half width"] for one in found])),
@@ -246,15 +247,17 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=12, help="descents of each form")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of doubts: begin no replicate after these")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--cases", default="", help="of doubts: only those whose name holds this; nothing is written")
+    parser.add_argument(
+        "--cases", default="", help="of doubts: only those whose name holds this, into the table there is"
+    )
     arguments = parser.parse_args()
     with ProcessPoolExecutor(arguments.jobs) as pool:
         rows = (_intervals if arguments.table == "intervals" else _doubts)(pool, arguments)
-    if arguments.cases:
-        print(doubts_table({"replicates": arguments.replicates, "draws": arguments.draws, "rows": rows}))
-        return
     file = RESULTS / "coverage.json"
     result = json.loads(file.read_text()) if file.exists() else {}
+    if arguments.cases:
+        new = {row["case"]: row for row in rows}
+        rows = [new.get(row["case"], row) for row in result["doubts"]["rows"]]
     settings = {"replicates": arguments.replicates, "draws": arguments.draws, "starts": arguments.starts}
     result[arguments.table] = {"machine": describe("cpu"), **settings, "rows": rows}
     file.write_text(json.dumps(result, indent=1) + "\n")
@@ -323,18 +326,20 @@ def doubts_table(result: dict[str, Any]) -> str:
     """What is amiss, a row each: shares in per cent, half width and bias of the prediction relative to it."""
     lines = [
         f"A new run at ten times the largest N and D, predicted as `scaling fit` does where no form is named: "
-        f"{result['replicates']} replicates of {result['draws']} draws; noise of .3 %. Half width and bias are "
+        f"replicates of {result['draws']} draws; noise of .3 %. Half width and bias are "
         "medians, in % of the loss. A case is held with 90 % inside, warned with a warning in 90 %.",
         "",
-        "| case | inside | mean inside | half width | bias | warned | warnings | forms chosen | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| case | replicates | inside | mean inside | half width | bias | warned | warnings | forms chosen | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         codes, forms = (
             ", ".join(f"{name} {100 * share:.0f}" for name, share in row[kind].items()) for kind in ("codes", "forms")
         )
         numbers = (f"{100 * row[name]:.{digits}f}" for name, digits in _NUMBERS)
-        lines.append(f"| {row['case']} | {' | '.join(numbers)} | {codes} | {forms} | {row['verdict']} |")
+        lines.append(
+            f"| {row['case']} | {row['replicates']} | {' | '.join(numbers)} | {codes} | {forms} | {row['verdict']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
