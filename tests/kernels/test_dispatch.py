@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kernels import dispatch
 from kernels.attention.flex_blocks import block_mask
 from kernels.attention.reference import visible
-from kernels.dispatch import choose
+from kernels.dispatch import ImplementationError, choose
 from kernels.linear_cross_entropy import chunks
+from kernels.mlstm import mlstm
 from kernels.operator import _plainly
 from xlstm.models.attention import lay_out
 from xlstm.models.configs import LlamaConfig
@@ -114,3 +115,13 @@ def test_a_loss_on_a_gpu_takes_large_chunks_and_adds_to_float32_within_its_produ
         left, right = (torch.empty(8, size, device="cuda", dtype=torch.bfloat16) for size in (32, 64))
         added = chunks._plus_product(total, left.t(), right)
     assert added.dtype == torch.float32
+
+
+def test_an_implementation_that_cannot_run_says_why() -> None:
+    tensors = [torch.zeros(shape, dtype=torch.float64) for shape in ((1, 1, 4, 8),) * 3 + ((1, 1, 4),) * 2]
+    with pytest.raises(ImplementationError, match="'fast' is none of auto, reference, torch, numba, triton"):
+        mlstm(*tensors, implementation="fast")
+    with pytest.raises(ImplementationError, match=r"cannot run: torch\.float64 is not supported"):
+        mlstm(*tensors, implementation="triton")
+    with pytest.raises(ImplementationError, match="'triton' cannot run: key_dim 8 is not a multiple of 16"):
+        mlstm(*(tensor.float() for tensor in tensors), implementation="triton")

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.dispatch import ImplementationError
 from kernels.mlstm import MLSTMState, mlstm, numba_chunkwise
 from kernels.slstm import SLSTMState, slstm
 
@@ -394,13 +393,3 @@ def test_flops_are_counted_from_the_shapes() -> None:
         mlstm(*inputs, chunk_size=32)
     products = 2 * 3 * (2 * 32 * 32) * (8 + 12) + 2 * (2 * 3 * 64 * 8 * 12)
     assert counter.get_total_flops() == 2 * products
-
-
-def test_an_implementation_that_cannot_run_says_why() -> None:
-    tensors, _ = mlstm_problem(1, 1, 4, 8, 8)
-    with pytest.raises(ImplementationError, match="'fast' is none of auto, reference, torch, numba, triton"):
-        mlstm(*tensors, implementation="fast")
-    with pytest.raises(ImplementationError, match=r"cannot run: torch\.float64 is not supported"):
-        mlstm(*tensors, implementation="triton")
-    with pytest.raises(ImplementationError, match="'triton' cannot run: key_dim 8 is not a multiple of 16"):
-        mlstm(*(tensor.float() for tensor in tensors), implementation="triton")
