@@ -196,7 +196,7 @@ def test_two_runs_that_say_so_hold_the_one_gpu_of_a_node_at_the_same_time(
             [Job(directory, spec, f"half-{seed}") for seed, (directory, spec) in enumerate(directories)]
         )
         wait_until(lambda: "GPU" not in ray.available_resources())  # both halves are held
-        wait_until(lambda: all(directory.launch(1) for directory, _ in directories))
+        wait_until(lambda: executor.poll(handles) and all(directory.launch(1) for directory, _ in directories))
         launches = [directory.launch(1) for directory, _ in directories]
         assert [launch.execution.device for launch in launches if launch] == ["cuda", "cuda"]
         executor.cancel(handles, grace_seconds=0)
