@@ -154,17 +154,17 @@ def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
     seconds = launch.elapsed() if launch is not None else None
     ending = verdict.model_copy(update={"time": time.time(), "seconds": seconds})
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(aside, "w") as file:
-        json.dump(ending.model_dump(mode="json"), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with open(aside, "w") as file:
+            json.dump(ending.model_dump(mode="json"), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.link(aside, path)
     except FileExistsError:
         return False
     finally:
-        aside.unlink()
+        aside.unlink(missing_ok=True)
     return True
 
 
