@@ -338,20 +338,23 @@ def test_a_fit_leaves_a_damaged_run_out_by_name(scaling: Any, workspace: Workspa
 @pytest.mark.serial
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["status.json", "attempts/1/launch.json", "attempts/1/exit.json", "spec.json", "checkpoints"]
+    "names", [["status.json"], ["attempts/1/launch.json", "attempts/1/exit.json"], ["spec.json", "checkpoints"]]
 )
-def test_an_interrupted_run_with_a_damaged_file_is_continued(scaling: Any, workspace: Workspace, name: str) -> None:
+def test_an_interrupted_run_with_damaged_files_is_continued(
+    scaling: Any, workspace: Workspace, names: list[str]
+) -> None:
     run = one_run(workspace)
-    path = run.path / name
-    if path.is_dir():
-        (path / "step-00000320").write_text("a file")
-        (path / "step-abc").mkdir()
-    else:
-        overwrite_with_junk(path)
+    paths = [run.path / name for name in names]
+    for path in paths:
+        if path.is_dir():
+            (path / "step-00000320").write_text("a file")
+            (path / "step-abc").mkdir()
+        else:
+            overwrite_with_junk(path)
     said = scaling.run("submit", str(workspace.root.parent / "interrupted.yaml"))
     assert said.code == 0, said
     assert run.status().state is State.COMPLETED
-    assert str(path) in said.out
+    assert all(str(path) in said.out for path in paths), said
     made = make_plan(Sweep.load(str(workspace.root.parent / "interrupted.yaml")), workspace)
     assert made.runs[0].state is State.COMPLETED
     assert any(row.get("event") == "resume" and row["step"] > 0 for row in run.history())
