@@ -28,8 +28,6 @@ BLOCK = 16_384
 """Points times problems evaluated at once: what stays in a core's second-level cache."""
 PATIENCE = 12
 """Steps in a row that may gain nothing before a problem is left."""
-LEAST_STEPS, OUTLASTED = 60, 2
-"""Steps that every problem may take, and how many times as many as half of the problems needed."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +84,20 @@ def minimise(
     majorised: int = 3,
     iterations: int = 1000,
     tolerance: float = 1e-13,
-    all_to_the_end: bool = True,
 ) -> Minima:
     """Minimise from every row of `free` (problems, k) by itself, within the bounds; column `held` stays as it is.
 
     A problem ends when the reduction predicted for its next step is below `tolerance`, relative to the objective, or
-    when PATIENCE steps in a row have gained nothing. The few that creep along a valley long after the others have ended
-    are left where they are unless `all_to_the_end`; their scaled gradient says so.
+    when PATIENCE steps in a row have gained nothing.
     """
     lower, upper = LOWER[structure.free], UPPER[structure.free]
     free = np.clip(free, lower, upper)
     problems, size = free.shape
-    diagonal, coefficients = np.arange(size), np.array(structure.free) < 3
+    diagonal = np.arange(size)
     value, damping, stalled = np.full(problems, np.inf), np.full(problems, 1e-2), np.zeros(problems, int)
     gradient, hessian = np.zeros((problems, size)), np.zeros((problems, size, size))
     proposed = free.copy()
     active = np.arange(problems)
-    last = iterations
     for iteration in range(iterations):
         with np.errstate(all="ignore"):  # a step too far has an infinite objective and is not taken
             after, slope, second = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
@@ -128,14 +123,12 @@ def minimise(
         step = -solve(curvature, slope_here)
         predicted_reduction = np.abs((slope_here * step).sum(axis=1))
         # A coefficient falls at most to a tenth in one step: the model is linear in it, its logarithm is not.
-        floor = np.where(coefficients, np.where(here > 1e-6, 0.1 * here, lower), lower)
+        floor = np.where(np.array(structure.free) < 3, np.where(here > 1e-6, 0.1 * here, lower), lower)
         proposed = np.minimum(np.maximum(here + step, floor), upper)
         done = (predicted_reduction <= 2 * tolerance * value[active]) & (damping[active] < 1) & (iteration >= majorised)
         going = ~done & (stalled[active] < PATIENCE)
         active, proposed = active[going], proposed[going]
-        if not all_to_the_end and last == iterations and active.size <= problems / 2:
-            last = max(LEAST_STEPS, OUTLASTED * iteration)
-        if not active.size or iteration >= last:
+        if not active.size:
             break
     margin = 1e-9
     at_bounds = (free <= lower * (1 + margin)) | (free >= upper * (1 - margin))
@@ -143,24 +136,14 @@ def minimise(
 
 
 def descend_in_stages(free: Array, points: Points, structure: Structure, objective: Objective) -> Minima:
-    """`minimise` from remote starts: first a few steps on smoother objectives, whose valleys have no kinks.
-
-    The best of them goes to the end.
-    """
+    """`minimise` from remote starts: first a few steps on smoother objectives, whose valleys have no kinks."""
     if objective.delta is not None:
         smooth = replace(objective, delta=None)
         free = minimise(free, points, structure, smooth, iterations=12, tolerance=1e-5).free
         softer = replace(objective, delta=10 * objective.delta)
         free = minimise(free, points, structure, softer, majorised=0, iterations=4, tolerance=1e-5).free
-    ends = minimise(
-        free, points, structure, objective, majorised=3 if objective.delta is None else 0, all_to_the_end=False
-    )
-    best = slice(ends.best, ends.best + 1)
-    polished = minimise(ends.free[best], points, structure, objective, majorised=0)
-    if polished.value[0] < ends.value[ends.best]:
-        for name in ("free", "value", "scaled_gradient", "at_bounds"):
-            getattr(ends, name)[best] = getattr(polished, name)
-    return ends
+        return minimise(free, points, structure, objective, majorised=0)
+    return minimise(free, points, structure, objective)
 
 
 def starts(points: Points, structure: Structure, objective: Objective, count: int, seed: int) -> Array:
