@@ -2,7 +2,7 @@
 
     python -m benchmarks.tiny_runs [--runs 200] [--anew 20] [--steps 60] [--json FILE] [--markdown FILE]
 
-A sweep of one small model with as many seeds is submitted to this machine, held to one core, twice each way: with
+A sweep of one small model with as many seeds is submitted to this machine, held to one core, each way: with
 `--steps` steps a run, and with one step a run, which is what a run costs beside its training. Sweeps of both ways are
 submitted in turn. Wall seconds, divided by the runs of the sweep; importing torch, once a sweep, is among them.
 """
@@ -59,11 +59,13 @@ def main() -> None:
             forked = seconds_a_run(Path(folder), runs=options.runs, steps=steps, anew=False)
             anew = seconds_a_run(Path(folder), runs=options.anew, steps=steps, anew=True)
             rows.append({"steps": steps, "forked": forked, "anew": anew, "ratio": anew / forked})
-    table = ["| steps a run | forked, s a run | started anew, s a run | ratio |", "|---|---|---|---|"]
+    machine = describe("cpu")
+    told = f"{options.runs} runs forked, {options.anew} started anew, on one core of {machine['chip']}:"
+    table = [told, "", "| steps a run | forked, s a run | started anew, s a run | ratio |", "|---|---|---|---|"]
     table += ["| {steps} | {forked:.2f} | {anew:.2f} | {ratio:.1f} |".format(**row) for row in rows]
     print("\n".join(table))
     if options.json:
-        options.json.write_text(json.dumps({"machine": describe("cpu"), "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
     if options.markdown:
         options.markdown.write_text("\n".join(["# Many tiny runs", "", (__doc__ or "").strip(), "", *table, ""]))
 
