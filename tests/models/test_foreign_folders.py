@@ -304,6 +304,14 @@ def test_sizes_that_no_memory_holds_are_refused_before_they_are_taken(
         load(tmp_path)
 
 
+def test_a_tensor_of_another_name_is_named_with_its_folder(tmp_path: Path) -> None:
+    written("gpt", tmp_path)
+    tensors = reweigh(tmp_path, lambda name: name.replace("transformer.h.0.attn.c_proj.bias", "h.0.attn.c_prof.bias"))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{tmp_path}: not the weights of this gpt.*by config\.json"):
+        load(tmp_path)
+
+
 def test_tensors_of_another_shape_and_folders_without_weights_are_named(tmp_path: Path) -> None:
     written("llama", tmp_path)
     tensors = reweigh(tmp_path, lambda name: name)

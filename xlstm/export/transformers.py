@@ -256,7 +256,10 @@ def load(folder: Path) -> tuple[nn.Module, ModelConfig]:
     theirs = _by_full_names(config, read)
     if ties_head(content):
         theirs = _with_tied_head(config, theirs)
-    weights = from_transformers(config, theirs)
+    try:
+        weights = from_transformers(config, theirs)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}, by {CONFIG_FILE}") from None
     with torch.device("meta"):  # what is stated may be larger than any memory
         shapes = build(config)
     for name, parameter in shapes.named_parameters():
