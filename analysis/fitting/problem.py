@@ -36,8 +36,6 @@ ROUGH, ROUGH_STEPS, FINALISTS, LARGER, LAST_STEPS = 200, 60, 3, 20_000, 3
 whose end is so near that of all rows that a few steps on those suffice; and how many."""
 BEGINNINGS, DIFFERENT = 2, 1e-3
 """From how many ends of the sample's descents all rows are fitted, and by what share their objectives differ."""
-DRAW_STEPS = 1000
-"""What a resample's descent from the solution may take: what creeps on is said not to have converged."""
 AGREEMENT = 1e-6
 """Relative difference of objectives within which two starts count as having found the same optimum."""
 
@@ -214,7 +212,7 @@ class Structured(Problem):
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin, points = np.tile(free, (len(measured), 1)), replace(self.points, measured=measured, weights=weights)
-        return newton.minimise(begin, points, self.structure, self.objective, iterations=DRAW_STEPS)
+        return newton.minimise(begin, points, self.structure, self.objective)
 
     def slopes(self, free: Array) -> Array:
         return newton.slopes(free, self.points, self.structure, self.objective)

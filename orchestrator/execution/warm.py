@@ -39,12 +39,12 @@ class WarmStart:
         self._socket.settimeout(START_SECONDS)
         parent = os.getpid()
         # Read when torch is imported, which is before a supervisor can say so; one thread is what is asked for here.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+        environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"OMP_NUM_THREADS": "1"}
         with theirs:
             self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(parent)],
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                env=environment | {"PYTHONSAFEPATH": "1"},
+                env=environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(parent),
@@ -126,5 +126,4 @@ def _supervise(server: int, arguments: list[str], environment: dict[str, str], l
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]))
     serve(socket.socket(fileno=int(sys.argv[1])))
