@@ -61,7 +61,7 @@ def gated_linear_attention(
     expect_shape(
         name, "initial_state", state, (batch, heads, key_dim, v.shape[-1]), "(batch, heads, key_dim, value_dim)"
     )
-    chosen = choose(name, implementation, q, None, cpu_obstacle=lambda: cpu.obstacle(q, k, v, g))
+    chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, g))
     if chosen == "reference":
         return gated_linear_attention_reference(q, k, v, g, bonus, state, resets)
     o, final_state, _ = _attention(q, k, v, g, bonus, state, resets, chosen)
@@ -96,7 +96,7 @@ _attention = Operator[tuple[Tensor, Tensor, Tensor]](
     " -> (Tensor o, Tensor final_state, Tensor starts)",
     backward="(grad_o, grad_final_state, q, k, v, g, bonus, resets, starts, implementation)"
     " -> (q, k, v, g, bonus, state)",
-    modules=modules(__name__, torch="torch_chunked", numba="numba_scan"),
+    modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
     results=_results,
     gradients=_gradients,
     flops=_flops,

@@ -38,6 +38,7 @@ class Chunks(NamedTuple):
     w: Tensor | None  # (batch * heads, 1, 1, key_dim)
     segment: Tensor | None  # (batch * heads, chunks, tokens): number of resets so far in the chunk
     piece: int  # tokens of a piece
+    dtype: torch.dtype  # of the sequence, before it was cut
 
     def masked(self, x: Tensor, hidden: Callable[[Tensor], Tensor]) -> Tensor:
         """`x` with 0 at the tokens that `hidden` says from the numbers of resets."""
@@ -70,33 +71,53 @@ class Chunks(NamedTuple):
         return hidden | (self.segment[..., :, None] != self.segment[..., None, :])
 
 
-def _cut(x: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
+def cut(x: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
     """(batch, time, heads, dim) as (batch * heads, chunks, tokens, dim)."""
     x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, -x.shape[1] % tokens))
     return x.unflatten(1, (-1, tokens)).permute(0, 3, 1, 2, 4).flatten(0, 1).contiguous()
 
 
-def _join(x: Tensor, like: Tensor) -> Tensor:
+def join(x: Tensor, like: Tensor) -> Tensor:
     """The other way round, in the shape and dtype of `like`, contiguous."""
     joined = x.unflatten(0, (like.shape[0], -1)).permute(0, 2, 3, 1, 4).flatten(1, 2)[:, : like.shape[1]]
     return joined.to(like.dtype).contiguous()
 
 
+class Parts(NamedTuple):
+    """Who makes what takes the time; the rest is the same for all devices."""
+
+    scores: Callable[[Chunks], Tensor]
+    scores_backward: Callable[[Chunks, Tensor], tuple[Tensor, Tensor]]
+    pass_on: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    pass_back: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    product: Callable[[Tensor, Tensor, torch.dtype], Tensor]
+    """Of matrices in the state's dtype, made of a sequence in another."""
+    shortest_piece: int
+
+
 def chunks_of(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None, resets: Tensor | None, dtype: torch.dtype
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    bonus: Tensor | None,
+    resets: Tensor | None,
+    dtype: torch.dtype,
+    shortest_piece: int,
 ) -> Chunks:
     """A sequence in chunks of CHUNK tokens, or of all there are in whole pieces."""
     batch, time, heads, _ = q.shape
-    piece = min(PIECE, time)
+    piece = max(min(PIECE, time), shortest_piece)
     tokens = min(CHUNK, -(-time // piece) * piece)
-    b = _cut(g, tokens, torch.float64).cumsum(2)
+    b = cut(g, tokens, torch.float64).cumsum(2)
     w = None if bonus is None else bonus.to(dtype).repeat(batch, 1)[:, None, None]
     segment = None
     if resets is not None:
         by_chunk = F.pad(resets, (0, -time % tokens)).unflatten(1, (-1, tokens))
         segment = by_chunk.cumsum(2).repeat_interleave(heads, 0)
     a = b if bonus is None else F.pad(b[:, :, :-1], (0, 0, 1, 0))
-    return Chunks(*(_cut(x, tokens, dtype) for x in (q, k, v)), b, a, w, segment, piece)
+    queries, keys, values = (cut(x, tokens, dtype) for x in (q, k, v))
+    return Chunks(queries, keys, values, b, a, w, segment, piece, q.dtype)
 
 
 class Piece(NamedTuple):
@@ -186,16 +207,26 @@ def pass_back(read: Tensor, carry: Tensor, grad: Tensor) -> tuple[Tensor, Tensor
     return grads, grad
 
 
+PYTORCH = Parts(scores, scores_backward, pass_on, pass_back, lambda left, right, _: left @ right, 1)
+
+
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None, state: Tensor, resets: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    bonus: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    by: Parts = PYTORCH,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state, and the states before each chunk; arguments as in the package's public function."""
-    c = chunks_of(q, k, v, g, bonus, resets, state.dtype)
-    starts, final = pass_on(c.write().mT @ c.v, c.carry(), state)
-    o = scores(c) @ c.v
+    c = chunks_of(q, k, v, g, bonus, resets, state.dtype, by.shortest_piece)
+    starts, final = by.pass_on(by.product(c.write().mT, c.v, c.dtype), c.carry(), state)
+    o = by.product(by.scores(c), c.v, c.dtype)
     o.addcmul_((c.q * c.weigh(c.k)).sum(-1, keepdim=True), c.v)
-    o += c.read() @ starts.movedim(0, 2).flatten(0, 1)
-    return _join(o, v), final.clone(), starts
+    o += by.product(c.read(), starts.movedim(0, 2).flatten(0, 1), c.dtype)
+    return join(o, v), final.clone(), starts
 
 
 def backward(
@@ -208,24 +239,26 @@ def backward(
     bonus: Tensor | None,
     resets: Tensor | None,
     starts: Tensor,
+    by: Parts = PYTORCH,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, the bonus (empty without one) and the initial state."""
-    c = chunks_of(q, k, v, g, bonus, resets, starts.dtype)
-    do = _cut(grad_o, c.q.shape[2], starts.dtype)
+    c = chunks_of(q, k, v, g, bonus, resets, starts.dtype, by.shortest_piece)
+    do = cut(grad_o, c.q.shape[2], starts.dtype)
     before = starts.movedim(0, 2).flatten(0, 1)  # (rows, chunks, key_dim, value_dim)
     read, write, carry = c.read(), c.write(), c.carry()
-    after, grad_initial = pass_back(read.mT @ do, carry, grad_state)
+    after, grad_initial = by.pass_back(by.product(read.mT, do, c.dtype), carry, grad_state)
     carried = (after * before).sum(-1, keepdim=True).mul_(carry).mT  # what passes the chunk
 
-    a_grad = (do @ c.v.mT).masked_fill_(c.hidden(), 0.0)
-    dv = scores(c).mT @ do
-    dv += write @ after
+    a_grad = by.product(do, c.v.mT, c.dtype).masked_fill_(c.hidden(), 0.0)
+    dv = by.product(by.scores(c).mT, do, c.dtype)
+    dv += by.product(write, after, c.dtype)
     own = (c.q * c.weigh(c.k)).sum(-1, keepdim=True)
     dv.addcmul_(own, do)
-    dq, dk = scores_backward(c, a_grad)
+    dq, dk = by.scores_backward(c, a_grad)
 
-    dq_read = c.masked((do @ before.mT).mul_(c.a.exp().to(dq.dtype)), lambda segment: segment > 0)
-    dk_write = (c.v @ after.mT).mul_((c.b[..., -1:, :] - c.b).exp().to(dk.dtype))
+    dq_read = by.product(do, before.mT, c.dtype).mul_(c.a.exp().to(dq.dtype))
+    dq_read = c.masked(dq_read, lambda segment: segment > 0)
+    dk_write = by.product(c.v, after.mT, c.dtype).mul_((c.b[..., -1:, :] - c.b).exp().to(dk.dtype))
     dk_write = c.masked(dk_write, lambda segment: segment < segment[..., -1:])
     dq += dq_read
     later = (c.q * dq).double()
@@ -234,7 +267,7 @@ def backward(
     later -= c.k * dk
     earlier = F.pad((c.k * dk_write).double()[:, :, :-1].cumsum(2), (0, 0, 1, 0))
     dg = later.flip(2).cumsum(2).flip(2).add_(earlier).add_(carried)
-    dg = _join(dg, g)
+    dg = join(dg, g)
     if resets is not None:
         dg.masked_fill_(resets[..., None, None], 0.0)
 
@@ -247,4 +280,4 @@ def backward(
         du = (c.q * c.k * own_grad).sum((1, 2)).unflatten(0, (q.shape[0], -1)).sum(0).to(bonus.dtype)
     dq += own_grad * c.weigh(c.k)
     dk += own_grad * c.weigh(c.q)
-    return _join(dq, q), _join(dk, k), _join(dv, v), dg, du, grad_initial.contiguous()
+    return join(dq, q), join(dk, k), join(dv, v), dg, du, grad_initial.contiguous()

@@ -70,6 +70,16 @@ def test_float32_equals_the_float64_recurrence(implementation: str, shape: tuple
 
 
 @pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("time", [1, 66])
+def test_kernels_for_gpus_equal_the_float64_recurrence(time: int, read: str) -> None:
+    """In Triton's interpreter: one token, and two chunks of which the second is not full."""
+    shape = (1, time, 1, 3, 2)
+    expected = outputs_and_gradients(inputs(shape, read, torch.float64), some_resets(shape), "reference")
+    actual = outputs_and_gradients(inputs(shape, read, torch.float32), some_resets(shape), "triton")
+    assert_relatively_close(actual, expected, 20 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("read", READS)
 def test_chunked_equals_the_recurrence_in_float64(read: str) -> None:
     shape = SHAPES[-1]
     tensors, resets = inputs(shape, read, torch.float64), some_resets(shape)

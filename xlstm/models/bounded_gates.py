@@ -51,6 +51,8 @@ class Bound:
 class BoundedBlocks(SwiGLUBlocks):
     """Blocks whose mixers are told their lower bounds."""
 
+    lower_bounds: LowerBounds
+
     def __init__(self, config: Any, mixer: Callable[[Any], nn.Module]) -> None:
         super().__init__(config, mixer, stem={"lower_bounds": LowerBounds(config)})
 

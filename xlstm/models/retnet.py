@@ -81,8 +81,8 @@ class Mixer(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         forget = torch.tensor(self.forget, device=x.device, dtype=dtype)[None, :, None]
         forget = forget.expand(x.shape[0], -1, x.shape[1])
+        query, key, value = (one.transpose(1, 2) for one in (query, key, value))
         h, state = mlstm(
-            *(one.transpose(1, 2) for one in (query, key, value)), torch.zeros_like(forget), forget,
-            initial_state=state, resets=resets, normalize=False,
-        )  # fmt: skip
+            query, key, value, torch.zeros_like(forget), forget, initial_state=state, resets=resets, normalize=False
+        )
         return self.out(swiglu(self.gate(x), self.head_norm(h.transpose(1, 2)).flatten(2).to(x.dtype))), state
