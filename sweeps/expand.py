@@ -115,7 +115,7 @@ class _Expansion:
         if declared is None:
             return None
         data, vocabulary = declared
-        config = self._config(point, vocabulary)
+        config = self._config(point, vocabulary, {} if data.task is None else data.task.ends)
         batch = self._batch(values, data, point)
         if config is None or batch is None:
             return None
@@ -238,7 +238,7 @@ class _Expansion:
             self.complain(where, f"{error}{hint}")
             return None
 
-    def _config(self, point: Point, vocabulary: int) -> ModelConfig | None:
+    def _config(self, point: Point, vocabulary: int, ends: Mapping[str, Any]) -> ModelConfig | None:
         model, size = point.values()["model"], point.values()["size"]
         own = self.file.sizes.get(size)
         where: Path = ("sizes", size) if own is not None else point.choices["size"][1]
@@ -253,7 +253,7 @@ class _Expansion:
                 where = (*where, name)
             dimensions = own[name] if by_family and name else own
         try:
-            return config_for(model, dimensions, vocabulary)
+            return config_for(model, dimensions, vocabulary, **ends)
         except (TypeError, ValueError) as error:
             self.complain(where, f"size `{size}` of `{model}`: {error}")
             return None

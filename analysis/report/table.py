@@ -15,8 +15,14 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "mean_squared_error"})
 """Measures of which the lowest is the best; of all others the highest is."""
+
+
+def lower_is_better(measure: str) -> bool:
+    """Whether it is, of a measure or of what it is at one length or position."""
+    return measure.rpartition("/")[2] in LOWER_IS_BETTER
+
 
 _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")
 """Axes that are columns where nothing else is asked for: the first that has several values."""
@@ -69,7 +75,7 @@ class MeasureTable:
         means = [round(cell.mean, 3) for (_, name), cell in self.cells.items() if name == column]
         if not means:
             return None
-        return min(means) if self.measure in LOWER_IS_BETTER else max(means)
+        return min(means) if lower_is_better(self.measure) else max(means)
 
     def _lines(self, absent: str, between: str, bold: tuple[str, str]) -> list[list[str]]:
         """Header and rows; the best of each column between the marks of bold."""
@@ -134,7 +140,7 @@ class MeasureTable:
         low, high = (0.0, 1.0) if "accuracy" in self.measure else (None, None)
         with style():
             figure, axes = plt.subplots(figsize=(2.5 + 0.75 * len(self.columns), 1.2 + 0.4 * len(self.rows)))
-            colors = "viridis_r" if self.measure in LOWER_IS_BETTER else "viridis"
+            colors = "viridis_r" if lower_is_better(self.measure) else "viridis"
             image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
             axes.grid(visible=False)
             axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
@@ -163,13 +169,13 @@ def build_table(
     """The table of a sweep. ValueError where no run has the measure, or there is no such axis.
 
     Rows are the families, and whatever else varies that the column does not decide; `searched` is the axis of which the
-    best value counts. Left out, the measure is the scaled accuracy where there is one, else the loss, and the column
-    the first of a few axes that varies.
+    best value counts. Left out, the measure is the scaled accuracy or the squared error where there is one, else the
+    loss, and the column the first of a few axes that varies.
     """
     known = list(dict.fromkeys(name for run in runs for name in run.measures))
     if not known:
         raise ValueError("no run has a result yet")
-    measure = measure or ("scaled_accuracy" if "scaled_accuracy" in known else "loss")
+    measure = measure or next((name for name in ("scaled_accuracy", "mean_squared_error") if name in known), "loss")
     if measure not in known:
         short = ", ".join(name for name in known if "/" not in name)
         raise ValueError(f"no run has `{measure}`; there are {short}, and some by length")
@@ -200,7 +206,7 @@ def build_table(
 
 
 def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
-    choose = min if measure in LOWER_IS_BETTER else max
+    choose = min if lower_is_better(measure) else max
     best = choose(found, key=lambda value: fmean(found[value]))
     seeds = found[best]
     deviation = stdev(seeds) if len(seeds) > 1 else None

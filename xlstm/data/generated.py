@@ -69,5 +69,5 @@ class GeneratedData:
         return _batch(examples.tokens, examples.targets)
 
 
-def _batch(tokens: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
-    return Batch(tokens, targets, np.zeros(tokens.shape, dtype=bool))
+def _batch(tokens: NDArray[Any], targets: NDArray[Any]) -> Batch:
+    return Batch(tokens, targets, np.zeros(targets.shape, dtype=bool))

@@ -7,7 +7,8 @@ from xlstm.tasks.contract import Examples, Task
 from xlstm.tasks.formal_languages import FormalLanguageTask
 from xlstm.tasks.listops import ListOpsTask
 from xlstm.tasks.mqar import RecallTask
-from xlstm.tasks.settings import FormalLanguage, ListOps, TaskSettings
+from xlstm.tasks.nearest_neighbor import NearestNeighborTask
+from xlstm.tasks.settings import FormalLanguage, ListOps, NearestNeighbor, TaskSettings
 
 __all__ = ["Examples", "Task", "task_of"]
 
@@ -18,4 +19,6 @@ def task_of(settings: TaskSettings, context_length: int) -> Task:
         return FormalLanguageTask(settings)
     if isinstance(settings, ListOps):
         return ListOpsTask(settings)
+    if isinstance(settings, NearestNeighbor):
+        return NearestNeighborTask(settings)
     return RecallTask(settings, context_length)

@@ -26,7 +26,7 @@ LanguageName = Literal[
     "stack-manipulation",
 ]
 
-TaskName = Literal["language-modeling", LanguageName, "mqar", "listops"]
+TaskName = Literal["language-modeling", LanguageName, "mqar", "nearest-neighbor", "listops"]
 
 REVISION = "1"
 """Version of the generators: raised when the sequences of any task change, which makes its runs other runs."""
@@ -47,7 +47,10 @@ class FormalLanguage(_Settings):
         3, gt=0, description="Least length of a training sequence, the answer left out; of listops 501."
     )
     longest: int = Field(
-        40, gt=0, description="Greatest length of a training sequence, the answer left out; of listops 1999."
+        40,
+        gt=0,
+        description="Greatest length of a training sequence, the answer left out; of listops 1999, of"
+        " nearest-neighbor 64.",
     )
 
     @model_validator(mode="after")
@@ -73,7 +76,10 @@ class Recall(_Settings):
     )
     fill_blanks: bool = Field(True, description="Whether mqar fills what is neither pair nor query with any symbols.")
     examples: int = Field(
-        100_000, gt=0, description="Different training sequences, which come again each epoch; of listops 96000."
+        100_000,
+        gt=0,
+        description="Different training sequences, which come again each epoch; of listops 96000, of nearest-neighbor"
+        " 8192.",
     )
 
     def check(self, context_length: int) -> None:
@@ -106,14 +112,26 @@ class ListOps(_Settings):
         return self
 
 
-TaskSettings = FormalLanguage | Recall | ListOps
+class NearestNeighbor(_Settings):
+    """Vectors with values, of which the one nearest to the first so far is asked for (arXiv 2405.04517)."""
+
+    name: Literal["nearest-neighbor"]
+    longest: int = Field(64, gt=1, description=FormalLanguage.model_fields["longest"].description)
+    examples: int = Field(8192, gt=0, description=Recall.model_fields["examples"].description)
+
+
+TaskSettings = FormalLanguage | Recall | NearestNeighbor | ListOps
 
 AnyTask = Annotated[TaskSettings, Field(discriminator="name")]
 
 
 def settings_of(task: str) -> type[TaskSettings]:
     """The class of what may be said of a generated task."""
-    others: dict[str, type[TaskSettings]] = {"mqar": Recall, "listops": ListOps}
+    others: dict[str, type[TaskSettings]] = {
+        "mqar": Recall,
+        "nearest-neighbor": NearestNeighbor,
+        "listops": ListOps,
+    }
     return others.get(task, FormalLanguage)
 
 
