@@ -33,7 +33,8 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
 
 def _print_generated(spec: RunSpec, count: int) -> None:
     """Print the first sequences of a task as its tokens, and beneath each what is answered there."""
-    batch = TrainingSequences(GeneratedData.open(spec.physics.data), spec.physics).batch(0, count)
+    data = GeneratedData.open(spec.physics.data, spec.execution.data_paths)
+    batch = TrainingSequences(data, spec.physics).batch(0, count)
     print(f"{spec.physics.task}: sequences of {spec.physics.data.context_length} tokens, . where nothing is answered")
     for index, (tokens, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
         answers = ["." if target == IGNORED else f"{target:.4g}" for target in targets]

@@ -40,7 +40,8 @@ def _test(
     their squared error.
     """
     lengths = spec.test_lengths
-    each = -(-(spec.evaluation.sequences or data.task.tested) // len(lengths))
+    wanted = spec.evaluation.sequences or data.task.tested
+    each = -(-min(wanted, data.task.test_sequences or wanted) // len(lengths))
     sums = np.zeros((len(lengths), 4))  # loss, tokens of answers, scores, sequences that are wholly right
     # Of numbers alone: squared errors and answers at each position.
     places = np.zeros((2, data.task.positions(lengths[-1]) if data.task.regression else 0))

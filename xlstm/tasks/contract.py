@@ -53,6 +53,8 @@ class Task(ABC):
     """Number of different training sequences; None where there is no end of them."""
     tested: int
     """Sequences of a test, where the evaluation names no number."""
+    test_sequences: int | None = None
+    """How many there are to be tested on; None where there is no end of them."""
 
     @property
     def ends(self) -> Mapping[str, Any]:
