@@ -12,6 +12,7 @@ from every_family import DIMENSIONS, small
 
 from xlstm.data.batches import Batch
 from xlstm.data.generated import GeneratedData, declare_task
+from xlstm.data.sequences import TrainingSequences
 from xlstm.distributed import World
 from xlstm.evaluation.answers import validate_on
 from xlstm.models import IGNORED, build
@@ -153,6 +154,28 @@ def test_answers_are_judged_alike_however_they_are_divided(
         assert answers.accuracy == pytest.approx(sum(scores) / 14)
         assert found[0].tokens == 56
         assert found[0].loss == pytest.approx(summed[:, 0].sum() / 56)
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "length"),
+    [
+        ("stack-manipulation", {}, None),
+        ("mqar", {}, 64),
+        ("listops", {"shortest": 9, "longest": 30}, None),
+        ("nearest-neighbor", {}, None),
+        ("small-pathfinder", {}, None),
+    ],
+)
+def test_ranks_share_a_batch_whatever_their_number(task: str, fields: dict[str, int], length: int | None) -> None:
+    physics = spec_of(task, fields, length=length).physics
+    found = []
+    for ranks in (1, 2, 4):
+        each = 16 // ranks
+        anew = [TrainingSequences(GeneratedData.open(physics.data), physics) for _ in range(ranks)]
+        parts = [sequences.batch(3 * 16 + rank * each, each) for rank, sequences in enumerate(anew)]
+        found.append([np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "targets")])
+    for other in found[1:]:
+        assert all(np.array_equal(one, another) for one, another in zip(found[0], other, strict=True))
 
 
 def test_recall_comes_again_each_epoch_in_another_order(tmp_path: Path) -> None:
