@@ -44,6 +44,7 @@ def _heat_map(table: MeasureTable) -> Figure:
     cells = [[table.cells.get((row, column)) for column in table.columns] for row in table.rows]
     means = np.array([[cell.mean if cell else math.nan for cell in row] for row in cells])
     low, high = _bounds(table) or (None, None)
+    figure: Figure
     figure, axes = plt.subplots(figsize=(2.5 + 0.75 * len(table.columns), 1.2 + 0.4 * len(table.rows)))
     colors = "viridis_r" if lower_is_better(table.measure) else "viridis"
     image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
@@ -60,6 +61,7 @@ def _heat_map(table: MeasureTable) -> Figure:
 
 def _curves(table: MeasureTable, places: list[float]) -> Figure:
     """The mean of each row over the columns, in a band of its 95 % interval over seeds where there is one."""
+    figure: Figure
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
     for index, row in enumerate(table.rows):
         cells = [(place, table.cells.get((row, column))) for place, column in zip(places, table.columns, strict=True)]

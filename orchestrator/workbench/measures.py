@@ -73,7 +73,10 @@ def _tracked(workspace: Workspace, experiment: str, column: str | None) -> "list
         if run.tags.get("kind") != "run":
             continue
         params = {name: value for name, value in run.params.items() if name in _PARAMS or name.startswith("task.")}
-        point = {"model": run.params.get("family"), **{name.removeprefix("task."): params[name] for name in params}}
+        point: dict[str, object] = {
+            "model": run.params.get("family"),
+            **{name.removeprefix("task."): params[name] for name in params},
+        }
         point.pop("name", None)  # that of the task, which stands as `task`
         if column == _WIDTH:
             point[_WIDTH] = int(run.params["model.embedding_dim"])
