@@ -16,7 +16,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
-"""Measures of which the lowest is the best; of all others the highest is."""
+"""Measures of which the lowest is the best, whatever they are measured on; of all others the highest is."""
 
 _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")
 """Axes that are columns where nothing else is asked for: the first that has several values."""
@@ -69,7 +69,7 @@ class MeasureTable:
         means = [round(cell.mean, 3) for (_, name), cell in self.cells.items() if name == column]
         if not means:
             return None
-        return min(means) if self.measure in LOWER_IS_BETTER else max(means)
+        return min(means) if _lower_is_better(self.measure) else max(means)
 
     def _lines(self, absent: str, between: str, bold: tuple[str, str]) -> list[list[str]]:
         """Header and rows; the best of each column between the marks of bold."""
@@ -134,7 +134,7 @@ class MeasureTable:
         low, high = (0.0, 1.0) if "accuracy" in self.measure else (None, None)
         with style():
             figure, axes = plt.subplots(figsize=(2.5 + 0.75 * len(self.columns), 1.2 + 0.4 * len(self.rows)))
-            colors = "viridis_r" if self.measure in LOWER_IS_BETTER else "viridis"
+            colors = "viridis_r" if _lower_is_better(self.measure) else "viridis"
             image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
             axes.grid(visible=False)
             axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
@@ -199,8 +199,14 @@ def build_table(
     )
 
 
+def _lower_is_better(measure: str) -> bool:
+    """By the last word of a name such as `evaluation/long/loss`, or `average_perplexity`."""
+    last = measure.rpartition("/")[2]
+    return last in LOWER_IS_BETTER or last.endswith("_perplexity")
+
+
 def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
-    choose = min if measure in LOWER_IS_BETTER else max
+    choose = min if _lower_is_better(measure) else max
     best = choose(found, key=lambda value: fmean(found[value]))
     seeds = found[best]
     deviation = stdev(seeds) if len(seeds) > 1 else None
