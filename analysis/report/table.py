@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
 """Measures of which the lowest is the best, whatever they are measured on; of all others the highest is."""
@@ -119,11 +122,43 @@ class MeasureTable:
         return {"measure": self.measure, "measured": self.measured, "planned": self.planned, "cells": cells}
 
     def draw(self, path: Path) -> None:
-        """The heat map, in the format of the file's ending."""
+        """A heat map, or lines where columns are contexts or bands, in the format of the file's ending."""
         import matplotlib.pyplot as plt
-        import numpy as np
 
         from analysis.report.plots import style
+
+        with style():
+            width = 2.5 + 0.75 * len(self.columns)
+            figure, axes = plt.subplots(figsize=(width, 4.0 if self._is_a_course else 1.2 + 0.4 * len(self.rows)))
+            (self._draw_lines if self._is_a_course else self._draw_map)(axes)
+            figure.savefig(path, facecolor="white", bbox_inches="tight")
+            plt.close(figure)
+
+    @property
+    def _is_a_course(self) -> bool:
+        """Whether columns stand in an order along which a measure rises or falls."""
+        return self.column_axis in ("context", "band")
+
+    def _draw_lines(self, axes: "Axes") -> None:
+        from analysis.report.plots import color_of, dash_of
+
+        for index, row in enumerate(self.rows):
+            held = [(x, cell) for x, name in enumerate(self.columns) if (cell := self.cells.get((row, name)))]
+            places, means = [x for x, _ in held], [cell.mean for _, cell in held]
+            bars = [cell.interval or 0.0 for _, cell in held]
+            look: dict[str, Any] = {"color": color_of(index), "linestyle": dash_of(index)}
+            axes.errorbar(places, means, bars, label=row, marker="o", capsize=3, **look)
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=30, ha="right")
+        axes.set_xlabel({"context": "context in tokens", "band": "occurrences in training"}[self.column_axis])
+        axes.set_ylabel(self.measure.replace("_", " "))
+        means = [cell.mean for cell in self.cells.values()]
+        if self.measure == "perplexity" and max(means) > 10 * min(means):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend()
+
+    def _draw_map(self, axes: "Axes") -> None:
+        import numpy as np
 
         means = np.array(
             [
@@ -132,20 +167,16 @@ class MeasureTable:
             ]
         )
         low, high = (0.0, 1.0) if "accuracy" in self.measure else (None, None)
-        with style():
-            figure, axes = plt.subplots(figsize=(2.5 + 0.75 * len(self.columns), 1.2 + 0.4 * len(self.rows)))
-            colors = "viridis_r" if _lower_is_better(self.measure) else "viridis"
-            image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
-            axes.grid(visible=False)
-            axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
-            axes.set_yticks(range(len(self.rows)), self.rows)
-            for (y, x), mean in np.ndenumerate(means):
-                if not math.isnan(mean):
-                    dark = image.norm(mean) < 0.6 if colors == "viridis" else image.norm(mean) > 0.4
-                    axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="white" if dark else "black")
-            figure.colorbar(image, label=self.measure.replace("_", " "))
-            figure.savefig(path, facecolor="white")
-            plt.close(figure)
+        colors = "viridis_r" if _lower_is_better(self.measure) else "viridis"
+        image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        for (y, x), mean in np.ndenumerate(means):
+            if not math.isnan(mean):
+                dark = image.norm(mean) < 0.6 if colors == "viridis" else image.norm(mean) > 0.4
+                axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="white" if dark else "black")
+        axes.figure.colorbar(image, label=self.measure.replace("_", " "))
 
 
 def _no_formula(text: str) -> str:
