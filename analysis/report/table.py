@@ -174,7 +174,8 @@ class MeasureTable:
         axes.set_yticks(range(len(self.rows)), self.rows)
         for (y, x), mean in np.ndenumerate(means):
             if not math.isnan(mean):
-                dark = image.norm(mean) < 0.6 if colors == "viridis" else image.norm(mean) > 0.4
+                shade: Any = image.norm(mean)
+                dark = shade < 0.6 if colors == "viridis" else shade > 0.4
                 axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="white" if dark else "black")
         axes.figure.colorbar(image, label=self.measure.replace("_", " "))
 
