@@ -19,6 +19,8 @@ DIMENSIONS: dict[str, dict[str, Any]] = {
     "hgrn": {},
     "retnet": {"head_dim": 8},
     "mamba2": {"head_dim": 8, "state_dim": 8},
+    "gated-deltanet": {"num_heads": 2},
+    "rwkv7": {"head_dim": 8},
     "lstm": {},
     "lstm[residual]": {},
     "lstm[vanilla]": {},
