@@ -25,6 +25,8 @@ from analysis.laws.token_cost import TokenCost
 from xlstm.run.json_files import DamagedFileError, write_text
 
 LEVEL = 0.95
+ROWS_AT_ONCE = 4096
+"""Rows whose losses by all draws are held in memory together."""
 OTHERS = "others"
 """Folder, beside a saved fit, of the other forms that were fitted to the same rows."""
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
@@ -153,8 +155,14 @@ class Fit:
 
     def new_runs(self, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
         """Loss at the rows of a frame that has the form's inputs, and the bounds for one new run at each."""
-        center = self.predict_rows(frame)
-        return center, *self._bounds(center, self._scattered(self.drawn_rows(frame), frame["flops"].to_numpy()), [])
+        pieces = [
+            self._bounds(
+                self.predict_rows(piece), self._scattered(self.drawn_rows(piece), piece["flops"].to_numpy()), []
+            )
+            for piece in frame.iter_slices(ROWS_AT_ONCE)
+        ]
+        low, high = (np.concatenate(bounds) for bounds in zip(*pieces, strict=True))
+        return self.predict_rows(frame), low, high
 
     def _at(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None) -> tuple[Array, Array]:
         """Loss at (N, D), and by each draw: (draws, *shape)."""
@@ -169,14 +177,14 @@ class Fit:
     def _rivals_at(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None) -> list[Array]:
         return [rival._at(parameters, tokens, unique_tokens)[0] for rival in self.rivals]
 
-    @property
+    @cached_property
     def noise(self) -> Array:
         """Factors of one run's scatter about the law at the runs' mean log C, one for each draw: (draws,)."""
         residual = self.residuals * np.exp(-self.noise_exponent * self._far(self.used["flops"].to_numpy()))
         enlarged = residual * np.sqrt(len(residual) / max(len(residual) - len(self.form.coordinates), 1))
         return np.exp(np.random.default_rng(3).choice(enlarged, len(self.draws)))
 
-    @property
+    @cached_property
     def noise_exponents(self) -> Array:
         """What power of C the scatter may go by, one for each draw: (draws,)."""
         exponent, error = self.scatter

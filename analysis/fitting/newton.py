@@ -12,6 +12,7 @@ quadratic that majorises the objective (weights rho'(r)/r), which is positive de
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,18 +41,26 @@ class Points:
     """Log loss or loss, whichever the objective's residuals are of."""
     weights: Array
 
-    def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, "Points"]]:
-        """The problems `rows`, in pieces that fit in cache."""
+    @cached_property
+    def columns(self) -> tuple[Array, Array, Array]:
+        """(1, x, x²), (1, y, y²) and (1, x, y, xy), each (points, columns): what sums over points are products with."""
+        x, y = self.x, self.y
+        one = np.ones_like(x)
+        return (
+            np.stack([one, x, x * x], axis=1),
+            np.stack([one, y, y * y], axis=1),
+            np.stack([one, x, y, x * y], axis=1),
+        )
+
+    def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Array, Array]]:
+        """The problems `rows` in pieces that fit in cache, each with what was measured and its weights."""
         size = max(1, BLOCK // len(self.x))
         for begin in range(0, len(rows), size):
             piece = rows[begin : begin + size]
             yield (
                 slice(begin, begin + size),
-                replace(
-                    self,
-                    measured=self.measured[piece] if self.measured.ndim == 2 else self.measured,
-                    weights=self.weights[piece] if self.weights.ndim == 2 else self.weights,
-                ),
+                self.measured[piece] if self.measured.ndim == 2 else self.measured,
+                self.weights[piece] if self.weights.ndim == 2 else self.weights,
             )
 
 
@@ -220,9 +229,10 @@ def _evaluate(
     """Objective, gradient and Hessian by the free coordinates of the problems `rows`, block by block."""
     size = free.shape[1]
     value, gradient, hessian = np.empty(len(free)), np.empty((len(free), size)), np.empty((len(free), size, size))
-    for piece, here in points.blocks(rows):
+    for piece, measured, weights in points.blocks(rows):
+        six = structure.expand(free[piece])
         value[piece], slope, curvature = _derivatives(
-            structure.expand(free[piece]), here, objective, coupled=structure.coupled, majorised=majorised
+            six, points, measured, weights, objective, coupled=structure.coupled, majorised=majorised
         )
         gradient[piece] = slope @ structure.matrix
         hessian[piece] = structure.matrix.T @ curvature @ structure.matrix
@@ -230,7 +240,14 @@ def _evaluate(
 
 
 def _derivatives(
-    six: Array, points: Points, objective: Objective, *, coupled: bool, majorised: bool
+    six: Array,
+    points: Points,
+    measured: Array,
+    weights: Array,
+    objective: Objective,
+    *,
+    coupled: bool,
+    majorised: bool,
 ) -> tuple[Array, Array, Array]:
     """Value (m,), gradient (m, 6) and Hessian (m, 6, 6) of the objective; those by gamma only where `coupled`.
 
@@ -251,20 +268,20 @@ def _derivatives(
         total = inner + e
     if objective.logarithmic:
         residual = np.log(total)
-        residual -= points.measured
+        residual -= measured
         z = np.divide(1.0, total, out=total)  # derivative of the residual by T
         u *= z
         v *= z
     else:
-        residual = total - points.measured
+        residual = total - measured
         z = np.ones_like(total)
     clipped = objective.clip(residual)
-    weighted_residual = points.weights * objective.side(residual) * clipped
+    weighted_residual = weights * objective.side(residual) * clipped
     value = np.einsum("ij,ij->i", weighted_residual, residual - 0.5 * clipped)
     if majorised:
-        curvature = points.weights * objective.weights(residual)
+        curvature = weights * objective.weights(residual)
     else:
-        curvature = points.weights * objective.curvature(residual)
+        curvature = weights * objective.curvature(residual)
         if objective.logarithmic:
             curvature = curvature - weighted_residual
     across = curvature
@@ -274,9 +291,7 @@ def _derivatives(
         by_gamma = z * power * log_inner
         if not majorised:
             across = curvature + weighted_residual * (gamma - 1) / (gamma * power * z)
-    one = np.ones_like(x)
-    of_x, of_y = np.stack([one, x, x * x], axis=1), np.stack([one, y, y * y], axis=1)
-    of_both = np.stack([one, x, y, x * y], axis=1)
+    of_x, of_y, of_both = points.columns
     a, b = a[:, 0], b[:, 0]
     gradient_u, gradient_v = (weighted_residual * u) @ of_x, (weighted_residual * v) @ of_y
     gradient = np.zeros((len(six), 6))

@@ -4,6 +4,7 @@
 (points,) or (problems, points).
 """
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ Complex = NDArray[Any]
 
 
 def log_sum(*terms: Complex) -> Complex:
-    stacked = np.stack(np.broadcast_arrays(*terms))
-    top = stacked.real.max(axis=0)
-    return np.asarray(top + np.log(np.exp(stacked - top).sum(axis=0)))
+    top = reduce(np.maximum, [term.real for term in terms])
+    return np.asarray(top + np.log(sum(np.exp(term - top) for term in terms)))
 
 
 def power(theta: Complex, x: Complex) -> Complex:

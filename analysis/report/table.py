@@ -1,4 +1,4 @@
-"""Measures side by side: families by tasks, or by any axis of a sweep, as Markdown, LaTeX, CSV and a heat map.
+"""Measures side by side: families by tasks, or by any axis of a sweep, as Markdown, LaTeX and CSV.
 
 Of an axis that was searched, the value with the best mean over its seeds stands in the cell; beside the mean stands
 half of its 95 % interval over seeds, by Student's t.
@@ -9,17 +9,28 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy.special import stdtrit
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "mean_squared_error"})
 """Measures of which the lowest is the best; of all others the highest is."""
+
+
+def lower_is_better(measure: str) -> bool:
+    """Whether it is, of a measure or of what it is at one length or position."""
+    return measure.rpartition("/")[2] in LOWER_IS_BETTER
+
 
 _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")
 """Axes that are columns where nothing else is asked for: the first that has several values."""
+
+_FIRST_MEASURES = ("scaled_accuracy", "mean_squared_error", "accuracy")
+"""What a table shows where nothing else is asked for: the first that there is, else the loss."""
+
+MEASURED_APART = ("length", "position")
+"""Axes of one run's tests: their values stand in the names of its measures."""
 
 _ABSENT = "–"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -69,7 +80,7 @@ class MeasureTable:
         means = [round(cell.mean, 3) for (_, name), cell in self.cells.items() if name == column]
         if not means:
             return None
-        return min(means) if self.measure in LOWER_IS_BETTER else max(means)
+        return min(means) if lower_is_better(self.measure) else max(means)
 
     def _lines(self, absent: str, between: str, bold: tuple[str, str]) -> list[list[str]]:
         """Header and rows; the best of each column between the marks of bold."""
@@ -118,35 +129,6 @@ class MeasureTable:
         ]
         return {"measure": self.measure, "measured": self.measured, "planned": self.planned, "cells": cells}
 
-    def draw(self, path: Path) -> None:
-        """The heat map, in the format of the file's ending."""
-        import matplotlib.pyplot as plt
-        import numpy as np
-
-        from analysis.report.plots import style
-
-        means = np.array(
-            [
-                [c.mean if (c := self.cells.get((row, column))) else math.nan for column in self.columns]
-                for row in self.rows
-            ]
-        )
-        low, high = (0.0, 1.0) if "accuracy" in self.measure else (None, None)
-        with style():
-            figure, axes = plt.subplots(figsize=(2.5 + 0.75 * len(self.columns), 1.2 + 0.4 * len(self.rows)))
-            colors = "viridis_r" if self.measure in LOWER_IS_BETTER else "viridis"
-            image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
-            axes.grid(visible=False)
-            axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
-            axes.set_yticks(range(len(self.rows)), self.rows)
-            for (y, x), mean in np.ndenumerate(means):
-                if not math.isnan(mean):
-                    dark = image.norm(mean) < 0.6 if colors == "viridis" else image.norm(mean) > 0.4
-                    axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="white" if dark else "black")
-            figure.colorbar(image, label=self.measure.replace("_", " "))
-            figure.savefig(path, facecolor="white")
-            plt.close(figure)
-
 
 def _no_formula(text: str) -> str:
     """A text of a CSV, with a `'` before it where a spreadsheet would take it for a formula."""
@@ -163,13 +145,15 @@ def build_table(
     """The table of a sweep. ValueError where no run has the measure, or there is no such axis.
 
     Rows are the families, and whatever else varies that the column does not decide; `searched` is the axis of which the
-    best value counts. Left out, the measure is the scaled accuracy where there is one, else the loss, and the column
-    the first of a few axes that varies.
+    best value counts. Left out, the measure is the scaled accuracy or the squared error where there is one, else the
+    loss, and the column the first of a few axes that varies. Columns may also be the lengths or positions of the tests.
     """
+    if column_axis in MEASURED_APART:
+        runs = _apart(runs, column_axis)
     known = list(dict.fromkeys(name for run in runs for name in run.measures))
     if not known:
-        raise ValueError("no run has a result yet")
-    measure = measure or ("scaled_accuracy" if "scaled_accuracy" in known else "loss")
+        raise ValueError(f"no run has a result yet{f' by {column_axis}' if column_axis in MEASURED_APART else ''}")
+    measure = measure or next((name for name in _FIRST_MEASURES if name in known), "loss")
     if measure not in known:
         short = ", ".join(name for name in known if "/" not in name)
         raise ValueError(f"no run has `{measure}`; there are {short}, and some by length")
@@ -199,8 +183,22 @@ def build_table(
     )
 
 
+def _apart(runs: Sequence[Measured], axis: str) -> list[Measured]:
+    """Each run once for every length or position at which it was measured."""
+    parts: list[Measured] = []
+    for run in runs:
+        found: dict[int, dict[str, float]] = {}
+        for name, value in run.measures.items():
+            by, _, rest = name.partition("/")
+            place, _, measure = rest.partition("/")
+            if by == f"by_{axis}" and place.isdigit():
+                found.setdefault(int(place), {})[measure] = value
+        parts += [Measured({**run.point, axis: place}, measures) for place, measures in found.items()]
+    return parts
+
+
 def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
-    choose = min if measure in LOWER_IS_BETTER else max
+    choose = min if lower_is_better(measure) else max
     best = choose(found, key=lambda value: fmean(found[value]))
     seeds = found[best]
     deviation = stdev(seeds) if len(seeds) > 1 else None
