@@ -240,12 +240,11 @@ def swiglu_width(embedding_dim: int, ratio: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GLAConfig:
+class GLAConfig(Ends):
     """Gated linear attention: keys of half the width, decays of rank 16 per key channel, SwiGLU of width 8/3 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     num_heads: int = 4
@@ -268,12 +267,11 @@ class GLAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HGRN2Config:
+class HGRN2Config(Ends):
     """HGRN2: linear attention; what forget gates, bounded from below, let in are its keys; SwiGLU of width 8/3 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     head_dim: int = 128
@@ -289,12 +287,11 @@ class HGRN2Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV5Config:
+class RWKV5Config(Ends):
     """RWKV-5, Eagle: a matrix memory per head with constant decays, token shift, channel mixing of width 4 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     head_dim: int = 64
@@ -310,12 +307,11 @@ class RWKV5Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV6Config:
+class RWKV6Config(Ends):
     """RWKV-6, Finch: RWKV-5 with decays and token shifts that depend on the token; channel mixing of width 3.5 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     head_dim: int = 64
@@ -335,12 +331,11 @@ class RWKV6Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HGRNConfig:
+class HGRNConfig(Ends):
     """HGRN: an element-wise linear recurrence whose forget gates keep more at least in deep blocks; SwiGLU as HGRN2."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     family: Literal["hgrn"] = "hgrn"
@@ -352,12 +347,11 @@ class HGRNConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetNetConfig:
+class RetNetConfig(Ends):
     """RetNet: linear attention with a constant decay per head, values of twice the width, SwiGLU of width 4/3 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     head_dim: int = 256
@@ -381,12 +375,11 @@ class RetNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba2Config:
+class Mamba2Config(Ends):
     """Mamba-2: a matrix memory per head with a decay by the token, in 2 d channels after a convolution of four taps."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     state_dim: int = 128
@@ -408,12 +401,11 @@ class Mamba2Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedDeltaNetConfig:
+class GatedDeltaNetConfig(Ends):
     """Gated DeltaNet: the delta rule after a decay per head, keys of 3/4 d, values of 3/2 d, SwiGLU of width 8/3 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     num_heads: int
@@ -442,12 +434,11 @@ class GatedDeltaNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV7Config:
+class RWKV7Config(Ends):
     """RWKV-7, Goose: the generalised delta rule with a decay per channel, token shift, channel mixing of width 4 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     head_dim: int = 64

@@ -16,6 +16,7 @@ from kernels.delta_rule import delta_rule
 from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
 from xlstm.models.configs import RWKV7Config
+from xlstm.models.dropout import Dropout
 from xlstm.models.language_model import LanguageModel
 from xlstm.models.rwkv4 import orthogonal
 from xlstm.models.rwkv5 import HEAD_NORM_EPSILON, NORM_EPSILON, BlockState, Place, RWKVBlocks
@@ -37,12 +38,17 @@ class RWKV7(RWKVBlocks):
         blocks = (Block(config, mixes_values=index > 0) for index in range(config.num_blocks))
         LanguageModel.__init__(self, config, blocks, norm, stem=stem)
 
-    def apply_blocks(self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool) -> tuple[Tensor, Any]:
+    def apply_blocks(
+        self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and a state for each block, None unless kept."""
         states: list[Any] = []
         values = None
         for index, block in enumerate(self.blocks):
+            before = x
             x, after, values = block(x, state[index] if state else None, resets, values)
+            if dropout is not None:
+                x = dropout(before, x, index)
             if keep_state:
                 states.append(after)
         return x, tuple(states) if keep_state else None
