@@ -85,7 +85,8 @@ _WITHOUT_EFFECT = {
         " time_step_init_scheme time_step_max time_step_min time_step_scale use_associative_scan use_mambapy"
     ),
     "mamba2": (
-        "chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank"
+        "chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min"
+        " time_step_rank"
     ),
     "rwkv4": "context_length rescale_every",
     "xlstm-large": (
