@@ -16,7 +16,7 @@ from xlstm.accounting import flops_per_token
 from xlstm.accounting.cost import Sequence
 from xlstm.accounting.families import saved
 from xlstm.models import build
-from xlstm.models.configs import GatedDeltaNetConfig, Mamba2Config, MambaConfig, RetNetConfig
+from xlstm.models.configs import GatedDeltaNetConfig, HybridConfig, Mamba2Config, MambaConfig, RetNetConfig
 from xlstm.models.initialization import initialize
 
 BATCH, LENGTH = 2, 64
@@ -65,10 +65,12 @@ def test_products_are_those_that_pytorch_counts(family: str, backward: bool, mon
         # The mLSTM makes its scores a second time, instead of keeping them.
         keys = config.embedding_dim if isinstance(config, RetNetConfig) else config.num_heads * config.state_dim
         expected += 2 * LENGTH * keys * config.num_blocks
-    if isinstance(config, GatedDeltaNetConfig):
+    delta = config.parts()[0] if isinstance(config, HybridConfig) else config
+    if isinstance(delta, GatedDeltaNetConfig):
         # A decay by head leaves two kinds of pairs and three products with states; the operator makes four and four.
-        keys, values, heads = config.key_dim, config.value_dim, config.num_heads
-        surplus = (4 * LENGTH * (keys + values) + 2 * keys * values / heads) * config.num_blocks
+        keys, values, heads = delta.key_dim, delta.value_dim, delta.num_heads
+        blocks = config.num_blocks // (1 if delta is config else 2)
+        surplus = (4 * LENGTH * (keys + values) + 2 * keys * values / heads) * blocks
         expected += surplus * (3 if backward else 1)
     assert counted == pytest.approx(expected, rel=1e-12)
     if not family.startswith(BY_HAND):

@@ -39,6 +39,7 @@ _CLASSES = {
     "mamba2": ("xlstm.models.mamba2", "Mamba2"),
     "gated-deltanet": ("xlstm.models.gated_deltanet", "GatedDeltaNet"),
     "rwkv7": ("xlstm.models.rwkv7", "RWKV7"),
+    "hybrid": ("xlstm.models.hybrid", "Hybrid"),
 }
 """Where the class of each family lives."""
 
