@@ -1,7 +1,7 @@
 """One training step of each baseline on CPU beside the implementation people would take instead, in one process.
 
 Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The other
-side is `transformers` (Llama, GPT-2, Mamba, RWKV, each as it runs where no extra kernels are installed) or, for the
+side is `transformers` (Llama, GPT-2, Mamba, Mamba-2, RWKV, each as it runs where no extra kernels are installed) or, for the
 LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the library's on
 both sides, so that theirs over the products is the ratio that nothing on this library can exceed. Attention's are not
 among them, nor those inside PyTorch's LSTM. Needs an environment that has `transformers` besides this repository:
@@ -29,7 +29,15 @@ from benchmarks.products import products_of
 from xlstm.export.transformers import to_transformers
 from xlstm.export.transformers_config import config_to_transformers
 from xlstm.models import build
-from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.configs import (
+    GPTConfig,
+    LlamaConfig,
+    LSTMConfig,
+    Mamba2Config,
+    MambaConfig,
+    ModelConfig,
+    RWKV4Config,
+)
 from xlstm.models.initialization import initialize
 from xlstm.training.machine import keep_freed_memory
 
@@ -70,6 +78,8 @@ def configuration(family: str, shape: Shape) -> ModelConfig:
             return GPTConfig(**dimensions, num_heads=heads, context_length=shape.length)
         case "mamba":
             return MambaConfig(**dimensions)
+        case "mamba2":
+            return Mamba2Config(**dimensions)
         case "rwkv4":
             return RWKV4Config(**dimensions)
         case "lstm":
@@ -77,7 +87,7 @@ def configuration(family: str, shape: Shape) -> ModelConfig:
     raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
 
 
-FAMILIES = ("llama", "gpt", "mamba", "rwkv4", "lstm")
+FAMILIES = ("llama", "gpt", "mamba", "mamba2", "rwkv4", "lstm")
 
 
 class StackedLSTM(nn.Module):
