@@ -1,8 +1,8 @@
 """One training step of each baseline on CPU beside the implementation people would take instead, in one process.
 
 Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The other
-side is `transformers` (Llama, GPT-2, Mamba, Mamba-2, RWKV, each as it runs where no extra kernels are installed) or, for the
-LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the library's on
+side is `transformers` (Llama, GPT-2, both Mambas, RWKV, each as it runs where no extra kernels are installed) or, for
+the LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the library's on
 both sides, so that theirs over the products is the ratio that nothing on this library can exceed. Attention's are not
 among them, nor those inside PyTorch's LSTM. Needs an environment that has `transformers` besides this repository:
 
