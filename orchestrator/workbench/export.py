@@ -44,7 +44,7 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
             row |= {"loss": result.validation.loss, "perplexity": result.validation.perplexity}
             row |= {"bits_per_byte": result.validation.bits_per_byte, "wall_seconds": result.wall_seconds}
             row |= {"device_hours_spent": result.device_hours, "quality": ",".join(result.quality)}
-        rows.append(row)
+        rows.append(row | run.run.evaluation_metrics())
     columns = dict.fromkeys(key for row in rows for key in row)
     return pl.DataFrame(
         [{key: row.get(key) for key in columns} for row in rows], infer_schema_length=None, strict=False

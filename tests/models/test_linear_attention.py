@@ -6,8 +6,8 @@ import torch
 from xlstm.accounting import parameters
 from xlstm.models import build
 from xlstm.models.bounded_gates import LowerBounds, bounded_gate
-from xlstm.models.configs import HGRN2Config
 from xlstm.models.initialization import initialize
+from xlstm.models.linear_configs import HGRN2Config
 from xlstm.models.naming import family_label
 from xlstm.models.sizes import config_for
 

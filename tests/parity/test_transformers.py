@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from xlstm.export.transformers import load, save, to_transformers
 from xlstm.models import build
-from xlstm.models.configs import GPTConfig, LlamaConfig, Mamba2Config, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
+from xlstm.models.linear_configs import Mamba2Config
 
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""

@@ -2,7 +2,7 @@
 
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.linear_attention import attention_saved, delta_by_head, swiglu_block, swiglu_block_saved
-from xlstm.models.configs import GatedDeltaNetConfig
+from xlstm.models.linear_configs import GatedDeltaNetConfig
 
 TAPS = 4
 

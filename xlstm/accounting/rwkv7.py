@@ -2,7 +2,7 @@
 
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.linear_attention import attention_saved, delta_by_channel
-from xlstm.models.configs import RWKV7Config
+from xlstm.models.linear_configs import RWKV7Config
 
 MIXTURES = 6
 

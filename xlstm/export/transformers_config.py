@@ -8,15 +8,8 @@ model another one.
 from collections.abc import Mapping
 from typing import Any
 
-from xlstm.models.configs import (
-    GPTConfig,
-    LlamaConfig,
-    Mamba2Config,
-    MambaConfig,
-    ModelConfig,
-    RWKV4Config,
-    XLSTMLargeConfig,
-)
+from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config, XLSTMLargeConfig
+from xlstm.models.linear_configs import Mamba2Config
 
 CONFIG_FILE = "config.json"
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
-from xlstm.models.ends import CLOSED, Ends, require, round_up
-from xlstm.models.recurrent_configs import (
+from xlstm.models.config_base import CLOSED, Ends, require, round_up
+from xlstm.models.linear_configs import (
     GatedDeltaNetConfig,
     GLAConfig,
     HGRN2Config,
@@ -21,32 +21,6 @@ from xlstm.models.recurrent_configs import (
     RWKV6Config,
     RWKV7Config,
 )
-
-__all__ = [
-    "FAMILIES",
-    "HYBRID_PARTS",
-    "Ends",
-    "GLAConfig",
-    "GPTConfig",
-    "GatedDeltaNetConfig",
-    "HGRN2Config",
-    "HGRNConfig",
-    "HybridConfig",
-    "LSTMConfig",
-    "LSTMVariant",
-    "LlamaConfig",
-    "Mamba2Config",
-    "MambaConfig",
-    "ModelConfig",
-    "RWKV4Config",
-    "RWKV5Config",
-    "RWKV6Config",
-    "RWKV7Config",
-    "RetNetConfig",
-    "XLSTMConfig",
-    "XLSTMLargeConfig",
-    "hybrid_turns",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

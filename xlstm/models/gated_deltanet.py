@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kernels.delta_rule import delta_rule
 from kernels.swiglu import swiglu
 from xlstm.models.causal_conv import CausalConv
-from xlstm.models.configs import GatedDeltaNetConfig
+from xlstm.models.linear_configs import GatedDeltaNetConfig
 from xlstm.models.mamba import DELTA_FLOOR, DELTA_RANGE
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, SwiGLUBlocks, at_least_float32

@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from xlstm.models.configs import FAMILIES, Ends, HybridConfig, LSTMConfig, ModelConfig, XLSTMConfig, hybrid_turns
+from xlstm.models.config_base import Ends
+from xlstm.models.configs import FAMILIES, HybridConfig, LSTMConfig, ModelConfig, XLSTMConfig, hybrid_turns
 
 
 class Family(NamedTuple):

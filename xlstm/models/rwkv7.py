@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from kernels.delta_rule import delta_rule
 from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
-from xlstm.models.configs import RWKV7Config
 from xlstm.models.dropout import Dropout
 from xlstm.models.language_model import LanguageModel
+from xlstm.models.linear_configs import RWKV7Config
 from xlstm.models.rwkv4 import orthogonal
 from xlstm.models.rwkv5 import HEAD_NORM_EPSILON, NORM_EPSILON, BlockState, Place, RWKVBlocks
 from xlstm.models.swiglu_block import at_least_float32

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Final, Literal, get_args, get_origin
 
-from xlstm.models.configs import FAMILIES, Ends, ModelConfig, XLSTMConfig, hybrid_turns
+from xlstm.models.config_base import Ends
+from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig, hybrid_turns
 from xlstm.models.naming import parse_family, place_slstm
 from xlstm.models.published import DIMENSIONS
 

@@ -1,4 +1,4 @@
-"""What all configurations share: their two ends, and how they refuse what is wrong. Imports no torch, no pydantic."""
+"""What configurations of all families have in common. Imports neither torch nor pydantic."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,6 @@ def round_up(value: float, multiple: int) -> int:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -29,3 +28,8 @@ class Ends:
     """Classes that the head tells apart, or 1 for a number; 0 for the vocabulary."""
     regression: bool = False
     """Whether the head says a number, whose squared error is the loss."""
+
+
+def swiglu_width(embedding_dim: int, ratio: int) -> int:
+    """Width of the feed-forward layer of flash-linear-attention's models: 2/3 of `ratio` d, up to a multiple of 256."""
+    return round_up(2 * ratio * embedding_dim // 3, 256)

@@ -1,17 +1,9 @@
-"""Configurations of the families around one recurrence of a matrix memory or of single numbers.
-
-Imports neither torch nor pydantic; see `xlstm.models.configs`.
-"""
+"""Configurations of the families with a linear recurrence, as `xlstm.models.configs`."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from xlstm.models.ends import CLOSED, Ends, require, round_up
-
-
-def swiglu_width(embedding_dim: int, ratio: int) -> int:
-    """Width of the feed-forward layer of flash-linear-attention's models: 2/3 of `ratio` d, up to a multiple of 256."""
-    return round_up(2 * ratio * embedding_dim // 3, 256)
+from xlstm.models.config_base import CLOSED, Ends, require, round_up, swiglu_width
 
 
 @dataclass(frozen=True, kw_only=True)
