@@ -13,11 +13,7 @@ its intervals are not to be trusted.
 `doubts` fits as `scaling fit` does where no form is named, to runs of which something is amiss: a wrong form, noise
 that depends on compute, an outlier, a trend, sizes and tokens that go together. Asked for is a new run at ten times the
 largest N and D: does it lie inside its interval, and was there any warning? A row is `held` where 90 % lie inside,
-<<<<<<< HEAD
 `warned` where 90 % of the fits had a warning. The next replicate of all cases begins while `--minutes` are not over;
-=======
-`warned` where 90 % of the fits had a warning. No replicate of all cases begins after `--minutes`;
->>>>>>> house/forms
 the table says how many there were. Writes benchmarks/results/coverage.json and .md, each table by itself.
 """
 
