@@ -37,7 +37,7 @@ from xlstm.run.spec import (
     has_slstm,
     same_training,
 )
-from xlstm.tasks.settings import fields_of, settings_of
+from xlstm.tasks.settings import FROM_FILES, fields_of, settings_of
 
 _ALTERNATIVES = (
     ("batch_sequences", "batch_tokens"),
@@ -120,7 +120,7 @@ class _Expansion:
         if declared is None:
             return None
         data, vocabulary = declared
-        config = self._config(point, vocabulary)
+        config = self._config(point, vocabulary, {} if data.task is None else data.task.ends)
         if config is not None and self.evaluations.cannot(data, config):
             return None
         batch = self._batch(values, data, point)
@@ -182,6 +182,7 @@ class _Expansion:
         own = {"paths", *Data.model_fields}
         if generated:
             own = {*fields_of(task), *(["context_length"] if "pairs" in fields_of(task) else [])}
+            own |= {"paths", "revision"} if task in FROM_FILES else set()
         foreign = [name for name in DataSettings.model_fields if values.get(name) is not None and name not in own]
         for name in foreign:
             known = f"it takes {', '.join(sorted(own))}" if generated else "it reads a corpus"
@@ -199,13 +200,15 @@ class _Expansion:
             return None
         stated = {name: value for name, value in stated_fields(settings_of(task), values).items() if value is not None}
         try:
-            return declare_task(task, stated, context_length)
-        except ValueError as error:
+            return declare_task(task, stated, context_length, values.get("paths") or (), values.get("revision"))
+        except (ValueError, OSError) as error:
             details = error.errors(include_url=False) if isinstance(error, ValidationError) else [{"msg": str(error)}]
             for detail in details:
                 message = str(detail["msg"]).removeprefix("Value error, ")
                 causes = [name for name in (*fields_of(task), "context_length") if name in settings]
                 cause = next((settings[name][1] for name in causes if f"{name} " in message), None)
+                if task in FROM_FILES and "paths" in settings:
+                    cause = settings["paths"][1]
                 where = cause or (point.choices["task"][1] if "task" in point.choices else ("task",))
                 self.complain(where, message)
             return None
@@ -246,7 +249,7 @@ class _Expansion:
             self.complain(where, f"{error}{hint}")
             return None
 
-    def _config(self, point: Point, vocabulary: int) -> ModelConfig | None:
+    def _config(self, point: Point, vocabulary: int, ends: Mapping[str, Any]) -> ModelConfig | None:
         model, size = point.values()["model"], point.values()["size"]
         own = self.file.sizes.get(size)
         where: Path = ("sizes", size) if own is not None else point.choices["size"][1]
@@ -261,7 +264,7 @@ class _Expansion:
                 where = (*where, name)
             dimensions = own[name] if by_family and name else own
         try:
-            return config_for(model, dimensions, vocabulary)
+            return config_for(model, dimensions, vocabulary, **ends)
         except (TypeError, ValueError) as error:
             self.complain(where, f"size `{size}` of `{model}`: {error}")
             return None

@@ -20,7 +20,7 @@ from xlstm.quantities import UNITS, nearest
 from xlstm.run.data import Portion
 from xlstm.run.evaluations import KINDS, NAME, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
-from xlstm.tasks.settings import FormalLanguage, Recall, TaskName
+from xlstm.tasks.settings import FormalLanguage, Pathfinder, Recall, SmallPathfinder, TaskName
 
 BUDGETS = ("tokens", "tokens_per_parameter", "flops", "steps")
 """A point states exactly one of these."""
@@ -142,6 +142,8 @@ class SourceSettings(Section):
     weight: Positive = Field(description=Portion.model_fields["weight"].description)
 
 
+@_fields_of(SmallPathfinder, without=(*ONE_VALUE_ONLY, "examples"))
+@_fields_of(Pathfinder, without=ONE_VALUE_ONLY)
 @_fields_of(Recall, without=ONE_VALUE_ONLY)
 @_fields_of(FormalLanguage, without=ONE_VALUE_ONLY)
 @_fields_of(Data, without=OF_A_TASK + OF_PORTIONS)

@@ -12,6 +12,13 @@ DIMENSIONS: dict[str, dict[str, Any]] = {
     "gpt": {"num_heads": 2, "context_length": 64},
     "mamba": {},
     "rwkv4": {},
+    "gla": {"num_heads": 2},
+    "hgrn2": {"head_dim": 8},
+    "rwkv5": {"head_dim": 8},
+    "rwkv6": {"head_dim": 8, "mix_rank": 4, "decay_rank": 4},
+    "hgrn": {},
+    "retnet": {"head_dim": 8},
+    "mamba2": {"head_dim": 8, "state_dim": 8},
     "lstm": {},
     "lstm[residual]": {},
     "lstm[vanilla]": {},
@@ -19,7 +26,7 @@ DIMENSIONS: dict[str, dict[str, Any]] = {
 """What a family's configuration asks for beside width and depth."""
 
 
-def small(family: str, *, vocab_size: int, embedding_dim: int, num_blocks: int = 2) -> ModelConfig:
-    """The configuration of a small model of a family, such as `xlstm[1:1]` or `llama`."""
+def small(family: str, *, vocab_size: int, embedding_dim: int, num_blocks: int = 2, **ends: Any) -> ModelConfig:
+    """The configuration of a small model of a family, such as `xlstm[1:1]` or `llama`; `ends` as `config_for`."""
     dimensions = {"embedding_dim": embedding_dim, "num_blocks": num_blocks} | DIMENSIONS[family]
-    return config_for(family, dimensions, vocab_size)
+    return config_for(family, dimensions, vocab_size, **ends)

@@ -39,13 +39,18 @@ def _feistel(values: Words, half_bits: int, keys: Words) -> Words:
     return (left << shift) | right
 
 
+def keys(seed: int, purpose: int, numbers: NDArray[np.int64]) -> Words:
+    """A word for each of some numbered things. `purpose` keeps apart what one seed is used for."""
+    name = mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(purpose))
+    return mix(name + numbers.astype(np.uint64))
+
+
 class Draws:
     """Independent random numbers for each of some sequences, which nothing but its own number decides."""
 
     def __init__(self, seed: int, purpose: int, sequences: NDArray[np.int64]) -> None:
         """`purpose` keeps apart what one seed is used for, such as training and test."""
-        name = mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(purpose))
-        self._keys = mix(name + sequences.astype(np.uint64))
+        self._keys = keys(seed, purpose, sequences)
         self._drawn = 0
 
     def _words(self, count: int) -> Words:

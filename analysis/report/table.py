@@ -1,4 +1,4 @@
-"""Measures side by side: families by tasks, or by any axis of a sweep, as Markdown, LaTeX, CSV and a heat map.
+"""Measures side by side: families by tasks, or by any axis of a sweep, as Markdown, LaTeX and CSV.
 
 Of an axis that was searched, the value with the best mean over its seeds stands in the cell; beside the mean stands
 half of its 95 % interval over seeds, by Student's t.
@@ -9,20 +9,29 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scipy.special import stdtrit
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "mean_squared_error"})
+"""Measures of which the lowest is the best; of all others the highest is."""
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
-"""Measures of which the lowest is the best, whatever they are measured on; of all others the highest is."""
+
+def lower_is_better(measure: str) -> bool:
+    """Whether it is, of a measure, of what it is at one length or position, or of what an evaluation measured."""
+    last = measure.rpartition("/")[2]
+    return last in LOWER_IS_BETTER or last.endswith("_perplexity")
+
 
 _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")
 """Axes that are columns where nothing else is asked for: the first that has several values."""
+
+_FIRST_MEASURES = ("scaled_accuracy", "mean_squared_error", "accuracy")
+"""What a table shows where nothing else is asked for: the first that there is, else the loss."""
+
+MEASURED_APART = ("length", "position")
+"""Axes of one run's tests: their values stand in the names of its measures."""
 
 _ABSENT = "–"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -72,7 +81,7 @@ class MeasureTable:
         means = [round(cell.mean, 3) for (_, name), cell in self.cells.items() if name == column]
         if not means:
             return None
-        return min(means) if _lower_is_better(self.measure) else max(means)
+        return min(means) if lower_is_better(self.measure) else max(means)
 
     def _lines(self, absent: str, between: str, bold: tuple[str, str]) -> list[list[str]]:
         """Header and rows; the best of each column between the marks of bold."""
@@ -121,64 +130,6 @@ class MeasureTable:
         ]
         return {"measure": self.measure, "measured": self.measured, "planned": self.planned, "cells": cells}
 
-    def draw(self, path: Path) -> None:
-        """A heat map, or lines where columns are contexts or bands, in the format of the file's ending."""
-        import matplotlib.pyplot as plt
-
-        from analysis.report.plots import style
-
-        with style():
-            width = 2.5 + 0.75 * len(self.columns)
-            figure, axes = plt.subplots(figsize=(width, 4.0 if self._is_a_course else 1.2 + 0.4 * len(self.rows)))
-            (self._draw_lines if self._is_a_course else self._draw_map)(axes)
-            figure.savefig(path, facecolor="white", bbox_inches="tight")
-            plt.close(figure)
-
-    @property
-    def _is_a_course(self) -> bool:
-        """Whether columns stand in an order along which a measure rises or falls."""
-        return self.column_axis in ("context", "band")
-
-    def _draw_lines(self, axes: "Axes") -> None:
-        from analysis.report.plots import color_of, dash_of
-
-        for index, row in enumerate(self.rows):
-            held = [(x, cell) for x, name in enumerate(self.columns) if (cell := self.cells.get((row, name)))]
-            places, means = [x for x, _ in held], [cell.mean for _, cell in held]
-            bars = [cell.interval or 0.0 for _, cell in held]
-            look: dict[str, Any] = {"color": color_of(index), "linestyle": dash_of(index)}
-            axes.errorbar(places, means, bars, label=row, marker="o", capsize=3, **look)
-        axes.set_xticks(range(len(self.columns)), self.columns, rotation=30, ha="right")
-        axes.set_xlabel({"context": "context in tokens", "band": "occurrences in training"}[self.column_axis])
-        axes.set_ylabel(self.measure.replace("_", " "))
-        means = [cell.mean for cell in self.cells.values()]
-        if self.measure == "perplexity" and max(means) > 10 * min(means):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-        axes.legend()
-
-    def _draw_map(self, axes: "Axes") -> None:
-        import numpy as np
-
-        means = np.array(
-            [
-                [c.mean if (c := self.cells.get((row, column))) else math.nan for column in self.columns]
-                for row in self.rows
-            ]
-        )
-        low, high = (0.0, 1.0) if "accuracy" in self.measure else (None, None)
-        colors = "viridis_r" if _lower_is_better(self.measure) else "viridis"
-        image = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
-        axes.grid(visible=False)
-        axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
-        axes.set_yticks(range(len(self.rows)), self.rows)
-        for (y, x), mean in np.ndenumerate(means):
-            if not math.isnan(mean):
-                shade: Any = image.norm(mean)
-                dark = shade < 0.6 if colors == "viridis" else shade > 0.4
-                axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="white" if dark else "black")
-        axes.figure.colorbar(image, label=self.measure.replace("_", " "))
-
 
 def _no_formula(text: str) -> str:
     """A text of a CSV, with a `'` before it where a spreadsheet would take it for a formula."""
@@ -195,13 +146,15 @@ def build_table(
     """The table of a sweep. ValueError where no run has the measure, or there is no such axis.
 
     Rows are the families, and whatever else varies that the column does not decide; `searched` is the axis of which the
-    best value counts. Left out, the measure is the scaled accuracy where there is one, else the loss, and the column
-    the first of a few axes that varies.
+    best value counts. Left out, the measure is the scaled accuracy or the squared error where there is one, else the
+    loss, and the column the first of a few axes that varies. Columns may also be the lengths or positions of the tests.
     """
+    if column_axis in MEASURED_APART:
+        runs = _apart(runs, column_axis)
     known = list(dict.fromkeys(name for run in runs for name in run.measures))
     if not known:
-        raise ValueError("no run has a result yet")
-    measure = measure or ("scaled_accuracy" if "scaled_accuracy" in known else "loss")
+        raise ValueError(f"no run has a result yet{f' by {column_axis}' if column_axis in MEASURED_APART else ''}")
+    measure = measure or next((name for name in _FIRST_MEASURES if name in known), "loss")
     if measure not in known:
         short = ", ".join(name for name in known if "/" not in name)
         raise ValueError(f"no run has `{measure}`; there are {short}, and some by length")
@@ -231,14 +184,22 @@ def build_table(
     )
 
 
-def _lower_is_better(measure: str) -> bool:
-    """By the last word of a name such as `evaluation/long/loss`, or `average_perplexity`."""
-    last = measure.rpartition("/")[2]
-    return last in LOWER_IS_BETTER or last.endswith("_perplexity")
+def _apart(runs: Sequence[Measured], axis: str) -> list[Measured]:
+    """Each run once for every length or position at which it was measured."""
+    parts: list[Measured] = []
+    for run in runs:
+        found: dict[int, dict[str, float]] = {}
+        for name, value in run.measures.items():
+            by, _, rest = name.partition("/")
+            place, _, measure = rest.partition("/")
+            if by == f"by_{axis}" and place.isdigit():
+                found.setdefault(int(place), {})[measure] = value
+        parts += [Measured({**run.point, axis: place}, measures) for place, measures in found.items()]
+    return parts
 
 
 def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
-    choose = min if _lower_is_better(measure) else max
+    choose = min if lower_is_better(measure) else max
     best = choose(found, key=lambda value: fmean(found[value]))
     seeds = found[best]
     deviation = stdev(seeds) if len(seeds) > 1 else None

@@ -174,7 +174,10 @@ def table(
         str | None, typer.Option(metavar="NAME", help="What stands in the cells, such as accuracy or loss.")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="AXIS", help="What the columns are: an axis such as task or pairs.")
+        str | None,
+        typer.Option(
+            metavar="AXIS", help="Columns: an axis such as task or pairs; width; length or position of tests."
+        ),
     ] = None,
     best_of: Annotated[
         str | None, typer.Option(metavar="AXIS", help="The axis that was searched; left out, what the sweep says.")

@@ -33,11 +33,14 @@ def print_samples(workspace: Workspace, spec: RunSpec, count: int) -> None:
 
 def _print_generated(spec: RunSpec, count: int) -> None:
     """Print the first sequences of a task as its tokens, and beneath each what is answered there."""
-    batch = TrainingSequences(GeneratedData.open(spec.physics.data), spec.physics).batch(0, count)
+    data = GeneratedData.open(spec.physics.data, spec.execution.data_paths)
+    batch = TrainingSequences(data, spec.physics).batch(0, count)
     print(f"{spec.physics.task}: sequences of {spec.physics.data.context_length} tokens, . where nothing is answered")
-    for index, (tokens, targets) in enumerate(zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True)):
-        answers = ["." if target == IGNORED else str(target) for target in targets]
-        widths = [max(len(str(token)), len(answer)) for token, answer in zip(tokens, answers, strict=True)]
+    for index, (tokens, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
+        answers = ["." if target == IGNORED else f"{target:.4g}" for target in targets]
+        inputs = [[f"{value:.4g}" for value in row] for row in tokens.reshape(len(targets), -1).T]
         print(f"--- sequence {index}")
-        for row in (map(str, tokens), answers):
+        columns = list(zip(*inputs, answers, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        for row in (*inputs, answers):
             print(" ".join(value.rjust(width) for value, width in zip(row, widths, strict=True)))

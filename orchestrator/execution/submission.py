@@ -97,6 +97,8 @@ def prepare_data(
     seen: set[Path] = set()
     for spec in specs:
         data = spec.physics.data
+        if data.task is not None and data.task.reads and not spec.execution.data_paths:
+            raise InputError(f"task {spec.physics.task} reads files, and `data.paths` does not say where they lie")
         folder = data_folder(data, workspace)
         if folder in seen or data.generated is not None:
             continue

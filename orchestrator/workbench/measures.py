@@ -17,6 +17,9 @@ _VALIDATION = "validation/"
 _PARAMS = ("size", "seed", "task", "tokens", "steps", "context_length", "learning_rate", "weight_decay", "precision")
 """What MLflow holds of a run's coordinates, besides the fields of its task and the family."""
 
+_WIDTH = "width"
+"""The embedding dimension as an axis, in the place of the names of sizes."""
+
 
 def measure_table(
     workspace: Workspace,
@@ -28,23 +31,25 @@ def measure_table(
 ) -> "MeasureTable":
     """The table of a submitted sweep or of `mlflow:EXPERIMENT`, as far as runs have results.
 
-    `best_of` is the axis that was searched, where it is another than the sweep's own. Of an `evaluation` of a submitted
-    sweep, columns are what its own table tells apart, such as contexts. InputError where there is no such source, or
-    the table that is asked for cannot be made.
+    `column` is an axis of the sweep, `width`, or `length` or `position` of the tests. Of an `evaluation` of a submitted
+    sweep, columns are what its own table tells apart, such as contexts.
+
+    `best_of` is the axis that was searched, where it is another than the sweep's own. InputError where there is no such
+    source, or the table that is asked for cannot be made.
     """
     from analysis.report.table import build_table
 
     if source.startswith("mlflow:"):
         if evaluation is not None:
             raise InputError(f"--evaluation {evaluation}: it lies in the folders of runs; give the submitted sweep")
-        runs = _tracked(workspace, source.removeprefix("mlflow:"))
+        runs = _tracked(workspace, source.removeprefix("mlflow:"), column)
     else:
         plan = workspace.sweep(source).known_plan()
         if plan is None:
             raise InputError(f"no sweep `{source}` was submitted here")
         best_of = best_of or plan.get("best_of")
         if evaluation is None:
-            runs = _planned(workspace, plan["runs"])
+            runs = _planned(workspace, plan["runs"], column)
         else:
             runs, axis = _evaluated(workspace, plan["runs"], evaluation)
             measure, column = measure or "perplexity", column or axis
@@ -54,15 +59,20 @@ def measure_table(
         raise InputError(f"{source}: {error}") from None
 
 
-def _planned(workspace: Workspace, rows: list[dict[str, Any]]) -> "list[Measured]":
+def _planned(workspace: Workspace, rows: list[dict[str, Any]], column: str | None) -> "list[Measured]":
     from analysis.report.table import Measured
 
     runs = []
     for planned in rows:
-        result = workspace.run(planned["run_id"]).known_result()
+        run = workspace.run(planned["run_id"])
+        result = run.known_result()
         measures = {} if result is None else result.validation.metrics()
+        point = _point(planned)
+        if column == _WIDTH:
+            point[_WIDTH] = run.spec().physics.model.embedding_dim
+            del point["size"]
         named = {name.removeprefix(_VALIDATION): value for name, value in measures.items()}
-        runs.append(Measured(_point(planned), named | workspace.run(planned["run_id"]).evaluation_metrics()))
+        runs.append(Measured(point, named | run.evaluation_metrics()))
     return runs
 
 
@@ -131,7 +141,7 @@ def _point(planned: Mapping[str, Any]) -> dict[str, Any]:
     return {name: planned[name] for name in ("model", "size", "seed")} | dict(planned.get("point") or {})
 
 
-def _tracked(workspace: Workspace, experiment: str) -> "list[Measured]":
+def _tracked(workspace: Workspace, experiment: str, column: str | None) -> "list[Measured]":
     """The runs of an experiment that this program tracked. InputError where there is none."""
     from analysis.data.tracking_store import read_runs
     from analysis.findings import RefusalError
@@ -146,8 +156,14 @@ def _tracked(workspace: Workspace, experiment: str) -> "list[Measured]":
         if run.tags.get("kind") != "run":
             continue
         params = {name: value for name, value in run.params.items() if name in _PARAMS or name.startswith("task.")}
-        point = {"model": run.params.get("family"), **{name.removeprefix("task."): params[name] for name in params}}
+        point: dict[str, object] = {
+            "model": run.params.get("family"),
+            **{name.removeprefix("task."): params[name] for name in params},
+        }
         point.pop("name", None)  # that of the task, which stands as `task`
+        if column == _WIDTH:
+            point[_WIDTH] = int(run.params["model.embedding_dim"])
+            point.pop("size", None)
         measures = {
             name.removeprefix(_VALIDATION): v for name, v in run.metrics.items() if name.startswith(_VALIDATION)
         }
@@ -161,6 +177,8 @@ def write_table(table: "MeasureTable", file: Path) -> None:
     if file.suffix in texts:
         file.write_text(texts[file.suffix]())
     elif file.suffix in (".png", ".pdf", ".svg"):
-        table.draw(file)
+        from analysis.report.measure_figures import draw
+
+        draw(table, file)
     else:
         raise InputError(f"{file}: a table is written as .md, .tex, .csv, .png, .pdf or .svg")

@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 
 import pytest
 
+from analysis.report.measure_figures import draw
 from analysis.report.table import Measured, build_table
 
 
@@ -68,9 +69,29 @@ def test_every_format_holds_the_same_numbers(tmp_path: Path) -> None:
         ("llama", "parity", 0.0),
     ]
     assert [cell["mean"] for cell in table.to_json()["cells"]] == [pytest.approx(0.8), 0.25, 0.0]
-    table.draw(tmp_path / "map.svg")
+    draw(table, tmp_path / "map.svg")
     drawn = (tmp_path / "map.svg").read_text()
     assert all(f">{text}<" in drawn for text in ("lstm", "llama", "parity", "set_50%", "0.80", "0.25", "0.00"))
+
+
+def test_lengths_and_positions_of_the_tests_are_columns_and_numbers_are_drawn_as_curves(tmp_path: Path) -> None:
+    runs = [
+        Measured(
+            {"model": model, "seed": seed},
+            {"mean_squared_error": 0.5, "by_length/8/mean_squared_error": 0.25 + seed}
+            | {f"by_position/{place}/mean_squared_error": place / 4 for place in (10, 9)},
+        )
+        for model, seed in (("lstm", 0), ("lstm", 1), ("llama", 0))
+    ]
+    table = build_table(runs, None, "position", None)
+    assert (table.measure, table.columns, table.rows) == ("mean_squared_error", ["9", "10"], ["lstm", "llama"])
+    assert table.cells["lstm", "9"].mean == 2.25
+    assert build_table(runs, None, "length", None).cells["lstm", "8"].mean == 0.75
+    draw(table, tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert all(f">{text}<" in drawn for text in ("lstm", "llama", "position", "mean squared error", "9", "10"))
+    with pytest.raises(ValueError, match="no run has a result yet by length"):
+        build_table(RUNS, None, "length", None)
 
 
 def test_a_table_that_cannot_be_made_is_said() -> None:

@@ -1,4 +1,4 @@
-"""A generated task is learnt alike on any number of ranks and after a kill."""
+"""A generated task is learnt alike on any number of ranks and after a kill, dropout among it."""
 
 import math
 from pathlib import Path
@@ -32,6 +32,7 @@ def made(workspace: Workspace) -> RunDirectory:
             tokens=12 * 8 * data.context_length,
             batch_tokens=8 * data.context_length,
             optimizer=Optimizer(learning_rate=1e-2),
+            dropout=0.2,
         ),
         execution=Execution(device="cpu", threads_per_rank=1, log_every=1, checkpoint_every=5),
         evaluation=Evaluation(shortest=8, longest=10, sequences=30),

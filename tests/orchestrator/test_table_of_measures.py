@@ -46,6 +46,7 @@ def test_a_table_is_read_from_the_workspace(scaling: Any, tmp_path: Path, finish
     assert (said.code, said.out) == (0, EXPECTED), said.err
     assert (tmp_path / "table.md").read_text() == EXPECTED
     assert scaling("table", "languages", "--to", "table.doc").code == 2
+    assert scaling("table", "languages", "--columns", "width").out.startswith("| scaled_accuracy | 16 |\n")
 
 
 @pytest.mark.slow
@@ -54,3 +55,5 @@ def test_a_table_is_the_same_from_mlflow(scaling: Any, tmp_path: Path, finish: C
     assert scaling("sync").code == 0
     said = scaling("table", "mlflow:languages", "--best-of", "learning_rate")
     assert (said.code, said.out) == (0, EXPECTED), said.err
+    by_width = [scaling("table", source, "--columns", "width").out for source in ("languages", "mlflow:languages")]
+    assert by_width[1].startswith("| scaled_accuracy | 16 |\n")

@@ -15,7 +15,7 @@ from sweeps.language import OF_A_POINT, OF_A_TASK, OF_PORTIONS, OF_SECTIONS, ONE
 from sweeps.sweep import Sweep
 from xlstm.run.evaluations import KINDS, Kind, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
-from xlstm.tasks.settings import FormalLanguage, Recall
+from xlstm.tasks.settings import FROM_FILES, FormalLanguage, Pathfinder, Recall, SmallPathfinder
 
 Load = Callable[..., Sweep]
 REFERENCE = Path(__file__).parents[2] / "docs" / "sweeps.md"
@@ -95,10 +95,12 @@ def test_the_end_of_a_text_can_be_said(load: Load, tmp_path: Path) -> None:
     ("task", "name", "value"),
     [("parity", *field.values) for field in fields(FormalLanguage, *ONE_VALUE_ONLY, "longest")]
     + [("mqar", *field.values) for field in fields(Recall, *ONE_VALUE_ONLY, "symbols", "fill_blanks")]
+    + [("pathfinder", "side", 64), ("pathfinder", "difficulty", "easy")]
+    + [("small-pathfinder", "width", 16), ("small-pathfinder", "contour", 8)]
     + [("parity", "longest", 50), ("mqar", "symbols", 1024), ("mqar", "fill_blanks", False)],
 )
 def test_every_field_of_a_task_can_be_said(load: Load, task: str, name: str, value: Any) -> None:
-    data = {"context_length": 64} if task == "mqar" else {}
+    data = {"mqar": {"context_length": 64}}.get(task, {"revision": "stated"} if task in FROM_FILES else {})
     (run,) = load(task=task, data=data | {name: value}).runs
     generated = run.spec.physics.data.generated
     assert getattr(generated, name) == value != type(generated).model_fields[name].default
@@ -190,7 +192,7 @@ def default_of(name: str, rings: Iterable[type[BaseModel]]) -> str:
 @pytest.mark.parametrize(
     ("section", "rings"),
     [
-        ("DataSettings", [Data, FormalLanguage, Recall]),
+        ("DataSettings", [Data, FormalLanguage, Recall, Pathfinder, SmallPathfinder]),
         ("TrainSettings", [Physics, Optimizer, Schedule]),
         ("Point", [Physics]),
         ("Resources", [Execution]),

@@ -89,6 +89,18 @@ def test_lists_take_their_own_lengths(load: Load) -> None:
     assert list(run.spec.test_lengths) == [600]
 
 
+def test_files_of_a_task_that_are_not_there_are_named_with_their_line(load: Load) -> None:
+    text = GOOD.replace("parity", "bytes").replace("evaluation: {shortest: 30, longest: 40}\n", "")
+    (said,) = complaints(load, text.replace("longest: 20", "longest: 20, paths: [nowhere]"))
+    assert said.startswith(
+        "3: train/pos/*.txt of the reviews of aclImdb is to lie below `paths` once, and none lie in /"
+    )
+    (said,) = complaints(load, text)
+    assert said.endswith("none lie in no folder, since `paths` is not said")
+    (run,) = load(text.replace("longest: 20", "longest: 20, revision: stated")).runs
+    assert (run.spec.physics.data.revision, run.spec.physics.model.num_outputs) == ("stated", 2)
+
+
 def test_a_family_without_places_for_what_is_tested_is_named(load: Load) -> None:
     text = GOOD.replace("lstm", "gpt").replace("num_blocks: 2", "num_blocks: 2, num_heads: 2, context_length: 32")
     assert complaints(load, text) == ["11: test length 40 takes 40 positions, and the model has no more than 32"]

@@ -46,7 +46,7 @@ class LaterPhysics(Physics):
 
     model: LaterLlama
     data: LaterData
-    dropout: float = 0.0
+    label_smoothing: float = 0.0
     teacher: Distillation | None = Field(None, description="What the run learns from, beside the data.")
 
 
@@ -65,14 +65,14 @@ def run_id(model: dict[str, Any] | None = None, data: dict[str, Any] | None = No
 
 def test_fields_that_are_added_later_keep_every_id_while_they_have_their_defaults() -> None:
     assert run_id() == RunSpec(physics=Physics(**STATED)).run_id
-    stated = run_id(dropout=0.0, teacher=None, model={"parallel_blocks": False}, data={"languages": ()})
+    stated = run_id(label_smoothing=0.0, teacher=None, model={"parallel_blocks": False}, data={"languages": ()})
     assert stated == run_id()
 
 
 def test_fields_that_are_added_later_move_the_id_once_they_are_said() -> None:
     said = [
         run_id(),
-        run_id(dropout=0.1),
+        run_id(label_smoothing=0.1),
         run_id(model={"parallel_blocks": True}),
         run_id(data={"languages": ("en",)}),
         run_id(teacher=Distillation()),

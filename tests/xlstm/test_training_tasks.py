@@ -12,6 +12,7 @@ from every_family import DIMENSIONS, small
 
 from xlstm.data.batches import Batch
 from xlstm.data.generated import GeneratedData, declare_task
+from xlstm.data.sequences import TrainingSequences
 from xlstm.distributed import World
 from xlstm.evaluation.answers import validate_on
 from xlstm.models import IGNORED, build
@@ -32,17 +33,25 @@ def one_rank() -> Iterator[None]:
 
 
 def spec_of(
-    task: str, fields: dict[str, Any], family: str = "lstm", steps: int = 20, length: int | None = None, **tested: int
+    task: str,
+    fields: dict[str, Any],
+    family: str = "lstm",
+    steps: int = 20,
+    length: int | None = None,
+    dropout: float = 0.0,
+    **tested: int,
 ) -> RunSpec:
     data, vocabulary = declare_task(task, fields, length)
+    assert data.task is not None
     physics = Physics(
         task=data.corpus,  # type: ignore[arg-type]
-        model=small(family, vocab_size=vocabulary, embedding_dim=32),
+        model=small(family, vocab_size=vocabulary, embedding_dim=32, **data.task.ends),
         data=data,
         tokens=steps * 16 * data.context_length,
         batch_tokens=16 * data.context_length,
         optimizer=Optimizer(learning_rate=1e-2),
         schedule=Schedule(warmup_steps=5),
+        dropout=dropout,
     )
     return RunSpec.model_validate(
         {"physics": physics, "execution": {"device": "cpu"}, "evaluation": Evaluation(**tested)}  # type: ignore[arg-type]
@@ -147,6 +156,28 @@ def test_answers_are_judged_alike_however_they_are_divided(
         assert found[0].loss == pytest.approx(summed[:, 0].sum() / 56)
 
 
+@pytest.mark.parametrize(
+    ("task", "fields", "length"),
+    [
+        ("stack-manipulation", {}, None),
+        ("mqar", {}, 64),
+        ("listops", {"shortest": 9, "longest": 30}, None),
+        ("nearest-neighbor", {}, None),
+        ("small-pathfinder", {}, None),
+    ],
+)
+def test_ranks_share_a_batch_whatever_their_number(task: str, fields: dict[str, int], length: int | None) -> None:
+    physics = spec_of(task, fields, length=length).physics
+    found = []
+    for ranks in (1, 2, 4):
+        each = 16 // ranks
+        anew = [TrainingSequences(GeneratedData.open(physics.data), physics) for _ in range(ranks)]
+        parts = [sequences.batch(3 * 16 + rank * each, each) for rank, sequences in enumerate(anew)]
+        found.append([np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "targets")])
+    for other in found[1:]:
+        assert all(np.array_equal(one, another) for one, another in zip(found[0], other, strict=True))
+
+
 def test_recall_comes_again_each_epoch_in_another_order(tmp_path: Path) -> None:
     fields = {"pairs": 2, "symbols": 32, "examples": 32}
     made = trainer(tmp_path, spec_of("mqar", fields, "xlstm[1:1]", length=16))
@@ -154,3 +185,36 @@ def test_recall_comes_again_each_epoch_in_another_order(tmp_path: Path) -> None:
     assert sorted(epochs[0]) == sorted(epochs[1])
     assert epochs[0] != epochs[1]
     assert made.validation().answers is not None
+
+
+def test_dropout_is_the_same_however_a_step_is_divided(tmp_path: Path) -> None:
+    made = trainer(tmp_path, spec_of("reverse", {"longest": 8}, dropout=0.5))
+    found = []
+    for step, micro in ((0, 16), (0, 4), (1, 16)):
+        made.step, made.micro = step, micro
+        found.append(made._add_gradients(made._batch(0)).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0] != pytest.approx(found[2], rel=1e-3)
+
+
+def test_numbers_are_learnt_and_judged_by_their_squared_errors(tmp_path: Path) -> None:
+    fields = {"longest": 6, "examples": 64}
+    made = trainer(tmp_path, spec_of("nearest-neighbor", fields, "xlstm[1:1]", 60, dropout=0.1, longest=8, sequences=9))
+    before = made.validation().loss
+    assert made.train(lambda: True)
+    after = made.last_validation
+    assert after is not None
+    assert after.answers is not None
+    assert after.loss == after.answers.mean_squared_error < 0.5 * before
+    errors: dict[int, list[float]] = {place: [] for place in range(1, 8)}
+    for length in (6, 7, 8):
+        batch = made.data.test(length, np.arange(3))  # type: ignore[union-attr]
+        with torch.no_grad():
+            said = made.model(torch.from_numpy(batch.tokens))[0].squeeze(-1).numpy()
+        for place in range(1, length):
+            errors[place] += ((said - batch.targets)[:, place] ** 2).tolist()
+    row = [row for row in made.run.metrics() if "validation/mean_squared_error" in row][-1]
+    assert "validation/accuracy" not in row
+    for place, found in errors.items():
+        assert row[f"validation/by_position/{place}/mean_squared_error"] == pytest.approx(np.mean(found), rel=1e-5)
+    assert row["validation/mean_squared_error"] == pytest.approx(np.mean(np.concatenate([*errors.values()])), rel=1e-5)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pydantic import BaseModel, ConfigDict
 
 from xlstm.accounting.cost import Cost, Sequence, total
-from xlstm.accounting.families import costs, embedding_parameters, head
+from xlstm.accounting.families import costs, embedding, head
 from xlstm.models.configs import ModelConfig
 from xlstm.models.naming import dimensions_key
 from xlstm.models.published import DIMENSIONS
@@ -49,7 +49,7 @@ def parameters(config: ModelConfig) -> Parameters:
     """Parameters of the model of a configuration."""
     inner = total(costs(config, Sequence(1, 1, True))).parameters
     return Parameters(
-        total=inner + embedding_parameters(config) + head(config).parameters,
+        total=inner + embedding(config).parameters + head(config).parameters,
         non_embedding=inner,
         non_embedding_with_head=inner + head(config).parameters,
     )
@@ -79,7 +79,7 @@ def flops_per_token(
     """
     if context_length < 1 or chunk_size < 1:
         raise ValueError(f"context_length {context_length} and chunk_size {chunk_size} must be at least 1")
-    cost = total(costs(config, Sequence(context_length, chunk_size, causal)))
+    cost = total(costs(config, Sequence(context_length, chunk_size, causal))) + embedding(config)
     if include_head:
         cost += head(config)
     passes = 3 if backward else 1

@@ -23,13 +23,16 @@ def saved(config: ModelConfig, sequence: Sequence) -> list[Saved]:
 
 
 def head(config: ModelConfig) -> Cost:
-    """The map from the last hidden vector to the vocabulary."""
-    return linear(config.embedding_dim, config.vocab_size)
+    """The map from the last hidden vector to the vocabulary, or to what else comes out."""
+    return linear(config.embedding_dim, config.num_outputs or config.vocab_size)
 
 
-def embedding_parameters(config: ModelConfig) -> int:
-    """Parameters of the token embedding, where it is not the head too."""
-    return 0 if config.family in TIED else config.vocab_size * config.embedding_dim
+def embedding(config: ModelConfig) -> Cost:
+    """The token embedding, a look-up, where it is not the head too; or the map of the real numbers that go in."""
+    if config.num_inputs:
+        return linear(config.num_inputs, config.embedding_dim)
+    tied = config.family in TIED and not config.num_outputs
+    return Cost(0 if tied else config.vocab_size * config.embedding_dim)
 
 
 def _module(config: ModelConfig) -> Any:

@@ -84,7 +84,7 @@ def slstm_block(config: XLSTMConfig) -> Cost:
     cell = Cost(recurrence=SLSTM_OPERATIONS * d)
     feedforward = norm(d) + linear(d, 2 * width) + linear(width, d)
     cost = norm(d) + gates + recurrent + cell + norm(d) + feedforward
-    return cost + causal_conv(d) if config.convolution else cost
+    return cost + causal_conv(d) if config.slstm_has_convolution else cost
 
 
 def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
@@ -104,7 +104,7 @@ def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
         if config.convolution:
             mlstm += Saved(2 * d, 2 * d)
     slstm = Saved(7 * d + 4 * width, 7 * d, input=d)
-    if config.convolution:
+    if config.slstm_has_convolution:
         slstm += Saved(d, d)
     return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
 

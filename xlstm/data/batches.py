@@ -5,6 +5,7 @@ Windows do not overlap. Which window comes when, `order.Order` says: a batch dep
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,13 @@ from xlstm.models import IGNORED
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences: int64 arrays `(sequences, context_length)`; `resets` is true where a document starts."""
+    """Some sequences: int64 arrays `(sequences, context_length)`; `resets` is true where a document starts.
 
-    tokens: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    Tasks may have real numbers instead; see `xlstm.tasks.contract.Examples`.
+    """
+
+    tokens: NDArray[Any]
+    targets: NDArray[Any]
     resets: NDArray[np.bool_]
 
     @property

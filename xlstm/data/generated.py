@@ -1,7 +1,8 @@
-"""Data of tasks whose sequences are generated: nothing is prepared, and there is nothing that could drift."""
+"""Data of tasks: sequences that are generated, or read from files as they are. Nothing is prepared."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,29 +10,49 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from xlstm.data.batches import Batch
+from xlstm.data.locations import located
 from xlstm.run.identity import digest, without_later_defaults
 from xlstm.run.spec import Data
 from xlstm.tasks import Task, task_of
+from xlstm.tasks.long_range import LongRangeTask, revision_of
 from xlstm.tasks.settings import REVISION, AnyTask, TaskSettings
 
 _SETTINGS: TypeAdapter[TaskSettings] = TypeAdapter(AnyTask)
 
 
-def declare_task(name: str, fields: Mapping[str, Any], context_length: int | None) -> tuple[Data, int]:
+def declare_task(
+    name: str,
+    fields: Mapping[str, Any],
+    context_length: int | None,
+    paths: Sequence[str] = (),
+    revision: str | None = None,
+) -> tuple[Data, int]:
     """The data ring of a task with some of its fields, and the model's vocabulary size.
 
-    `context_length` is None for tasks whose lengths decide it. ValueError where there are no such sequences.
+    `context_length` is None for tasks whose lengths decide it. Of a task that reads files, the revision is that of the
+    files in `paths`; where there are none, a stated one is taken at its word, so that no file is needed to plan.
+    ValueError where there are no such sequences, or no such files.
     """
     settings = _SETTINGS.validate_python({"name": name, **fields})
     task = task_of(settings, context_length or 0)
+    if task.reads and (paths or revision is None):
+        revision = _revision(settings, tuple(map(located, paths)))
     data = Data(
         corpus=name,
-        revision=REVISION,
+        revision=revision if task.reads and revision else REVISION,
         tokenizer="symbols",
         context_length=task.context_length,
         generated=settings,
     )
     return data, task.vocabulary
+
+
+@lru_cache(maxsize=64)
+def _revision(settings: TaskSettings, paths: tuple[str, ...]) -> str:
+    """Of the files of a task; computed once for the runs of a sweep."""
+    task = task_of(settings, 0)
+    assert isinstance(task, LongRangeTask)
+    return revision_of(task.find(paths))
 
 
 @dataclass(frozen=True)
@@ -43,11 +64,12 @@ class GeneratedData:
     """Eight hex digits of the task, its fields and the version of the generators."""
 
     @classmethod
-    def open(cls, data: Data) -> "GeneratedData":
-        """ValueError for data that are no task's."""
+    def open(cls, data: Data, paths: Sequence[str] = ()) -> "GeneratedData":
+        """ValueError for data that are no task's, and where the files of one that reads are not in `paths`."""
         if data.task is None:
             raise ValueError(f"{data.corpus} is a corpus, and not generated")
-        return cls(data.task, digest(without_later_defaults(data, data.model_dump(mode="json"))))
+        task = data.task.opened(tuple(map(located, paths)), data.revision)
+        return cls(task, digest(without_later_defaults(data, data.model_dump(mode="json"))))
 
     @property
     def path(self) -> str:
@@ -69,5 +91,5 @@ class GeneratedData:
         return _batch(examples.tokens, examples.targets)
 
 
-def _batch(tokens: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
-    return Batch(tokens, targets, np.zeros(tokens.shape, dtype=bool))
+def _batch(tokens: NDArray[Any], targets: NDArray[Any]) -> Batch:
+    return Batch(tokens, targets, np.zeros(targets.shape, dtype=bool))

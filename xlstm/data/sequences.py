@@ -1,5 +1,6 @@
 """What a run is trained on, whatever it learns: numbered sequences, in an order that depends on the seed alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,9 +19,9 @@ from xlstm.run.spec import Data, Physics
 RunData: TypeAlias = PreparedData | GeneratedData
 
 
-def open_data(data: Data, workspace: Workspace) -> RunData:
-    """The data of a run: what `prepare` made of a corpus, or a task that generates its own."""
-    return open_prepared(data, workspace) if data.generated is None else GeneratedData.open(data)
+def open_data(data: Data, workspace: Workspace, paths: Sequence[str] = ()) -> RunData:
+    """The data of a run: what `prepare` made of a corpus, or a task; files that it reads lie in `paths`."""
+    return open_prepared(data, workspace) if data.generated is None else GeneratedData.open(data, paths)
 
 
 def windows_of(data: PreparedData, physics: Physics, split: str) -> Windows:

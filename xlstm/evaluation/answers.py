@@ -33,42 +33,64 @@ def validate_on(
 def _test(
     model: nn.Module, data: GeneratedData, spec: RunSpec, world: World, heartbeat: Callable[[], None]
 ) -> Validation:
-    """Loss per token of an answer and accuracies, over as many sequences of each length that is tested.
+    """Loss per token of an answer and measures, over as many sequences of each length that is tested.
 
     Each length is divided over the ranks, and all run the model equally often. A sequence is scored by the share of its
-    answer that is right; scores are means over sequences, and so over lengths.
+    answer that is right; scores are means over sequences, and so over lengths. Where answers are numbers, the loss is
+    their squared error.
     """
     lengths = spec.test_lengths
-    each = -(-(spec.evaluation.sequences or data.task.tested) // len(lengths))
-    sums = np.zeros((len(lengths), 4))  # nats, tokens of answers, scores, sequences that are wholly right
+    wanted = spec.evaluation.sequences or data.task.tested
+    each = -(-min(wanted, data.task.test_sequences or wanted) // len(lengths))
+    sums = np.zeros((len(lengths), 4))  # loss, tokens of answers, scores, sequences that are wholly right
+    # Of numbers alone: squared errors and answers at each position.
+    places = np.zeros((2, data.task.positions(lengths[-1]) if data.task.regression else 0))
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for row, length in enumerate(lengths):
             for batch, real in _batches(data, spec, world, length, each):
                 heartbeat()
-                sums[row] += _tally(model, batch, real, world.device)
+                if data.task.regression:
+                    sums[row, :2] += _add_errors(model, batch, real, world.device, places)
+                else:
+                    sums[row] += _tally(model, batch, real, world.device)
     model.train(was_training)
-    sums = np.array(world.sum(*sums.flatten())).reshape(sums.shape)
+    summed = np.array(world.sum(*sums.flatten(), *places.flatten()))
+    sums, places = summed[: sums.size].reshape(sums.shape), summed[sums.size :].reshape(places.shape)
     loss = float(sums[:, 0].sum() / sums[:, 1].sum())
-    by_length = {
-        length: Answers(accuracy=float(score / each), sequence_accuracy=float(whole / each))
-        for length, (_, _, score, whole) in zip(lengths, sums, strict=True)
-    }
-    accuracy = float(sums[:, 2].sum() / (each * len(lengths)))
-    chance = data.task.chance
     return Validation(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         tokens=int(sums[:, 1].sum()),
         evaluation=spec.evaluation_fingerprint,
         sequences=each * len(lengths),
-        answers=Answers(
-            accuracy=accuracy,
-            sequence_accuracy=float(sums[:, 3].sum() / (each * len(lengths))),
-            scaled_accuracy=(accuracy - chance) / (1 - chance),
-            by_length=by_length,
-        ),
+        answers=_errors(lengths, sums, places) if data.task.regression else _scores(lengths, sums, each, data),
+    )
+
+
+def _scores(lengths: range, sums: np.ndarray, each: int, data: GeneratedData) -> Answers:
+    accuracy = float(sums[:, 2].sum() / (each * len(lengths)))
+    chance = data.task.chance
+    return Answers(
+        accuracy=accuracy,
+        sequence_accuracy=float(sums[:, 3].sum() / (each * len(lengths))),
+        scaled_accuracy=(accuracy - chance) / (1 - chance),
+        by_length={
+            length: Answers(accuracy=float(score / each), sequence_accuracy=float(whole / each))
+            for length, (_, _, score, whole) in zip(lengths, sums, strict=True)
+        },
+    )
+
+
+def _errors(lengths: range, sums: np.ndarray, places: np.ndarray) -> Answers:
+    return Answers(
+        mean_squared_error=float(sums[:, 0].sum() / sums[:, 1].sum()),
+        by_length={
+            length: Answers(mean_squared_error=float(errors / count))
+            for length, (errors, count, _, _) in zip(lengths, sums, strict=True)
+        },
+        by_position={place: float(errors / count) for place, (errors, count) in enumerate(places.T) if count},
     )
 
 
@@ -98,3 +120,15 @@ def _tally(model: nn.Module, batch: Batch, real: int, device: torch.device) -> n
     tokens = asked.sum(axis=1)
     score = right[:real] / tokens[:real]
     return np.array([nats.item(), tokens.sum(), score.sum(), np.count_nonzero(right[:real] == tokens[:real])])
+
+
+def _add_errors(
+    model: nn.Module, batch: Batch, real: int, device: torch.device, places: np.ndarray
+) -> tuple[float, int]:
+    """Sum of squared errors and their number in the first `real` sequences, both added to `places` by position."""
+    said = model(placed(batch.tokens, device))[0].squeeze(-1).double().cpu().numpy()[:real]
+    asked = batch.targets[:real] != IGNORED
+    errors = np.where(asked, (said - batch.targets[:real]) ** 2, 0.0)
+    places[0, : errors.shape[1]] += errors.sum(axis=0)
+    places[1, : errors.shape[1]] += asked.sum(axis=0)
+    return float(errors.sum()), int(asked.sum())

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from xlstm.run.json_files import write_json
 _LOGITS = 1 << 26
 """Logits that a pass may give: those of every position are returned, though few are read."""
 
-Request = tuple[tuple[str, str], list[int], list[int]]
+Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]
 """Context and continuation, as texts and as tokens."""
 
 
@@ -97,7 +97,7 @@ class HarnessModel(TemplateLM):
 
         ValueError for a continuation that the model cannot read at once.
         """
-        for _, _, continuation in requests:
+        for _texts, _context, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
                 raise ValueError(
                     f"a continuation of {len(continuation)} tokens, where from 1 to {self.max_length} can be read; "
@@ -155,7 +155,7 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The likeliest continuation of each context up to the first of its stops. ValueError where one is a sample."""
         for request in requests:
-            asked = request.args[1]
+            asked: dict[str, Any] = request.args[1]
             if asked.get("do_sample") or asked.get("temperature"):
                 raise ValueError("a task asks for samples; continuations here are the likeliest")
         return self._answers.of([request.args for request in requests], lambda told: self._continue(*told))

@@ -106,14 +106,17 @@ def _bytes_of_tokens(data: Data, path: Path) -> NDArray[np.int64] | None:
     return tokenizer_of(data, path).token_bytes()
 
 
-def losses(model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device, z_loss: float = 0.0) -> torch.Tensor:
+def losses(
+    model: nn.Module, batch: Batch, spec: RunSpec, device: torch.device, z_loss: float = 0.0, **training: Any
+) -> torch.Tensor:
     """Loss of every token in nats, float32 `(sequences, context_length)`; 0 where there is no target.
 
-    `z_loss` is the weight of a penalty that its gradient has and its value has not.
+    `z_loss` is the weight of a penalty that its gradient has and its value has not; `training` is what else the model
+    is called with in training alone.
     """
     tokens, targets = (placed(array, device) for array in (batch.tokens, batch.targets))
     resets = placed(batch.resets, device) if spec.physics.data.documents == "reset" else None
-    nll: torch.Tensor = model(tokens, resets=resets, targets=targets, z_loss=z_loss)[0]
+    nll: torch.Tensor = model(tokens, resets=resets, targets=targets, z_loss=z_loss, **training)[0]
     return nll
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.attention import Mask, mask_for
+from xlstm.models.dropout import Dropout
 from xlstm.models.language_model import LanguageModel
 
 INITIAL_STD = 0.02
@@ -69,7 +70,7 @@ class Transformer(LanguageModel):
         raise NotImplementedError
 
     def apply_blocks(
-        self, x: Tensor, state: Past | None, resets: Tensor | None, keep_state: bool
+        self, x: Tensor, state: Past | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Past | None]:
         """`x` (batch, time, d) after the last block, and the keys and values so far, None unless they are kept."""
         layout = lay_out(x, state, resets)
@@ -77,7 +78,10 @@ class Transformer(LanguageModel):
         cache: list[tuple[Tensor, Tensor]] = []
         for index, block in enumerate(self.blocks):
             past = None if state is None else (state.keys[index], state.values[index])
+            before = x
             x, keys_and_values = block(x, layout, past, keep_state, *others)
+            if dropout is not None:
+                x = dropout(before, x, index)
             if keep_state:
                 cache.append(keys_and_values)
         return x, layout.past(cache) if keep_state else None

@@ -24,7 +24,20 @@ _CLOSED = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class XLSTMConfig:
+class Ends:
+    """What goes into a model of any family and what comes out of it: its task says so, and no size."""
+
+    vocab_size: int
+    num_inputs: int = 0
+    """Real numbers per position, which a linear map reads in the place of tokens; 0 for tokens."""
+    num_outputs: int = 0
+    """Classes that the head tells apart, or 1 for a number; 0 for the vocabulary."""
+    regression: bool = False
+    """Whether the head says a number, whose squared error is the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class XLSTMConfig(Ends):
     """xLSTM[a:b] of arXiv 2405.04517: pre-up-projection mLSTM and post-up-projection sLSTM blocks.
 
     The defaults are the paper's models; the other values are its ablations (Tables 2, 8 and following).
@@ -32,7 +45,6 @@ class XLSTMConfig:
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     slstm_at: tuple[int, ...] = ()
@@ -50,6 +62,11 @@ class XLSTMConfig:
     """Whether the mLSTM divides by max(|n·q|, 1)."""
     convolution: bool = True
     """Whether queries, keys (mLSTM) and input and forget gates (sLSTM) see the causal convolution of four tokens."""
+    slstm_convolution: bool = True
+    """Whether those of the sLSTM do, where `convolution` holds; the paper leaves it out on formal languages."""
+    slstm_initialization: Literal["power-law", "uniform"] = "power-law"
+    """The sLSTM's recurrent weights and biases at first. `power-law`: weights zero, forget biases from +5 to -7;
+    `uniform`: all within 1/sqrt(d), as an LSTM's, the `standard` of the authors' code."""
     learnable_skip: bool = True
     """Whether the mLSTM cell's input is added to its output, with a weight per channel."""
     slstm_gates: Literal["headwise", "dense"] = "headwise"
@@ -80,13 +97,18 @@ class XLSTMConfig:
         _require(clip is None or clip > 0, "recurrent_gradient_clip must be positive, or null for none")
 
     @property
+    def slstm_has_convolution(self) -> bool:
+        """Whether the sLSTM blocks have one."""
+        return self.convolution and self.slstm_convolution
+
+    @property
     def slstm_feedforward_dim(self) -> int:
         """Width of the sLSTM blocks' gated feed-forward layer, a multiple of 64."""
         return round_up(self.slstm_feedforward_factor * self.embedding_dim, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XLSTMLargeConfig:
+class XLSTMLargeConfig(Ends):
     """The block of xLSTM-7B (arXiv 2503.13427): mLSTM at width d with soft-capped gates, RMSNorm, SwiGLU.
 
     Queries and keys have half the width of values; the feed-forward layer 2.667 d, rounded up to a multiple of 64.
@@ -94,7 +116,6 @@ class XLSTMLargeConfig:
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     num_heads: int
@@ -120,12 +141,11 @@ class XLSTMLargeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
+class LlamaConfig(Ends):
     """Llama: RMSNorm, rotary positions, multi-head attention, SwiGLU of width 8/3 d rounded up to 64; no biases."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     num_heads: int
@@ -143,12 +163,11 @@ class LlamaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig:
+class GPTConfig(Ends):
     """GPT-3-style: LayerNorm, learned positions, multi-head attention, GELU of width 4 d, biases, tied embedding."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     num_heads: int
@@ -161,12 +180,11 @@ class GPTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MambaConfig:
+class MambaConfig(Ends):
     """Mamba: selective state spaces in 2 d channels after a convolution of four taps; step sizes of rank d / 16."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     state_dim: int = 16
@@ -187,12 +205,11 @@ class MambaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV4Config:
+class RWKV4Config(Ends):
     """RWKV-4: token shift, WKV with per-channel decay, channel mixing of width 4 d."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     family: Literal["rwkv4"] = "rwkv4"
@@ -202,12 +219,11 @@ LSTMVariant: TypeAlias = Literal["vanilla", "residual", "up-projection"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig:
+class LSTMConfig(Ends):
     """The LSTM ladder of arXiv 2405.04517, Table 2: a plain stack; residual and pre-norm; and an up-projection."""
 
     __pydantic_config__: ClassVar = _CLOSED
 
-    vocab_size: int
     embedding_dim: int
     num_blocks: int
     variant: LSTMVariant = "up-projection"
@@ -218,8 +234,194 @@ class LSTMConfig:
         _require(self.variant in variants, f"variant must be one of {', '.join(variants)}, not {self.variant!r}")
 
 
+def swiglu_width(embedding_dim: int, ratio: int) -> int:
+    """Width of the feed-forward layer of flash-linear-attention's models: 2/3 of `ratio` d, up to a multiple of 256."""
+    return round_up(2 * ratio * embedding_dim // 3, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLAConfig:
+    """Gated linear attention: keys of half the width, decays of rank 16 per key channel, SwiGLU of width 8/3 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    num_heads: int = 4
+    decay_rank: int = 16
+    """Rank of the map from channels to decays."""
+    family: Literal["gla"] = "gla"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % (2 * self.num_heads) == 0, "embedding_dim must be a multiple of twice num_heads")
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of all queries, and of all keys."""
+        return self.embedding_dim // 2
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU."""
+        return swiglu_width(self.embedding_dim, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HGRN2Config:
+    """HGRN2: linear attention; what forget gates, bounded from below, let in are its keys; SwiGLU of width 8/3 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    head_dim: int = 128
+    family: Literal["hgrn2"] = "hgrn2"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU."""
+        return swiglu_width(self.embedding_dim, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV5Config:
+    """RWKV-5, Eagle: a matrix memory per head with constant decays, token shift, channel mixing of width 4 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    head_dim: int = 64
+    family: Literal["rwkv5"] = "rwkv5"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+
+    @property
+    def channel_dim(self) -> int:
+        """Width of channel mixing: that of the xLSTM paper's counts; the author's own is 3.5 d."""
+        return 4 * self.embedding_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV6Config:
+    """RWKV-6, Finch: RWKV-5 with decays and token shifts that depend on the token; channel mixing of width 3.5 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    head_dim: int = 64
+    mix_rank: int = 32
+    """Rank of what a token adds to each of the five mixtures."""
+    decay_rank: int = 64
+    """Rank of what a token adds to the decays."""
+    family: Literal["rwkv6"] = "rwkv6"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+
+    @property
+    def channel_dim(self) -> int:
+        """Width of channel mixing."""
+        return round_up(3.5 * self.embedding_dim, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HGRNConfig:
+    """HGRN: an element-wise linear recurrence whose forget gates keep more at least in deep blocks; SwiGLU as HGRN2."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    family: Literal["hgrn"] = "hgrn"
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU."""
+        return swiglu_width(self.embedding_dim, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetNetConfig:
+    """RetNet: linear attention with a constant decay per head, values of twice the width, SwiGLU of width 4/3 d."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    head_dim: int = 256
+    """Of queries and keys; values have twice as many channels."""
+    rope_theta: float = 10_000.0
+    family: Literal["retnet"] = "retnet"
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+        _require(self.head_dim % 2 == 0, "head_dim must be even (rotary positions)")
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of head_dim channels."""
+        return self.embedding_dim // self.head_dim
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU."""
+        return swiglu_width(self.embedding_dim, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """Mamba-2: a matrix memory per head with a decay by the token, in 2 d channels after a convolution of four taps."""
+
+    __pydantic_config__: ClassVar = _CLOSED
+
+    vocab_size: int
+    embedding_dim: int
+    num_blocks: int
+    state_dim: int = 128
+    head_dim: int = 64
+    family: Literal["mamba2"] = "mamba2"
+
+    def __post_init__(self) -> None:
+        _require(self.inner_dim % self.head_dim == 0, "2 embedding_dim must be a multiple of head_dim")
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels of the memory's values."""
+        return 2 * self.embedding_dim
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of head_dim channels."""
+        return self.inner_dim // self.head_dim
+
+
 ModelConfig: TypeAlias = (
-    XLSTMConfig | XLSTMLargeConfig | LlamaConfig | GPTConfig | MambaConfig | RWKV4Config | LSTMConfig
+    XLSTMConfig
+    | XLSTMLargeConfig
+    | LlamaConfig
+    | GPTConfig
+    | MambaConfig
+    | RWKV4Config
+    | LSTMConfig
+    | GLAConfig
+    | HGRN2Config
+    | RWKV5Config
+    | RWKV6Config
+    | HGRNConfig
+    | RetNetConfig
+    | Mamba2Config
 )
 
 FAMILIES: Final[Mapping[str, type[ModelConfig]]] = {cls.family: cls for cls in get_args(ModelConfig)}

@@ -25,3 +25,15 @@ def logits_or_losses(
         logits = F.linear(hidden, weight)
         return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
     return linear_cross_entropy(hidden, weight, targets, ignored=IGNORED, soft_cap=soft_cap, z_loss=z_loss)
+
+
+def squared_errors(hidden: Tensor, weight: Tensor, targets: Tensor | None) -> Tensor:
+    """The numbers that `hidden` (batch, time, d) and `weight` (1, d) say, (batch, time, 1); or their squared errors.
+
+    Errors are (batch, time), at least float32, 0 where the target is IGNORED.
+    """
+    numbers = F.linear(hidden, weight)
+    if targets is None:
+        return numbers
+    said = numbers.squeeze(-1).to(torch.promote_types(numbers.dtype, torch.float32))
+    return torch.where(targets == IGNORED, 0.0, (said - targets).square())

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from xlstm.models.configs import ModelConfig
-from xlstm.models.head import logits_or_losses
+from xlstm.models.dropout import Dropout
+from xlstm.models.head import logits_or_losses, squared_errors
 
 
 class LanguageModel(nn.Module):
     """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing.
+
+    Whatever the family, `config.num_inputs` real numbers per position may go in instead of tokens, and
+    `config.num_outputs` classes or numbers come out instead of the vocabulary; see `xlstm.models.configs.Ends`.
 
     A family gives its blocks and its last norm, and overrides what is its own: `embed`, `apply_blocks`, `decays`, and
     always `initialize_parameter`. Parameters are registered in the order in which a token meets them, `stem` (modules
@@ -30,17 +34,20 @@ class LanguageModel(nn.Module):
         stem: Mapping[str, nn.Module] | None = None,
         tied: bool = False,
     ) -> None:
-        """`tied` uses the embedding as the head."""
+        """`tied` uses the embedding as the head, where both are the vocabulary's."""
         super().__init__()
         self.config: Any = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        d = config.embedding_dim
+        self.embedding: nn.Embedding | nn.Linear = (
+            nn.Linear(config.num_inputs, d, bias=False) if config.num_inputs else nn.Embedding(config.vocab_size, d)
+        )
         for name, module in (stem or {}).items():
             self.add_module(name, module)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
-        if not tied:
-            self.head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
-        self.tied = tied
+        self.tied = tied and not (config.num_inputs or config.num_outputs)
+        if not self.tied:
+            self.head = nn.Linear(d, config.num_outputs or config.vocab_size, bias=False)
 
     def forward(
         self,
@@ -50,26 +57,38 @@ class LanguageModel(nn.Module):
         resets: Tensor | None = None,
         targets: Tensor | None = None,
         z_loss: float = 0.0,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Any]:
         """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
 
+        `tokens` (batch, time) are int64, or floats (batch, time, num_inputs); of a regression the numbers themselves
+        come out, and as losses their squared errors.
         `resets` (batch, time) is true where a document starts. `z_loss`: see `logits_or_losses`. In training (gradients
         on, targets given, no state) no state is returned but None: it would hold every block's activations alive.
         """
         keep_state = state is not None or targets is None or not torch.is_grad_enabled()
-        x, after = self.apply_blocks(self.embed(tokens), state, resets, keep_state)
+        if self.config.num_inputs:
+            tokens = tokens.to(self.embedding.weight.dtype)
+        x, after = self.apply_blocks(self.embed(tokens), state, resets, keep_state, dropout)
         weight = self.embedding.weight if self.tied else self.head.weight
+        if self.config.regression:
+            return squared_errors(self.norm(x), weight, targets), after
         return logits_or_losses(self.norm(x), weight, targets, self.soft_cap, z_loss), after
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads, (batch, time, d), of `tokens` (batch, time)."""
         return self.embedding(tokens)
 
-    def apply_blocks(self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool) -> tuple[Tensor, Any]:
+    def apply_blocks(
+        self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and the state: one entry per block here, None unless kept."""
         states: list[Any] = []
         for index, block in enumerate(self.blocks):
+            before = x
             x, after = block(x, state[index] if state else None, resets)
+            if dropout is not None:
+                x = dropout(before, x, index)
             if keep_state:
                 states.append(after)
         return x, tuple(states) if keep_state else None

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, Ends, LSTMConfig, ModelConfig, XLSTMConfig
 
 
 class Family(NamedTuple):
@@ -89,8 +89,8 @@ def family_label(config: ModelConfig) -> str:
     return f"xlstm[{num_mlstm}:{num_slstm}]{changed}"
 
 
-_NO_ABLATION = ("family", "vocab_size", "embedding_dim", "num_blocks", "slstm_at", "num_heads")
-"""Fields of xLSTM's configuration that its size and its ratio say."""
+_NO_ABLATION = {*Ends.__dataclass_fields__, "family", "embedding_dim", "num_blocks", "slstm_at", "num_heads"}
+"""Fields of xLSTM's configuration that its task, its size and its ratio say."""
 
 
 @lru_cache

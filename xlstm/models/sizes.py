@@ -4,18 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args, get_origin
 
-from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, Ends, ModelConfig, XLSTMConfig
 from xlstm.models.naming import parse_family, place_slstm
 from xlstm.models.published import DIMENSIONS
 
 SIZES: Final = tuple(dict.fromkeys(size for sizes in DIMENSIONS.values() for size in sizes))
 """Names of the sizes, smallest first. `7B` is that of xlstm-large alone."""
 
-_SET_ELSEWHERE: Final = ("family", "vocab_size")
+_SET_ELSEWHERE: Final = ("family", *Ends.__dataclass_fields__)
 
 
-def config_for(family: str, size: str | Mapping[str, Any], vocab_size: int) -> ModelConfig:
+def config_for(family: str, size: str | Mapping[str, Any], vocab_size: int, **ends: Any) -> ModelConfig:
     """The configuration of `family` (such as `xlstm[7:1]`) at a named size, or at dimensions of one's own.
+
+    `ends` are the other fields of `Ends`, for tasks with real numbers or classes.
 
     Own dimensions are fields of the family's configuration; with `size` among them they change that named size, as in
     {"size": "350M", "convolution": False}. xLSTM's sLSTM blocks are placed by its ratio unless `slstm_at` says
@@ -32,7 +34,7 @@ def config_for(family: str, size: str | Mapping[str, Any], vocab_size: int) -> M
     if cls is XLSTMConfig:
         placed = place_slstm(dimensions["num_blocks"], named.num_mlstm, named.num_slstm)
         dimensions["slstm_at"] = tuple(dimensions.get("slstm_at", placed))
-    config: ModelConfig = cls(vocab_size=vocab_size, **dimensions)
+    config: ModelConfig = cls(vocab_size=vocab_size, **ends, **dimensions)
     return config
 
 

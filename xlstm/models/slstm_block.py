@@ -32,7 +32,7 @@ class SLSTMBlock(nn.Module):
         d, heads = config.embedding_dim, config.num_heads
         width = config.slstm_feedforward_dim
         self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
-        self.conv = CausalConv(d) if config.convolution else None
+        self.conv = CausalConv(d) if config.slstm_has_convolution else None
         self.gradient_clip = config.recurrent_gradient_clip
         # Gates in the order input, forget, cell input, output; weights are diagonal blocks, in times weight gives out.
         blocks = heads if config.slstm_gates == "headwise" else 1

@@ -41,6 +41,8 @@ class XLSTM(LanguageModel):
         block, _, leaf = name.removeprefix("blocks.").partition(".")
         if name.endswith("norm.weight") or leaf == "skip":
             parameter.fill_(1.0)
+        elif leaf in ("recurrent", "bias") and self.config.slstm_initialization == "uniform":
+            parameter.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=generator)
         elif leaf in ("input_gate.weight", "forget_gate.weight", "recurrent"):
             parameter.zero_()
         elif leaf == "input_gate.bias":

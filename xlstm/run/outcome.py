@@ -77,7 +77,10 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
     ]
     if validation.bits_per_byte is not None:
         lines.append(f"| bits per byte | {validation.bits_per_byte:.4f} |")
-    if (answers := validation.answers) is not None:
+    answers = validation.answers
+    if answers is not None and answers.mean_squared_error is not None:
+        lines.append(f"| mean squared error | {answers.mean_squared_error:.4g} |")
+    elif answers is not None:
         lines.append(
             f"| accuracy | {answers.accuracy:.4f} of the tokens of an answer, {answers.sequence_accuracy:.4f} of whole"
             f" answers; scaled {answers.scaled_accuracy:.4f} |"

@@ -58,9 +58,6 @@ class Metric:
     VALIDATION_LOSS = "validation/loss"
     VALIDATION_PERPLEXITY = "validation/perplexity"
     VALIDATION_BITS_PER_BYTE = "validation/bits_per_byte"
-    VALIDATION_ACCURACY = "validation/accuracy"
-    VALIDATION_SEQUENCE_ACCURACY = "validation/sequence_accuracy"
-    VALIDATION_SCALED_ACCURACY = "validation/scaled_accuracy"
     TOKENS_PER_SECOND = "throughput/tokens_per_second"
     MFU = "throughput/mfu"
     TOKENS = "progress/tokens"
@@ -176,15 +173,27 @@ class SweepPlan(BaseModel):
 
 
 class Answers(Record):
-    """How well the tests of a generated task were answered, from 0 to 1."""
+    """How well the tests of a generated task were answered: from 0 to 1, or how far off where answers are numbers."""
 
-    accuracy: float
-    """Share of the tokens of an answer that are right, the mean over sequences."""
-    sequence_accuracy: float
-    """Share of the sequences whose whole answer is right."""
+    accuracy: float | None = None
+    """Share of the tokens of an answer that are right, the mean over sequences; null where answers are numbers."""
+    sequence_accuracy: float | None = None
+    """Share of the sequences whose whole answer is right; null likewise."""
     scaled_accuracy: float | None = None
     """(accuracy - chance) / (1 - chance); null by length."""
+    mean_squared_error: float | None = None
+    """Where answers are numbers: the mean over positions, and over sequences."""
     by_length: dict[int, "Answers"] = {}
+    by_position: dict[int, float] = {}
+    """Mean squared error at each position of the tests, counted from 0; of answers that are numbers alone."""
+
+    def metrics(self, prefix: str) -> dict[str, float | None]:
+        """Every measure by its name, those by length and by position behind them."""
+        measures = ("accuracy", "sequence_accuracy", "scaled_accuracy", "mean_squared_error")
+        named = {f"{prefix}{name}": getattr(self, name) for name in measures}
+        for length, answers in self.by_length.items():
+            named |= answers.metrics(f"{prefix}by_length/{length}/")
+        return named | {f"{prefix}by_position/{p}/mean_squared_error": v for p, v in self.by_position.items()}
 
 
 class Validation(Record):
@@ -211,14 +220,7 @@ class Validation(Record):
             Metric.VALIDATION_BITS_PER_BYTE: self.bits_per_byte,
         }
         if self.answers is not None:
-            named |= {
-                Metric.VALIDATION_ACCURACY: self.answers.accuracy,
-                Metric.VALIDATION_SEQUENCE_ACCURACY: self.answers.sequence_accuracy,
-                Metric.VALIDATION_SCALED_ACCURACY: self.answers.scaled_accuracy,
-            }
-            for length, answers in self.answers.by_length.items():
-                named[f"validation/by_length/{length}/accuracy"] = answers.accuracy
-                named[f"validation/by_length/{length}/sequence_accuracy"] = answers.sequence_accuracy
+            named |= self.answers.metrics("validation/")
         return {name: value for name, value in named.items() if value is not None}
 
 

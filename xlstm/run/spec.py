@@ -93,6 +93,9 @@ class Physics(Ring):
         gt=0,
         description="Weight of the penalty on log²(Z) of the logits, such as 1e-4; null for none.",
     )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of what each block adds to its input that training leaves out."
+    )
 
     @model_serializer(mode="wrap")
     def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -103,6 +106,10 @@ class Physics(Ring):
         learnt = self.data.generated.name if self.data.generated else "language-modeling"
         if self.task != learnt:
             raise ValueError(f"task {self.task} has the data of {learnt}")
+        ends = {name: getattr(self.model, name) for name in ("num_inputs", "num_outputs", "regression")}
+        asked = dict.fromkeys(ends, 0) if self.data.task is None else self.data.task.ends
+        if ends != asked:
+            raise ValueError(f"task {self.task} asks of a model {asked}, and this one has {ends}")
         return self
 
     @model_validator(mode="after")

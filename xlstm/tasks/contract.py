@@ -5,7 +5,9 @@ for every run, and the two share no random numbers.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,12 @@ TRAINING, TEST = 1, 2
 class Examples:
     """Some sequences, int64 `(sequences, positions)`; `targets` is IGNORED where no answer is read.
 
-    The answer at a position is what the model says after the token there: nothing is left to be shifted.
+    The answer at a position is what the model says after the token there: nothing is left to be shifted. Tasks with
+    real numbers have float32 tokens `(sequences, positions, numbers)`, and those whose answer is one float32 targets.
     """
 
-    tokens: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    tokens: NDArray[Any]
+    targets: NDArray[Any]
 
 
 class Task(ABC):
@@ -32,6 +35,14 @@ class Task(ABC):
 
     vocabulary: int
     """Tokens in and out are below this number."""
+    inputs: int = 0
+    """Real numbers that go in at each position, instead of tokens; 0 for tokens."""
+    classes: int = 0
+    """Among how many classes an answer is, where it is no token; 0 where it is one."""
+    regression: ClassVar[bool] = False
+    """Whether an answer is a number, which squared errors judge."""
+    reads: ClassVar[bool] = False
+    """Whether the sequences are read from files, and not generated."""
     chance: float
     """Accuracy of a guess among the answers there are, as the xLSTM paper counts them."""
     context_length: int
@@ -42,6 +53,18 @@ class Task(ABC):
     """Number of different training sequences; None where there is no end of them."""
     tested: int
     """Sequences of a test, where the evaluation names no number."""
+    test_sequences: int | None = None
+    """How many there are to be tested on; None where there is no end of them."""
+
+    @property
+    def ends(self) -> Mapping[str, Any]:
+        """What goes into a model and what comes out, as `xlstm.models.configs.Ends` calls it."""
+        outputs = 1 if self.regression else self.classes
+        return {"num_inputs": self.inputs, "num_outputs": outputs, "regression": self.regression}
+
+    def opened(self, paths: Sequence[str], revision: str) -> "Task":
+        """The task with its sequences at hand: this one, where they are generated."""
+        return self
 
     @abstractmethod
     def training(self, seed: int, numbers: NDArray[np.int64]) -> Examples:

@@ -26,7 +26,19 @@ LanguageName = Literal[
     "stack-manipulation",
 ]
 
-TaskName = Literal["language-modeling", LanguageName, "mqar", "listops"]
+TaskName = Literal[
+    "language-modeling",
+    LanguageName,
+    "mqar",
+    "nearest-neighbor",
+    "listops",
+    "pixels",
+    "color-pixels",
+    "pathfinder",
+    "bytes",
+    "retrieval",
+    "small-pathfinder",
+]
 
 REVISION = "1"
 """Version of the generators: raised when the sequences of any task change, which makes its runs other runs."""
@@ -47,7 +59,10 @@ class FormalLanguage(_Settings):
         3, gt=0, description="Least length of a training sequence, the answer left out; of listops 501."
     )
     longest: int = Field(
-        40, gt=0, description="Greatest length of a training sequence, the answer left out; of listops 1999."
+        40,
+        gt=0,
+        description="Greatest length of a training sequence, the answer left out; of listops 1999, of"
+        " nearest-neighbor 64, of bytes 4000, of each of the two texts of retrieval 4000.",
     )
 
     @model_validator(mode="after")
@@ -73,7 +88,10 @@ class Recall(_Settings):
     )
     fill_blanks: bool = Field(True, description="Whether mqar fills what is neither pair nor query with any symbols.")
     examples: int = Field(
-        100_000, gt=0, description="Different training sequences, which come again each epoch; of listops 96000."
+        100_000,
+        gt=0,
+        description="Different training sequences, which come again each epoch; of listops 96000, of nearest-neighbor"
+        " 8192, of small-pathfinder 100000.",
     )
 
     def check(self, context_length: int) -> None:
@@ -106,15 +124,84 @@ class ListOps(_Settings):
         return self
 
 
-TaskSettings = FormalLanguage | Recall | ListOps
+class NearestNeighbor(_Settings):
+    """Vectors with values, of which the one nearest to the first so far is asked for (arXiv 2405.04517)."""
+
+    name: Literal["nearest-neighbor"]
+    longest: int = Field(64, gt=1, description=FormalLanguage.model_fields["longest"].description)
+    examples: int = Field(8192, gt=0, description=Recall.model_fields["examples"].description)
+
+
+class Pixels(_Settings):
+    """CIFAR-10 pixel by pixel (Long Range Arena)."""
+
+    name: Literal["pixels", "color-pixels"]
+
+
+class Pathfinder(_Settings):
+    """Whether a line joins two dots of a picture (Long Range Arena)."""
+
+    name: Literal["pathfinder"]
+    side: Literal[32, 64, 128, 256] = Field(32, description="Pixels of a side of the pictures of pathfinder.")
+    difficulty: Literal["easy", "intermediate", "hard"] = Field(
+        "hard", description="Which of the published pictures pathfinder reads: contours of 6, 9 or 14 dashes."
+    )
+
+
+class Bytes(_Settings):
+    """Film reviews byte by byte (Long Range Arena)."""
+
+    name: Literal["bytes"]
+    longest: int = Field(4000, gt=0, description=FormalLanguage.model_fields["longest"].description)
+
+
+class Retrieval(_Settings):
+    """Two papers byte by byte, of which one may cite the other (Long Range Arena)."""
+
+    name: Literal["retrieval"]
+    longest: int = Field(4000, gt=0, description=FormalLanguage.model_fields["longest"].description)
+
+
+class SmallPathfinder(_Settings):
+    """Pathfinder at a size of one's own, generated."""
+
+    name: Literal["small-pathfinder"]
+    width: int = Field(12, ge=8, le=64, description="Cells of a side of the pictures of small-pathfinder.")
+    contour: int = Field(6, ge=3, description="Cells of a line of small-pathfinder.")
+    examples: int = Field(100_000, gt=0, description=Recall.model_fields["examples"].description)
+
+    @model_validator(mode="after")
+    def _two_lines_find_room(self) -> Self:
+        if self.contour > self.width:
+            raise ValueError(f"contour {self.contour} is longer than width {self.width}: two lines find no room")
+        return self
+
+
+TaskSettings = (
+    FormalLanguage | Recall | NearestNeighbor | ListOps | Pixels | Pathfinder | Bytes | Retrieval | SmallPathfinder
+)
 
 AnyTask = Annotated[TaskSettings, Field(discriminator="name")]
 
 
 def settings_of(task: str) -> type[TaskSettings]:
     """The class of what may be said of a generated task."""
-    others: dict[str, type[TaskSettings]] = {"mqar": Recall, "listops": ListOps}
+    others: dict[str, type[TaskSettings]] = {
+        "mqar": Recall,
+        "nearest-neighbor": NearestNeighbor,
+        "listops": ListOps,
+        "pixels": Pixels,
+        "color-pixels": Pixels,
+        "pathfinder": Pathfinder,
+        "bytes": Bytes,
+        "retrieval": Retrieval,
+        "small-pathfinder": SmallPathfinder,
+    }
     return others.get(task, FormalLanguage)
+
+
+FROM_FILES = ("pixels", "color-pixels", "pathfinder", "bytes", "retrieval")
+"""Tasks whose sequences are read from files, and not generated."""
 
 
 def fields_of(task: str) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ class _Attempt:
         self.watch.start()
         if self.world.is_main:
             self.lease.renew(State.RUNNING)
-        self.data = open_data(self.spec.physics.data, self.run.workspace)
+        self.data = open_data(self.spec.physics.data, self.run.workspace, self.spec.execution.data_paths)
         self.trainer = Trainer(run, self.spec, number, self.world, self.data, self.watch.heartbeat)
         if self.world.is_main:
             self._record_kernels()

@@ -9,7 +9,7 @@ import dataclasses
 
 from xlstm.accounting.cards import count_gpus
 from xlstm.accounting.cost import Sequence
-from xlstm.accounting.families import costs, embedding_parameters, head, saved
+from xlstm.accounting.families import costs, embedding, head, saved
 from xlstm.run.spec import RunSpec
 
 LOGITS_AT_ONCE = 2**24
@@ -68,7 +68,7 @@ def memory(spec: RunSpec) -> Memory:
     blocks = [cost.parameters for cost in costs(config, sequence)]
     blocks.pop()  # the head's
     logits = head(config).parameters
-    root = logits + embedding_parameters(config)
+    root = logits + embedding(config).parameters
     share = -(-(sum(blocks) + root) // shards)
 
     micro = execution.micro_batch_sequences or physics.batch_sequences // ranks
@@ -77,7 +77,7 @@ def memory(spec: RunSpec) -> Memory:
     on_gpu = kind_of_device(spec) == "cuda"
     kept = [(block.bytes_per_token(itemsize, on_gpu), block.input * itemsize) for block in saved(config, sequence)]
     per_token, largest = _activations(kept, execution.activation_checkpointing)
-    loss = _loss(tokens, config.vocab_size, logits, itemsize, on_gpu)
+    loss = _loss(tokens, config.num_outputs or config.vocab_size, logits, itemsize, on_gpu)
 
     wrapped = ranks > 1 or mixed  # one rank in float32 computes with the parameters themselves
     gathered, reduced = (itemsize, 4) if wrapped else (0, 0)

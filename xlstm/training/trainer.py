@@ -22,6 +22,8 @@ from xlstm.distributed import World
 from xlstm.evaluation.answers import validate_on
 from xlstm.evaluation.validation import losses
 from xlstm.models import build
+from xlstm.models.dropout import Dropout
+from xlstm.randomness import keys
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Validation
 from xlstm.run.spec import RunSpec
@@ -31,6 +33,9 @@ from xlstm.training.micro_batch import Probe
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
 from xlstm.training.parallel import init_weights, make_mesh, parallelize, reshard
 from xlstm.training.schedule import learning_rate
+
+DROPOUT = 3
+"""Purpose of the random numbers of dropout, beside those of `xlstm.tasks.contract`."""
 
 
 class DivergedError(RuntimeError):
@@ -146,6 +151,13 @@ class Trainer:
         first = step * self.spec.physics.batch_sequences + self.world.rank * self.per_rank
         return self.sequences.batch(first, self.per_rank)
 
+    def _dropout(self, start: int, count: int) -> Dropout:
+        """What is left out of some of this rank's sequences in this step: decided by seed, step and sequence alone."""
+        physics = self.spec.physics
+        first = self.step * physics.batch_sequences + self.world.rank * self.per_rank + start
+        words = keys(physics.seed, DROPOUT, np.arange(first, first + count)).view(np.int64)
+        return Dropout(physics.dropout, torch.from_numpy(words).to(self.world.device))
+
     def _counted(self, batch: Batch) -> float:
         """Positions with a target in the global batch, of which this rank has a part."""
         if self.sequences.every_position_counts:
@@ -184,7 +196,8 @@ class Trainer:
             if self.world.size > 1:
                 self.model.set_requires_gradient_sync(start + self.micro >= len(batch.tokens))  # type: ignore[operator]
             rows = batch.rows(start, start + self.micro)
-            nll = losses(self.model, rows, self.spec, self.world.device, physics.z_loss or 0.0)
+            noise = {"dropout": self._dropout(start, len(rows.tokens))} if physics.dropout else {}
+            nll = losses(self.model, rows, self.spec, self.world.device, physics.z_loss or 0.0, **noise)
             loss = nll.sum() / counted
             loss.backward()
             parts.append(loss.detach())

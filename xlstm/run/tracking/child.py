@@ -10,6 +10,7 @@ from typing import Any
 from xlstm.accounting import size_label
 from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
+from xlstm.run.identity import without_later_defaults
 from xlstm.run.json_files import read_json
 from xlstm.run.outcome import model_card
 from xlstm.run.records import Result, State, Status
@@ -69,7 +70,7 @@ def _task_of(spec: RunSpec) -> dict[str, Any]:
 def params_of(spec: RunSpec) -> dict[str, Any]:
     """What an analysis needs of a run that it knows from MLflow alone."""
     physics = spec.physics
-    dimensions = physics.model.__dict__ if hasattr(physics.model, "__dict__") else {}
+    dimensions = without_later_defaults(physics.model, vars(physics.model))
     return {
         "run_id": spec.run_id,
         "family": family_label(physics.model),

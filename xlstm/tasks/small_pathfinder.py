@@ -1,0 +1,83 @@
+"""Pathfinder (Linsley et al. 2018; Long Range Arena) at a size of one's own: whether a line joins two dots.
+
+Two lines that bend little and come nowhere near each other, and two dots: at both ends of one, or at one end of each.
+Read row by row; 0 is the ground, 1 a line, 2 a dot. Either class has as many cells of each kind.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm.models import IGNORED
+from xlstm.randomness import Draws
+from xlstm.tasks.contract import TEST, TRAINING, Examples, Task
+from xlstm.tasks.settings import SmallPathfinder
+
+_STEPS = np.array([[0, 1], [1, 1], [1, 0], [1, -1], [0, -1], [-1, -1], [-1, 0], [-1, 1]])
+"""Row and column of a step in each of eight directions, in their circle."""
+_ATTEMPT = 1 << 40
+"""Between the numbers of one sequence's attempts: there are fewer sequences."""
+
+
+class SmallPathfinderTask(Task):
+    """`small-pathfinder` with its settings; the only length is that of a whole picture."""
+
+    vocabulary, classes, chance, tested = 3, 2, 1 / 2, 2000
+
+    def __init__(self, settings: SmallPathfinder) -> None:
+        self.width, self.contour = settings.width, settings.contour
+        self.context_length = self.longest = settings.width**2
+        self.different = settings.examples
+
+    def training(self, seed: int, numbers: NDArray[np.int64]) -> Examples:
+        return self._examples(seed, TRAINING, numbers)
+
+    def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
+        return self._examples(length, TEST, numbers)
+
+    def lengths(self) -> range:
+        return range(self.longest, self.longest + 1)
+
+    def check(self, length: int) -> None:
+        if length != self.longest:
+            raise ValueError(f"pictures have {self.longest} cells, and no other number of them")
+
+    def positions(self, length: int) -> int:
+        return length
+
+    def _examples(self, seed: int, purpose: int, numbers: NDArray[np.int64]) -> Examples:
+        count = len(numbers)
+        lines = np.zeros((count, 2, self.contour, 2), dtype=np.int64)
+        joined = np.zeros(count, dtype=np.int64)
+        wanted, attempt = np.arange(count), 0
+        while len(wanted):
+            draws = Draws(seed, purpose, numbers[wanted] + attempt * _ATTEMPT)
+            drawn = self._lines(draws)
+            fits = self._fits(drawn)
+            lines[wanted[fits]], joined[wanted[fits]] = drawn[fits], draws.below(2, 1)[fits, 0]
+            wanted, attempt = wanted[~fits], attempt + 1
+        places = lines[..., 0] * self.width + lines[..., 1]  # (sequences, line, cell)
+        rows = np.arange(count)[:, None]
+        tokens = np.zeros((count, self.context_length), dtype=np.int64)
+        tokens[rows, places.reshape(count, -1)] = 1
+        tokens[np.arange(count), places[:, 0, 0]] = 2
+        tokens[np.arange(count), np.where(joined, places[:, 0, -1], places[:, 1, 0])] = 2
+        targets = np.full_like(tokens, IGNORED)
+        targets[:, -1] = joined
+        return Examples(tokens, targets)
+
+    def _lines(self, draws: Draws) -> NDArray[np.int64]:
+        """Row and column of each cell of two lines, `(sequences, 2, cells, 2)`; a step turns by 45 degrees at most."""
+        starts = draws.below(self.width, 4).reshape(-1, 2, 1, 2)
+        turns = draws.below(3, 2 * (self.contour - 1)).reshape(-1, 2, self.contour - 1) - 1
+        turns[..., 0] += draws.below(8, 2)
+        steps = _STEPS[np.cumsum(turns, axis=-1) % 8]
+        cells: NDArray[np.int64] = np.concatenate([starts, starts + np.cumsum(steps, axis=2)], axis=2)
+        return cells
+
+    def _fits(self, lines: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether lines stay within the picture, meet neither themselves nor, with a cell between, each other."""
+        inside = ((lines >= 0) & (lines < self.width)).all(axis=(1, 2, 3))
+        places = np.sort(lines[..., 0] * self.width + lines[..., 1], axis=-1)
+        apart = np.abs(lines[:, 0, :, None] - lines[:, 1, None]).max(axis=-1).min(axis=(1, 2)) > 1
+        fits: NDArray[np.bool_] = inside & (np.diff(places, axis=-1) > 0).all(axis=(1, 2)) & apart
+        return fits
