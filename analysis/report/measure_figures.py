@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,13 @@ from analysis.report.plots import color_of, dash_of, marker_of, spread, style
 from analysis.report.table import MeasureTable, lower_is_better
 
 _BANDS = "band"
+<<<<<<< HEAD
 _NAMES = {_BANDS: "occurrences in training", "context": "context in tokens"}
+=======
+"""Columns of this axis are words, and stand in an order."""
+_WIDE = 10.0
+"""A measure that spreads further, from its least mean to its greatest, is drawn on a logarithmic axis."""
+>>>>>>> main
 _FEW = 6
 """With at most so many columns, the curves have a tick at each."""
 
@@ -29,6 +36,8 @@ def draw(table: MeasureTable, path: Path) -> None:
     with style():
         if len(numbers) > 1 and None not in numbers:
             figure = _curves(table, [number for number in numbers if number is not None])
+        elif table.column_axis == _BANDS:
+            figure = _curves(table, list(range(len(numbers))))
         else:
             figure = _heat_map(table)
         figure.savefig(path, facecolor="white", bbox_inches="tight")
@@ -66,7 +75,7 @@ def _heat_map(table: MeasureTable) -> Figure:
     return figure
 
 
-def _curves(table: MeasureTable, places: list[float]) -> Figure:
+def _curves(table: MeasureTable, places: Sequence[float]) -> Figure:
     """The mean of each row over the columns, in a band of its 95 % interval over seeds where there is one."""
     figure: Figure
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
@@ -86,21 +95,37 @@ def _curves(table: MeasureTable, places: list[float]) -> Figure:
         _scale(axes, places)
     if (bounds := _bounds(table)) is not None:
         axes.set_ylim(bounds[0] - 0.02, bounds[1] + 0.02)
+<<<<<<< HEAD
     elif table.column_axis == _BANDS and table.measure == "perplexity":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     elif lower_is_better(table.measure) and table.column_axis != "context":
         axes.set_ylim(bottom=0)
     axes.set_xlabel(_NAMES.get(table.column_axis, table.column_axis.replace("_", " ")))
+=======
+    elif max(means := [cell.mean for cell in table.cells.values()]) > _WIDE * min(means) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    elif min(means) < 0.5 * max(means):
+        axes.set_ylim(bottom=0)
+    named = {_BANDS: "occurrences in training", "context": "context in tokens"}
+    axes.set_xlabel(named.get(table.column_axis, table.column_axis.replace("_", " ")))
+>>>>>>> main
     axes.set_ylabel(table.measure.replace("_", " "))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
+<<<<<<< HEAD
 def _scale(axes: Axes, places: list[float]) -> None:
     """Columns that double and double again lie evenly; each of them, and each of few, has its tick."""
     doubling = min(places) > 0 and all(later >= 2 * one for one, later in itertools.pairwise(places))
     if len(places) <= _FEW or doubling:
+=======
+def _scale(axes: Axes, places: Sequence[float]) -> None:
+    """Few columns that double and double again lie evenly; each of few has its tick."""
+    if len(places) <= _FEW:
+>>>>>>> main
         if min(places) > 0:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])

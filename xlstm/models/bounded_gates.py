@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from xlstm.models.configs import ModelConfig
+from xlstm.models.dropout import Dropout
 from xlstm.models.swiglu_block import SwiGLUBlocks
 
 
@@ -56,11 +57,16 @@ class BoundedBlocks(SwiGLUBlocks):
     def __init__(self, config: Any, mixer: Callable[[Any], nn.Module]) -> None:
         super().__init__(config, mixer, stem={"lower_bounds": LowerBounds(config)})
 
-    def apply_blocks(self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool) -> tuple[Tensor, Any]:
+    def apply_blocks(
+        self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and a state for each block, None unless kept."""
         states: list[Any] = []
         for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
+            before = x
             x, after = block(x, state[index] if state else None, resets, bound)
+            if dropout is not None:
+                x = dropout(before, x, index)
             if keep_state:
                 states.append(after)
         return x, tuple(states) if keep_state else None

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kernels.mlstm import MLSTMState, mlstm
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
-from xlstm.models.configs import RetNetConfig
+from xlstm.models.dropout import Dropout
+from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.llama import Angles
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, SwiGLUBlocks
@@ -37,7 +38,7 @@ class RetNet(SwiGLUBlocks):
         super().__init__(config, Mixer)
 
     def apply_blocks(
-        self, x: Tensor, state: RetNetState | None, resets: Tensor | None, keep_state: bool
+        self, x: Tensor, state: RetNetState | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, RetNetState | None]:
         """`x` (batch, time, d) after the last block, and the state, None unless kept."""
         steps = torch.arange(x.shape[1], device=x.device)
@@ -49,7 +50,10 @@ class RetNet(SwiGLUBlocks):
         angles = Angles(steps if alike else positions, self.config)
         cells: list[Any] = []
         for index, block in enumerate(self.blocks):
+            before = x
             x, cell = block(x, state.cells[index] if state else None, resets, angles)
+            if dropout is not None:
+                x = dropout(before, x, index)
             if keep_state:
                 cells.append(cell)
         return x, RetNetState(tuple(cells), positions[:, -1] + 1) if keep_state else None
