@@ -15,24 +15,16 @@ from analysis.report.plots import color_of, dash_of, marker_of, spread, style
 from analysis.report.table import MeasureTable, lower_is_better
 
 _BANDS = "band"
-<<<<<<< HEAD
-_NAMES = {_BANDS: "occurrences in training", "context": "context in tokens"}
-=======
 """Columns of this axis are words, and stand in an order."""
 _WIDE = 10.0
 """A measure that spreads further, from its least mean to its greatest, is drawn on a logarithmic axis."""
->>>>>>> main
 _FEW = 6
 """With at most so many columns, the curves have a tick at each."""
 
 
 def draw(table: MeasureTable, path: Path) -> None:
-    """Write the picture in the format of the file's ending: curves over columns that are numbers, else a heat map.
-
-    Bands of token frequencies stand in an order as well: curves over their names.
-    """
-    bands = table.column_axis == _BANDS
-    numbers = [float(place) if bands else _number(name) for place, name in enumerate(table.columns)]
+    """Write the picture in the format of the file's ending: curves over columns that are numbers, else a heat map."""
+    numbers = [_number(column) for column in table.columns]
     with style():
         if len(numbers) > 1 and None not in numbers:
             figure = _curves(table, [number for number in numbers if number is not None])
@@ -95,14 +87,6 @@ def _curves(table: MeasureTable, places: Sequence[float]) -> Figure:
         _scale(axes, places)
     if (bounds := _bounds(table)) is not None:
         axes.set_ylim(bounds[0] - 0.02, bounds[1] + 0.02)
-<<<<<<< HEAD
-    elif table.column_axis == _BANDS and table.measure == "perplexity":
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-    elif lower_is_better(table.measure) and table.column_axis != "context":
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel(_NAMES.get(table.column_axis, table.column_axis.replace("_", " ")))
-=======
     elif max(means := [cell.mean for cell in table.cells.values()]) > _WIDE * min(means) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -110,22 +94,15 @@ def _curves(table: MeasureTable, places: Sequence[float]) -> Figure:
         axes.set_ylim(bottom=0)
     named = {_BANDS: "occurrences in training", "context": "context in tokens"}
     axes.set_xlabel(named.get(table.column_axis, table.column_axis.replace("_", " ")))
->>>>>>> main
     axes.set_ylabel(table.measure.replace("_", " "))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-<<<<<<< HEAD
-def _scale(axes: Axes, places: list[float]) -> None:
+def _scale(axes: Axes, places: Sequence[float]) -> None:
     """Columns that double and double again lie evenly; each of them, and each of few, has its tick."""
     doubling = min(places) > 0 and all(later >= 2 * one for one, later in itertools.pairwise(places))
     if len(places) <= _FEW or doubling:
-=======
-def _scale(axes: Axes, places: Sequence[float]) -> None:
-    """Few columns that double and double again lie evenly; each of few has its tick."""
-    if len(places) <= _FEW:
->>>>>>> main
         if min(places) > 0:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])

@@ -31,11 +31,7 @@ def measure_table(
 ) -> "MeasureTable":
     """The table of a submitted sweep or of `mlflow:EXPERIMENT`, as far as runs have results.
 
-<<<<<<< HEAD
-    `column` is an axis of the sweep, `width`, or `length` or `position` of the tests. Of an `evaluation` of a submitted
-=======
     `column` is an axis of the sweep, `width`, or `length` or `position` of the tests; of an `evaluation` of a submitted
->>>>>>> main
     sweep, columns are what its own table tells apart, such as contexts.
 
     `best_of` is the axis that was searched, where it is another than the sweep's own. InputError where there is no such
@@ -71,18 +67,11 @@ def _planned(workspace: Workspace, rows: list[dict[str, Any]], column: str | Non
         run = workspace.run(planned["run_id"])
         result = run.known_result()
         measures = {} if result is None else result.validation.metrics()
-        point = _point(planned)
-        if column == _WIDTH:
-            point[_WIDTH] = run.spec().physics.model.embedding_dim
-            del point["size"]
         named = {name.removeprefix(_VALIDATION): value for name, value in measures.items()}
-<<<<<<< HEAD
-=======
         point = _point(planned)
         if column == _WIDTH:
             point[_WIDTH] = run.spec().physics.model.embedding_dim
             del point["size"]
->>>>>>> main
         runs.append(Measured(point, named | run.evaluation_metrics()))
     return runs
 

@@ -28,8 +28,10 @@ from xlstm.quantities import nearest
 from xlstm.run.evaluations import Harness
 from xlstm.run.json_files import write_json
 
+_TOKENS_ON_CPU = 1 << 11
+"""Tokens of a pass on CPU, whose activations stay in its caches."""
 _LOGITS = 1 << 26
-"""Logits that a pass may give: those of every position are returned, though few are read."""
+"""Logits that a pass may give."""
 
 Request: TypeAlias = tuple[tuple[str, str], list[int], list[int]]
 """Context and continuation, as texts and as tokens."""
@@ -113,15 +115,22 @@ class HarnessModel(TemplateLM):
         for number, read in enumerate(reads):
             wanted.setdefault(tuple(read[:-1]), []).append(number)
 
+        most = {row: max(counts[number] for number in numbers) for row, numbers in wanted.items()}
+
         def make(batch: list[tuple[int, ...]]) -> list[list[float | bool]]:
             tokens = torch.full((len(batch), len(batch[0])), self.eot_token_id)
             for index, row in enumerate(batch):
                 tokens[index, : len(row)] = torch.tensor(row)
-            logits = self._model(tokens.to(self._answers.world.device))[0]
-            found: list[list[float | bool]] = []
+            read = torch.zeros(tokens.shape, dtype=torch.bool)
             for index, row in enumerate(batch):
-                longest = max(counts[number] for number in wanted[row])
-                likely = F.log_softmax(logits[index, len(row) - longest : len(row)].float(), dim=-1)
+                read[index, len(row) - most[row] : len(row)] = True
+            logits = self._logits_at(tokens, read)
+            found: list[list[float | bool]] = []
+            first = 0
+            for row in batch:
+                longest = most[row]
+                likely = F.log_softmax(logits[first : first + longest].float(), dim=-1)
+                first += longest
                 for number in wanted[row]:
                     own = likely[longest - counts[number] :]
                     targets = torch.tensor(reads[number][-counts[number] :], device=own.device)
@@ -129,7 +138,7 @@ class HarnessModel(TemplateLM):
                     found.append([chosen.item(), bool((own.argmax(-1) == targets).all())])
             return found
 
-        batches = list(self._batched(rows))
+        batches = list(self._batched(rows, most))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for batch, answers in zip(batches, self._answers.of(batches, make), strict=True):
             numbers = [number for row in batch for number in wanted[row]]
@@ -181,14 +190,37 @@ class HarnessModel(TemplateLM):
             text = text.partition(stop)[0]
         return text
 
-    def _batched(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Rows, longest first, as many at a time as their padded tokens and logits allow."""
-        allowed = min(TOKENS_PER_PASS, max(1, _LOGITS // int(self._model.config.vocab_size)))  # type: ignore[union-attr,arg-type]
-        first = 0
-        while first < len(rows):
-            together = max(1, allowed // len(rows[first]))
-            yield rows[first : first + together]
-            first += together
+    def _logits_at(self, tokens: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """Logits `(positions that are read, vocabulary)`, of no others: of a long context few are asked for."""
+        device = self._answers.world.device
+        chosen = read.to(device)
+
+        def choose(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            return (inputs[0][chosen][None],)
+
+        # The last norm, and the head behind it, see each position for itself.
+        hook = self._model.norm.register_forward_pre_hook(choose)  # type: ignore[union-attr,operator]
+        try:
+            return self._model(tokens.to(device))[0][0]
+        finally:
+            hook.remove()
+
+    def _batched(
+        self, rows: list[tuple[int, ...]], most: dict[tuple[int, ...], int]
+    ) -> Iterator[list[tuple[int, ...]]]:
+        """Rows, longest first, as many at a time as their padded tokens and the logits that are read allow."""
+        tokens = _TOKENS_ON_CPU if self._answers.world.device.type == "cpu" else TOKENS_PER_PASS
+        allowed = max(1, _LOGITS // int(self._model.config.vocab_size))  # type: ignore[union-attr,arg-type]
+        batch: list[tuple[int, ...]] = []
+        asked = 0
+        for row in rows:
+            if batch and ((len(batch) + 1) * len(batch[0]) > tokens or asked + most[row] > allowed):
+                yield batch
+                batch, asked = [], 0
+            batch.append(row)
+            asked += most[row]
+        if batch:
+            yield batch
 
 
 def check_tasks(evaluation: Harness) -> None:
