@@ -1,10 +1,11 @@
 """One training step of each baseline on CPU beside the implementation people would take instead, in one process.
 
-Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The other
-side is `transformers` (Llama, GPT-2, Mamba, RWKV, each as it runs where no extra kernels are installed) or, for the
-LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the library's on
-both sides, so that theirs over the products is the ratio that nothing on this library can exceed. Attention's are not
-among them, nor those inside PyTorch's LSTM. Needs an environment that has `transformers` besides this repository:
+Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The
+other side is `transformers` (Llama, GPT-2, both Mambas, RWKV, each as it runs where no extra kernels are installed)
+or, for the LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the
+library's on both sides, so that theirs over the products is the ratio that nothing on this library can exceed.
+Attention's are not among them, nor those inside PyTorch's LSTM. Needs an environment that has `transformers` besides
+this repository:
 
     .venv-parity/bin/python -m benchmarks.baselines --shape small
 
@@ -31,6 +32,7 @@ from xlstm.export.transformers_config import config_to_transformers
 from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
+from xlstm.models.linear_configs import Mamba2Config
 from xlstm.training.machine import keep_freed_memory
 
 VOCAB = 256
@@ -70,6 +72,8 @@ def configuration(family: str, shape: Shape) -> ModelConfig:
             return GPTConfig(**dimensions, num_heads=heads, context_length=shape.length)
         case "mamba":
             return MambaConfig(**dimensions)
+        case "mamba2":
+            return Mamba2Config(**dimensions)
         case "rwkv4":
             return RWKV4Config(**dimensions)
         case "lstm":
@@ -77,7 +81,7 @@ def configuration(family: str, shape: Shape) -> ModelConfig:
     raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
 
 
-FAMILIES = ("llama", "gpt", "mamba", "rwkv4", "lstm")
+FAMILIES = ("llama", "gpt", "mamba", "mamba2", "rwkv4", "lstm")
 
 
 class StackedLSTM(nn.Module):

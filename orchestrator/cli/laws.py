@@ -28,6 +28,7 @@ from orchestrator.cli.options import (
     quantity,
     ranges_of,
 )
+from orchestrator.cli.simulate import simulate_design
 from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json
 
 _FEW = 3
@@ -156,9 +157,11 @@ def _counted(left_out: list[dict[str, Any]]) -> list[str]:
 @app.command()
 def design(
     source: SourceArgument,
-    parameters: Annotated[str, typer.Option(help="Model size N of the prediction to be made sure, such as 7B.")],
-    tokens: Annotated[str, typer.Option(help="Training tokens D of that prediction, such as 300B.")],
-    budget: Annotated[float, typer.Option(help="What the next runs may cost together, in --unit.")],
+    parameters: Annotated[
+        str | None, typer.Option(help="Model size N of the prediction to be made sure, such as 7B.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens D of that prediction, such as 300B.")] = None,
+    budget: Annotated[float | None, typer.Option(help="What the next runs may cost together, in --unit.")] = None,
     unit: Annotated[str, typer.Option(help="flops, or device-hours as the sweep's plan has them.")] = "flops",
     sizes: Annotated[
         str | None, typer.Option(metavar="N,…", help="Sizes there could be; left out, those of the fitted runs.")
@@ -167,13 +170,33 @@ def design(
         Path | None, typer.Option("--write", metavar="FILE.yaml", help="Write the runs as points of a sweep file.")
     ] = None,
     columns: ColumnsOption = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Of a table of runs that are known: what would have been bought of it.")
+    ] = False,
+    targets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --simulate: a table of the losses to be predicted.")
+    ] = None,
+    shares: Annotated[
+        str, typer.Option(metavar="SHARE,…", help="With --simulate: of the pool's cost, at which R² is told.")
+    ] = "0.01,0.05,0.1",
+    form: FormOption = "auto",
+    seed: Annotated[int, typer.Option(help="With --simulate: of starts and draws.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
+    if simulate:
+        with one_line_errors():
+            simulate_design(source, targets, columns, shares, form, seed, as_json)
+        return
     with one_line_errors():
         from orchestrator.display.tables import design_table
+        from orchestrator.errors import InputError
         from orchestrator.workbench import laws
 
+        if targets is not None or form != "auto":
+            raise InputError("--targets and --form go with --simulate; a design takes the form of the last fit")
+        if parameters is None or tokens is None or budget is None:
+            raise InputError("say what is to be known and what it may cost: --parameters, --tokens and --budget")
         target = (float(quantity("--parameters", parameters)), float(quantity("--tokens", tokens)))
         among = [float(quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
         documents = laws.design(source, columns_of(columns), target, budget, unit=unit, sizes=among, fragment=fragment)

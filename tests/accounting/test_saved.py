@@ -32,6 +32,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("hgrn", {}),
     ("retnet", {"head_dim": 64}),
     ("mamba2", {}),
+    ("gated-deltanet", {"num_heads": 3}),
+    ("rwkv7", {}),
     ("lstm[vanilla]", {}),
     ("lstm[residual]", {}),
     ("lstm", {}),

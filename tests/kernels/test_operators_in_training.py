@@ -23,6 +23,7 @@ import kernels
 from kernels.attention import attention
 from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
+from kernels.delta_rule import delta_rule
 from kernels.dispatch import prefer
 from kernels.gated_head_norm import gated_head_norm
 from kernels.gated_linear_attention import gated_linear_attention
@@ -63,6 +64,11 @@ def _mlstm(qkv: Tensor, gates: Tensor, scale: Tensor) -> Tensor:
 def _linear_attention(qkv: Tensor, decay: Tensor, scale: Tensor, bonus: Tensor) -> Tensor:
     q, k, v = (scale * qkv).unflatten(-1, (3, 2, -1)).unbind(2)
     return gated_linear_attention(q, k, v, -decay.unflatten(-1, (2, -1)).exp(), bonus=bonus)[0]
+
+
+def _delta_rule(qkvab: Tensor, decay: Tensor, scale: Tensor) -> Tensor:
+    q, k, v, a, b = (scale * qkvab).unflatten(-1, (5, 2, -1)).unbind(2)
+    return delta_rule(q, k, v, a / 8, b / 8, -decay.unflatten(-1, (2, -1)).exp())[0]
 
 
 def _attention(qkv: Tensor, scale: Tensor) -> Tensor:
@@ -111,6 +117,7 @@ def cases() -> dict[str, Case]:
             [normal(BATCH, TIME, 3 * CHANNELS), x[1]],
             [normal(3 * CHANNELS), normal(2, CHANNELS // 2)],
         ),
+        "delta_rule": Case(_delta_rule, [normal(BATCH, TIME, 5 * CHANNELS), x[1]], [normal(5 * CHANNELS)]),
         "linear_recurrence": Case(lambda x, g, w: linear_recurrence(x * w, -g.exp()), x[:2], [normal(CHANNELS)]),
         "mlstm_inputs": Case(_inputs, x[:2], [normal(3, 4, 4, 4), normal(4, 3 * CHANNELS) / 4, normal(4)]),
         "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),

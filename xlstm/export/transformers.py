@@ -1,8 +1,8 @@
 """Models in the format of Hugging Face's `transformers`: a folder of `config.json` and weights.
 
-Llama, GPT (there GPT-2), Mamba, RWKV-4 (there RWKV) and xlstm-large (there xLSTM), in and out. A model saved here is
-loaded there by `AutoModelForCausalLM.from_pretrained(folder)`; and one saved there is loaded here where it is of the
-same shape: in shards, with a tied head, with or without the prefix of its base model.
+Llama, GPT (there GPT-2), Mamba, Mamba-2, RWKV-4 (there RWKV) and xlstm-large (there xLSTM), in and out. A model saved
+here is loaded there by `AutoModelForCausalLM.from_pretrained(folder)`; and one saved there is loaded here where it is
+of the same shape: in shards, with a tied head, with or without the prefix of its base model.
 """
 
 import json
@@ -114,6 +114,24 @@ _FORMATS = {
             *_weight_and_bias("delta", "mixer.dt_proj", _same),
             _same("log_rates", "mixer.A_log"),
             _same("skip", "mixer.D"),
+            _same("out.weight", "mixer.out_proj.weight"),
+        ),
+    ),
+    "mamba2": Format(
+        "backbone.layers.{}",
+        (
+            _same("embedding.weight", "backbone.embeddings.weight"),
+            _same("norm.weight", "backbone.norm_f.weight"),
+            _same("head.weight", "lm_head.weight"),
+        ),
+        (
+            _same("norm.weight", "norm.weight"),
+            _same("up.weight", "mixer.in_proj.weight"),
+            *_weight_and_bias("conv", "mixer.conv1d", _taps),
+            _same("log_rates", "mixer.A_log"),
+            _same("delta_bias", "mixer.dt_bias"),
+            _same("skip", "mixer.D"),
+            _same("gated_norm.weight", "mixer.norm.weight"),
             _same("out.weight", "mixer.out_proj.weight"),
         ),
     ),

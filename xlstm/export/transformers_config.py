@@ -9,14 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config, XLSTMLargeConfig
+from xlstm.models.linear_configs import Mamba2Config
 
 CONFIG_FILE = "config.json"
 
-_TYPES = {"llama": "llama", "gpt": "gpt2", "mamba": "mamba", "rwkv4": "rwkv", "xlstm-large": "xlstm"}
+_TYPES = {
+    "llama": "llama",
+    "gpt": "gpt2",
+    "mamba": "mamba",
+    "mamba2": "mamba2",
+    "rwkv4": "rwkv",
+    "xlstm-large": "xlstm",
+}
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "gpt": "GPT2LMHeadModel",
     "mamba": "MambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
     "rwkv4": "RwkvForCausalLM",
     "xlstm-large": "xLSTMForCausalLM",
 }
@@ -25,6 +34,12 @@ _SAME_NAMES: dict[str, dict[str, str]] = {
     "llama": {"num_attention_heads": "num_heads", "hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"},
     "gpt": {"n_head": "num_heads", "n_embd": "embedding_dim", "n_layer": "num_blocks", "n_positions": "context_length"},
     "mamba": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "state_size": "state_dim"},
+    "mamba2": {
+        "hidden_size": "embedding_dim",
+        "num_hidden_layers": "num_blocks",
+        "state_size": "state_dim",
+        "head_dim": "head_dim",
+    },
     "rwkv4": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"},
     "xlstm-large": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "num_heads": "num_heads"},
 }
@@ -61,6 +76,10 @@ _WITHOUT_EFFECT = {
     "mamba": (
         "fused_add_norm pad_vocab_size_multiple rescale_prenorm_residual residual_in_fp32 time_step_floor"
         " time_step_init_scheme time_step_max time_step_min time_step_scale use_associative_scan use_mambapy"
+    ),
+    "mamba2": (
+        "chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min"
+        " time_step_rank"
     ),
     "rwkv4": "context_length rescale_every",
     "xlstm-large": (
@@ -136,6 +155,8 @@ def config_from_transformers(content: Mapping[str, Any]) -> ModelConfig:
             config = GPTConfig(**fields)
         case "mamba":
             config = MambaConfig(**fields)
+        case "mamba2":
+            config = Mamba2Config(**fields)
         case "rwkv4":
             config = RWKV4Config(**fields)
         case _:
@@ -207,10 +228,17 @@ def _require_known(config: ModelConfig, content: Mapping[str, Any]) -> None:
             )
         unset = value in (None, "auto") and (name in _MEANS_DEFAULT or (family, name) == ("rwkv4", "intermediate_size"))
         spelt_out = name == "n_inner" and value == 4 * config.embedding_dim  # what null stands for
-        if value != stated[name] and not unset and not spelt_out:
+        if _plain(value) != stated[name] and not unset and not spelt_out:
             raise ValueError(f"{CONFIG_FILE}: {name} is {value!r}, but this {family} is built with {stated[name]!r}")
     if family == "llama" and content.get("intermediate_size") is None:
         raise ValueError(f"{CONFIG_FILE}: intermediate_size is missing")
+
+
+def _plain(value: Any) -> Any:
+    """A value whose infinities are numbers: JSON has none, and theirs are {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return float(value["__float__"]) if isinstance(value, dict) and value.keys() == {"__float__"} else value
 
 
 def _fixed(config: ModelConfig) -> dict[str, Any]:
@@ -246,6 +274,19 @@ def _fixed(config: ModelConfig) -> dict[str, Any]:
                 "layer_norm_epsilon": 1e-5,
                 "tie_word_embeddings": False,
             }
+        case Mamba2Config():
+            return {
+                "num_heads": config.num_heads,
+                "n_groups": 1,
+                "expand": 2,
+                "conv_kernel": 4,
+                "use_bias": False,
+                "use_conv_bias": True,
+                "hidden_act": "silu",
+                "layer_norm_epsilon": 1e-5,
+                "rms_norm": True,
+                "tie_word_embeddings": False,
+            }
         case RWKV4Config():
             return {
                 "attention_hidden_size": config.embedding_dim,
@@ -278,6 +319,8 @@ def _also_fixed(config: ModelConfig) -> dict[str, Any]:
                 "rms_norm": True,
                 "ssm_cfg": {},
             }
+        case Mamba2Config():
+            return {"norm_before_gate": False, "time_step_limit": [0.0, float("inf")]}
         case XLSTMLargeConfig():
             return {
                 "use_bias": False,

@@ -37,6 +37,9 @@ _CLASSES = {
     "hgrn": ("xlstm.models.hgrn", "HGRN"),
     "retnet": ("xlstm.models.retnet", "RetNet"),
     "mamba2": ("xlstm.models.mamba2", "Mamba2"),
+    "gated-deltanet": ("xlstm.models.gated_deltanet", "GatedDeltaNet"),
+    "rwkv7": ("xlstm.models.rwkv7", "RWKV7"),
+    "hybrid": ("xlstm.models.hybrid", "Hybrid"),
 }
 """Where the class of each family lives."""
 

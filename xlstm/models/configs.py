@@ -4,12 +4,14 @@ Imports neither torch nor pydantic: planning and fitting read configurations wit
 `family` as its discriminator; `ModelConfig` is their union. Invalid dimensions raise ValueError naming the field.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 from xlstm.models.config_base import CLOSED, Ends, require, round_up
 from xlstm.models.linear_configs import (
+    GatedDeltaNetConfig,
     GLAConfig,
     HGRN2Config,
     HGRNConfig,
@@ -17,6 +19,7 @@ from xlstm.models.linear_configs import (
     RetNetConfig,
     RWKV5Config,
     RWKV6Config,
+    RWKV7Config,
 )
 
 
@@ -218,6 +221,62 @@ class LSTMConfig(Ends):
         require(self.variant in variants, f"variant must be one of {', '.join(variants)}, not {self.variant!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig(Ends):
+    """Blocks of several families in turns: `gated-deltanet[3]+llama[1]` is three of one, then one of the other."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    embedding_dim: int
+    num_blocks: int
+    pattern: str
+    """Families, each with the number of its blocks in a turn; the last turn may be cut short."""
+    num_heads: tuple[int, ...] = ()
+    """Heads of each family's blocks, in the pattern's order; none for those whose configurations name no heads."""
+    family: Literal["hybrid"] = "hybrid"
+
+    def __post_init__(self) -> None:
+        turns = hybrid_turns(self.pattern)
+        heads = self.num_heads or (0,) * len(turns)
+        require(len(heads) == len(turns), f"num_heads must be {len(turns)} numbers, one for each family of the pattern")
+        self.parts()  # which refuses what a family refuses
+
+    def parts(self) -> list[Any]:
+        """The configuration of each family, as of a model of all blocks."""
+        turns = hybrid_turns(self.pattern)
+        heads = self.num_heads or (0,) * len(turns)
+        common: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "embedding_dim": self.embedding_dim,
+            "num_blocks": self.num_blocks,
+        }
+        own: list[dict[str, Any]] = [{"num_heads": number} if number else {} for number in heads]
+        return [FAMILIES[family](**common, **more) for (family, _), more in zip(turns, own, strict=True)]
+
+    def order(self) -> list[int]:
+        """Of each block the place of its family in the pattern."""
+        turn = [index for index, (_, number) in enumerate(hybrid_turns(self.pattern)) for _ in range(number)]
+        return [turn[block % len(turn)] for block in range(self.num_blocks)]
+
+
+HYBRID_PARTS: Final = ("gated-deltanet", "gla", "llama", "mamba", "mamba2", "xlstm")
+"""Families whose blocks may stand beside others'; `xlstm` is the mLSTM's block."""
+
+
+def hybrid_turns(pattern: str) -> list[tuple[str, int]]:
+    """`gated-deltanet[3]+llama[1]` to [(gated-deltanet, 3), (llama, 1)]. ValueError for what is no such pattern."""
+    turns = []
+    for part in pattern.split("+"):
+        found = re.fullmatch(r"([a-z0-9-]+)\[([1-9]\d*)\]", part)
+        if found is None or found[1] not in HYBRID_PARTS:
+            raise ValueError(f"`{part}` of `{pattern}` is none of {', '.join(f'{name}[n]' for name in HYBRID_PARTS)}")
+        turns.append((found[1], int(found[2])))
+    families = [family for family, _ in turns]
+    if len(families) < 2 or len(set(families)) < len(families):
+        raise ValueError(f"`{pattern}` must name two families at least, and each once")
+    return turns
+
+
 ModelConfig: TypeAlias = (
     XLSTMConfig
     | XLSTMLargeConfig
@@ -233,6 +292,9 @@ ModelConfig: TypeAlias = (
     | HGRNConfig
     | RetNetConfig
     | Mamba2Config
+    | GatedDeltaNetConfig
+    | RWKV7Config
+    | HybridConfig
 )
 
 FAMILIES: Final[Mapping[str, type[ModelConfig]]] = {cls.family: cls for cls in get_args(ModelConfig)}

@@ -165,3 +165,70 @@ class Mamba2Config(Ends):
     def num_heads(self) -> int:
         """Heads of head_dim channels."""
         return self.inner_dim // self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDeltaNetConfig(Ends):
+    """Gated DeltaNet: the delta rule after a decay per head, keys of 3/4 d, values of 3/2 d, SwiGLU of width 8/3 d."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    embedding_dim: int
+    num_blocks: int
+    num_heads: int
+    family: Literal["gated-deltanet"] = "gated-deltanet"
+
+    def __post_init__(self) -> None:
+        require(
+            self.embedding_dim % 4 == 0 and self.key_dim % self.num_heads == 0,
+            "3/4 of embedding_dim must be a multiple of num_heads",
+        )
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of all queries, and of all keys."""
+        return 3 * self.embedding_dim // 4
+
+    @property
+    def value_dim(self) -> int:
+        """Channels of all values."""
+        return 2 * self.key_dim
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU."""
+        return swiglu_width(self.embedding_dim, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV7Config(Ends):
+    """RWKV-7, Goose: the generalised delta rule with a decay per channel, token shift, channel mixing of width 4 d."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    embedding_dim: int
+    num_blocks: int
+    head_dim: int = 64
+    family: Literal["rwkv7"] = "rwkv7"
+
+    def __post_init__(self) -> None:
+        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+
+    def _rank(self, factor: float) -> int:
+        """The author's ranks: that multiple of the width's root, to the nearest multiple of 32, and at least 32."""
+        return max(32, round(factor * self.embedding_dim**0.5 / 32) * 32)
+
+    @property
+    def decay_rank(self) -> int:
+        """Rank of what a token adds to the decays, and of what it adds to the removals."""
+        return self._rank(2.5)
+
+    @property
+    def value_rank(self) -> int:
+        """Rank of what mixes a block's values with the first block's."""
+        return self._rank(1.7)
+
+    @property
+    def gate_rank(self) -> int:
+        """Rank of the output gate."""
+        return self._rank(5.0)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from xlstm.models.config_base import Ends
-from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, HybridConfig, LSTMConfig, ModelConfig, XLSTMConfig, hybrid_turns
 
 
 class Family(NamedTuple):
@@ -17,7 +17,7 @@ class Family(NamedTuple):
     num_mlstm: int = 0
     num_slstm: int = 0
     variant: str = ""
-    """The rung of the LSTM's ladder, where it is not the last."""
+    """The rung of the LSTM's ladder, where it is not the last; of a hybrid its pattern."""
 
 
 def parse_family(label: str) -> Family:
@@ -28,12 +28,17 @@ def parse_family(label: str) -> Family:
     rung = re.fullmatch(r"lstm\[(vanilla|residual)\]", label)
     if rung:
         return Family("lstm", variant=rung[1])
-    if label in FAMILIES and label != "xlstm":
+    if "+" in label and "=" not in label:
+        hybrid_turns(label)
+        return Family("hybrid", variant=label)
+    if label in FAMILIES and label not in ("xlstm", "hybrid"):
         return Family(label)
-    others = ", ".join([*(name for name in FAMILIES if name != "xlstm"), "lstm[vanilla]", "lstm[residual]"])
+    others = ", ".join(
+        [*(name for name in FAMILIES if name not in ("xlstm", "hybrid")), "lstm[vanilla]", "lstm[residual]"]
+    )
     raise ValueError(
         f"unknown model family `{label}`; there are xlstm[a:b] for a mLSTM to b sLSTM blocks "
-        f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}"
+        f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}; and blocks in turns, such as gated-deltanet[3]+llama[1]"
     )
 
 
@@ -79,6 +84,8 @@ def family_label(config: ModelConfig) -> str:
     """
     if isinstance(config, LSTMConfig) and config.variant != "up-projection":
         return f"lstm[{config.variant}]"
+    if isinstance(config, HybridConfig):
+        return config.pattern
     if not isinstance(config, XLSTMConfig):
         return config.family
     num_mlstm, num_slstm = _ratio(config.num_blocks, config.slstm_at)

@@ -1,7 +1,8 @@
 """Published dimensions and learning rates: arXiv 2405.04517, Table 7; for `xlstm-large` those of arXiv 2510.02228.
 
 Plain data. Of GPT and the LSTMs the paper has only 350M (Tables 1 and 2); at the other sizes they scale as Llama does
-(the LSTM with residuals as Mamba, the plain one at 1.5 times the width).
+(the LSTM with residuals as Mamba, the plain one at 1.5 times the width). Gated DeltaNet, whose blocks are larger, has
+as many as keep it within 3 % of Llama's parameters; others that the table does not have, Llama's widths and depths.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, Dimensions]]] = {
     "hgrn": _table(_WIDTHS, _HALF_DEPTHS),
     "retnet": _table(_WIDTHS, _HALF_DEPTHS),
     "mamba2": _table(_WIDTHS, _DEPTHS),
+    "gated-deltanet": _table(_WIDTHS, (10, 21, 21, 20, 27), num_heads=(6, 6, 9, 12, 15)),
+    "rwkv7": _table(_WIDTHS, _HALF_DEPTHS),
     "lstm": _table(_WIDTHS, _HALF_DEPTHS),
     "lstm[residual]": _table(_WIDTHS, _DEPTHS, variant=("residual",) * 5),
     "lstm[vanilla]": _table((1152, 1536, 2304, 3072, 3840), _HALF_DEPTHS, variant=("vanilla",) * 5),

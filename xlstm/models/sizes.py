@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Final, Literal, get_args, get_origin
 
 from xlstm.models.config_base import Ends
-from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
+from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig, hybrid_turns
 from xlstm.models.naming import parse_family, place_slstm
 from xlstm.models.published import DIMENSIONS
 
@@ -28,10 +29,15 @@ def config_for(family: str, size: str | Mapping[str, Any], vocab_size: int, **en
     named = parse_family(family)
     cls = FAMILIES[named.base]
     given = {"size": size} if isinstance(size, str) else dict(size)
-    base = _named(family if named.variant else named.base, given.pop("size")) if "size" in given else {}
+    base: Mapping[str, Any] = {}
+    if "size" in given:
+        table = _hybrid if named.base == "hybrid" else _named
+        base = table(family if named.variant else named.base, given.pop("size"))
+    if named.variant:
+        key = "pattern" if named.base == "hybrid" else "variant"
+        if given.setdefault(key, named.variant) != named.variant:
+            raise ValueError(f"{family} is not of the {key} {given[key]!r}")
     dimensions = _checked(cls, {**base, **given})
-    if named.variant and dimensions.setdefault("variant", named.variant) != named.variant:
-        raise ValueError(f"{family} is not of the variant {dimensions['variant']!r}")
     if cls is XLSTMConfig:
         placed = place_slstm(dimensions["num_blocks"], named.num_mlstm, named.num_slstm)
         dimensions["slstm_at"] = tuple(dimensions.get("slstm_at", placed))
@@ -44,6 +50,28 @@ def _named(family: str, size: Any) -> Mapping[str, Any]:
     if size not in sizes:
         raise ValueError(f"unknown size `{size}` of {family}; there are {', '.join(sizes) or 'none'}")
     return sizes[size]
+
+
+def _hybrid(pattern: str, size: Any) -> Mapping[str, Any]:
+    """A named size of blocks in turns: of the width that all its families have at that size.
+
+    A family's block counts as one of those that make the size of it alone, and the depth is that at which all blocks
+    together come nearest to one such model.
+    """
+    turns = hybrid_turns(pattern)
+    rows = [_named(family, size) for family, _ in turns]
+    widths = {row["embedding_dim"] for row in rows}
+    if len(widths) > 1:
+        raise ValueError(f"the families of {pattern} are not of one width at {size}: {sorted(widths)}")
+    shares = [
+        Fraction(1, row["num_blocks"]) for row, (_, number) in zip(rows, turns, strict=True) for _ in range(number)
+    ]
+    blocks, whole = 0, Fraction(0)
+    while whole + shares[blocks % len(shares)] / 2 <= 1:
+        whole += shares[blocks % len(shares)]
+        blocks += 1
+    heads = tuple(row.get("num_heads", 0) for row in rows)
+    return {"embedding_dim": widths.pop(), "num_blocks": blocks, "num_heads": heads}
 
 
 def _checked(cls: type[ModelConfig], dimensions: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +94,9 @@ def _checked_value(name: str, kind: Any, value: Any) -> Any:
     elif kind is bool:
         if type(value) is not bool:
             raise ValueError(f"`{name}` must be true or false, not {value!r}")
+    elif kind is str:
+        if type(value) is not str:
+            raise ValueError(f"`{name}` must be text, not {value!r}")
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"`{name}` must be one of {', '.join(get_args(kind))}, not {value!r}")

@@ -1,0 +1,101 @@
+"""The generalised delta rule (Gated DeltaNet, RWKV-7): a matrix memory that replaces what it holds under a key."""
+
+import math
+
+from torch import Tensor
+
+from kernels import cpu
+from kernels.delta_rule.reference import delta_rule_reference
+from kernels.dispatch import (
+    Implementation,
+    cast_for_autocast,
+    choose,
+    expect_resets,
+    expect_shape,
+    modules,
+    state_dtype,
+)
+from kernels.gated_linear_attention.reference import CHUNK, zero_state
+from kernels.operator import Operator
+
+__all__ = ["delta_rule"]
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    g: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    resets: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S_t = Diag(exp(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T and o_t = S_t^T q_t, for every head.
+
+    `q`, `k`, `a` and `b` are (batch, time, heads, key_dim), `v` (batch, time, heads, value_dim), any lengths; `g` as
+    `k`, the logarithm of the decay, at most 0, in float32 also where the others are bfloat16. `initial_state` is
+    (batch, heads, key_dim, value_dim), zeros where absent. Where `resets` (batch, time, bool) is true the state is
+    forgotten before the token. Returns o (batch, time, heads, value_dim) in the dtype of `v`, and the final state,
+    float32 (float64 for float64 `v`). Under autocast all but g and the state are cast.
+
+    The delta rule after a decay, of unit keys k and step sizes β, is a = -exp(g) k and b = β k, with β k for k.
+    Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
+    """
+    name = "delta_rule"
+    if q.ndim != 4:
+        raise ValueError(f"{name}: q has shape {tuple(q.shape)}, expected (batch, time, heads, key_dim)")
+    batch, time, heads, key_dim = q.shape
+    for label, tensor in (("k", k), ("a", a), ("b", b), ("g", g)):
+        expect_shape(name, label, tensor, tuple(q.shape), "(batch, time, heads, key_dim)")
+    expect_shape(name, "v", v, (batch, time, heads, v.shape[-1]), "(batch, time, heads, value_dim)")
+    if time == 0:
+        raise ValueError(f"{name}: the sequence is empty, expected at least one token")
+    expect_resets(name, resets, batch, time)
+    q, k, v, a, b = cast_for_autocast(q, k, v, a, b)
+    if len({x.dtype for x in (q, k, v, a, b)}) > 1:
+        raise ValueError(f"{name}: q, k, v, a and b are {', '.join(str(x.dtype) for x in (q, k, v, a, b))}, not alike")
+    state = zero_state(k, v) if initial_state is None else initial_state.to(state_dtype(v))
+    expect_shape(
+        name, "initial_state", state, (batch, heads, key_dim, v.shape[-1]), "(batch, heads, key_dim, value_dim)"
+    )
+    chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, a, b, g))
+    if chosen == "reference":
+        return delta_rule_reference(q, k, v, a, b, g, state, resets)
+    o, final_state, _ = _delta_rule(q, k, v, a, b, g, state, resets, chosen)
+    return o, final_state
+
+
+def _results(k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    starts = state.new_empty(-(-k.shape[1] // CHUNK), *state.shape)
+    return v.new_empty(v.shape), state.new_empty(state.shape), starts
+
+
+def _gradients(
+    grad_final_state: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g: Tensor
+) -> tuple[Tensor, ...]:
+    return *(x.new_empty(x.shape) for x in (q, k, v, a, b, g)), grad_final_state.new_empty(grad_final_state.shape)
+
+
+def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
+    """Of the form in chunks of CHUNK: four kinds of pairs, each with a product with values, and four with states."""
+    batch, time, heads, key_dim = k
+    full, rest = divmod(time, CHUNK)
+    pairs = batch * heads * (full * CHUNK * CHUNK + rest * rest)
+    return 8 * pairs * (key_dim + v[-1]) + 8 * math.prod(k) * v[-1]
+
+
+# `starts` (chunks, batch, heads, key_dim, value_dim) are the states before each CHUNK of tokens.
+_delta_rule = Operator[tuple[Tensor, Tensor, Tensor]](
+    "delta_rule",
+    "(Tensor q, Tensor k, Tensor v, Tensor a, Tensor b, Tensor g, Tensor state, Tensor? resets, str implementation)"
+    " -> (Tensor o, Tensor final_state, Tensor starts)",
+    backward="(grad_o, grad_final_state, q, k, v, a, b, g, resets, starts, implementation)"
+    " -> (q, k, v, a, b, g, state)",
+    modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
+    results=_results,
+    gradients=_gradients,
+    flops=_flops,
+)
