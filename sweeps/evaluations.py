@@ -59,7 +59,8 @@ class Evaluations:
         try:
             if "paths" in said:
                 said["paths"] = tuple(located(path) for path in said["paths"])
-            if entry.kind in ("corpus", "domains") and "revision" not in said:
+            reads = entry.kind in ("corpus", "domains") or (entry.kind == "harness" and said.get("paths"))
+            if reads and "revision" not in said:
                 said["revision"] = revision_of(_EVALUATION.validate_python(said | {"revision": "unknown"}))  # type: ignore[arg-type]
             return _EVALUATION.validate_python(said)
         except ValidationError as error:

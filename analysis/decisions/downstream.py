@@ -3,6 +3,7 @@
 A law gives the loss, this link gives the error at that loss; the intervals of both go into what is predicted.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,3 +125,43 @@ def fit_link(frame: pl.DataFrame, error: str, *, link: str = "exponential", num_
         told = f"the best error, {wrong.min():.3g}, is near that without any skill, {found.parameters['epsilon']:.3g}"
         warnings = (*warnings, FitWarning("saturated", told))
     return Link(found, warnings)
+
+
+DEAR = 0.2
+"""Share of the runs, by compute, on which a link that was fitted to the others is tried."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The link whose form foretells the dear runs best from the cheap ones."""
+
+    name: str
+    link: Link
+    rollouts: dict[str, float | None]
+    """Root mean square error on the dear runs by form; None where a form cannot be fitted to the others."""
+
+
+def choose_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int = 0) -> Chosen:
+    """Fit the link of the form with the least error on the dear fifth of the runs, when fitted to the others.
+
+    The exponential form where none can be tried, or both foretell alike. Raises RefusalError as `fit_link` does.
+    """
+    rows = usable(frame).drop_nulls([error, "loss"]).sort("flops")
+    cheap, dear = rows.head(rows.height - _dear(rows.height)), rows.tail(_dear(rows.height))
+    rollouts = {name: _rollout(cheap, dear, error, name, seed) for name in LINKS}
+    known = [(missed, place, name) for place, (name, missed) in enumerate(rollouts.items()) if missed is not None]
+    name = min(known)[2] if known else next(iter(LINKS))
+    return Chosen(name, fit_link(rows, error, link=name, num_draws=num_draws, seed=seed), rollouts)
+
+
+def _dear(rows: int) -> int:
+    return max(1, math.ceil(DEAR * rows))
+
+
+def _rollout(cheap: pl.DataFrame, dear: pl.DataFrame, error: str, name: str, seed: int) -> float | None:
+    try:
+        link = fit_link(cheap, error, link=name, seed=seed)
+    except RefusalError:
+        return None
+    missed = link.predict(dear["loss"].to_numpy()) - dear[error].to_numpy()
+    return float(np.sqrt(np.mean(missed**2)))

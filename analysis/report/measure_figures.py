@@ -1,5 +1,6 @@
 """Pictures of a table of measures: a heat map of families by tasks, or curves where the columns are numbers."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,9 @@ def _curves(table: MeasureTable, places: Sequence[float]) -> Figure:
 
 
 def _scale(axes: Axes, places: Sequence[float]) -> None:
-    """Few columns that double and double again lie evenly; each of few has its tick."""
-    if len(places) <= _FEW:
+    """Columns that double and double again lie evenly; each of them, and each of few, has its tick."""
+    doubling = min(places) > 0 and all(later >= 2 * one for one, later in itertools.pairwise(places))
+    if len(places) <= _FEW or doubling:
         if min(places) > 0:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.curves import fit_curves, predict_end
+from orchestrator.cli.downstream import fit_downstream, show_downstream
 from orchestrator.cli.options import (
     BestOfOption,
     ColumnsOption,
@@ -66,13 +67,17 @@ def fit(
         float | None,
         typer.Option(help="With --curves of a table: steps of warm-up; left out, those up to each first row."),
     ] = None,
+    downstream: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also from loss to the error of a task that was evaluated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, or to several of them, and keep the fit."""
     if curves or fit_runs or warmup_steps is not None:
         others = {
             "--keep": keep, "--range": within, "--best-of": best_of, "--allow-mixed": allow_mixed, "--pooled": pooled,
-            "--conventions": conventions, "--objective": objective != "huber", "several sources": len(sources) > 1,
+            "--conventions": conventions, "--downstream": downstream,
+            "--objective": objective != "huber", "several sources": len(sources) > 1,
         }  # fmt: skip
         refused = [name for name, given in others.items() if given]
         runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
@@ -102,8 +107,10 @@ def fit(
             _print_conventions(laws.conventions(sources[0], columns_of(columns), wishes), as_json)
             return
         documents, notes, folder = laws.fit(sources, columns_of(columns), wishes)
+        foretold = fit_downstream(sources, columns, wishes, downstream) if downstream else []
     if as_json:
-        print_json(documents)
+        by_family = {one["family"]: one for one in foretold}
+        print_json([one | ({"downstream": by_family[one["family"]]} if foretold else {}) for one in documents])
         return
     console = make_console()
     documents = [laws.of_chosen(document) for document in documents]
@@ -128,6 +135,8 @@ def fit(
     _warn(warning["message"] for document in documents for warning in document["warnings"])
     for note, times in Counter(notes).items():
         console.print(note if times == 1 else f"{note} ({times} times)", highlight=False, style="yellow")
+    for one in foretold:
+        show_downstream(one, console)
     console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
 
 

@@ -127,7 +127,7 @@ def prepare_evaluations(workspace: Workspace, specs: Sequence[RunSpec], console:
                 continue
             checked.add(key)
             try:
-                notes = check(evaluation, spec, workspace).notes
+                notes = check(evaluation, spec, workspace)
             except (ValueError, OSError) as error:
                 raise InputError(f"evaluations.{evaluation.name}: {error}") from None
             for note in notes:

@@ -80,6 +80,20 @@ def test_error_follows_from_loss_and_both_uncertainties_are_in_its_bounds() -> N
         link.predict_from(regression.fit_form(frame, FORMS["additive"]), target)
 
 
+@pytest.mark.parametrize("name", ["exponential", "sigmoid"])
+def test_the_link_is_the_form_that_foretells_the_dear_runs(name: str) -> None:
+    loss = np.linspace(3.4, 1.9, 16)
+    errors = {
+        "exponential": 0.75 - 2.1 * np.exp(-0.6 * loss),
+        "sigmoid": 0.2 + 0.55 / (1 + np.exp(-6.0 * (loss - 2.6))),
+    }
+    frame = pl.DataFrame({"flops": np.geomspace(1e18, 1e21, 16), "loss": loss, "error": errors[name]})
+    chosen = downstream.choose_link(frame.sample(fraction=1.0, shuffle=True, seed=3), "error")
+    assert chosen.name == name
+    assert chosen.rollouts[name] == pytest.approx(0, abs=1e-4)
+    assert chosen.link.predict(loss) == pytest.approx(errors[name], abs=1e-4)
+
+
 def _with(link: downstream.Link, theta: np.ndarray) -> downstream.Link:
     from dataclasses import replace
 

@@ -3,10 +3,12 @@
 import pytest
 from cluster import Cluster
 from tiny_runs import job, losses, make_run, wait_for
+from waiting import wait_until
 
 from orchestrator.executors.local import LocalExecutor
 from slurm.executor import SlurmExecutor
 from xlstm.run.directory import Workspace
+from xlstm.run.evaluations import TokenFrequency
 from xlstm.run.records import State
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
@@ -26,3 +28,17 @@ def test_two_nodes_of_slurm_train_what_two_ranks_train_here_bit_for_bit(cluster:
     assert mine is not None
     assert theirs is not None
     assert theirs.validation == mine.validation
+
+    # An evaluation asked for later is an attempt that trains nothing, and leaves the same file.
+    asked = TokenFrequency(name="rare", bands=(1, 100, 1000))
+    for run in (here, there):
+        run.create(run.spec().model_copy(update={"evaluations": (asked,)}))
+    handles = local.submit([job(here)])
+    SlurmExecutor(workspace, "sweep").submit([job(there)])
+    wait_until(lambda: local.poll(handles) and not here.unmeasured(here.spec()) + there.unmeasured(there.spec()))
+    wait_for(here, State.COMPLETED)
+    wait_for(there, State.COMPLETED)
+    local.poll(handles)
+    files = [run.measured_file(asked, run.spec()).read_text() for run in (here, there)]
+    assert files[0] == files[1]
+    assert losses(there) == losses(here)

@@ -185,7 +185,7 @@ def default_of(name: str, rings: Iterable[type[BaseModel]]) -> str:
         field = ring.model_fields.get("kind" if name == "schedule" else name)
         if field is not None and not field.is_required():
             value = field.get_default(call_default_factory=True)
-            return "" if value in (None, {}, ()) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+            return "" if value in (None, {}, (), "") else f"`{value if isinstance(value, str) else json.dumps(value)}`"
     return ""
 
 

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -297,6 +298,14 @@ def test_broken_texts_are_located_and_leave_nothing_behind(tmp_path: Path) -> No
     assert sorted(path.name for path in workspace.data.iterdir() if not path.name.startswith(".")) == [
         name for name in before if not name.startswith(".")
     ]
+
+
+def test_tasks_without_lm_eval_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, workspace = prepared(tmp_path, "bytes")
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "xlstm.evaluation.harness", raising=False)
+    with pytest.raises(ValueError, match=r"lm_eval is not installed: pip install .*\[harness\]"):
+        check(asked(kind="harness", tasks=["hellaswag"]), spec, workspace)
 
 
 def test_a_run_is_the_same_whatever_is_measured_on_it(tmp_path: Path) -> None:

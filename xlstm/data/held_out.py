@@ -23,7 +23,7 @@ from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWrite
 from xlstm.data.tokenizers import Vocabulary, token_dtype
 from xlstm.run.data import Data
 from xlstm.run.directory import Workspace
-from xlstm.run.evaluations import CorpusEvaluation, Domains
+from xlstm.run.evaluations import CorpusEvaluation, Domains, Harness
 from xlstm.run.identity import canonical
 
 OtherText: TypeAlias = CorpusEvaluation | Domains
@@ -33,11 +33,23 @@ SPLIT = "held-out"
 _COUNTED_AT_ONCE = 1 << 24
 
 
-def revision_of(text: OtherText) -> str:
-    """The version of a text, or sha256:… over its files. CorpusError where they are missing."""
+def revision_of(text: OtherText | Harness) -> str:
+    """The version of a text, or sha256:… over its files, or those of tasks. CorpusError where they are missing."""
+    if isinstance(text, Harness):
+        return _of_files([(Path(path).name, file) for path in text.paths for file in _inside(Path(path))])
     if isinstance(text, CorpusEvaluation):
         return open_corpus(text.corpus, text.paths, Reading(text.text_key)).revision
-    files = _domain_files(text)
+    return _of_files(_domain_files(text))
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Every file of a folder. CorpusError where there is none."""
+    if not folder.is_dir():
+        raise CorpusError(f"{folder}: no such folder")
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _of_files(files: list[tuple[str, Path]]) -> str:
     stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for _, path in files)
     return _content_of(tuple(source for source, _ in files), stamps)
 

@@ -4,28 +4,23 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from xlstm.data.preparation import data_folder, tokenizer_of
 from xlstm.distributed import World
-from xlstm.evaluation.kinds import open_passes
-from xlstm.evaluation.passes import Passes
+from xlstm.evaluation.kinds import TextEvaluation, open_passes
+from xlstm.evaluation.passes import KEPT_EVERY_SECONDS, Passes, StoppedError
 from xlstm.evaluation.validation import losses
 from xlstm.models import IGNORED
 from xlstm.run.directory import RunDirectory
-from xlstm.run.evaluations import AnyEvaluation, fingerprint
+from xlstm.run.evaluations import AnyEvaluation, Harness, fingerprint
 from xlstm.run.records import Measured, write_json
 from xlstm.run.spec import RunSpec
-
-KEPT_EVERY_SECONDS = 30.0
-"""Between two times that sums are kept, from which the next attempt goes on."""
-
-
-class StoppedError(Exception):
-    """A rank was asked to stop: the sums so far are kept."""
 
 
 @dataclass
@@ -49,37 +44,76 @@ def measure(
 
     `stopped` is asked between passes, and must answer the same on all ranks. StoppedError where it says so.
     """
-    passes = open_passes(evaluation, spec, run.workspace)
-    kept = run.measured_so_far_file(evaluation, spec)
-    sums = world.gather(_kept(kept.read_bytes() if kept.is_file() else b"", passes))[0]
-    was_training, saved = model.training, time.monotonic()
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            while sums.passes < passes.count:
-                if stopped():
-                    if world.is_main:
-                        _keep(run, evaluation, spec, sums)
-                    raise StoppedError
-                mine = min(sums.passes + world.rank, passes.count - 1)
-                for nats, tokens in world.gather(_pass(model, passes, mine, spec, world.device)):
-                    if sums.passes < passes.count:
-                        sums = _Sums(sums.passes + 1, sums.nats + nats, sums.tokens + tokens)
-                if world.is_main and time.monotonic() - saved > KEPT_EVERY_SECONDS:
-                    _keep(run, evaluation, spec, sums)
-                    saved = time.monotonic()
+            if isinstance(evaluation, Harness):
+                return _tasks(model, evaluation, spec, run, world, stopped)
+            return _sums(model, evaluation, spec, run, world, stopped)
     finally:
         model.train(was_training)
+
+
+def _sums(
+    model: nn.Module,
+    evaluation: TextEvaluation,
+    spec: RunSpec,
+    run: RunDirectory,
+    world: World,
+    stopped: Callable[[], bool],
+) -> Measured:
+    passes = open_passes(evaluation, spec, run.workspace)
+    kept = run.measured_so_far_file(evaluation, spec)
+    sums = world.gather(_kept(kept.read_bytes() if kept.is_file() else b"", passes))[0]
+    saved = time.monotonic()
+    while sums.passes < passes.count:
+        if stopped():
+            if world.is_main:
+                _keep(run, evaluation, spec, sums)
+            raise StoppedError
+        mine = min(sums.passes + world.rank, passes.count - 1)
+        for nats, tokens in world.gather(_pass(model, passes, mine, spec, world.device)):
+            if sums.passes < passes.count:
+                sums = _Sums(sums.passes + 1, sums.nats + nats, sums.tokens + tokens)
+        if world.is_main and time.monotonic() - saved > KEPT_EVERY_SECONDS:
+            _keep(run, evaluation, spec, sums)
+            saved = time.monotonic()
+    return _measured(
+        evaluation,
+        spec,
+        tokens=int(sums.tokens.sum()),
+        measures=passes.measures(sums.nats, sums.tokens),
+        tables=passes.tables(sums.nats, sums.tokens),
+        notes=passes.notes,
+    )
+
+
+def _tasks(
+    model: nn.Module, evaluation: Harness, spec: RunSpec, run: RunDirectory, world: World, stopped: Callable[[], bool]
+) -> Measured:
+    from xlstm.evaluation.harness import Answers, HarnessModel, run_tasks
+
+    data = spec.physics.data
+    tokenizer = tokenizer_of(data, data_folder(data, run.workspace))
+    limit = getattr(spec.physics.model, "context_length", None) or data.context_length
+    answers = Answers(run.measured_so_far_file(evaluation, spec), world, stopped)
+    asked = HarnessModel(model, tokenizer, evaluation.context_length or min(limit, data.context_length), answers)
+    rows = run_tasks(evaluation, asked)
+    numbers = {
+        f"{row['task']}/{name}": value for row in rows for name, value in row.items() if isinstance(value, float)
+    }
+    return _measured(evaluation, spec, tokens=asked.tokens, measures=numbers, tables={"task": rows}, notes=[])
+
+
+def _measured(evaluation: AnyEvaluation, spec: RunSpec, **found: Any) -> Measured:
     return Measured(
         name=evaluation.name,
         kind=evaluation.kind,
         evaluation=fingerprint(evaluation, spec.physics.data),
         run_id=spec.run_id,
         settings=evaluation.model_dump(mode="json", exclude={"paths", "name", "kind"}),
-        tokens=int(sums.tokens.sum()),
-        measures=passes.measures(sums.nats, sums.tokens),
-        tables=passes.tables(sums.nats, sums.tokens),
-        notes=passes.notes,
+        **found,
     )
 
 

@@ -17,7 +17,14 @@ from xlstm.data.batches import Batch, Windows, evenly
 TOKENS_PER_PASS = 1 << 14
 """Of one rank; a longer sequence is a pass of its own."""
 
+KEPT_EVERY_SECONDS = 30.0
+"""Between two times that what was measured so far is kept, from which the next attempt goes on."""
+
 Row = dict[str, str | bool | int | float | None]
+
+
+class StoppedError(Exception):
+    """A rank was asked to stop: what was measured so far is kept."""
 
 
 class Passes(Protocol):

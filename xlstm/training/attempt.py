@@ -10,7 +10,8 @@ from pathlib import Path
 from kernels import cpu
 from xlstm.data.sequences import open_data
 from xlstm.distributed import World
-from xlstm.evaluation.measure import StoppedError, measure
+from xlstm.evaluation.measure import measure
+from xlstm.evaluation.passes import StoppedError
 from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
 from xlstm.run.outcome import leave_measured, leave_result
 from xlstm.run.records import Launch, Result, State, Verdict, write_json

@@ -101,11 +101,27 @@ class Domains(OfOtherText):
     fringe: tuple[str, ...] = Field(FRINGE, description="Sources that are left out of the average over sources.")
 
 
-KINDS = (CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains)
+class Harness(Kind):
+    """Tasks of EleutherAI's lm-evaluation-harness, which is the extra `harness`."""
+
+    kind: Literal["harness"] = "harness"
+    tasks: tuple[str, ...] = Field(min_length=1, description="Names of lm-eval's tasks, or of those in `paths`.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before each item; null: as the task has it.")
+    limit: PositiveInt | None = Field(None, description="Items of each task, the first; null: all.")
+    revision: str = Field("", description="Version of the task files; left out: sha256:… of their content.")
+    paths: tuple[str, ...] = Field((), description="Folders with task files of one's own, such as of offline tasks.")
+    context_length: PositiveInt | None = Field(None, description="Tokens read at most; null: as in training.")
+
+    @property
+    def context(self) -> int | None:
+        return self.context_length
+
+
+KINDS = (CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains, Harness)
 """Beside `validation`, which every run has."""
 
 AnyEvaluation: TypeAlias = Annotated[
-    Union[CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains],  # noqa: UP007
+    Union[CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains, Harness],  # noqa: UP007
     Field(discriminator="kind"),
 ]
 
