@@ -1,5 +1,6 @@
 """`scaling table` reads a sweep of tasks from the workspace and, once it is tracked, the same from MLflow."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def test_a_table_is_read_from_the_workspace(scaling: Any, tmp_path: Path, finish
     assert (said.code, said.out) == (0, EXPECTED), said.err
     assert (tmp_path / "table.md").read_text() == EXPECTED
     assert scaling("table", "languages", "--to", "table.doc").code == 2
+    assert scaling("runs", "languages", "--csv", str(tmp_path / "runs.csv")).code == 0
+    exported = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
+    assert {row["scaled_accuracy"] for row in exported} == {
+        "0.1",
+        "0.2",
+        "0.8",
+        "0.9",
+    }
     assert scaling("table", "languages", "--columns", "width").out.startswith("| scaled_accuracy | 16 |\n")
 
 
