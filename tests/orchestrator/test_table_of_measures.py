@@ -66,3 +66,31 @@ def test_a_table_is_the_same_from_mlflow(scaling: Any, tmp_path: Path, finish: C
     assert (said.code, said.out) == (0, EXPECTED), said.err
     by_width = [scaling("table", source, "--columns", "width").out for source in ("languages", "mlflow:languages")]
     assert by_width[1].startswith("| scaled_accuracy | 16 |\n")
+
+
+FILES = """name: reviews
+task: bytes
+data: {longest: 8, revision: stated}
+sizes: {s: {embedding_dim: 16, num_blocks: 1}}
+grid: {model: [lstm], size: [s], steps: [2]}
+train: {batch_sequences: 2, learning_rate: 1e-3}
+resources: [{set: {device: cpu}}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_a_task_that_reads_files_trains_on_those_of_its_user_alone(scaling: Any, tmp_path: Path) -> None:
+    for part, kind in (("train", "neg"), ("train", "pos"), ("test", "pos")):
+        (tmp_path / "aclImdb" / part / kind).mkdir(parents=True)
+        (tmp_path / "aclImdb" / part / kind / "0_9.txt").write_text(f"{part} {kind}")
+    (tmp_path / "reviews.yaml").write_text(FILES)
+    refused = scaling("submit", str(tmp_path / "reviews.yaml"))
+    assert refused.code == 2
+    assert "task bytes reads files, and `data.paths` does not say where they lie" in refused.err
+    said = scaling.run("submit", str(tmp_path / "reviews.yaml"), f"data.paths=[{tmp_path}]")
+    assert said.code == 0, said
+    assert scaling("table", "reviews", "--measure", "accuracy").out.splitlines()[-1] in (
+        "| lstm | 0.000 |",
+        "| lstm | 1.000 |",
+    )
