@@ -35,7 +35,9 @@ from kernels import dispatch
 from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
 from kernels.gated_head_norm import gated_head_norm
+from kernels.gated_linear_attention import gated_linear_attention
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_recurrence import linear_recurrence
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
@@ -56,9 +58,9 @@ SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024}
 REGISTERS = 65536
 STATES = {
     "states_C", "states_n", "grads_C", "grads_n", "states", "vector", "written", "reading", "initial_C", "final_C",
-    "first_C", "grad_C",
+    "first_C", "grad_C", "written_ptr", "read_ptr", "starts_ptr", "grads_ptr",
 }  # fmt: skip
-"""Arguments of the mLSTM's kernels that hold states, or chunks of all sequences: they pass 2^31 elements."""
+"""Arguments of the kernels of matrix memories that hold states, or chunks of all sequences: they pass 2^31 elements."""
 
 
 class Launch(NamedTuple):
@@ -188,6 +190,26 @@ def scan_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"width 768{label}", call
 
 
+def linear_attention_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Heads of RWKV, of HGRN2 and of GLA at 350M; and HGRN's recurrence, whose tiles do not depend on the width."""
+    shapes = [(16, 64, 64), (8, 128, 128), (4, 128, 256)]
+    for (label, dtype), (heads, key_dim, value_dim) in itertools.product(dtypes(some), shapes[: 1 if some else None]):
+
+        def call(
+            heads: int = heads, key_dim: int = key_dim, value_dim: int = value_dim, dtype: torch.dtype = dtype
+        ) -> list[Tensor]:
+            q, k, v = (normal(1, 128, heads, dim, dtype=dtype) for dim in (key_dim, key_dim, value_dim))
+            g = normal(1, 128, heads, key_dim, dtype=torch.float32)
+            by: dict[str, Any] = {"resets": _resets(1, 128), "implementation": "triton"}
+            x, decay = normal(2, 64, 768, dtype=dtype), normal(2, 64, 768, dtype=torch.float32)
+            return [
+                gated_linear_attention(q, k, v, g, **by)[0],
+                linear_recurrence(x, decay, resets=_resets(2, 64), implementation="triton"),
+            ]
+
+        yield f"{heads} × {key_dim}/{value_dim}{label}", call
+
+
 def loss_shapes(some: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Rows of logits of a vocabulary that is a multiple of 16, and of one that is none."""
     for (label, dtype), vocab in itertools.product(dtypes(some), (50304,) if some else (50304, 50257)):
@@ -206,6 +228,7 @@ GROUPS = {
     "block": block_shapes,
     "others": others_shapes,
     "scans": scan_shapes,
+    "linear attention": linear_attention_shapes,
     "loss": loss_shapes,
 }
 

@@ -11,7 +11,9 @@ from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
 from kernels.dispatch import Implementation
 from kernels.gated_head_norm import gated_head_norm
+from kernels.gated_linear_attention import gated_linear_attention
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_recurrence import linear_recurrence
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
 from kernels.rms_norm import rms_norm
@@ -78,6 +80,16 @@ def problems(run: Run) -> list[Problem]:
     def of_wkv(k: Tensor, v: Tensor, w: Tensor, u: Tensor, implementation: Implementation) -> Tensor:
         return wkv(k, v, -w.exp(), u, resets=resets, implementation=implementation)[0]
 
+    def of_memory(
+        q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor, implementation: Implementation
+    ) -> tuple[Tensor, ...]:
+        return gated_linear_attention(
+            q, k, v, -g.float().exp(), bonus=bonus, resets=resets, implementation=implementation
+        )
+
+    def of_recurrence(x: Tensor, g: Tensor, implementation: Implementation) -> Tensor:
+        return linear_recurrence(x, -g.float().exp(), resets=resets, implementation=implementation)
+
     def of_norm(h: Tensor, weight: Tensor, gate: Tensor, implementation: Implementation) -> Tensor:
         return gated_head_norm(h, weight, gate, implementation=implementation)
 
@@ -140,6 +152,12 @@ def problems(run: Run) -> list[Problem]:
             of_scan,
             [*pair, normal(width, 16, seed=2) / 4, *(normal(batch, length, 16, seed=seed) for seed in (3, 4))],
         ),
+        Problem(
+            "gated_linear_attention",
+            of_memory,
+            [*(x.unflatten(-1, (-1, head)) for x in (*pair, *pair)), normal(width // head, head, seed=2)],
+        ),
+        Problem("linear_recurrence", of_recurrence, pair),
         Problem("wkv", of_wkv, [*pair, normal(width, seed=2), normal(width, seed=3)]),
     ]
 

@@ -1,6 +1,5 @@
 """Verbs about laws: fit, plot, report, predict, allocate, design. What they do is in `orchestrator.workbench.laws`."""
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -10,70 +9,30 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.curves import fit_curves, predict_end
+from orchestrator.cli.options import (
+    BestOfOption,
+    ColumnsOption,
+    DecimalCommaOption,
+    FormOption,
+    KeepOption,
+    MixedOption,
+    ObjectiveOption,
+    PooledOption,
+    RangeOption,
+    ReferenceOption,
+    SourceArgument,
+    SourcesArgument,
+    columns_of,
+    quantity,
+    ranges_of,
+)
 from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json
-
-SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A submitted sweep, a table (.csv, .parquet, …) or mlflow:EXPERIMENT.")
-]
-SourcesArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="SOURCE", help="Submitted sweeps, tables (.csv, .parquet, …) or mlflow:EXPERIMENT."),
-]
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="OURS=THEIRS,…",
-        help='Columns of a file, such as parameters="Model Size",loss=loss; left out, those of the last fit.',
-    ),
-]
-
-
-KeepOption = Annotated[
-    list[str] | None,
-    typer.Option("--keep", metavar="RULE", help="Keep rows that this rule would leave out, such as not-decayed."),
-]
-RangeOption = Annotated[
-    list[str] | None,
-    typer.Option("--range", metavar="COLUMN=LOW:HIGH", help="Leave out rows outside, such as tokens=1e9:1e12."),
-]
-MixedOption = Annotated[
-    bool,
-    typer.Option("--allow-mixed", help="Fit runs of different evaluations, tokenizers or schedules together."),
-]
-BestOfOption = Annotated[
-    list[str] | None,
-    typer.Option("--best-of", metavar="COLUMN", help="An axis that was searched, such as lr: its best value counts."),
-]
-PooledOption = Annotated[
-    bool,
-    typer.Option("--pooled", help="Of several sources, fit each family's rows as one; left out, a law for each."),
-]
-DecimalCommaOption = Annotated[
-    bool, typer.Option("--decimal-comma", help="Numbers have decimal commas; the other verbs then take this over.")
-]
-
-ReferenceOption = Annotated[
-    list[str] | None,
-    typer.Option("--reference", metavar="NAME", help="Draw published numbers, too: xlstm-table-3, chinchilla, …"),
-]
-FormOption = Annotated[
-    str,
-    typer.Option(
-        metavar="FORM",
-        help="The law's form: additive, coupled, kaplan, farseer, power-C, …; auto weighs the first three.",
-    ),
-]
-ObjectiveOption = Annotated[
-    str, typer.Option(metavar="NAME", help="huber on log loss, least-squares on loss, or least-squares-of-log.")
-]
 
 _FEW = 3
 """Rows left out for one reason that have a line each."""
 _LINES = 200
 """Rows left out that are printed one by one."""
-_COLUMN = re.compile(r'([^=,]+)=\s*(?:"((?:[^"]|"")+)"\s*|([^,]*[^,\s][^,]*))(?:,|$)')
-"""One pair of `--columns`; a name of theirs that holds a comma stands in double quotes."""
-
 app = typer.Typer()
 
 
@@ -95,22 +54,53 @@ def fit(
     conventions: Annotated[
         bool, typer.Option("--conventions", help="Chinchilla's three approaches under each way of counting N and C.")
     ] = False,
+    curves: Annotated[
+        bool,
+        typer.Option("--curves", help="Fit whole curves: the loss at every step under any learning-rate schedule."),
+    ] = False,
+    fit_runs: Annotated[
+        str | None, typer.Option(metavar="RUN,…", help="With --curves: runs that are fitted; the others are predicted.")
+    ] = None,
+    warmup_steps: Annotated[
+        float | None,
+        typer.Option(help="With --curves of a table: steps of warm-up; left out, those up to each first row."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, or to several of them, and keep the fit."""
+    if curves or fit_runs or warmup_steps is not None:
+        others = {
+            "--keep": keep, "--range": within, "--best-of": best_of, "--allow-mixed": allow_mixed, "--pooled": pooled,
+            "--conventions": conventions, "--objective": objective != "huber", "several sources": len(sources) > 1,
+        }  # fmt: skip
+        refused = [name for name, given in others.items() if given]
+        runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
+        with one_line_errors():
+            fit_curves(sources[0], columns, curves, refused, (form, delta, runs, warmup_steps, decimal_comma), as_json)
+        return
     with one_line_errors():
         from orchestrator.display.tables import fit_table, forms_line, noise_line
         from orchestrator.errors import InputError
         from orchestrator.workbench import laws
 
-        asked = (keep or (), _ranges(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma, pooled)
+        asked = (
+            keep or (),
+            ranges_of(within),
+            allow_mixed,
+            form,
+            objective,
+            delta,
+            best_of or (),
+            decimal_comma,
+            pooled,
+        )
         wishes = laws.Wishes(*asked)
         if len(sources) > 1 and conventions:
             raise InputError("--conventions takes one source")
         if conventions:
-            _print_conventions(laws.conventions(sources[0], _columns(columns), wishes), as_json)
+            _print_conventions(laws.conventions(sources[0], columns_of(columns), wishes), as_json)
             return
-        documents, notes, folder = laws.fit(sources, _columns(columns), wishes)
+        documents, notes, folder = laws.fit(sources, columns_of(columns), wishes)
     if as_json:
         print_json(documents)
         return
@@ -175,9 +165,9 @@ def design(
         from orchestrator.display.tables import design_table
         from orchestrator.workbench import laws
 
-        target = (float(_quantity("--parameters", parameters)), float(_quantity("--tokens", tokens)))
-        among = [float(_quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
-        documents = laws.design(source, _columns(columns), target, budget, unit=unit, sizes=among, fragment=fragment)
+        target = (float(quantity("--parameters", parameters)), float(quantity("--tokens", tokens)))
+        among = [float(quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
+        documents = laws.design(source, columns_of(columns), target, budget, unit=unit, sizes=among, fragment=fragment)
     if as_json:
         print_json(documents)
         return
@@ -223,7 +213,7 @@ def plot(
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        paths, refusals, complaint = laws.plot(sources, _columns(columns), reference or (), formats or ("png",))
+        paths, refusals, complaint = laws.plot(sources, columns_of(columns), reference or (), formats or ("png",))
     _complain(complaint)
     for line in (*paths, *refusals):
         print(line)
@@ -235,7 +225,7 @@ def write_report(sources: SourcesArgument, columns: ColumnsOption = None, refere
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        path, complaint = laws.report(sources, _columns(columns), reference or ())
+        path, complaint = laws.report(sources, columns_of(columns), reference or ())
     _complain(complaint)
     print(path)
 
@@ -243,21 +233,42 @@ def write_report(sources: SourcesArgument, columns: ColumnsOption = None, refere
 @app.command()
 def predict(
     sources: SourcesArgument,
-    parameters: Annotated[str, typer.Option(help="Model size N, such as 125M.")],
-    tokens: Annotated[str, typer.Option(help="Training tokens D, such as 15B.")],
+    parameters: Annotated[str | None, typer.Option(help="Model size N, such as 125M.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens D, such as 15B.")] = None,
     unique_tokens: Annotated[
         str | None, typer.Option(help="How many of them differ, for the form data-constrained; left out, all do.")
     ] = None,
     columns: ColumnsOption = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="KIND", help="By the laws of curves: constant, cosine or wsd.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="With --schedule: length of the run.")] = None,
+    decay_share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="With --schedule wsd: part of the run; left out, the best.")
+    ] = None,
+    peak_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="With --schedule; left out, the largest of the fitted runs.")
+    ] = None,
+    final_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="With --schedule; left out, a tenth of the peak.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the loss of a model of N parameters trained on D tokens."""
+    """Predict the loss of a model of N parameters trained on D tokens, or of a run under another schedule."""
+    if schedule is not None:
+        budget = None if tokens is None else quantity("--tokens", tokens)
+        with one_line_errors():
+            predict_end(sources, schedule, (steps, budget, decay_share, peak_rate, final_rate), as_json)
+        return
     with one_line_errors():
+        from orchestrator.errors import InputError
         from orchestrator.workbench import laws
 
-        size, budget = _quantity("--parameters", parameters), _quantity("--tokens", tokens)
-        unique = None if unique_tokens is None else _quantity("--unique-tokens", unique_tokens)
-        rows = laws.predict(sources, _columns(columns), size, budget, unique)
+        if parameters is None or tokens is None:
+            raise InputError("say what to predict: --parameters and --tokens, or --schedule")
+        size, budget = quantity("--parameters", parameters), quantity("--tokens", tokens)
+        unique = None if unique_tokens is None else quantity("--unique-tokens", unique_tokens)
+        rows = laws.predict(sources, columns_of(columns), size, budget, unique)
     if as_json:
         print_json(rows)
         return
@@ -282,7 +293,7 @@ def allocate(
     with one_line_errors():
         from orchestrator.workbench import laws
 
-        splits, multipliers, warnings = laws.allocate(sources, _columns(columns), flops, inference_tokens)
+        splits, multipliers, warnings = laws.allocate(sources, columns_of(columns), flops, inference_tokens)
     if as_json:
         print_json(
             {
@@ -309,47 +320,3 @@ def _warn(warnings: Iterable[str]) -> None:
 def _complain(complaint: str | None) -> None:
     if complaint:
         print(f"not logged in MLflow: {complaint}", file=sys.stderr)
-
-
-def _ranges(within: list[str] | None) -> dict[str, tuple[float, float]]:
-    from orchestrator.errors import InputError
-
-    ranges = {}
-    for text in within or []:
-        name, equals, bounds = text.partition("=")
-        low, colon, high = bounds.partition(":")
-        try:
-            ranges[name] = (float(low or "-inf"), float(high or "inf"))
-        except ValueError:
-            equals = ""
-        if not (equals and colon):
-            raise InputError(f"--range {text}: write COLUMN=LOW:HIGH, such as tokens=1e9:1e12 or loss=:4")
-    return ranges
-
-
-def _columns(text: str | None) -> dict[str, str]:
-    from orchestrator.errors import InputError
-
-    columns: dict[str, str] = {}
-    rest = (text or "").strip(" ,")
-    while rest:
-        match = _COLUMN.match(rest)
-        if match is None:
-            raise InputError(f'--columns {text}: write ours=theirs, such as parameters="Model Size",loss=loss')
-        ours, quoted, theirs = match.groups()
-        columns[ours.strip()] = quoted.replace('""', '"') if quoted is not None else theirs.strip()
-        rest = rest[match.end() :].strip(" ,")
-    return columns
-
-
-def _quantity(option: str, text: str) -> int:
-    from pydantic import TypeAdapter, ValidationError
-
-    from orchestrator.errors import InputError
-    from sweeps.language import Count
-
-    try:
-        value: int = TypeAdapter(Count).validate_python(text if text[-1:].isalpha() else float(text))
-    except (ValidationError, ValueError):
-        raise InputError(f"{option} {text}: write a whole number above zero, such as 125M, 15B or 3e9") from None
-    return value

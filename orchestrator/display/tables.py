@@ -231,3 +231,37 @@ def design_table(document: Mapping[str, Any]) -> Table:
         cells = (compact(round(one["parameters"])), compact(round(one["tokens"])), f"{one['cost']:.3g}")
         table.add_row(*cells, f"± {one['half_width']:.2%}")
     return table
+
+
+def curves_table(document: Mapping[str, Any]) -> Table:
+    """The constants of a law of curves, then how near it comes to each run, those that were not fitted last."""
+    constants = ", ".join(
+        f"{name} {value:.4g} [{document['intervals'][name][0]:.3g}, {document['intervals'][name][1]:.3g}]"
+        for name, value in document["parameters"].items()
+    )
+    certificate = document["certificate"]
+    told = f"{certificate['agreeing_starts']:.0%} of starts agree"
+    told += "" if certificate["converged"] else "; the descent has not come to rest"
+    told += f"; at a bound: {', '.join(certificate['bounds_hit'])}" if certificate["bounds_hit"] else ""
+    title = f"{document['group']}: {constants}; {told}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", overflow="fold")
+    for name in ("rows", "R²", "MAE", "RMSE", "mean rel.", "worst rel.", "inside"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    measured = sorted(document["runs"], key=lambda run: not run["fitted"])
+    if document["prediction"]:
+        measured.append({"run": "mean of the predicted", "rows": "", "fitted": True, **document["prediction"]})
+    for run in measured:
+        table.add_row(
+            run["run"],
+            str(run["rows"]),
+            f"{run['r2']:.4f}",
+            f"{run['mae']:.5f}",
+            f"{run['rmse']:.5f}",
+            f"{run['mean_relative_error']:.3%}",
+            f"{run['worst_relative_error']:.2%}",
+            f"{run['inside_interval']:.0%}",
+            "" if run["fitted"] else "predicted",
+        )
+    return table

@@ -48,7 +48,7 @@ AUTO = "auto"
 
 
 @contextmanager
-def _refusals_in_a_line() -> Iterator[None]:
+def refusals_in_a_line() -> Iterator[None]:
     """What the rows cannot answer, or a folder cannot hold, is an error that a person can put right."""
     try:
         yield
@@ -106,7 +106,7 @@ def _named(typed: str) -> str:
     return name
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def fit(
     typed: Sequence[str], columns: Mapping[str, str], wishes: Wishes
 ) -> tuple[list[dict[str, Any]], list[str], Path]:
@@ -149,14 +149,14 @@ def of_chosen(document: Mapping[str, Any]) -> dict[str, Any]:
     return dict(document) | {name: value for name, value in chosen.items() if name in document}
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def conventions(typed: str, columns: Mapping[str, str], wishes: Wishes) -> list[dict[str, Any]]:
     """Chinchilla's three approaches under each way of counting: a document per family, convention and approach."""
     source = open_source((typed,), columns, wishes)
     return [asdict(one) for one in counting.compare(source.frame, source.curves(source.frame))]
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def design(
     typed: str,
     columns: Mapping[str, str],
@@ -188,7 +188,7 @@ def design(
     ]
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def plot(
     typed: Sequence[str], columns: Mapping[str, str], references: Sequence[str], formats: Sequence[str] = ("png",)
 ) -> tuple[list[Path], list[str], str | None]:
@@ -213,7 +213,7 @@ def plot(
     return [*paths, page], refusals, complaint
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def report(typed: Sequence[str], columns: Mapping[str, str], references: Sequence[str]) -> tuple[Path, str | None]:
     """The page that was written, and why MLflow did not get it."""
     from analysis.report import figures
@@ -224,7 +224,7 @@ def report(typed: Sequence[str], columns: Mapping[str, str], references: Sequenc
         return _write_page(source, evidence, drawn)
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def predict(
     typed: Sequence[str], columns: Mapping[str, str], parameters: int, tokens: int, unique_tokens: int | None = None
 ) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def predict(
     return rows
 
 
-@_refusals_in_a_line()
+@refusals_in_a_line()
 def allocate(
     typed: Sequence[str], columns: Mapping[str, str], flops: float, inference_tokens: float
 ) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier], list[str]]:

@@ -25,7 +25,9 @@ from kernels.block_diagonal import block_diagonal
 from kernels.causal_conv import causal_conv_silu
 from kernels.dispatch import prefer
 from kernels.gated_head_norm import gated_head_norm
+from kernels.gated_linear_attention import gated_linear_attention
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_recurrence import linear_recurrence
 from kernels.lstm import lstm
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
@@ -56,6 +58,11 @@ def normal(*shape: int) -> Tensor:
 def _mlstm(qkv: Tensor, gates: Tensor, scale: Tensor) -> Tensor:
     q, k, v = (scale * qkv).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
     return mlstm(q, k, v, *gates.permute(2, 0, 3, 1))[0]
+
+
+def _linear_attention(qkv: Tensor, decay: Tensor, scale: Tensor, bonus: Tensor) -> Tensor:
+    q, k, v = (scale * qkv).unflatten(-1, (3, 2, -1)).unbind(2)
+    return gated_linear_attention(q, k, v, -decay.unflatten(-1, (2, -1)).exp(), bonus=bonus)[0]
 
 
 def _attention(qkv: Tensor, scale: Tensor) -> Tensor:
@@ -99,6 +106,12 @@ def cases() -> dict[str, Case]:
             lambda x, w, b: causal_conv_silu(x, w, b)[0], x[:1], [normal(CHANNELS, 4), normal(CHANNELS)]
         ),
         "gated_head_norm": Case(_norm, x[:2], [normal(CHANNELS), normal(CHANNELS) + 1]),
+        "gated_linear_attention": Case(
+            _linear_attention,
+            [normal(BATCH, TIME, 3 * CHANNELS), x[1]],
+            [normal(3 * CHANNELS), normal(2, CHANNELS // 2)],
+        ),
+        "linear_recurrence": Case(lambda x, g, w: linear_recurrence(x * w, -g.exp()), x[:2], [normal(CHANNELS)]),
         "mlstm_inputs": Case(_inputs, x[:2], [normal(3, 4, 4, 4), normal(4, 3 * CHANNELS) / 4, normal(4)]),
         "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),
         "rotary": Case(_rotary, [normal(BATCH, TIME, 2 * CHANNELS)], [normal(2 * CHANNELS)]),

@@ -36,6 +36,7 @@ for kernel in (triton_scan._forward_kernel, triton_scan._backward_kernel):
             {"u", "delta", "B", "C", "y", "dy", "du", "ddelta"},
             {"BLOCK_T": 32, "BLOCK_D": 8, "BLOCK_N": 16, "HAS_RESETS": True},
         ),
+        ("linear_recurrence", {"x", "dx"}, {"BLOCK_T": 32, "BLOCK_C": 64, "HAS_RESETS": True}),
         ("wkv", {"k", "v", "y", "dy", "dk", "dv"}, {"BLOCK_T": 32, "BLOCK_C": 32, "HAS_RESETS": True}),
     ],
 )

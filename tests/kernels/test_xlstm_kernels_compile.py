@@ -30,6 +30,8 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
         pytest.param("sLSTM", 90, marks=pytest.mark.slow),
         pytest.param("others", 90, marks=pytest.mark.slow),
         pytest.param("scans", 90, marks=pytest.mark.slow),
+        pytest.param("linear attention", 80, marks=pytest.mark.slow),
+        pytest.param("linear attention", 90, marks=pytest.mark.slow),
         pytest.param("loss", 90, marks=pytest.mark.slow),
     ],
 )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from xlstm.distributed import World
-from xlstm.models import build, llama, mamba, rwkv4
-from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models import build, hgrn2, llama, mamba, rwkv4
+from xlstm.models.configs import HGRN2Config, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.run.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.parallel import init_weights, make_mesh, parallelize
 
@@ -58,6 +58,29 @@ def test_mixed_precision_leaves_rotary_angles_in_float32(world: World, monkeypat
     for query, cos in seen:
         assert query.dtype == torch.bfloat16
         torch.testing.assert_close(cos, angles.cos())
+
+
+def test_mixed_precision_leaves_the_bounds_that_blocks_share_in_float32(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = parallel(HGRN2Config(vocab_size=64, embedding_dim=16, num_blocks=3, head_dim=8), "full", world)
+    seen = []
+    original = hgrn2.bounded_gate
+
+    def watched(logits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((logits.dtype, bound))
+        return original(logits, bound)
+
+    monkeypatch.setattr(hgrn2, "bounded_gate", watched)
+    tokens = torch.randint(64, (1, 8), generator=torch.Generator().manual_seed(0))
+    model(tokens, targets=tokens)[0].sum().backward()
+    for block in range(3):
+        dtype, bound = seen[block]
+        assert dtype == torch.float32
+        torch.testing.assert_close(bound, torch.full((16,), block / 3), rtol=1e-6, atol=0)
+    gradient = next(p.grad for name, p in model.named_parameters() if "lower_bounds" in name)
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,13 @@ _CLASSES = {
     "mamba": ("xlstm.models.mamba", "Mamba"),
     "rwkv4": ("xlstm.models.rwkv4", "RWKV4"),
     "lstm": ("xlstm.models.lstm", "LSTM"),
+    "gla": ("xlstm.models.gla", "GLA"),
+    "hgrn2": ("xlstm.models.hgrn2", "HGRN2"),
+    "rwkv5": ("xlstm.models.rwkv5", "RWKV5"),
+    "rwkv6": ("xlstm.models.rwkv6", "RWKV6"),
+    "hgrn": ("xlstm.models.hgrn", "HGRN"),
+    "retnet": ("xlstm.models.retnet", "RetNet"),
+    "mamba2": ("xlstm.models.mamba2", "Mamba2"),
 }
 """Where the class of each family lives."""
 

@@ -11,7 +11,7 @@ from kernels.attention import attention
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
 from xlstm.models.attention import Layout, Transformer
-from xlstm.models.configs import LlamaConfig
+from xlstm.models.configs import LlamaConfig, RetNetConfig
 from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6
@@ -75,7 +75,7 @@ class Angles:
     256 positions apart.
     """
 
-    def __init__(self, positions: Tensor, config: LlamaConfig) -> None:
+    def __init__(self, positions: Tensor, config: LlamaConfig | RetNetConfig) -> None:
         """The angles of `positions` (time,) or (batch, time)."""
         head_dim = config.embedding_dim // config.num_heads
         exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim

@@ -55,7 +55,7 @@ class RWKV4(LanguageModel):
             # Tiny: the LayerNorm behind it gives the scale, and the first steps move it freely.
             parameter.uniform_(-1e-4, 1e-4, generator=generator)
         elif name == "head.weight":
-            _orthogonal(parameter, 0.5, generator)
+            orthogonal(parameter, 0.5, generator)
         else:
             index, _, leaf = name.removeprefix("blocks.").partition(".")
             self._initialize_in_block(int(index), leaf, parameter, generator)
@@ -78,7 +78,7 @@ class RWKV4(LanguageModel):
         elif "shift_" in leaf:
             parameter.copy_(channel**height)
         elif leaf in ("time_mix.value.weight", "channel_mix.key.weight"):
-            _orthogonal(parameter, 1.0, generator)
+            orthogonal(parameter, 1.0, generator)
         else:
             # Keys, receptances and what enters the residual stream: the network starts as the identity.
             parameter.zero_()
@@ -157,7 +157,7 @@ class ChannelMix(nn.Module):
         return receptance * self.value(key)
 
 
-def _orthogonal(parameter: Tensor, scale: float, generator: torch.Generator) -> None:
+def orthogonal(parameter: Tensor, scale: float, generator: torch.Generator) -> None:
     """Orthogonal, with the gain that keeps the scale where outputs outnumber inputs."""
     rows, columns = parameter.shape
     nn.init.orthogonal_(parameter, gain=scale * math.sqrt(max(rows / columns, 1.0)), generator=generator)

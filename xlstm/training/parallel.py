@@ -64,6 +64,9 @@ def _shard(model: nn.Module, physics: Physics, mesh: "DeviceMesh") -> None:
             fully_shard(block, mesh=mesh, mp_policy=own, reshard_after_forward=again)
         else:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
+    for module in model.children():
+        if getattr(module, "keeps_float32", False):  # what blocks share and sums compound
+            fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
     # The root's own parameters (embedding, head) are needed first and last: gathering them twice does not pay.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():

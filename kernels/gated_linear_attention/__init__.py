@@ -1,0 +1,103 @@
+"""Linear attention with a decay per key channel (GLA, HGRN2, RWKV-5 and 6): a matrix memory that forgets by rows."""
+
+import math
+
+from torch import Tensor
+
+from kernels import cpu
+from kernels.dispatch import (
+    Implementation,
+    cast_for_autocast,
+    choose,
+    expect_resets,
+    expect_shape,
+    modules,
+    state_dtype,
+)
+from kernels.gated_linear_attention.reference import CHUNK, gated_linear_attention_reference, zero_state
+from kernels.operator import Operator
+
+__all__ = ["gated_linear_attention"]
+
+
+def gated_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    bonus: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    resets: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S_t = Diag(exp(g_t)) S_{t-1} + k_t v_t^T and o_t = S_t^T q_t, for every head.
+
+    With `bonus` u (heads, key_dim) the state is read before the update: o_t = (S_{t-1} + Diag(u) k_t v_t^T)^T q_t.
+    `q` and `k` are (batch, time, heads, key_dim), `v` (batch, time, heads, value_dim), any lengths; `g` as `k`, the
+    logarithm of the decay, at most 0, in float32 also where the others are bfloat16. `initial_state` is (batch, heads,
+    key_dim, value_dim), zeros where absent. Where `resets` (batch, time, bool) is true the state is forgotten before
+    the token. Returns o (batch, time, heads, value_dim) in the dtype of `v`, and the final state, float32 (float64 for
+    float64 `v`). Under autocast q, k and v are cast, g and the state are not. No factor is applied to q.
+
+    Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
+    """
+    name = "gated_linear_attention"
+    if q.ndim != 4:
+        raise ValueError(f"{name}: q has shape {tuple(q.shape)}, expected (batch, time, heads, key_dim)")
+    batch, time, heads, key_dim = q.shape
+    expect_shape(name, "k", k, tuple(q.shape), "(batch, time, heads, key_dim)")
+    expect_shape(name, "v", v, (batch, time, heads, v.shape[-1]), "(batch, time, heads, value_dim)")
+    expect_shape(name, "g", g, tuple(q.shape), "(batch, time, heads, key_dim)")
+    if bonus is not None:
+        expect_shape(name, "bonus", bonus, (heads, key_dim), "(heads, key_dim)")
+    if time == 0:
+        raise ValueError(f"{name}: the sequence is empty, expected at least one token")
+    expect_resets(name, resets, batch, time)
+    q, k, v = cast_for_autocast(q, k, v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"{name}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
+    state = zero_state(k, v) if initial_state is None else initial_state.to(state_dtype(v))
+    expect_shape(
+        name, "initial_state", state, (batch, heads, key_dim, v.shape[-1]), "(batch, heads, key_dim, value_dim)"
+    )
+    chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, g))
+    if chosen == "reference":
+        return gated_linear_attention_reference(q, k, v, g, bonus, state, resets)
+    o, final_state, _ = _attention(q, k, v, g, bonus, state, resets, chosen)
+    return o, final_state
+
+
+def _results(k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    starts = state.new_empty(-(-k.shape[1] // CHUNK), *state.shape)
+    return v.new_empty(v.shape), state.new_empty(state.shape), starts
+
+
+def _gradients(
+    grad_final_state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None
+) -> tuple[Tensor, ...]:
+    grad_bonus = g.new_empty(0) if bonus is None else bonus.new_empty(bonus.shape)
+    return *(x.new_empty(x.shape) for x in (q, k, v, g)), grad_bonus, grad_final_state.new_empty(grad_final_state.shape)
+
+
+def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
+    """Products of the form in chunks of CHUNK: scores and their product with v in each, one read and one write."""
+    batch, time, heads, key_dim = k
+    full, rest = divmod(time, CHUNK)
+    pairs = batch * heads * (full * CHUNK * CHUNK + rest * rest)
+    return 2 * pairs * (key_dim + v[-1]) + 4 * math.prod(k) * v[-1]
+
+
+# `starts` (chunks, batch, heads, key_dim, value_dim) are the states before each CHUNK of tokens. Without a bonus, its
+# gradient is empty.
+_attention = Operator[tuple[Tensor, Tensor, Tensor]](
+    "gated_linear_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor? bonus, Tensor state, Tensor? resets, str implementation)"
+    " -> (Tensor o, Tensor final_state, Tensor starts)",
+    backward="(grad_o, grad_final_state, q, k, v, g, bonus, resets, starts, implementation)"
+    " -> (q, k, v, g, bonus, state)",
+    modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
+    results=_results,
+    gradients=_gradients,
+    flops=_flops,
+)

@@ -1,0 +1,30 @@
+"""HGRN: 4 d² + d + 3 d F + 2 d parameters per block, and d of the lower bounds."""
+
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
+from xlstm.accounting.linear_attention import swiglu_block, swiglu_block_saved
+from xlstm.models.configs import HGRNConfig
+
+RECURRENCE_OPERATIONS = 3
+"""FLOPs per channel and step: the exponential, a product and a sum."""
+
+
+def blocks(config: HGRNConfig, sequence: Sequence) -> list[Cost]:
+    """The cost of each block."""
+    d = config.embedding_dim
+    mixer = linear(d, 3 * d) + Cost(recurrence=RECURRENCE_OPERATIONS * d) + norm(d) + linear(d, d)
+    return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
+
+
+def outside(config: HGRNConfig) -> Cost:
+    """What is neither block, embedding nor head: the last norm, and a lower bound per block and channel."""
+    return norm(config.embedding_dim) + Cost(config.num_blocks * config.embedding_dim)
+
+
+def saved(config: HGRNConfig, sequence: Sequence) -> list[Saved]:
+    """What each block keeps.
+
+    The input before and after its activation, the gate, the normed state, their product; in float32 what the bounded
+    gate is made of, the recurrence's input, gates and states, and the norm's scale.
+    """
+    d = config.embedding_dim
+    return [swiglu_block_saved(Saved(5 * d, 9 * d + 1), d, config.feedforward_dim)] * config.num_blocks

@@ -1,0 +1,83 @@
+"""Forget gates that keep more at least, the deeper the block: what HGRN and HGRN2 share."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xlstm.models.configs import ModelConfig
+from xlstm.models.dropout import Dropout
+from xlstm.models.swiglu_block import SwiGLUBlocks
+
+
+def bounded_gate(logits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """log f and 1 - f of f = bound + (1 - bound) sigmoid(logits), each to full relative accuracy.
+
+    1 - f is (1 - bound) sigmoid(-logits): as a difference from 1 it would be 0 in bfloat16 from a logit of 4 on. log f
+    is that of 1 - (1 - f) where f is near 1, and of the sum itself where it is small.
+    """
+    rest = (1 - bound) * torch.sigmoid(-logits)
+    kept = bound + (1 - bound) * torch.sigmoid(logits)
+    small = torch.log(kept.clamp_min(torch.finfo(kept.dtype).tiny))
+    return torch.where(rest < 0.5, torch.log1p(-rest.clamp_max(0.5)), small), rest
+
+
+class LowerBounds(nn.Module):
+    """What forget gates of each block keep at least (HGRN, arXiv 2311.04823, section 3.2): none in the first block.
+
+    A parameter per block and channel; of its softmax over the blocks, a block's bound is the sum up to it, without the
+    first block's share. The blocks share it, so it stands outside them.
+    """
+
+    keeps_float32: ClassVar[bool] = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.shares = nn.Parameter(torch.empty(config.num_blocks, config.embedding_dim))
+
+    def forward(self) -> list["Bound"]:
+        """The bound of each block, float32 at least."""
+        shares = self.shares.to(torch.promote_types(self.shares.dtype, torch.float32)).softmax(0)
+        return [Bound(bound) for bound in (shares.cumsum(0) - shares[0]).unbind()]
+
+
+class Bound:
+    """One block's bound, (d,): no bare tensor, which FSDP would cast to the precision of the computation."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class BoundedBlocks(SwiGLUBlocks):
+    """Blocks whose mixers are told their lower bounds."""
+
+    lower_bounds: LowerBounds
+
+    def __init__(self, config: Any, mixer: Callable[[Any], nn.Module]) -> None:
+        super().__init__(config, mixer, stem={"lower_bounds": LowerBounds(config)})
+
+    def apply_blocks(
+        self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, Any]:
+        """`x` (batch, time, d) after the last block, and a state for each block, None unless kept."""
+        states: list[Any] = []
+        for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
+            before = x
+            x, after = block(x, state[index] if state else None, resets, bound)
+            if dropout is not None:
+                x = dropout(before, x, index)
+            if keep_state:
+                states.append(after)
+        return x, tuple(states) if keep_state else None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Weight decay falls on the matrices, but for the embedding and the bounds, which it would pull together."""
+        return super().decays(name, parameter) and not name.startswith("lower_bounds.")
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Bounds zero, so that block l of n keeps l / n at least; all else as without them."""
+        if name.startswith("lower_bounds."):
+            parameter.zero_()
+        else:
+            super().initialize_parameter(name, parameter, generator)

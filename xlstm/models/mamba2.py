@@ -1,0 +1,112 @@
+"""Mamba-2 (Dao & Gu 2024, arXiv 2405.21060): a matrix memory per head between a convolution and a gated norm.
+
+Per block, with D = 2 d channels, H = D / 64 heads and N = 128: x + Mixer(RMSNorm(x)); 6 d² + (2 N + H) d + 5 (D + 2 N)
++ 3 H + 3 d parameters. The heads share keys and queries. The memory is the mLSTM's without normaliser, whose gates are
+exact: the logarithm of a step size, and the logit of a decay. Embedding and head are untied.
+"""
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.mlstm import MLSTMState, mlstm
+from kernels.swiglu import swiglu
+from xlstm.models.causal_conv import CausalConv
+from xlstm.models.configs import Mamba2Config
+from xlstm.models.language_model import LanguageModel
+from xlstm.models.mamba import DELTA_FLOOR, DELTA_RANGE, NORM_EPSILON
+from xlstm.models.norm import RMSNorm
+
+RATES = (1.0, 16.0)
+"""Rates -A start uniformly within it."""
+
+
+class BlockState(NamedTuple):
+    """What a block remembers."""
+
+    conv: Tensor  # (batch, 3, D + 2 N): the last inputs of the convolution
+    cell: MLSTMState
+
+
+class Mamba2(LanguageModel):
+    """Blocks of convolution, memory and gated norm."""
+
+    def __init__(self, config: Mamba2Config) -> None:
+        norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
+        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm)
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """The authors' initial values: see the comments for each kind of parameter."""
+        leaf = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else name
+        if leaf == "log_rates":
+            parameter.uniform_(*RATES, generator=generator).log_()
+        elif leaf == "skip" or leaf.endswith("norm.weight"):
+            parameter.fill_(1.0)
+        elif leaf == "delta_bias":
+            # The inverse of softplus, at step sizes drawn log-uniformly.
+            low, high = (math.log(bound) for bound in DELTA_RANGE)
+            step = parameter.uniform_(low, high, generator=generator).exp().clamp_min(DELTA_FLOOR)
+            parameter.copy_(step + torch.log(-torch.expm1(-step)))
+        elif leaf in ("embedding.weight", "head.weight"):
+            parameter.normal_(std=0.02, generator=generator)
+        elif leaf.startswith("conv."):
+            # torch's own for a convolution of four taps per channel: uniform within 1 / sqrt(4).
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+        else:
+            # torch's own for linear maps; into the residual stream, scaled as in GPT-2 with one sum per block.
+            bound = 1.0 / math.sqrt(parameter.shape[1])
+            if leaf == "out.weight":
+                bound /= math.sqrt(self.config.num_blocks)
+            parameter.uniform_(-bound, bound, generator=generator)
+
+
+class Block(nn.Module):
+    """x + Mixer(norm(x))."""
+
+    keeps_float32: ClassVar[bool] = True
+    """Rates, skip and the bias of step sizes stay float32 in mixed precision, as the authors keep them."""
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        d, inner, state_dim, self.num_heads = (
+            config.embedding_dim, config.inner_dim, config.state_dim, config.num_heads,
+        )  # fmt: skip
+        self.sizes = (inner, inner + 2 * state_dim, self.num_heads)
+        self.convolved_sizes = (inner, state_dim, state_dim)
+        self.norm = RMSNorm(d, eps=NORM_EPSILON)
+        self.up = nn.Linear(d, sum(self.sizes), bias=False)  # gate; values, keys and queries; step sizes
+        self.conv = CausalConv(inner + 2 * state_dim)
+        self.log_rates = nn.Parameter(torch.empty(self.num_heads))
+        self.delta_bias = nn.Parameter(torch.empty(self.num_heads))
+        self.skip = nn.Parameter(torch.empty(self.num_heads))
+        self.gated_norm = RMSNorm(inner, eps=NORM_EPSILON)
+        self.out = nn.Linear(inner, d, bias=False)
+
+    def forward(self, x: Tensor, state: BlockState | None, resets: Tensor | None) -> tuple[Tensor, BlockState]:
+        """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
+        gate, mixed, delta = self.up(self.norm(x)).split(self.sizes, dim=-1)
+        mixed, conv = self.conv(mixed, state.conv if state else None, resets)
+        values, keys, queries = mixed.split(self.convolved_sizes, dim=-1)
+        values = values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        queries = queries * queries.shape[-1] ** 0.5  # the mLSTM divides its keys by that
+        keys, queries = (one[:, None].expand(-1, self.num_heads, -1, -1) for one in (keys, queries))
+        write, keep = self._gates(delta)
+        h, cell = mlstm(
+            queries, keys, values, write, keep, initial_state=state.cell if state else None, resets=resets,
+            normalize=False,
+        )  # fmt: skip
+        y = h + (self.skip[:, None, None] * values).to(h.dtype)
+        normed = self.gated_norm(swiglu(gate, y.transpose(1, 2).flatten(2)))
+        return x + self.out(normed.to(x.dtype)), BlockState(conv, cell)
+
+    def _gates(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The mLSTM's gates (batch, heads, time) of step sizes before softplus (batch, time, heads)."""
+        dtype = torch.promote_types(delta.dtype, torch.float32)
+        tiny = torch.finfo(dtype).tiny
+        steps = F.softplus(delta.to(dtype) + self.delta_bias.to(dtype)).clamp_min(tiny)
+        decay = (-torch.exp(self.log_rates.to(dtype)) * steps).clamp_max(-tiny)
+        logit = decay - torch.log(-torch.expm1(decay))  # whose sigmoid is exp(decay)
+        return steps.log().transpose(1, 2), logit.transpose(1, 2)
