@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from sweeps.evaluations import Evaluations
 from sweeps.language import BUDGETS, CORPUS, DataSettings, Resources, Settings, SweepFile, stated_fields
 from sweeps.located import Document, Path
 from sweeps.points import Choice, Grid, Point, Problems, matches
@@ -99,6 +100,9 @@ class _Expansion:
     file: SweepFile
     problems: Problems
 
+    def __post_init__(self) -> None:
+        self.evaluations = Evaluations(self.file, self.problems)
+
     def complain(self, path: Path, message: str) -> None:
         self.problems.complain(path, message)
 
@@ -106,7 +110,8 @@ class _Expansion:
         """The run of a point, or None after noting what is wrong with it."""
         settings = self._choose(Settings.model_fields, self._settings_levels(point))
         resources = self._choose(Resources.model_fields, self._resource_levels(point.values()))
-        evaluation = _stated(self.file.evaluation, ("evaluation",))
+        validation, place = self.evaluations.validation
+        evaluation = {name: (value, (*place, name)) for name, value in validation.items()}
         sources = {name: path for name, (_, path) in (evaluation | point.choices | settings | resources).items()}
         values = {
             name: value for name, (value, _) in settings.items() if value is not None or name not in _DEFAULT_WHERE_NULL
@@ -116,6 +121,8 @@ class _Expansion:
             return None
         data, vocabulary = declared
         config = self._config(point, vocabulary, {} if data.task is None else data.task.ends)
+        if config is not None and self.evaluations.cannot(data, config):
+            return None
         batch = self._batch(values, data, point)
         if config is None or batch is None:
             return None
@@ -125,7 +132,8 @@ class _Expansion:
                 physics=physics,
                 execution=_execution(resources, values),
                 presentation=Presentation(size=point.values()["size"], tags=self.file.tags, notes=self.file.notes),
-                evaluation=Evaluation(**self.file.evaluation.model_dump(exclude_none=True)),
+                evaluation=Evaluation(**validation),
+                evaluations=self.evaluations.others,
             )
         except ValidationError as error:
             for detail in error.errors(include_url=False):

@@ -9,7 +9,7 @@ editors complete from. Imports without torch.
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from sweeps.located import Document, Problem, SweepError
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import UNITS, nearest
 from xlstm.run.data import Portion
+from xlstm.run.evaluations import KINDS, NAME, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
 from xlstm.tasks.settings import FormalLanguage, Pathfinder, Recall, SmallPathfinder, TaskName
 
@@ -26,6 +27,9 @@ BUDGETS = ("tokens", "tokens_per_parameter", "flops", "steps")
 
 CORPUS = ("corpus", "revision", "paths", "text_key", "id_type", "mixture")
 """A corpus and what belongs to it: where another corpus is stated nearer, the whole is left behind."""
+
+VALIDATION = "validation"
+"""The kind of evaluation that every run has, and that `evaluation` configures."""
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)")
 
@@ -94,6 +98,8 @@ def _written(annotation: Any, metadata: Iterable[Any]) -> Any:
     if get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
         metadata = (*inner, *metadata)
+    if get_origin(annotation) is tuple:
+        annotation = list[_written(get_args(annotation)[0], ())]  # type: ignore[misc]
     if annotation is int:
         metadata = (_AS_PEOPLE_WRITE_IT, *metadata)
     return Annotated[(annotation, *metadata)] if metadata else annotation
@@ -241,6 +247,28 @@ class EvaluationSettings(Section):
     """What is measured on each trained model."""
 
 
+def _without_those_of_null(value: Any) -> Any:
+    """A mapping without the names that a sweep which extends another, or an override, has taken out."""
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+def _kind(ring: type[BaseModel], kind: str) -> Any:
+    """A kind of evaluation as an entry of `evaluations`; what is needed is asked for, whatever else may be left out."""
+    section = _fields_of(ring, without=("name", "kind", "corpus"))(Section)
+    fields: dict[str, Any] = {"kind": (Literal[kind], Field(description="What is measured (docs/evaluations.md)."))}
+    if "corpus" in ring.model_fields:
+        fields["corpus"] = str, Field(description=ring.model_fields["corpus"].description)
+    return create_model(f"{ring.__name__}Entry", __base__=section, __doc__=ring.__doc__, **fields)
+
+
+EVALUATIONS: dict[str, Any] = {
+    VALIDATION: _kind(Evaluation, VALIDATION),
+    **{kind_of(kind): _kind(kind, kind_of(kind)) for kind in KINDS},
+}
+"""What an entry of `evaluations` may say, by its kind."""
+_AnyEntry: Any = Union[tuple(EVALUATIONS.values())]  # noqa: UP007
+
+
 class SweepFile(Section):
     """A sweep: which runs, trained how, on what."""
 
@@ -267,6 +295,10 @@ class SweepFile(Section):
         default_factory=list, description="Where and how the runs are carried out; the first match wins, per key."
     )
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="How each trained model is measured.")
+    evaluations: Annotated[
+        dict[Annotated[str, Field(pattern=NAME)], Annotated[_AnyEntry, Field(discriminator="kind")]],
+        BeforeValidator(_without_those_of_null, json_schema_input_type=dict[str, _AnyEntry | None]),
+    ] = Field(default_factory=dict, description="What else is measured on each trained model, by name.")
     best_of: str | None = Field(None, description="An axis of which the law takes the best run, such as learning_rate.")
 
 
@@ -288,10 +320,22 @@ def schema() -> dict[str, Any]:
 
 def _problem(document: Document, detail: Any) -> Problem:
     path = detail["loc"]
+    tag = path[2] if path[0] == "evaluations" and len(path) > 2 else None
+    if tag is not None:  # the kind, by which its fields were found, and no key
+        path = (*path[:2], *path[3:])
     key = ".".join(map(str, path))
     kind, value = detail["type"], detail.get("input")
+    if kind == "union_tag_not_found":
+        return document.problem(path, f"`{key}.kind` is missing; one of {', '.join(EVALUATIONS)}")
+    if kind == "union_tag_invalid":
+        said = value.get("kind") if isinstance(value, dict) else value
+        return document.problem(
+            (*path, "kind"), f"`{key}.kind`: {_shown(said)} is not valid; {nearest(str(said), EVALUATIONS)}"
+        )
+    if path[0] == "evaluations" and len(path) > 1 and kind == "string_pattern_mismatch":
+        return document.problem(path[:2], f"`evaluations`: {_shown(path[1])} cannot name a file")
     if kind == "extra_forbidden":
-        words = _words(path[:-1])
+        words = list(EVALUATIONS[tag].model_fields) if tag is not None else _words(path[:-1])
         where = f"of `{'.'.join(map(str, path[:-1]))}`" if len(path) > 1 else "of a sweep"
         return document.problem(path, f"`{path[-1]}` is no key {where}; {nearest(str(path[-1]), words)}")
     if kind == "missing":

@@ -186,9 +186,14 @@ def _with_located_corpora(document: Document, folder: Path) -> Document:
     rules = value.get("rules")
     rules = rules if isinstance(rules, list) else []
     places = dict(document.places)
-    for where in [("data",), *(("rules", index, "set") for index in range(len(rules)))]:
-        holder = value if where == ("data",) else rules[int(where[1])]
-        section = holder.get(where[-1]) if isinstance(holder, dict) else None
+    evaluations = value.get("evaluations")
+    measured = evaluations if isinstance(evaluations, dict) else {}
+    sections: list[tuple[tuple[str | int, ...], Any]] = [(("data",), value.get("data"))]
+    sections += [
+        (("rules", index, "set"), rule.get("set")) for index, rule in enumerate(rules) if isinstance(rule, dict)
+    ]
+    sections += [(("evaluations", name), entry) for name, entry in measured.items()]
+    for where, section in sections:
         if not isinstance(section, dict):
             continue
         if isinstance(section.get("mixture"), list) and "paths" not in section:

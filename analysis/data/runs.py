@@ -4,8 +4,8 @@ Columns: `run_id`, `family`, `size`, `seed`, `parameters` (N, total), `non_embed
 by other conventions, where known), `tokens` (D), `flops` (C), `loss` (nats per token on the validation split),
 `evaluation`, `tokenizer`, `schedule`, `data` (fingerprint of the prepared text), `context_length`, `precision`,
 `computed_on` (device and kernels), `cluster` (runs that share a trunk share it), `state` and `quality` (what is known
-of the run), and `excluded`: null, or why the row is not to be fitted. No row is dropped silently: a fit reports those
-it left out.
+of the run), and `excluded`: null, or why the row is not to be fitted. Of a sweep also `evaluation/<name>/…`, what
+further evaluations measured. No row is dropped silently: a fit reports those it left out.
 
 A row is one run, told from others by a key: our run id, MLflow's own id for runs that are not ours, and in a table the
 row itself. Names are no keys. Rows with the same numbers throughout are one run twice (`quality`), rows that differ in
@@ -42,6 +42,8 @@ from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.identity import canonical
 from xlstm.run.records import Metric, Result
 
+EVALUATION = "evaluation/"
+"""Begins the columns of what further evaluations measured: `evaluation/<name>/<measure>`, where there are any."""
 CURVES = {"run_id": pl.String, "tokens": pl.Float64, "loss": pl.Float64}
 
 
@@ -121,6 +123,7 @@ def read(
                 raise RefusalError("missing-column", f"{name}: no axis {axis!r} in the plan; {nearest(axis, known)}")
         frame = _with_points(frame, plan, axes) if plan else frame
     described = {*SCHEMA, *EXTRA, *reading.further, selection.POINT}
+    described |= {name for name in frame.columns if name.startswith(EVALUATION)}
     chosen = selection.best_of(quality.judge(frame, rules), axes, described=described)
     return Rows(chosen.frame, chosen.edges, chosen.at_edge)
 
@@ -154,12 +157,12 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
             raise RefusalError("unknown-format", f"{sweep}: tables are read as {tables.known_formats()}")
         listed = ", ".join(known) or "none"
         raise RefusalError("no-such-sweep", f"no sweep {sweep!r} in {workspace.root}; there are: {listed}")
-    rows = []
+    rows: list[dict[str, object]] = []
     for planned in directory.plan()["runs"]:
         run = workspace.run(planned["run_id"])
         result = run.known_result()
         if result is not None:
-            rows.append(_row(run, result))
+            rows.append(_row(run, result) | run.evaluation_metrics())
             continue
         damage = run.noticed.get(run.result_file)
         status = run.status()
@@ -175,7 +178,8 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
                 "excluded": f"damaged ({damage})" if damage else None,
             }
         )
-    return pl.DataFrame(rows, schema=SCHEMA)
+    measured = dict.fromkeys((name for row in rows for name in row if name.startswith(EVALUATION)), pl.Float64)
+    return pl.DataFrame(rows, schema=SCHEMA | measured)
 
 
 def from_table(path: Path, reading: Reading | None = None, searched: Sequence[str] = ()) -> pl.DataFrame:

@@ -37,6 +37,8 @@ class Evidence:
     curves: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CURVES))
     """run_id, tokens and loss of each validation during training."""
     references: Sequence[Table | PublishedLaw] = ()
+    measured: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"run_id": pl.String}))
+    """What further evaluations measured: run_id, and `evaluation/<name>/<measure>`."""
 
 
 def law(evidence: Evidence) -> Figure:

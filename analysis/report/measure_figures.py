@@ -1,6 +1,7 @@
 """Pictures of a table of measures: a heat map of families by tasks, or curves where the columns are numbers."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,10 @@ from matplotlib.ticker import NullLocator
 from analysis.report.plots import color_of, dash_of, marker_of, spread, style
 from analysis.report.table import MeasureTable, lower_is_better
 
+_BANDS = "band"
+"""Columns of this axis are words, and stand in an order."""
+_WIDE = 10.0
+"""A measure that spreads further, from its least mean to its greatest, is drawn on a logarithmic axis."""
 _FEW = 6
 """With at most so many columns, the curves have a tick at each."""
 
@@ -22,6 +27,8 @@ def draw(table: MeasureTable, path: Path) -> None:
     with style():
         if len(numbers) > 1 and None not in numbers:
             figure = _curves(table, [number for number in numbers if number is not None])
+        elif table.column_axis == _BANDS:
+            figure = _curves(table, list(range(len(numbers))))
         else:
             figure = _heat_map(table)
         figure.savefig(path, facecolor="white", bbox_inches="tight")
@@ -59,7 +66,7 @@ def _heat_map(table: MeasureTable) -> Figure:
     return figure
 
 
-def _curves(table: MeasureTable, places: list[float]) -> Figure:
+def _curves(table: MeasureTable, places: Sequence[float]) -> Figure:
     """The mean of each row over the columns, in a band of its 95 % interval over seeds where there is one."""
     figure: Figure
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
@@ -73,18 +80,25 @@ def _curves(table: MeasureTable, places: list[float]) -> Figure:
         half = np.array([cell.interval or 0.0 for _, cell in known])
         if half.any():
             axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
-    _scale(axes, places)
+    if table.column_axis == _BANDS:
+        axes.set_xticks(places, table.columns, rotation=30, ha="right")
+    else:
+        _scale(axes, places)
     if (bounds := _bounds(table)) is not None:
         axes.set_ylim(bounds[0] - 0.02, bounds[1] + 0.02)
-    elif lower_is_better(table.measure):
+    elif max(means := [cell.mean for cell in table.cells.values()]) > _WIDE * min(means) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    elif min(means) < 0.5 * max(means):
         axes.set_ylim(bottom=0)
-    axes.set_xlabel(table.column_axis.replace("_", " "))
+    named = {_BANDS: "occurrences in training", "context": "context in tokens"}
+    axes.set_xlabel(named.get(table.column_axis, table.column_axis.replace("_", " ")))
     axes.set_ylabel(table.measure.replace("_", " "))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _scale(axes: Axes, places: list[float]) -> None:
+def _scale(axes: Axes, places: Sequence[float]) -> None:
     """Few columns that double and double again lie evenly; each of few has its tick."""
     if len(places) <= _FEW:
         if min(places) > 0:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.data.runs import EVALUATION
 from analysis.data.several import SWEEP
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
@@ -93,6 +94,8 @@ def write_with(
     if any(fitted.others for fitted in fits):
         parts.append("<h2>Which form</h2><div class=wide>" + _forms(fits) + "</div>")
     parts.append("<h2>Figures</h2>" + "".join(_figure(name, figure) for name, figure in drawn.items()))
+    if measured := _measured(evidence):
+        parts.append("<h2>Evaluations</h2><div class=wide>" + measured + "</div>")
     if evidence.references:
         items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
         parts.append(f"<h2>Published numbers</h2><ul>{items}</ul>")
@@ -285,6 +288,18 @@ def _runs(fits: Sequence[Fit]) -> str:
     return _table(
         ["run", "N", "D", "C", "loss", "bits per byte", "left out because", *sweep], rows, kind=" class=sortable"
     )
+
+
+def _measured(evidence: Evidence) -> str:
+    """What further evaluations measured of each run as a whole; empty where there were none."""
+    names = [name for name in evidence.measured.columns if name.startswith(EVALUATION) and "/by_" not in name]
+    rows = [
+        [row["run_id"], *((f"{row[name]:.4f}", row[name]) if row[name] is not None else "" for name in names)]
+        for row in evidence.measured.iter_rows(named=True)
+        if any(row[name] is not None for name in names)
+    ]
+    head = [name.removeprefix(EVALUATION).replace("/", ": ").replace("_", " ") for name in names]
+    return _table(["run", *head], rows, kind=" class=sortable") if rows else ""
 
 
 def _table(head: list[str], rows: Sequence[Sequence[str | tuple[str, float]]], kind: str = "") -> str:

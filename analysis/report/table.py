@@ -15,12 +15,13 @@ from typing import Any
 from scipy.special import stdtrit
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "mean_squared_error"})
-"""Measures of which the lowest is the best; of all others the highest is."""
+"""Measures of which the lowest is the best, whatever they are measured on; of all others the highest is."""
 
 
 def lower_is_better(measure: str) -> bool:
-    """Whether it is, of a measure or of what it is at one length or position."""
-    return measure.rpartition("/")[2] in LOWER_IS_BETTER
+    """By the last word of a name such as `evaluation/long/loss`, or `average_perplexity`."""
+    last = measure.rpartition("/")[2]
+    return last in LOWER_IS_BETTER or last.endswith("_perplexity")
 
 
 _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")

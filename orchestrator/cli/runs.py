@@ -185,13 +185,28 @@ def table(
     files: Annotated[
         list[Path] | None, typer.Option("--to", metavar="FILE", help="Write .md, .tex, .csv, .png, .pdf or .svg.")
     ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show what this evaluation measured, by context, source or band.")
+    ] = None,
+    domain_wins: Annotated[
+        bool, typer.Option("--wins", help="Show in how many domains of the evaluation each run is better than others.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show families by tasks: the best of a searched axis, mean and interval over seeds."""
-    from orchestrator.workbench.measures import measure_table, write_table
+    from orchestrator.workbench.measures import measure_table, wins_markdown, write_table
+    from orchestrator.workbench.measures import wins as count_wins
 
+    if domain_wins:
+        with one_line_errors():
+            counted = count_wins(workspace_here(), sweep_name(source), evaluation or "")
+        if as_json:
+            print_json([one.to_json() for one in counted])
+        else:
+            sys.stdout.write(wins_markdown(counted))
+        return
     with one_line_errors():
-        made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of)
+        made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of, evaluation)
         for file in files or ():
             write_table(made, file)
     if as_json:

@@ -15,6 +15,7 @@ from orchestrator.cli.terminal import (
     SetOption,
     SweepArgument,
     interruption,
+    is_sweep,
     make_console,
     one_line_errors,
     plan_sweep,
@@ -104,6 +105,45 @@ def submit(
     else:
         print(by)
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A sweep, or a run of a submitted one.")],
+    overrides: OverridesArgument = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--with", metavar="NAME", help="Only this evaluation; may be repeated.")
+    ] = None,
+    on: Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")] = "local",
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure trained runs as their sweep's `evaluations` ask. What was made is not made again; nothing is trained."""
+    from rich.console import Console
+
+    from orchestrator.display.tables import measured_table
+    from orchestrator.execution.submission import failed
+    from orchestrator.standing.lookup import find_run, writable_workspace
+    from orchestrator.workbench.evaluate import holder_of, plan_evaluations
+
+    console = Console(stderr=True, markup=False) if as_json else make_console()
+    with one_line_errors():
+        workspace = writable_workspace()
+        run = None if is_sweep(target) else find_run(workspace, target).run_id
+        sweep = target if run is None else holder_of(workspace, run)
+    made = plan_sweep(sweep, overrides, override)
+    with one_line_errors(), interruption(console, f"scaling evaluate {target} --on {on}"):
+        evaluating = plan_evaluations(made, names or (), run)
+        console.print(evaluating.summary, highlight=False, soft_wrap=True)
+        for line in evaluating.left_out:
+            console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
+        statuses = evaluating.carry_out(on, console)
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in evaluating.measured()])
+    elif statuses is not None:
+        console.print(measured_table(list(evaluating.measured())), soft_wrap=True)
+    if statuses is not None and failed(statuses):
+        raise typer.Exit(A_RUN_FAILED)
 
 
 @app.command()

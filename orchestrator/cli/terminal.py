@@ -57,6 +57,19 @@ def plan_sweep(sweep: str, *given: list[str] | None) -> "Plan":
         return made
 
 
+def is_sweep(target: str) -> bool:
+    """Whether a sweep is named, by a file, as one that was submitted or as one that we ship, and no run."""
+    from sweeps.located import SweepError
+    from sweeps.sweep import find
+
+    if workspace_here().sweep(target).sweep_file.is_file() or Path(target).suffix in (".yaml", ".yml", ".json"):
+        return True
+    try:
+        return find(target).is_file()
+    except SweepError:
+        return False
+
+
 def sweep_name(sweep: str) -> str:
     """The name of a sweep given by name or by file."""
     from sweeps.sweep import Sweep

@@ -11,7 +11,7 @@ from orchestrator.display.progress import STYLES, state_word
 from orchestrator.standing.ledger import Ledger
 from orchestrator.standing.status import RunStanding
 from xlstm.quantities import compact, duration
-from xlstm.run.records import State
+from xlstm.run.records import Measured, State
 
 _LEFT = frozenset({"run", "state", "starts from", "reason"})
 """Columns of words; the others hold numbers."""
@@ -125,6 +125,20 @@ def runs_table(runs: Sequence[RunStanding], width: int | None = None, chosen: Se
             ]
         )
     return table.draw(width)
+
+
+def measured_table(measured: Sequence[Measured]) -> Table:
+    """A row for each evaluation of each run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "evaluation", "kind"):
+        table.add_column(column, no_wrap=True)
+    names = list(dict.fromkeys(name for one in measured for name in one.measures))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for one in measured:
+        cells = [f"{one.measures[name]:.4f}" if name in one.measures else "" for name in names]
+        table.add_row(one.run_id, one.name, one.kind, *cells)
+    return table
 
 
 def ledger_line(ledger: Ledger) -> str:

@@ -368,7 +368,7 @@ def admit(run: RunDirectory, spec: RunSpec, tell: Callable[[str], object]) -> bo
     DamagedFileError where it cannot be made ready.
     """
     result = run.known_result()
-    if (result is None or not result.answers(spec)) and not run.is_held():
+    if not run.is_answered(result, spec) and not run.is_held():
         set_damage_aside(run, tell)
     run.create(spec)
     if not run.is_held():

@@ -18,6 +18,7 @@ from orchestrator.execution.lock import sole_controller
 from orchestrator.execution.shipping import LiveFit, Shipper
 from xlstm.data import open_prepared, prepare
 from xlstm.data.preparation import data_folder
+from xlstm.evaluation.kinds import check
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Executor, PlannedRun
 from xlstm.run.json_files import DamagedFileError
@@ -68,6 +69,7 @@ def submit(
         specs = [run.spec for run in runs]
         prepare_data(workspace, specs, console)
         refuse_drift(workspace, specs)
+        prepare_evaluations(workspace, specs, console)
         shipping = Shipper(workspace, name, live_fit) if tracked else nullcontext()
         with shipping as shipper, display:
 
@@ -109,6 +111,28 @@ def prepare_data(
         console.print(f"data: {data.corpus} by {spec.tokenizer_title}: {splits}", highlight=False)
         for line in manifest.taken:
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def prepare_evaluations(workspace: Workspace, specs: Sequence[RunSpec], console: Console) -> None:
+    """Prepare what missing evaluations read, each text once, and open it as the runs will.
+
+    InputError where one cannot be made of a run; its data are prepared already. What a run cannot do is told.
+    """
+    checked: set[tuple[str, int | None]] = set()
+    for spec in specs:
+        run, positions = workspace.run(spec.run_id), getattr(spec.physics.model, "context_length", None)
+        for evaluation in run.unmeasured(spec):
+            key = (run.measured_file(evaluation, spec).name, positions)
+            if key in checked:
+                continue
+            checked.add(key)
+            try:
+                notes = check(evaluation, spec, workspace).notes
+            except (ValueError, OSError) as error:
+                raise InputError(f"evaluations.{evaluation.name}: {error}") from None
+            for note in notes:
+                line = f"evaluations.{evaluation.name}: {note}"
+                console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def refuse_drift(workspace: Workspace, specs: Sequence[RunSpec]) -> None:

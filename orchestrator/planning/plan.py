@@ -271,7 +271,9 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.known_result() for run_id, directory in directories.items()}
     complete = {
-        run.spec.run_id: (result := results[run.spec.run_id]) is not None and result.answers(run.spec) for run in runs
+        run_id: directories[run_id].is_answered(results[run_id], run.spec)
+        for run in runs
+        if (run_id := run.spec.run_id)
     }
     shares = share([run.spec for run in runs], complete, workspace)
     speeds = Speeds.measure((directories[run_id], result) for run_id, result in results.items() if result)
@@ -332,7 +334,7 @@ def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:
     run = SweepRun(spec, {"model": family_label(spec.physics.model), "size": accounting.size_label(spec.physics.model)})
     directory = workspace.run(spec.run_id)
     result = directory.known_result()
-    return _plan_run(run, directory, result is not None and result.answers(spec), Share(), Speeds())
+    return _plan_run(run, directory, directory.is_answered(result, spec), Share(), Speeds())
 
 
 def _plan_run(run: SweepRun, directory: RunDirectory, complete: bool, shared: Share, speeds: Speeds) -> RunPlan:

@@ -46,7 +46,7 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
             if (answers := result.validation.answers) is not None:
                 row |= {name: value for name, value in answers.metrics("").items() if "/" not in name}
             row |= {"device_hours_spent": result.device_hours, "quality": ",".join(result.quality)}
-        rows.append(row)
+        rows.append(row | run.run.evaluation_metrics())
     columns = dict.fromkeys(key for row in rows for key in row)
     return pl.DataFrame(
         [{key: row.get(key) for key in columns} for row in rows], infer_schema_length=None, strict=False

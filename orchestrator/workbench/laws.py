@@ -19,7 +19,7 @@ from analysis.data import tables
 from analysis.data.columns import Reading
 from analysis.data.quality import Rules
 from analysis.data.references import find as find_reference
-from analysis.data.runs import Kind
+from analysis.data.runs import EVALUATION, Kind
 from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
@@ -280,7 +280,8 @@ def _evidence(source: Source, references: Sequence[str]) -> "Evidence":
 
     found = [find_reference(name) for name in references]
     used = pl.concat([fitted.used.select("run_id", "excluded") for fitted in source.fits])
-    return Evidence(source.fits, source.curves(used), found)
+    columns = [name for name in source.frame.columns if name.startswith(EVALUATION)]
+    return Evidence(source.fits, source.curves(used), found, source.frame.select("run_id", *columns))
 
 
 def _write_page(

@@ -57,7 +57,7 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
     InputError where the data cannot be prepared, or Slurm or the site refuses.
     """
     from orchestrator.execution.controller import admit
-    from orchestrator.execution.submission import prepare_data, refuse_drift
+    from orchestrator.execution.submission import prepare_data, prepare_evaluations, refuse_drift
     from slurm.commands import SlurmError
 
     jobs = []
@@ -68,6 +68,7 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
             jobs.append(Job(directory, run.spec, uuid.uuid4().hex, run.share.fork, run.share.checkpoint_at))
     prepare_data(plan.workspace, [job.spec for job in jobs], console)
     refuse_drift(plan.workspace, [run.spec for run in plan.runs])
+    prepare_evaluations(plan.workspace, [job.spec for job in jobs], console)
     try:
         handles = executor.submit(jobs)
     except (SlurmError, ValueError) as error:

@@ -16,8 +16,9 @@ from xlstm.accounting import flops_per_token
 from xlstm.accounting.cost import Sequence
 from xlstm.accounting.families import saved
 from xlstm.models import build
-from xlstm.models.configs import Mamba2Config, MambaConfig, RetNetConfig
+from xlstm.models.configs import MambaConfig
 from xlstm.models.initialization import initialize
+from xlstm.models.linear_configs import Mamba2Config, RetNetConfig
 
 BATCH, LENGTH = 2, 64
 CONFIGS = {

@@ -5,8 +5,8 @@ import torch
 
 from xlstm.models import build
 from xlstm.models.bounded_gates import LowerBounds, bounded_gate
-from xlstm.models.configs import HGRN2Config
 from xlstm.models.initialization import initialize
+from xlstm.models.linear_configs import HGRN2Config
 from xlstm.models.sizes import config_for
 
 

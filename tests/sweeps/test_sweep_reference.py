@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from sweeps import language
 from sweeps.language import OF_A_POINT, OF_A_TASK, OF_PORTIONS, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
 from sweeps.sweep import Sweep
+from xlstm.run.evaluations import KINDS, Kind, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
 from xlstm.tasks.settings import FROM_FILES, FormalLanguage, Pathfinder, Recall, SmallPathfinder
 
@@ -184,7 +185,7 @@ def default_of(name: str, rings: Iterable[type[BaseModel]]) -> str:
         field = ring.model_fields.get("kind" if name == "schedule" else name)
         if field is not None and not field.is_required():
             value = field.get_default(call_default_factory=True)
-            return "" if value in (None, {}) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+            return "" if value in (None, {}, ()) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
     return ""
 
 
@@ -210,6 +211,18 @@ def test_the_reference_has_every_key_with_its_values_its_default_and_its_meaning
     ]
     written = REFERENCE.read_text().splitlines()
     assert [row for row in rows if row not in written] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_has_every_key_of_a_kind_of_evaluation(kind: type[Kind]) -> None:
+    keys = TypeAdapter(language.EVALUATIONS[kind_of(kind)]).json_schema()["properties"]
+    section = REFERENCE.read_text().partition(f"\n`{kind_of(kind)}`:\n")[2].partition("\n`")[0]
+    rows = {
+        f"| `{name}` | {values_of(key)} | {default_of(name, [kind])} | {key['description']} |"
+        for name, key in keys.items()
+        if name != "kind"
+    }
+    assert rows == {line for line in section.splitlines() if line.startswith("| `")}
 
 
 def test_the_reference_names_every_key_of_the_file_itself() -> None:

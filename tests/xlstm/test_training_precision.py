@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from xlstm.distributed import World
 from xlstm.models import build, hgrn2, llama, mamba, rwkv4
-from xlstm.models.configs import HGRN2Config, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, RWKV4Config
+from xlstm.models.linear_configs import HGRN2Config
 from xlstm.run.spec import Data, Execution, Optimizer, Physics
 from xlstm.training.parallel import init_weights, make_mesh, parallelize
 

@@ -7,7 +7,7 @@ from xlstm.accounting.linear_attention import (
     swiglu_block,
     swiglu_block_saved,
 )
-from xlstm.models.configs import GLAConfig
+from xlstm.models.linear_configs import GLAConfig
 
 
 def blocks(config: GLAConfig, sequence: Sequence) -> list[Cost]:

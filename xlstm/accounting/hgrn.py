@@ -2,7 +2,7 @@
 
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.linear_attention import swiglu_block, swiglu_block_saved
-from xlstm.models.configs import HGRNConfig
+from xlstm.models.linear_configs import HGRNConfig
 
 RECURRENCE_OPERATIONS = 3
 """FLOPs per channel and step: the exponential, a product and a sum."""

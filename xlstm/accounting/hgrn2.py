@@ -7,7 +7,7 @@ from xlstm.accounting.linear_attention import (
     swiglu_block,
     swiglu_block_saved,
 )
-from xlstm.models.configs import HGRN2Config
+from xlstm.models.linear_configs import HGRN2Config
 
 
 def blocks(config: HGRN2Config, sequence: Sequence) -> list[Cost]:

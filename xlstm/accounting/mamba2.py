@@ -3,7 +3,7 @@
 from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, norm
 from xlstm.accounting.linear_attention import attention_by_head
 from xlstm.accounting.xlstm import mlstm_cell_saved
-from xlstm.models.configs import Mamba2Config
+from xlstm.models.linear_configs import Mamba2Config
 
 
 def blocks(config: Mamba2Config, sequence: Sequence) -> list[Cost]:

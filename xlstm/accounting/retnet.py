@@ -3,7 +3,7 @@
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.linear_attention import attention_by_head, swiglu_block, swiglu_block_saved
 from xlstm.accounting.xlstm import mlstm_cell_saved
-from xlstm.models.configs import RetNetConfig
+from xlstm.models.linear_configs import RetNetConfig
 
 
 def blocks(config: RetNetConfig, sequence: Sequence) -> list[Cost]:

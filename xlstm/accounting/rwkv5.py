@@ -2,7 +2,7 @@
 
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.linear_attention import attention_by_channel, attention_saved
-from xlstm.models.configs import RWKV5Config, RWKV6Config
+from xlstm.models.linear_configs import RWKV5Config, RWKV6Config
 
 
 def memory(config: RWKV5Config | RWKV6Config, sequence: Sequence) -> Cost:

@@ -2,7 +2,7 @@
 
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.accounting.rwkv5 import channel_mix, channel_mix_saved, memory, memory_saved, outside
-from xlstm.models.configs import RWKV6Config
+from xlstm.models.linear_configs import RWKV6Config
 
 __all__ = ["blocks", "outside", "saved"]
 

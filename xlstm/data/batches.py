@@ -53,6 +53,13 @@ class Windows:
         """Number of windows that hold every target once, the last perhaps padded: those that are validated on."""
         return -(-(len(self.stream) - 1) // self.context_length)
 
+    def sources(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the source of the document that each target belongs to, `(sequences, context_length)`."""
+        positions = windows[:, None] * self.context_length + np.arange(1, self.context_length + 1)
+        documents = np.searchsorted(self.stream.token_at_end, positions, side="right")
+        last = len(self.stream.source_of_document) - 1
+        return self.stream.source_of_document[np.minimum(documents, last)].astype(np.int64)
+
     def batch(self, windows: NDArray[np.int64]) -> Batch:
         """The given windows as a batch; a number past the end gives a window without targets."""
         length, end = self.context_length, len(self.stream)
@@ -69,3 +76,8 @@ class Windows:
                 targets[row, : max(len(span) - 1, 0)] = span[1:]
         # The end of a document is read as the start of the next: the state is reset where it is read.
         return Batch(tokens, targets, tokens == self.end_of_document)
+
+
+def evenly(count: int, of: int) -> NDArray[np.int64]:
+    """The middles of `count` equal parts of so many windows: ascending numbers, each once."""
+    return (2 * np.arange(count) + 1) * of // (2 * count)

@@ -99,6 +99,11 @@ def prepare(
     the declared one; DataDriftError where prepared files changed.
     """
     folder = data_folder(data, workspace)
+    return made_once(folder, lambda aside: _write(data, paths, tokenizer_path, engine, aside)).manifest
+
+
+def made_once(folder: Path, write: Callable[[Path], None]) -> PreparedData:
+    """What lies in a folder of prepared data; where there is none, what `write` puts into one, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
@@ -106,12 +111,12 @@ def prepare(
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             try:
-                _write(data, paths, tokenizer_path, engine, aside)
+                write(aside)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)  # half-written, it only takes room
                 raise
             os.rename(aside, folder)
-        return PreparedData.open(folder).manifest
+        return PreparedData.open(folder)
 
 
 def open_prepared(data: Data, workspace: Workspace) -> PreparedData:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from xlstm.data.batches import Batch, Windows
+from xlstm.data.batches import Batch, Windows, evenly
 from xlstm.data.preparation import tokenizer_of
 from xlstm.data.shards import PreparedData
 from xlstm.distributed import World
@@ -43,6 +43,7 @@ def validate(
     own = wanted[world.rank * per_rank : (world.rank + 1) * per_rank]
     mine[: len(own)] = own
     tally = _Tally(len(windows.stream.sources))
+    several = len(windows.stream.sources) > 1
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -50,7 +51,7 @@ def validate(
             heartbeat()
             chosen = mine[first : first + micro]
             batch = windows.batch(chosen)
-            tally.add(batch, losses(model, batch, spec, world.device), _sources(windows, chosen, batch))
+            tally.add(batch, losses(model, batch, spec, world.device), windows.sources(chosen) if several else None)
     model.train(was_training)
     nats, tokens = np.array(world.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
     text_bytes = _text_bytes(data, spec, windows, wanted)
@@ -78,7 +79,7 @@ def chosen_windows(evaluation: Evaluation, covering: int) -> NDArray[np.int64]:
     count = min(evaluation.sequences or covering, covering)
     if evaluation.windows == "first":
         return np.arange(count)
-    return (2 * np.arange(count) + 1) * covering // (2 * count)
+    return evenly(count, covering)
 
 
 def _text_bytes(data: PreparedData, spec: RunSpec, windows: Windows, chosen: NDArray[np.int64]) -> float:
@@ -145,13 +146,3 @@ class _Tally:
         else:
             np.add.at(self.nats, sources[counted], values[counted])
             np.add.at(self.tokens, sources[counted], 1)
-
-
-def _sources(windows: Windows, chosen: np.ndarray, batch: Batch) -> np.ndarray | None:
-    """Source of the document that each target belongs to, `(sequences, context_length)`; None with one source."""
-    stream = windows.stream
-    if len(stream.sources) < 2:
-        return None
-    positions = chosen[:, None] * windows.context_length + np.arange(1, windows.context_length + 1)
-    documents = np.searchsorted(stream.token_at_end, positions, side="right")
-    return stream.source_of_document[np.minimum(documents, len(stream.source_of_document) - 1)].astype(np.int64)

@@ -8,14 +8,7 @@ model another one.
 from collections.abc import Mapping
 from typing import Any
 
-from xlstm.models.configs import (
-    GPTConfig,
-    LlamaConfig,
-    MambaConfig,
-    ModelConfig,
-    RWKV4Config,
-    XLSTMLargeConfig,
-)
+from xlstm.models.configs import GPTConfig, LlamaConfig, MambaConfig, ModelConfig, RWKV4Config, XLSTMLargeConfig
 
 CONFIG_FILE = "config.json"
 

@@ -8,32 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias, get_args
 
-
-def round_up(value: float, multiple: int) -> int:
-    """Smallest multiple of `multiple` that is at least `value` (1.3 * 1024 = 1331.2 -> 1344 for 64)."""
-    return -int(-value // multiple) * multiple
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-_CLOSED = {"extra": "forbid"}
-"""Pydantic's setting for a class that refuses unknown keys, as a plain value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ends:
-    """What goes into a model of any family and what comes out of it: its task says so, and no size."""
-
-    vocab_size: int
-    num_inputs: int = 0
-    """Real numbers per position, which a linear map reads in the place of tokens; 0 for tokens."""
-    num_outputs: int = 0
-    """Classes that the head tells apart, or 1 for a number; 0 for the vocabulary."""
-    regression: bool = False
-    """Whether the head says a number, whose squared error is the loss."""
+from xlstm.models.config_base import CLOSED, Ends, require, round_up
+from xlstm.models.linear_configs import (
+    GLAConfig,
+    HGRN2Config,
+    HGRNConfig,
+    Mamba2Config,
+    RetNetConfig,
+    RWKV5Config,
+    RWKV6Config,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +27,7 @@ class XLSTMConfig(Ends):
     The defaults are the paper's models; the other values are its ablations (Tables 2, 8 and following).
     """
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -78,23 +62,23 @@ class XLSTMConfig(Ends):
     family: Literal["xlstm"] = "xlstm"
 
     def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
         only_slstm = len(self.slstm_at) >= self.num_blocks
-        _require(
+        require(
             only_slstm or self.mlstm_block != "pre-up" or self.embedding_dim % 2 == 0,
             "embedding_dim must be even: the pre-up-projection block maps 2 d channels in blocks of four",
         )
-        _require(all(0 <= b < self.num_blocks for b in self.slstm_at), "slstm_at must name blocks of the model")
-        _require(
+        require(all(0 <= b < self.num_blocks for b in self.slstm_at), "slstm_at must name blocks of the model")
+        require(
             list(self.slstm_at) == sorted(set(self.slstm_at)), "slstm_at must name each block once, in ascending order"
         )
-        _require(
+        require(
             self.input_gate != "none" or self.input_gate_activation == "exponential",
             "input_gate none is always one, which only the exponential activation can be",
         )
-        _require(self.slstm_feedforward_factor > 0, "slstm_feedforward_factor must be positive")
+        require(self.slstm_feedforward_factor > 0, "slstm_feedforward_factor must be positive")
         clip = self.recurrent_gradient_clip
-        _require(clip is None or clip > 0, "recurrent_gradient_clip must be positive, or null for none")
+        require(clip is None or clip > 0, "recurrent_gradient_clip must be positive, or null for none")
 
     @property
     def slstm_has_convolution(self) -> bool:
@@ -114,7 +98,7 @@ class XLSTMLargeConfig(Ends):
     Queries and keys have half the width of values; the feed-forward layer 2.667 d, rounded up to a multiple of 64.
     """
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -126,8 +110,8 @@ class XLSTMLargeConfig(Ends):
     family: Literal["xlstm-large"] = "xlstm-large"
 
     def __post_init__(self) -> None:
-        _require(self.embedding_dim % (2 * self.num_heads) == 0, "embedding_dim must be a multiple of twice num_heads")
-        _require(self.gate_soft_cap > 0 and self.logit_soft_cap > 0, "soft caps must be positive")
+        require(self.embedding_dim % (2 * self.num_heads) == 0, "embedding_dim must be a multiple of twice num_heads")
+        require(self.gate_soft_cap > 0 and self.logit_soft_cap > 0, "soft caps must be positive")
 
     @property
     def key_dim(self) -> int:
@@ -144,7 +128,7 @@ class XLSTMLargeConfig(Ends):
 class LlamaConfig(Ends):
     """Llama: RMSNorm, rotary positions, multi-head attention, SwiGLU of width 8/3 d rounded up to 64; no biases."""
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -153,8 +137,8 @@ class LlamaConfig(Ends):
     family: Literal["llama"] = "llama"
 
     def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
-        _require((self.embedding_dim // self.num_heads) % 2 == 0, "the head dimension must be even (rotary positions)")
+        require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        require((self.embedding_dim // self.num_heads) % 2 == 0, "the head dimension must be even (rotary positions)")
 
     @property
     def feedforward_dim(self) -> int:
@@ -166,7 +150,7 @@ class LlamaConfig(Ends):
 class GPTConfig(Ends):
     """GPT-3-style: LayerNorm, learned positions, multi-head attention, GELU of width 4 d, biases, tied embedding."""
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -175,15 +159,15 @@ class GPTConfig(Ends):
     family: Literal["gpt"] = "gpt"
 
     def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
-        _require(self.context_length > 0, "context_length must be positive (one learned position per token)")
+        require(self.embedding_dim % self.num_heads == 0, "embedding_dim must be a multiple of num_heads")
+        require(self.context_length > 0, "context_length must be positive (one learned position per token)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MambaConfig(Ends):
     """Mamba: selective state spaces in 2 d channels after a convolution of four taps; step sizes of rank d / 16."""
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -191,7 +175,7 @@ class MambaConfig(Ends):
     family: Literal["mamba"] = "mamba"
 
     def __post_init__(self) -> None:
-        _require(self.state_dim > 0, "state_dim must be positive")
+        require(self.state_dim > 0, "state_dim must be positive")
 
     @property
     def inner_dim(self) -> int:
@@ -208,7 +192,7 @@ class MambaConfig(Ends):
 class RWKV4Config(Ends):
     """RWKV-4: token shift, WKV with per-channel decay, channel mixing of width 4 d."""
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -222,7 +206,7 @@ LSTMVariant: TypeAlias = Literal["vanilla", "residual", "up-projection"]
 class LSTMConfig(Ends):
     """The LSTM ladder of arXiv 2405.04517, Table 2: a plain stack; residual and pre-norm; and an up-projection."""
 
-    __pydantic_config__: ClassVar = _CLOSED
+    __pydantic_config__: ClassVar = CLOSED
 
     embedding_dim: int
     num_blocks: int
@@ -231,173 +215,7 @@ class LSTMConfig(Ends):
 
     def __post_init__(self) -> None:
         variants = get_args(LSTMVariant)
-        _require(self.variant in variants, f"variant must be one of {', '.join(variants)}, not {self.variant!r}")
-
-
-def swiglu_width(embedding_dim: int, ratio: int) -> int:
-    """Width of the feed-forward layer of flash-linear-attention's models: 2/3 of `ratio` d, up to a multiple of 256."""
-    return round_up(2 * ratio * embedding_dim // 3, 256)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GLAConfig(Ends):
-    """Gated linear attention: keys of half the width, decays of rank 16 per key channel, SwiGLU of width 8/3 d."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    num_heads: int = 4
-    decay_rank: int = 16
-    """Rank of the map from channels to decays."""
-    family: Literal["gla"] = "gla"
-
-    def __post_init__(self) -> None:
-        _require(self.embedding_dim % (2 * self.num_heads) == 0, "embedding_dim must be a multiple of twice num_heads")
-
-    @property
-    def key_dim(self) -> int:
-        """Channels of all queries, and of all keys."""
-        return self.embedding_dim // 2
-
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HGRN2Config(Ends):
-    """HGRN2: linear attention; what forget gates, bounded from below, let in are its keys; SwiGLU of width 8/3 d."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 128
-    family: Literal["hgrn2"] = "hgrn2"
-
-    def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
-
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RWKV5Config(Ends):
-    """RWKV-5, Eagle: a matrix memory per head with constant decays, token shift, channel mixing of width 4 d."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 64
-    family: Literal["rwkv5"] = "rwkv5"
-
-    def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
-
-    @property
-    def channel_dim(self) -> int:
-        """Width of channel mixing: that of the xLSTM paper's counts; the author's own is 3.5 d."""
-        return 4 * self.embedding_dim
-
-
-@dataclass(frozen=True, kw_only=True)
-class RWKV6Config(Ends):
-    """RWKV-6, Finch: RWKV-5 with decays and token shifts that depend on the token; channel mixing of width 3.5 d."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 64
-    mix_rank: int = 32
-    """Rank of what a token adds to each of the five mixtures."""
-    decay_rank: int = 64
-    """Rank of what a token adds to the decays."""
-    family: Literal["rwkv6"] = "rwkv6"
-
-    def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
-
-    @property
-    def channel_dim(self) -> int:
-        """Width of channel mixing."""
-        return round_up(3.5 * self.embedding_dim, 32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HGRNConfig(Ends):
-    """HGRN: an element-wise linear recurrence whose forget gates keep more at least in deep blocks; SwiGLU as HGRN2."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    family: Literal["hgrn"] = "hgrn"
-
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetNetConfig(Ends):
-    """RetNet: linear attention with a constant decay per head, values of twice the width, SwiGLU of width 4/3 d."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 256
-    """Of queries and keys; values have twice as many channels."""
-    rope_theta: float = 10_000.0
-    family: Literal["retnet"] = "retnet"
-
-    def __post_init__(self) -> None:
-        _require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
-        _require(self.head_dim % 2 == 0, "head_dim must be even (rotary positions)")
-
-    @property
-    def num_heads(self) -> int:
-        """Heads of head_dim channels."""
-        return self.embedding_dim // self.head_dim
-
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mamba2Config(Ends):
-    """Mamba-2: a matrix memory per head with a decay by the token, in 2 d channels after a convolution of four taps."""
-
-    __pydantic_config__: ClassVar = _CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    state_dim: int = 128
-    head_dim: int = 64
-    family: Literal["mamba2"] = "mamba2"
-
-    def __post_init__(self) -> None:
-        _require(self.inner_dim % self.head_dim == 0, "2 embedding_dim must be a multiple of head_dim")
-
-    @property
-    def inner_dim(self) -> int:
-        """Channels of the memory's values."""
-        return 2 * self.embedding_dim
-
-    @property
-    def num_heads(self) -> int:
-        """Heads of head_dim channels."""
-        return self.inner_dim // self.head_dim
+        require(self.variant in variants, f"variant must be one of {', '.join(variants)}, not {self.variant!r}")
 
 
 ModelConfig: TypeAlias = (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kernels.gated_linear_attention import gated_linear_attention
 from kernels.swiglu import swiglu
-from xlstm.models.configs import GLAConfig
+from xlstm.models.linear_configs import GLAConfig
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, SwiGLUBlocks, at_least_float32
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kernels.linear_recurrence import linear_recurrence
 from kernels.swiglu import swiglu
 from xlstm.models.bounded_gates import Bound, BoundedBlocks, bounded_gate
-from xlstm.models.configs import HGRNConfig
+from xlstm.models.linear_configs import HGRNConfig
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, at_least_float32
 

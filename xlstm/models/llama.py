@@ -11,7 +11,8 @@ from kernels.attention import attention
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
 from xlstm.models.attention import Layout, Transformer
-from xlstm.models.configs import LlamaConfig, RetNetConfig
+from xlstm.models.configs import LlamaConfig
+from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6

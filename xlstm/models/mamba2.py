@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kernels.mlstm import MLSTMState, mlstm
 from kernels.swiglu import swiglu
 from xlstm.models.causal_conv import CausalConv
-from xlstm.models.configs import Mamba2Config
 from xlstm.models.language_model import LanguageModel
+from xlstm.models.linear_configs import Mamba2Config
 from xlstm.models.mamba import DELTA_FLOOR, DELTA_RANGE, NORM_EPSILON
 from xlstm.models.norm import RMSNorm
 

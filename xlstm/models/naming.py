@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from xlstm.models.configs import FAMILIES, Ends, LSTMConfig, ModelConfig, XLSTMConfig
+from xlstm.models.config_base import Ends
+from xlstm.models.configs import FAMILIES, LSTMConfig, ModelConfig, XLSTMConfig
 
 
 class Family(NamedTuple):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from kernels.mlstm import MLSTMState, mlstm
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
-from xlstm.models.configs import RetNetConfig
 from xlstm.models.dropout import Dropout
+from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.llama import Angles
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, SwiGLUBlocks

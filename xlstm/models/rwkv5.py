@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from kernels.gated_linear_attention import gated_linear_attention
 from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
-from xlstm.models.configs import RWKV5Config
 from xlstm.models.language_model import LanguageModel
+from xlstm.models.linear_configs import RWKV5Config
 from xlstm.models.rwkv4 import orthogonal
 
 NORM_EPSILON = 1e-5

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.token_shift import token_shift
-from xlstm.models.configs import RWKV6Config
+from xlstm.models.linear_configs import RWKV6Config
 from xlstm.models.rwkv5 import Memory, Place, RWKVBlocks
 
 ORDER = ("decay", "key", "value", "receptance", "gate")

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args, get_origin
 
-from xlstm.models.configs import FAMILIES, Ends, ModelConfig, XLSTMConfig
+from xlstm.models.config_base import Ends
+from xlstm.models.configs import FAMILIES, ModelConfig, XLSTMConfig
 from xlstm.models.naming import parse_family, place_slstm
 from xlstm.models.published import DIMENSIONS
 

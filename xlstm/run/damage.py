@@ -9,8 +9,8 @@ from pathlib import Path
 
 from xlstm.run.directory import RunDirectory
 from xlstm.run.files import SET_ASIDE
-from xlstm.run.json_files import DamagedFileError, read_record
-from xlstm.run.records import Validation
+from xlstm.run.json_files import DamagedFileError, read_json, read_record
+from xlstm.run.records import Measured, Validation, is_measured
 
 _ASIDE = "a submission sets it aside and goes on"
 
@@ -78,6 +78,9 @@ def _unreadable(run: RunDirectory) -> Iterator[tuple[Path, DamagedFileError]]:
             yield path, error
     for path in sorted(run.evaluations.glob("*.json")):
         try:
-            read_record(path, Validation, _ASIDE)
+            if is_measured(read_json(path, _ASIDE)):
+                read_record(path, Measured, _ASIDE)
+            else:
+                read_record(path, Validation, _ASIDE)
         except DamagedFileError as error:
             yield path, error

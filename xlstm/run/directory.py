@@ -18,12 +18,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from xlstm.run import metrics
+from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.files import RunFiles
-from xlstm.run.json_files import DamagedFileError, read_record, refused
+from xlstm.run.json_files import DamagedFileError, invalid, read_json, read_record, refused
 from xlstm.run.locks import locked
 from xlstm.run.processes import process_start
-from xlstm.run.records import Holder, Launch, Record, Result, State, Status, Verdict, write_json
+from xlstm.run.records import (
+    Holder,
+    Launch,
+    Measured,
+    Record,
+    Result,
+    State,
+    Status,
+    Verdict,
+    is_measured,
+    write_json,
+)
 from xlstm.run.spec import RunSpec
 from xlstm.run.sweep_directory import PLAN, SweepDirectory
 
@@ -215,8 +229,32 @@ class RunDirectory(RunFiles):
 
     def is_complete(self, spec: RunSpec) -> bool:
         """Whether the run is trained, and measured as the specification asks."""
-        result = self.result()
-        return result is not None and result.answers(spec)
+        return self.is_answered(self.result(), spec)
+
+    def is_answered(self, result: Result | None, spec: RunSpec) -> bool:
+        """Whether the result of the run, and the evaluations that were made, are all that the specification asks."""
+        return result is not None and result.answers(spec) and not self.unmeasured(spec)
+
+    def unmeasured(self, spec: RunSpec) -> list[AnyEvaluation]:
+        """The evaluations of the specification that were not made yet."""
+        return [one for one in spec.evaluations if not self.measured_file(one, spec).is_file()]
+
+    def evaluation_metrics(self) -> dict[str, float]:
+        """`evaluation/<name>/…`: of evaluations of one name the latest."""
+        return {name: value for one in self.measured() for name, value in one.metrics().items()}
+
+    def measured(self) -> list[Measured]:
+        """What evaluations beside validation measured, the latest last; a damaged one is noticed."""
+        found = []
+        for path in sorted(self.evaluations.glob("*.json"), key=lambda path: (path.lstat().st_mtime_ns, path.name)):
+            try:
+                if is_measured(content := read_json(path, _MEASURED_ANEW)):
+                    found.append(Measured.model_validate(content))
+            except DamagedFileError as error:
+                self.noticed[path] = error
+            except ValidationError as error:
+                self.noticed[path] = invalid(path, error, _MEASURED_ANEW)
+        return found
 
     def acquire(self, token: str) -> "Lease":
         """Take the lease and begin the next attempt.

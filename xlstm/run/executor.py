@@ -133,7 +133,8 @@ def set_aside(
     recent = attempts[-MAXIMUM_STANDSTILLS:]
     if len(recent) < MAXIMUM_STANDSTILLS:
         return None
-    saved = (run.checkpoint_mark(step).stat().st_mtime for step in run.checkpoint_steps())
+    left = [*map(run.checkpoint_mark, run.checkpoint_steps()), *run.evaluations.glob("*")]
+    saved = [path.stat().st_mtime for path in left if path.exists()]  # an evaluation, or sums of one that was begun
     if any(moment >= recent[0][0].started for moment in saved):
         return None
     return f"{SET_ASIDE} after {MAXIMUM_STANDSTILLS} attempts in a row without a new checkpoint; {remedy}"

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from xlstm.run.evaluations import Kind, fingerprint
 from xlstm.run.spec import RunSpec
 
 SET_ASIDE = ".damaged"
@@ -62,6 +63,14 @@ class RunFiles:
     def evaluation_file(self, spec: RunSpec) -> Path:
         """What the evaluation of `spec` measured on the trained run."""
         return self.evaluations / f"{spec.evaluation.name}-{spec.evaluation_fingerprint}.json"
+
+    def measured_file(self, evaluation: Kind, spec: RunSpec) -> Path:
+        """What another evaluation measured on the trained run."""
+        return self.evaluations / f"{evaluation.name}-{fingerprint(evaluation, spec.physics.data)}.json"
+
+    def measured_so_far_file(self, evaluation: Kind, spec: RunSpec) -> Path:
+        """Sums of an evaluation that was begun; it goes when the evaluation is made."""
+        return self.measured_file(evaluation, spec).with_suffix(".part")
 
     @property
     def evaluations(self) -> Path:

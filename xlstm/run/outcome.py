@@ -4,12 +4,14 @@ An evaluation is stored under its name and fingerprint. The result holds the one
 earlier can take its place again without running anything. Imports without torch.
 """
 
+import math
 import re
 import time
 
 from xlstm.run.directory import RunDirectory
+from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.json_files import read_record, write_text
-from xlstm.run.records import Launch, Result, State, Validation, write_json
+from xlstm.run.records import Launch, Measured, Result, State, Validation, write_json
 from xlstm.run.spec import RunSpec
 
 
@@ -20,6 +22,15 @@ def leave_result(run: RunDirectory, spec: RunSpec, result: Result) -> None:
     write_json(path, result.validation.model_dump(mode="json"))
     write_text(run.model_card_file, model_card(spec, result, run.launch(result.attempts)))
     run.write_result(result)
+
+
+def leave_measured(run: RunDirectory, spec: RunSpec, asked: AnyEvaluation, found: Measured, attempt: int) -> None:
+    """Keep what another evaluation measured: as metrics of the last step, and, which says that it is made, its file."""
+    metrics = {name: value for name, value in found.metrics().items() if math.isfinite(value)}
+    run.evaluations.mkdir(exist_ok=True)
+    run.append_metrics({"step": spec.physics.steps, "time": time.time(), "attempt": attempt, **metrics})
+    write_json(run.measured_file(asked, spec), found.model_dump(mode="json"))
+    run.measured_so_far_file(asked, spec).unlink(missing_ok=True)
 
 
 def evaluation(run: RunDirectory, spec: RunSpec) -> Validation | None:

@@ -3,10 +3,11 @@
 Where they lie is `xlstm.run.directory`. Nothing here is unpickled. Imports without torch.
 """
 
+import re
 import socket
 import time
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -221,6 +222,50 @@ class Validation(Record):
         if self.answers is not None:
             named |= self.answers.metrics("validation/")
         return {name: value for name, value in named.items() if value is not None}
+
+
+_BY_ROW = ("loss", "perplexity", "bits_per_byte")
+"""What of the rows of a table is a metric."""
+
+
+class Measured(Record):
+    """`evaluations/<name>-<fingerprint>.json` of every kind but validation: what was measured on the trained run."""
+
+    name: str
+    kind: str
+    evaluation: str
+    """The fingerprint."""
+    run_id: str
+    settings: dict[str, Any]
+    """The evaluation as it was asked for, without where its text lies."""
+    tokens: int
+    """Tokens that were predicted."""
+    measures: dict[str, float]
+    tables: dict[str, list[dict[str, str | bool | int | float | None]]]
+    """The same by source, by context and so on: each table under the name of its first column."""
+    notes: list[str] = []
+    """What could not be measured, and why."""
+
+    def metrics(self) -> dict[str, float]:
+        """All measures and those of the first table, by their names in `metrics.jsonl` and MLflow."""
+        found = {f"evaluation/{self.name}/{name}": value for name, value in self.measures.items()}
+        for axis, rows in list(self.tables.items())[:1]:
+            for row in rows:
+                numbers = {name: float(value) for name in _BY_ROW if isinstance(value := row.get(name), int | float)}
+                place = f"evaluation/{self.name}/by_{axis}/{_plain(row[axis])}"
+                found |= {f"{place}/{name}": value for name, value in numbers.items()}
+        return found
+
+
+def is_measured(content: dict[str, Any] | None) -> bool:
+    """Whether the file of an evaluation is a `Measured`, and no `Validation`, which has no kind."""
+    return content is not None and "kind" in content
+
+
+def _plain(value: object) -> str:
+    """A value within the name of a metric, with the characters that MLflow allows there."""
+    plain = re.sub(r"[^A-Za-z0-9_. -]", "_", str(value))
+    return plain if plain.strip(". ") else "none"
 
 
 class Result(Record):

@@ -22,6 +22,7 @@ from xlstm.quantities import compact
 from xlstm.run.data import Data as Data
 from xlstm.run.data import IdType as IdType
 from xlstm.run.data import PositiveInt, Ring
+from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
 from xlstm.tasks.settings import TaskName
@@ -252,6 +253,8 @@ class RunSpec(Ring):
     execution: Execution = Execution()
     presentation: Presentation = Presentation()
     evaluation: Evaluation = Evaluation()
+    evaluations: tuple[AnyEvaluation, ...] = ()
+    """What else is measured once the run is trained."""
 
     @model_validator(mode="after")
     def _batch_divides_over_ranks(self) -> Self:
@@ -301,7 +304,11 @@ class RunSpec(Ring):
     def with_physics(self, physics: Physics) -> "RunSpec":
         """The same run but for its physics, and so another one."""
         return RunSpec(
-            physics=physics, execution=self.execution, presentation=self.presentation, evaluation=self.evaluation
+            physics=physics,
+            execution=self.execution,
+            presentation=self.presentation,
+            evaluation=self.evaluation,
+            evaluations=self.evaluations,
         )
 
     def canonical_payload(self) -> dict[str, Any]:
@@ -311,7 +318,7 @@ class RunSpec(Ring):
     def save(self, path: Path) -> None:
         """Write `spec.json`, all rings, the evaluation, and the canonical payload of the hash, where it is another."""
         identity = {"run_id": self.run_id, "canonical": canonical(self.canonical_payload())}
-        content = self.model_dump(mode="json") | identity
+        content = self.model_dump(mode="json", exclude=None if self.evaluations else {"evaluations"}) | identity
         text = json.dumps(content, indent=2) + "\n"
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text, durably=False)

@@ -10,8 +10,9 @@ from pathlib import Path
 from kernels import cpu
 from xlstm.data.sequences import open_data
 from xlstm.distributed import World
+from xlstm.evaluation.measure import StoppedError, measure
 from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
-from xlstm.run.outcome import leave_result
+from xlstm.run.outcome import leave_measured, leave_result
 from xlstm.run.records import Launch, Result, State, Verdict, write_json
 from xlstm.run.spec import RunSpec, shared_steps
 from xlstm.training.checkpoints import (
@@ -93,9 +94,18 @@ class _Attempt:
         self.checkpoint_at = keep
 
     def train(self) -> Verdict:
-        """Start where the run stands, train, and leave the result. Returns the verdict."""
+        """Start where the run stands, train, leave the result, and measure what is asked for. Returns the verdict."""
         self._find_start()
         self.began = self.trainer.step
+        result = self.world.gather(self.run.result())[0]
+        if result is None or not result.answers(self.spec) or self.began < self.spec.physics.steps:
+            verdict = self._train()
+            if verdict.state is not State.COMPLETED:
+                return verdict
+        return self._evaluate()
+
+    def _train(self) -> Verdict:
+        """Train to the last step, and leave the result. Returns the verdict on the training."""
         try:
             finished = self.trainer.train(self._at_boundary)
         except DivergedError as error:
@@ -106,13 +116,39 @@ class _Attempt:
         self.checkpointer.wait()
         self.world.sum(0.0)  # nobody leaves before the checkpoint is committed
         if not finished:
-            name = signal.Signals(self.stop_signal).name if self.stop_signal else "a signal to another rank"
-            return Verdict(state=State.PREEMPTED, reason=f"stopped by {name} after step {step}", step=step)
+            return Verdict(state=State.PREEMPTED, reason=f"stopped by {self._stopper} after step {step}", step=step)
         if self.world.is_main:
             result = self._result()
             with self.lease.held():
                 leave_result(self.run, self.spec, result)
         return Verdict(state=State.COMPLETED, step=step)
+
+    def _evaluate(self) -> Verdict:
+        """Make the evaluations that are missing, one after the other. Returns the verdict on the run."""
+        step = self.trainer.step
+        for evaluation in self.world.gather(self.run.unmeasured(self.spec))[0]:
+            try:
+                found = measure(self.trainer.model, evaluation, self.spec, self.run, self.world, self._stopped)
+            except StoppedError:
+                reason = f"stopped by {self._stopper} while {evaluation.name} was measured"
+                return Verdict(state=State.PREEMPTED, reason=reason, step=step)
+            if self.world.is_main:
+                with self.lease.held():
+                    leave_measured(self.run, self.spec, evaluation, found, self.number)
+        self.world.sum(0.0)  # nobody leaves before the last file is written
+        return Verdict(state=State.COMPLETED, step=step)
+
+    def _stopped(self) -> bool:
+        """Between two passes: beat, and agree whether to go on."""
+        self.watch.heartbeat()
+        signalled, lost = self.world.sum(float(self.stop_signal is not None), float(self.watch.lease_lost.is_set()))
+        if lost:
+            raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
+        return bool(signalled)
+
+    @property
+    def _stopper(self) -> str:
+        return signal.Signals(self.stop_signal).name if self.stop_signal else "a signal to another rank"
 
     def close(self) -> None:
         """Part from the other ranks."""

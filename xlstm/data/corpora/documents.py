@@ -63,6 +63,12 @@ class Reading:
 
 def of_json(path: Path, reading: Reading) -> Iterator[Document]:
     """The documents of JSON lines: one object a line; of a file that is one array, its items. CorpusError."""
+    for where, row in json_rows(path, reading.text_key):
+        yield of_row(where, row, reading.text_key, row.get("meta"))
+
+
+def json_rows(path: Path, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON, each with where it stands. CorpusError for what is none."""
     with _open_maybe_compressed(path) as opened:
         number, first = 0, True
         lines = _lines(path, opened)
@@ -70,11 +76,11 @@ def of_json(path: Path, reading: Reading) -> Iterator[Document]:
             if line.isspace():
                 continue
             if first and line.lstrip().startswith(b"["):
-                yield from _array(path, itertools.chain([line], lines), reading)
+                yield from _array(path, itertools.chain([line], lines), text_key)
                 return
             first = False
             where = f"{path}:{number}"
-            yield _json_document(where, _parsed(where, line), reading)
+            yield _object(where, _parsed(where, line), text_key)
         if number == 0:
             raise CorpusError(f"{path}: the file is empty")
 
@@ -97,14 +103,14 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
         raise CorpusError(f"{path}: cannot be decompressed: {error}") from None
 
 
-def _array(path: Path, lines: Iterable[bytes], reading: Reading) -> Iterator[Document]:
+def _array(path: Path, lines: Iterable[bytes], text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     content = bytearray()
     for line in lines:
         content += line
         if len(content) > LONGEST_DOCUMENT:
             raise CorpusError(f"{path}: one array of more than {LONGEST_DOCUMENT:,} bytes; write one object per line")
     for number, row in enumerate(_parsed(str(path), bytes(content))):
-        yield _json_document(f"{path}: item {number}", row, reading)
+        yield _object(f"{path}: item {number}", row, text_key)
 
 
 def _parsed(where: str, content: bytes) -> Any:
@@ -116,11 +122,10 @@ def _parsed(where: str, content: bytes) -> Any:
         raise CorpusError(f"{where}: not JSON: {error}") from None
 
 
-def _json_document(where: str, row: Any, reading: Reading) -> Document:
-    key = reading.text_key
+def _object(where: str, row: Any, text_key: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(row, dict):
-        raise CorpusError(f"{where}: no object with `{key}`; found {type(row).__name__}")
-    return of_row(where, row, key, row.get("meta"))
+        raise CorpusError(f"{where}: no object with `{text_key}`; found {type(row).__name__}")
+    return where, row
 
 
 def of_row(where: str, row: dict[str, Any], key: str, meta: Any) -> Document:
