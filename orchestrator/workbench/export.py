@@ -43,6 +43,8 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
             result = run.result
             row |= {"loss": result.validation.loss, "perplexity": result.validation.perplexity}
             row |= {"bits_per_byte": result.validation.bits_per_byte, "wall_seconds": result.wall_seconds}
+            if (answers := result.validation.answers) is not None:
+                row |= {name: value for name, value in answers.metrics("").items() if "/" not in name}
             row |= {"device_hours_spent": result.device_hours, "quality": ",".join(result.quality)}
         rows.append(row | run.run.evaluation_metrics())
     columns = dict.fromkeys(key for row in rows for key in row)

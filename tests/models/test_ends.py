@@ -6,6 +6,7 @@ import torch
 from every_family import DIMENSIONS
 
 from xlstm.accounting import flops_per_token, parameters
+from xlstm.export.transformers_config import config_to_transformers
 from xlstm.models import IGNORED, build
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.dropout import Dropout
@@ -39,6 +40,8 @@ def test_numbers_go_in_and_a_number_or_classes_come_out(family: str) -> None:
     assert not errors[:, 0].any()
     errors.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="numbers or classes"):
+        config_to_transformers(model.config, 8)
     classes = made(family, num_outputs=4)
     tokens = torch.tensor([[1, 6, 0]])
     logits, _ = classes(tokens)

@@ -1,5 +1,6 @@
 """`scaling table` reads a sweep of tasks from the workspace and, once it is tracked, the same from MLflow."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def test_a_table_is_read_from_the_workspace(scaling: Any, tmp_path: Path, finish
     assert (said.code, said.out) == (0, EXPECTED), said.err
     assert (tmp_path / "table.md").read_text() == EXPECTED
     assert scaling("table", "languages", "--to", "table.doc").code == 2
+    assert scaling("runs", "languages", "--csv", str(tmp_path / "runs.csv")).code == 0
+    exported = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
+    assert {row["scaled_accuracy"] for row in exported} == {
+        "0.1",
+        "0.2",
+        "0.8",
+        "0.9",
+    }
     assert scaling("table", "languages", "--columns", "width").out.startswith("| scaled_accuracy | 16 |\n")
 
 
@@ -57,3 +66,31 @@ def test_a_table_is_the_same_from_mlflow(scaling: Any, tmp_path: Path, finish: C
     assert (said.code, said.out) == (0, EXPECTED), said.err
     by_width = [scaling("table", source, "--columns", "width").out for source in ("languages", "mlflow:languages")]
     assert by_width[1].startswith("| scaled_accuracy | 16 |\n")
+
+
+FILES = """name: reviews
+task: bytes
+data: {longest: 8, revision: stated}
+sizes: {s: {embedding_dim: 16, num_blocks: 1}}
+grid: {model: [lstm], size: [s], steps: [2]}
+train: {batch_sequences: 2, learning_rate: 1e-3}
+resources: [{set: {device: cpu}}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_a_task_that_reads_files_trains_on_those_of_its_user_alone(scaling: Any, tmp_path: Path) -> None:
+    for part, kind in (("train", "neg"), ("train", "pos"), ("test", "pos")):
+        (tmp_path / "aclImdb" / part / kind).mkdir(parents=True)
+        (tmp_path / "aclImdb" / part / kind / "0_9.txt").write_text(f"{part} {kind}")
+    (tmp_path / "reviews.yaml").write_text(FILES)
+    refused = scaling("submit", str(tmp_path / "reviews.yaml"))
+    assert refused.code == 2
+    assert "task bytes reads files, and `data.paths` does not say where they lie" in refused.err
+    said = scaling.run("submit", str(tmp_path / "reviews.yaml"), f"data.paths=[{tmp_path}]")
+    assert said.code == 0, said
+    assert scaling("table", "reviews", "--measure", "accuracy").out.splitlines()[-1] in (
+        "| lstm | 0.000 |",
+        "| lstm | 1.000 |",
+    )

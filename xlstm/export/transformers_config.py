@@ -110,9 +110,11 @@ _MEANS_DEFAULT = ("time_step_rank", "attention_hidden_size", "num_key_value_head
 def config_to_transformers(config: ModelConfig, context_length: int) -> dict[str, Any]:
     """`config.json`; `context_length` is for those of their readers that ask for one.
 
-    ValueError for a family that `transformers` has not, and for an xlstm-large whose key channels it would round up to
-    a multiple of 64.
+    ValueError for a family that `transformers` has not, for a model with other ends than a vocabulary, and for an
+    xlstm-large whose key channels it would round up to a multiple of 64.
     """
+    if config.num_inputs or config.num_outputs:
+        raise ValueError("a language model of transformers has a vocabulary; this one has numbers or classes")
     content: dict[str, Any] = {
         "model_type": _TYPES.get(config.family),
         "architectures": [_ARCHITECTURES.get(config.family)],

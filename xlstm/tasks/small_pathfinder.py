@@ -17,6 +17,9 @@ _STEPS = np.array([[0, 1], [1, 1], [1, 0], [1, -1], [0, -1], [-1, -1], [-1, 0], 
 _ATTEMPT = 1 << 40
 """Between the numbers of one sequence's attempts: there are fewer sequences."""
 
+_TOGETHER = 8
+"""Attempts drawn at a time: one in two to five fits at usual sizes."""
+
 
 class SmallPathfinderTask(Task):
     """`small-pathfinder` with its settings; the only length is that of a whole picture."""
@@ -50,11 +53,15 @@ class SmallPathfinderTask(Task):
         joined = np.zeros(count, dtype=np.int64)
         wanted, attempt = np.arange(count), 0
         while len(wanted):
-            draws = Draws(seed, purpose, numbers[wanted] + attempt * _ATTEMPT)
+            # Of several attempts at a time the first that fits, as if they came one by one.
+            numbered = numbers[wanted, None] + (attempt + np.arange(_TOGETHER)) * _ATTEMPT
+            draws = Draws(seed, purpose, numbered.reshape(-1))
             drawn = self._lines(draws)
-            fits = self._fits(drawn)
-            lines[wanted[fits]], joined[wanted[fits]] = drawn[fits], draws.below(2, 1)[fits, 0]
-            wanted, attempt = wanted[~fits], attempt + 1
+            fits = self._fits(drawn).reshape(-1, _TOGETHER)
+            found = fits.any(axis=1)
+            first = (np.arange(len(wanted)) * _TOGETHER + fits.argmax(axis=1))[found]
+            lines[wanted[found]], joined[wanted[found]] = drawn[first], draws.below(2, 1)[first, 0]
+            wanted, attempt = wanted[~found], attempt + _TOGETHER
         places = lines[..., 0] * self.width + lines[..., 1]  # (sequences, line, cell)
         rows = np.arange(count)[:, None]
         tokens = np.zeros((count, self.context_length), dtype=np.int64)
@@ -66,18 +73,22 @@ class SmallPathfinderTask(Task):
         return Examples(tokens, targets)
 
     def _lines(self, draws: Draws) -> NDArray[np.int64]:
-        """Row and column of each cell of two lines, `(sequences, 2, cells, 2)`; a step turns by 45 degrees at most."""
-        starts = draws.below(self.width, 4).reshape(-1, 2, 1, 2)
+        """Row and column of each cell of two lines, `(sequences, 2, cells, 2)`; a step turns by 45 degrees at most.
+
+        A line of any shape lies anywhere in the picture.
+        """
         turns = draws.below(3, 2 * (self.contour - 1)).reshape(-1, 2, self.contour - 1) - 1
         turns[..., 0] += draws.below(8, 2)
-        steps = _STEPS[np.cumsum(turns, axis=-1) % 8]
-        cells: NDArray[np.int64] = np.concatenate([starts, starts + np.cumsum(steps, axis=2)], axis=2)
+        cells = np.zeros((len(turns), 2, self.contour, 2), dtype=np.int64)
+        cells[:, :, 1:] = np.cumsum(_STEPS[np.cumsum(turns, axis=-1) % 8], axis=2)
+        low, high = cells.min(axis=2, keepdims=True), cells.max(axis=2, keepdims=True)
+        corner = draws.uniform(4).reshape(low.shape) * (self.width - (high - low))
+        cells += corner.astype(np.int64) - low
         return cells
 
     def _fits(self, lines: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether lines stay within the picture, meet neither themselves nor, with a cell between, each other."""
-        inside = ((lines >= 0) & (lines < self.width)).all(axis=(1, 2, 3))
+        """Whether lines meet neither themselves nor, with a cell between, each other."""
         places = np.sort(lines[..., 0] * self.width + lines[..., 1], axis=-1)
         apart = np.abs(lines[:, 0, :, None] - lines[:, 1, None]).max(axis=-1).min(axis=(1, 2)) > 1
-        fits: NDArray[np.bool_] = inside & (np.diff(places, axis=-1) > 0).all(axis=(1, 2)) & apart
+        fits: NDArray[np.bool_] = (np.diff(places, axis=-1) > 0).all(axis=(1, 2)) & apart
         return fits
