@@ -29,9 +29,9 @@ from slurm import commands
 from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
 from slurm.shipping import shipped
-from xlstm.run.directory import LEASE_EXPIRY_SECONDS, RunDirectory
+from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Job, judge_from_outside, set_aside, submission_of
-from xlstm.run.records import State, Status
+from xlstm.run.records import LEASE_EXPIRY_SECONDS, State, Status
 
 REMEDY = "give a job more `time`, checkpoint more often (`checkpoint_every`), or signal earlier (`signal_seconds`)"
 """What can be done about attempts that end before they leave a checkpoint."""

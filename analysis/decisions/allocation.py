@@ -10,7 +10,8 @@ import numpy as np
 
 from analysis.decisions.frontier import Frontier, LogCost
 from analysis.findings import RefusalError
-from analysis.fitting.fit import Fit, percentile
+from analysis.fitting.bootstrap import percentile
+from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.laws.token_cost import six_n
 

@@ -11,7 +11,8 @@ import polars as pl
 
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
-from analysis.fitting.fit import TAILS, Fit
+from analysis.fitting.bootstrap import TAILS
+from analysis.fitting.fit import Fit
 from analysis.fitting.regression import fit_form
 from analysis.laws.additive import Array
 from analysis.laws.forms import Complex, Form

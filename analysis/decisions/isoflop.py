@@ -13,7 +13,7 @@ import polars as pl
 from scipy import special
 
 from analysis.findings import RefusalError
-from analysis.fitting.fit import TAILS
+from analysis.fitting.bootstrap import TAILS
 from analysis.laws.additive import Array
 
 SAME_BUDGET = 0.05

@@ -14,6 +14,9 @@ from scipy import optimize, special
 from analysis.laws.additive import Array
 from analysis.laws.objectives import Objective
 
+LEVEL = 0.95
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""Quantiles between which an interval at LEVEL lies."""
 Scheme = Literal["cases", "wild", "parametric"]
 CASES_FROM = 40
 """Clusters from which resampling whole clusters is safe; with fewer, a resample may not determine five parameters."""
@@ -134,3 +137,9 @@ def _errors(experiment: Experiment, objective: Objective, random: np.random.Gene
     outer = np.sign(uniform) * (delta + random.exponential(scale / delta, shape))
     drawn = np.where(random.uniform(size=shape) < middle / (middle + tails), inner, outer)
     return np.asarray(drawn / np.sqrt(experiment.weights))
+
+
+def percentile(values: Array) -> tuple[float, float]:
+    """The interval that holds the middle 95 % of drawn values."""
+    low, high = np.quantile(values, TAILS)
+    return float(low), float(high)

@@ -16,7 +16,8 @@ from analysis.data import quality
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting import noise, regression
-from analysis.fitting.fit import METHOD, Fit, percentile
+from analysis.fitting.bootstrap import percentile
+from analysis.fitting.fit import METHOD, Fit
 from analysis.fitting.problem import is_structured
 from analysis.laws.forms import ADDITIVE, Form
 from analysis.laws.objectives import HUBER, Objective

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
+from analysis.fitting.bootstrap import LEVEL, TAILS, percentile
 from analysis.fitting.certificate import Certificate, Rollout
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.laws.forms import ADDITIVE, FORMS, LETTERS, Form, FormLaw, Law, find, law_of
@@ -24,25 +25,16 @@ from analysis.laws.objectives import Objective
 from analysis.laws.token_cost import TokenCost
 from xlstm.run.json_files import DamagedFileError, write_text
 
-LEVEL = 0.95
 ROWS_AT_ONCE = 4096
 """Rows whose losses by all draws are held in memory together."""
 OTHERS = "others"
 """Folder, beside a saved fit, of the other forms that were fitted to the same rows."""
-TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-"""Quantiles between which an interval at LEVEL lies."""
 SAME_INFORMATION, SAME_ROLLOUT = 2.0, 1.25
 """Another form fits as well where its AICc is at most this much more, its rollout's error this many times as large."""
 METHOD = 3
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another law or draws."""
 JUDGEMENT = 2
 """Which way of judging it comes from: raise it when the same law would now have other doubts. Its law still answers."""
-
-
-def percentile(values: Array) -> tuple[float, float]:
-    """The interval that holds the middle 95 % of drawn values."""
-    low, high = np.quantile(values, TAILS)
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -155,14 +147,13 @@ class Fit:
 
     def new_runs(self, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
         """Loss at the rows of a frame that has the form's inputs, and the bounds for one new run at each."""
-        pieces = [
-            self._bounds(
-                self.predict_rows(piece), self._scattered(self.drawn_rows(piece), piece["flops"].to_numpy()), []
-            )
-            for piece in frame.iter_slices(ROWS_AT_ONCE)
-        ]
-        low, high = (np.concatenate(bounds) for bounds in zip(*pieces, strict=True))
-        return self.predict_rows(frame), low, high
+        center, bounds = self.predict_rows(frame), []
+        for first in range(0, frame.height, ROWS_AT_ONCE):
+            piece = frame[first : first + ROWS_AT_ONCE]
+            drawn = self._scattered(self.drawn_rows(piece), piece["flops"].to_numpy())
+            bounds.append(np.stack(self._bounds(center[first : first + ROWS_AT_ONCE], drawn, [])))
+        low, high = np.concatenate(bounds, axis=1)
+        return center, low, high
 
     def _at(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None) -> tuple[Array, Array]:
         """Loss at (N, D), and by each draw: (draws, *shape)."""

@@ -13,7 +13,7 @@ from scipy import optimize, special
 from analysis.data.quality import usable
 from analysis.findings import RefusalError
 from analysis.fitting import newton
-from analysis.fitting.fit import LEVEL
+from analysis.fitting.bootstrap import LEVEL
 from analysis.fitting.newton import LOWER, UPPER
 from analysis.fitting.problem import Problem, Structured
 from analysis.fitting.regression import STARTS

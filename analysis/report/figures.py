@@ -20,7 +20,8 @@ from analysis.data.references import PublishedLaw, Table
 from analysis.data.runs import CURVES
 from analysis.decisions import allocation, isoflop
 from analysis.findings import RefusalError
-from analysis.fitting.fit import TAILS, Fit
+from analysis.fitting.bootstrap import TAILS
+from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.report import plots
 from xlstm.quantities import compact

@@ -18,7 +18,8 @@ from analysis.data.runs import EVALUATION
 from analysis.data.several import SWEEP
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
-from analysis.fitting.fit import LEVEL, Fit
+from analysis.fitting.bootstrap import LEVEL
+from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, law_of
 from analysis.report import figures, plots

@@ -11,7 +11,7 @@ def fit_curves(
 ) -> None:
     from orchestrator.display.tables import curves_table
     from orchestrator.errors import InputError
-    from orchestrator.workbench import curves
+    from orchestrator.workbench.analyses import curves
 
     if not asked:
         raise InputError("--fit-runs and --warmup-steps go with --curves")
@@ -35,7 +35,7 @@ def fit_curves(
 
 def predict_end(sources: list[str], schedule: str, asked: tuple[Any, ...], as_json: bool) -> None:
     from orchestrator.errors import InputError
-    from orchestrator.workbench import curves
+    from orchestrator.workbench.analyses import curves
 
     if len(sources) > 1:
         raise InputError("--schedule takes one source")

@@ -8,12 +8,12 @@ from orchestrator.cli.options import columns_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.workbench.laws import Wishes
+    from orchestrator.workbench.analyses.laws import Wishes
 
 
 def fit_downstream(sources: Sequence[str], columns: str | None, wishes: "Wishes", name: str) -> list[dict[str, Any]]:
-    """A document for each family, as `orchestrator.workbench.downstream` has it."""
-    from orchestrator.workbench import downstream
+    """A document for each family, as `orchestrator.workbench.analyses.downstream` has it."""
+    from orchestrator.workbench.analyses import downstream
 
     return downstream.fit_downstream(sources, columns_of(columns), wishes, name)
 

@@ -1,4 +1,4 @@
-"""Verbs about laws: fit, plot, report, predict, allocate, design. What they do is in `orchestrator.workbench.laws`."""
+"""Verbs about laws: fit, plot, report, predict, allocate, design; `orchestrator.workbench.analyses.laws` does them."""
 
 import sys
 from collections import Counter
@@ -87,7 +87,7 @@ def fit(
     with one_line_errors():
         from orchestrator.display.tables import fit_table, forms_line, noise_line
         from orchestrator.errors import InputError
-        from orchestrator.workbench import laws
+        from orchestrator.workbench.analyses import laws
 
         asked = (
             keep or (),
@@ -191,7 +191,7 @@ def design(
     with one_line_errors():
         from orchestrator.display.tables import design_table
         from orchestrator.errors import InputError
-        from orchestrator.workbench import laws
+        from orchestrator.workbench.analyses import laws
 
         if targets is not None or form != "auto":
             raise InputError("--targets and --form go with --simulate; a design takes the form of the last fit")
@@ -243,7 +243,7 @@ def plot(
 ) -> None:
     """Draw the fitted laws, as PNG or as asked, and one page with everything."""
     with one_line_errors():
-        from orchestrator.workbench import laws
+        from orchestrator.workbench.analyses import laws
 
         paths, refusals, complaint = laws.plot(sources, columns_of(columns), reference or (), formats or ("png",))
     _complain(complaint)
@@ -255,7 +255,7 @@ def plot(
 def write_report(sources: SourcesArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
     """Write one self-contained page, figures, laws, certificates and runs, and log it on the sweep's run in MLflow."""
     with one_line_errors():
-        from orchestrator.workbench import laws
+        from orchestrator.workbench.analyses import laws
 
         path, complaint = laws.report(sources, columns_of(columns), reference or ())
     _complain(complaint)
@@ -294,7 +294,7 @@ def predict(
         return
     with one_line_errors():
         from orchestrator.errors import InputError
-        from orchestrator.workbench import laws
+        from orchestrator.workbench.analyses import laws
 
         if parameters is None or tokens is None:
             raise InputError("say what to predict: --parameters and --tokens, or --schedule")
@@ -323,7 +323,7 @@ def allocate(
 ) -> None:
     """Split a budget of compute between model size and training tokens, so that the loss is lowest."""
     with one_line_errors():
-        from orchestrator.workbench import laws
+        from orchestrator.workbench.analyses import laws
 
         splits, multipliers, warnings = laws.allocate(sources, columns_of(columns), flops, inference_tokens)
     if as_json:

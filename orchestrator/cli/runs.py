@@ -194,8 +194,8 @@ def table(
     as_json: JsonOption = False,
 ) -> None:
     """Show families by tasks: the best of a searched axis, mean and interval over seeds."""
-    from orchestrator.workbench.measures import measure_table, wins_markdown, write_table
-    from orchestrator.workbench.measures import wins as count_wins
+    from orchestrator.workbench.analyses.measures import measure_table, wins_markdown, write_table
+    from orchestrator.workbench.analyses.measures import wins as count_wins
 
     if domain_wins:
         with one_line_errors():

@@ -11,7 +11,7 @@ def simulate_design(
 ) -> None:
     """Print the rounds, and R² of the targets at each share. InputError for what cannot be read."""
     from orchestrator.errors import InputError
-    from orchestrator.workbench.simulate import simulate
+    from orchestrator.workbench.analyses.simulate import simulate
 
     if targets is None:
         raise InputError("--simulate needs --targets, a table of the losses to be predicted")

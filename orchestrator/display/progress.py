@@ -15,7 +15,7 @@ from rich.text import Text
 from orchestrator.execution.controller import Event, Happening
 from orchestrator.execution.submission import Display
 from xlstm.quantities import compact, duration
-from xlstm.run.directory import RunDirectory, describe
+from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric, Result, State
 
 PLAIN_SECONDS = 30.0
@@ -255,7 +255,7 @@ def _sentence(event: Event) -> str:
     state = event.status.state
     words = f"{event.run.run_id}: {event.what.value}"
     if event.what is Happening.HELD and (holder := event.status.lease) is not None:
-        words += f": {describe(holder)}; waiting for it"
+        words += f": {holder.described}; waiting for it"
     if event.what is Happening.ENDED:
         words = f"{event.run.run_id}: {state.value.lower()}"
         result = event.run.known_result() if state is State.COMPLETED else None

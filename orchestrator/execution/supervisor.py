@@ -23,16 +23,10 @@ from types import FrameType
 from orchestrator.execution import provenance
 from orchestrator.execution.forks import Forked, fork
 from xlstm.accounting.cards import count_gpus
-from xlstm.run.directory import (
-    AlreadyCompleteError,
-    CancelRequestedError,
-    Lease,
-    LeaseHeldError,
-    LeaseLostError,
-    RunDirectory,
-)
+from xlstm.run.directory import Lease, RunDirectory
 from xlstm.run.executor import GRACE_SECONDS
 from xlstm.run.json_files import DamagedFileError
+from xlstm.run.locks import AlreadyCompleteError, CancelRequestedError, LeaseHeldError, LeaseLostError
 from xlstm.run.processes import TOKEN_VARIABLE, die_with_parent, kill_tagged, redirect_output
 from xlstm.run.records import Fork, Launch, State, Verdict, write_json
 from xlstm.run.spec import Execution, RunSpec

@@ -23,7 +23,7 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
 
     if source not in workspace.submitted():
         from analysis.findings import RefusalError
-        from orchestrator.workbench.laws import open_source
+        from orchestrator.workbench.analyses.laws import open_source
 
         try:
             return open_source((source,), {}).frame

@@ -16,7 +16,7 @@ from orchestrator.errors import InputError
 from orchestrator.execution import submission
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.workbench import slurm
-from orchestrator.workbench.live_fit import live_fit
+from orchestrator.workbench.analyses.live_fit import live_fit
 from xlstm.quantities import nearest
 from xlstm.run.directory import Workspace
 from xlstm.run.executor import Executor, PlannedRun

@@ -6,7 +6,7 @@ from functools import partial
 from orchestrator.errors import InputError
 from orchestrator.execution.shipping import publish, ship
 from orchestrator.standing.lookup import load_document
-from orchestrator.workbench.live_fit import live_fit
+from orchestrator.workbench.analyses.live_fit import live_fit
 from orchestrator.workbench.mending import mend_plan
 from orchestrator.workbench.slurm import reconcile
 from xlstm.run import tracking

@@ -12,7 +12,7 @@ from waiting import wait_until
 
 from orchestrator import Plan, Sweep
 from orchestrator.execution import shipping
-from orchestrator.workbench.live_fit import live_fit
+from orchestrator.workbench.analyses.live_fit import live_fit
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Validation
 from xlstm.run.tracking import parent_run

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from xlstm.models.configs import LlamaConfig
-from xlstm.run.directory import LeaseHeldError, LeaseLostError, RunDirectory, Workspace
+from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import DamagedFileError
+from xlstm.run.locks import LeaseHeldError, LeaseLostError
 from xlstm.run.records import Launch, State, Verdict, write_json
 from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
 from xlstm.training.watch import leave_verdict

@@ -24,7 +24,13 @@ from xlstm.run import metrics
 from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.files import RunFiles
 from xlstm.run.json_files import DamagedFileError, invalid, read_json, read_record, refused
-from xlstm.run.locks import locked
+from xlstm.run.locks import (
+    AlreadyCompleteError,
+    CancelRequestedError,
+    LeaseHeldError,
+    LeaseLostError,
+    locked,
+)
 from xlstm.run.processes import process_start
 from xlstm.run.records import (
     Holder,
@@ -42,8 +48,6 @@ from xlstm.run.spec import RunSpec
 from xlstm.run.sweep_directory import PLAN, SweepDirectory
 
 WORKSPACE_VARIABLE = "SCALING_WORKSPACE"
-LEASE_EXPIRY_SECONDS = 120.0
-"""A lease of another host without a heartbeat for this long may be taken."""
 _ANEW = "submit its sweep again, which writes it anew"
 _MEASURED_ANEW = "submit its sweep again: it is measured anew from the last checkpoint"
 _DERIVED = "what it held is derived from the attempts; delete it"
@@ -159,7 +163,7 @@ class RunDirectory(RunFiles):
         """Say that the run waits for its turn, unless a living launcher holds it already."""
         with self._locked():
             status = self.status()
-            if status.lease is None or not _is_alive(status.lease):
+            if status.lease is None or not status.lease.is_alive:
                 self._write_status(status, state=State.QUEUED, reason=reason)
 
     def request_cancel(self) -> None:
@@ -214,7 +218,7 @@ class RunDirectory(RunFiles):
     def is_held(self) -> bool:
         """Whether a living launcher holds the run."""
         lease = self.status().lease
-        return lease is not None and _is_alive(lease)
+        return lease is not None and lease.is_alive
 
     def attempt_seconds(self, number: int) -> float:
         """How long an attempt lasted: from its launch to its verdict, or to the last row that a killed one wrote."""
@@ -264,7 +268,7 @@ class RunDirectory(RunFiles):
         """
         with self._locked():
             status = self.status()
-            if status.lease is not None and _is_alive(status.lease):
+            if status.lease is not None and status.lease.is_alive:
                 raise LeaseHeldError(self.run_id, status.lease)
             if self.cancel_requested():
                 raise CancelRequestedError(f"{self.run_id} was cancelled before it began")
@@ -391,40 +395,3 @@ class Lease:
         if status.lease is None or status.lease.token != self.token:
             raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
         return status.lease
-
-
-class LeaseHeldError(RuntimeError):
-    """Another launcher holds the run."""
-
-    def __init__(self, run_id: str, holder: Holder) -> None:
-        super().__init__(f"{run_id} is held by {describe(holder)}")
-
-
-class AlreadyCompleteError(RuntimeError):
-    """The run is trained and measured: there is nothing to attempt."""
-
-
-class CancelRequestedError(RuntimeError):
-    """Somebody asked for the end of the run: no attempt is begun."""
-
-
-class LeaseLostError(RuntimeError):
-    """The lease was taken by another launcher: stop without writing."""
-
-
-def describe(holder: Holder) -> str:
-    """Who holds a lease, when it was last seen, and until when it holds."""
-
-    def clock(moment: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-
-    until = f"{clock(holder.heartbeat + LEASE_EXPIRY_SECONDS)}, unless it is seen again"
-    if holder.host == socket.gethostname():
-        until = "that process ends"
-    return f"process {holder.pid} on {holder.host}, last seen {clock(holder.heartbeat)}, until {until}"
-
-
-def _is_alive(holder: Holder) -> bool:
-    if holder.host == socket.gethostname():
-        return process_start(holder.pid) == holder.process_start
-    return time.time() - holder.heartbeat < LEASE_EXPIRY_SECONDS

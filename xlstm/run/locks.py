@@ -1,4 +1,4 @@
-"""Locks that the kernel holds for a process, and lets go of when the process ends, however it ends.
+"""Locks that the kernel holds for a process, and lets go of when the process ends, however it ends; errors of leases.
 
 Written on `flock` and not on the library filelock: that one asks again every 50 ms where the kernel wakes who waits,
 and on file systems without locks it takes to files that outlive a killed holder.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xlstm.run.json_files import is_in_the_way, refused
+from xlstm.run.records import Holder
 
 
 def take(file: IO[Any], *, wait: bool) -> bool:
@@ -37,3 +38,22 @@ def open_lock(path: Path) -> IO[str]:
         if is_in_the_way(error):
             raise refused(path, error, "remove it") from None
         raise
+
+
+class LeaseHeldError(RuntimeError):
+    """Another launcher holds the run."""
+
+    def __init__(self, run_id: str, holder: Holder) -> None:
+        super().__init__(f"{run_id} is held by {holder.described}")
+
+
+class AlreadyCompleteError(RuntimeError):
+    """The run is trained and measured: there is nothing to attempt."""
+
+
+class CancelRequestedError(RuntimeError):
+    """Somebody asked for the end of the run: no attempt is begun."""
+
+
+class LeaseLostError(RuntimeError):
+    """The lease was taken by another launcher: stop without writing."""

@@ -13,7 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from xlstm.accounting import Parameters as Parameters
 from xlstm.run.json_files import write_json as write_json
+from xlstm.run.processes import process_start
 from xlstm.run.spec import Execution, RunSpec
+
+LEASE_EXPIRY_SECONDS = 120.0
+"""A lease of another host without a heartbeat for this long may be taken."""
 
 
 class State(StrEnum):
@@ -79,6 +83,25 @@ class Holder(Record):
     process_start: float
     token: str
     heartbeat: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it may still write: its process lives on this machine, or it was seen of late on another."""
+        if self.host == socket.gethostname():
+            return process_start(self.pid) == self.process_start
+        return time.time() - self.heartbeat < LEASE_EXPIRY_SECONDS
+
+    @property
+    def described(self) -> str:
+        """Who it is, when it was last seen, and until when it holds."""
+
+        def clock(moment: float) -> str:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+        until = f"{clock(self.heartbeat + LEASE_EXPIRY_SECONDS)}, unless it is seen again"
+        if self.host == socket.gethostname():
+            until = "that process ends"
+        return f"process {self.pid} on {self.host}, last seen {clock(self.heartbeat)}, until {until}"
 
 
 class Status(Record):

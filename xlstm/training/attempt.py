@@ -12,7 +12,8 @@ from xlstm.data.sequences import open_data
 from xlstm.distributed import World
 from xlstm.evaluation.measure import measure
 from xlstm.evaluation.passes import StoppedError
-from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
+from xlstm.run.directory import Lease, RunDirectory
+from xlstm.run.locks import LeaseLostError
 from xlstm.run.outcome import leave_measured, leave_result
 from xlstm.run.records import Launch, Result, State, Verdict, write_json
 from xlstm.run.spec import RunSpec, shared_steps

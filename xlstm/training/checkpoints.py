@@ -22,7 +22,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
 from xlstm.distributed import World
-from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
+from xlstm.run.directory import Lease, RunDirectory
+from xlstm.run.locks import LeaseLostError
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
 from xlstm.training.storage import INDEX, JsonIndexReader, JsonIndexWriter, describe

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xlstm.run.directory import Lease, LeaseLostError, RunDirectory
+from xlstm.run.directory import Lease, RunDirectory
 from xlstm.run.json_files import DamagedFileError
+from xlstm.run.locks import LeaseLostError
 from xlstm.run.records import State, Verdict, write_json
 
 _HEARTBEAT_SECONDS = 10.0

@@ -12,7 +12,7 @@ from analysis.decisions import next_run
 from analysis.fitting.choice import CANDIDATES
 from analysis.laws import forms
 from orchestrator.errors import InputError
-from orchestrator.workbench.laws import AUTO, refusals_in_a_line
+from orchestrator.workbench.analyses.laws import AUTO, refusals_in_a_line
 
 
 @refusals_in_a_line()

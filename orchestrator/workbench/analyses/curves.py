@@ -18,7 +18,7 @@ from analysis.findings import RefusalError
 from analysis.laws import objectives
 from analysis.source import Source
 from orchestrator.errors import InputError
-from orchestrator.workbench.laws import open_source, refusals_in_a_line
+from orchestrator.workbench.analyses.laws import open_source, refusals_in_a_line
 from xlstm.quantities import nearest
 from xlstm.run.json_files import DamagedFileError, read_json
 from xlstm.run.records import write_json

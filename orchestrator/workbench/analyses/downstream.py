@@ -12,7 +12,7 @@ from analysis.findings import RefusalError
 from analysis.fitting.families import DRAWS
 from analysis.source import Source
 from orchestrator.errors import InputError
-from orchestrator.workbench.laws import Wishes, open_source
+from orchestrator.workbench.analyses.laws import Wishes, open_source
 from xlstm.quantities import nearest
 
 _ACCURACIES = ("acc_norm", "acc", "exact_match", "accuracy")

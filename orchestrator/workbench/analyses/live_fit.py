@@ -25,7 +25,7 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
     from analysis.findings import RefusalError
     from analysis.report import plots
     from analysis.source import Question, Source
-    from orchestrator.workbench import laws
+    from orchestrator.workbench.analyses import laws
 
     source = Source(sweep, workspace, asked=Question())
     try:
