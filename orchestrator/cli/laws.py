@@ -11,6 +11,7 @@ import typer
 
 from orchestrator.cli.curves import fit_curves, predict_end
 from orchestrator.cli.downstream import fit_downstream, show_downstream
+from orchestrator.cli.hyperparameters import fit_hyperparameters
 from orchestrator.cli.options import (
     BestOfOption,
     ColumnsOption,
@@ -70,9 +71,23 @@ def fit(
     downstream: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also from loss to the error of a task that was evaluated.")
     ] = None,
+    hyperparameters: Annotated[
+        bool,
+        typer.Option("--hyperparameters", help="Where the best --axis lies for each size and budget, and its law."),
+    ] = False,
+    axis: Annotated[
+        str, typer.Option(metavar="NAME", help="With --hyperparameters: learning_rate, batch_tokens, or a column.")
+    ] = "learning_rate",
+    at: Annotated[
+        list[str] | None, typer.Option(metavar="N,D", help="With --hyperparameters: where the best value is predicted.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, or to several of them, and keep the fit."""
+    if hyperparameters:
+        with one_line_errors():
+            fit_hyperparameters(sources[0], columns, axis, at or [], as_json)
+        return
     if curves or fit_runs or warmup_steps is not None:
         others = {
             "--keep": keep, "--range": within, "--best-of": best_of, "--allow-mixed": allow_mixed, "--pooled": pooled,

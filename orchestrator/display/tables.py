@@ -279,3 +279,21 @@ def curves_table(document: Mapping[str, Any]) -> Table:
             "" if run["fitted"] else "predicted",
         )
     return table
+
+
+def cells_table(document: Mapping[str, Any]) -> Table:
+    """A row for each size and budget: the best value of the axis, its interval, and what twice or half of it costs."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("N", "D", "tried", f"best {document['axis']}", "interval", "off by 2"):
+        table.add_column(name, justify="right")
+    for cell in document["cells"]:
+        low, high = cell["interval"] or (None, None)
+        table.add_row(
+            compact(round(cell["parameters"])),
+            compact(round(cell["tokens"])),
+            str(len(cell["values"])),
+            f"{cell['best']:.4g}",
+            "at the edge" if low is None else f"[{low:.3g}, {high:.3g}]",
+            "" if cell["off_by_two"] is None else f"+{cell['off_by_two']:.2%}",
+        )
+    return table
