@@ -64,7 +64,7 @@ class TrainedRun:
             for _ in range(tokens):
                 if positions is not None and seen + len(unread) > positions:
                     state, unread, seen = None, text[-(positions // 2) :], 0
-                logits, state = self.model(torch.tensor([unread]), state)
+                logits, state = self.model(torch.tensor([unread]), state, last=True)
                 seen += len(unread)
                 token = _choose(logits[0, -1, : self.tokenizer.vocabulary].float(), temperature, top_k, generator)
                 if token == self.tokenizer.end_of_document:

@@ -9,7 +9,7 @@ from xlstm.data.held_out import prepare_text
 from xlstm.evaluation.corpus import CorpusPasses
 from xlstm.evaluation.domains import DocumentPasses
 from xlstm.evaluation.length_extrapolation import ContextPasses
-from xlstm.evaluation.passes import Passes
+from xlstm.evaluation.passes import Passes, prompts
 from xlstm.evaluation.token_frequency import BandPasses
 from xlstm.run.directory import Workspace
 from xlstm.run.evaluations import (
@@ -17,6 +17,7 @@ from xlstm.run.evaluations import (
     CorpusEvaluation,
     Domains,
     Harness,
+    Inference,
     LengthExtrapolation,
     TokenFrequency,
 )
@@ -49,6 +50,8 @@ def check(evaluation: AnyEvaluation, spec: RunSpec, workspace: Workspace) -> lis
             raise ValueError(f"{error.name} is not installed: pip install -c constraints.txt '.[harness]'") from None
         check_tasks(evaluation)
         return []
+    if isinstance(evaluation, Inference):
+        return prompts(evaluation, spec)[1]
     if isinstance(evaluation, CorpusEvaluation | Domains):
         prepare_text(evaluation, spec.physics.data, workspace)
     return open_passes(evaluation, spec, workspace).notes

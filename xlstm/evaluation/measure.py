@@ -13,12 +13,13 @@ from torch import nn
 
 from xlstm.data.preparation import data_folder, tokenizer_of
 from xlstm.distributed import World
+from xlstm.evaluation.inference import Timings
 from xlstm.evaluation.kinds import TextEvaluation, open_passes
 from xlstm.evaluation.passes import KEPT_EVERY_SECONDS, Passes, StoppedError
 from xlstm.evaluation.validation import losses
 from xlstm.models import IGNORED
 from xlstm.run.directory import RunDirectory
-from xlstm.run.evaluations import AnyEvaluation, Harness, fingerprint
+from xlstm.run.evaluations import AnyEvaluation, Harness, Inference, fingerprint
 from xlstm.run.records import Measured, write_json
 from xlstm.run.spec import RunSpec
 
@@ -50,6 +51,10 @@ def measure(
         with torch.no_grad():
             if isinstance(evaluation, Harness):
                 return _tasks(model, evaluation, spec, run, world, stopped)
+            if isinstance(evaluation, Inference):
+                timings = Timings(evaluation, spec, world.device)
+                timings.run(model, stopped)
+                return world.gather(_timed(timings))[0]
             return _sums(model, evaluation, spec, run, world, stopped)
     finally:
         model.train(was_training)
@@ -104,6 +109,11 @@ def _tasks(
         f"{row['task']}/{name}": value for row in rows for name, value in row.items() if isinstance(value, float)
     }
     return _measured(evaluation, spec, tokens=asked.tokens, measures=numbers, tables={"task": rows}, notes=[])
+
+
+def _timed(timings: Timings) -> Measured:
+    told = {"measures": timings.measures(), "tables": timings.tables(), "notes": timings.notes}
+    return _measured(timings.evaluation, timings.spec, tokens=timings.tokens, **told)
 
 
 def _measured(evaluation: AnyEvaluation, spec: RunSpec, **found: Any) -> Measured:

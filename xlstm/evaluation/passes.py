@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm.data.batches import Batch, Windows, evenly
+from xlstm.models.naming import family_label
+from xlstm.run.evaluations import Inference
+from xlstm.run.spec import RunSpec
 
 TOKENS_PER_PASS = 1 << 14
 """Of one rank; a longer sequence is a pass of its own."""
@@ -83,6 +86,16 @@ class ChosenWindows:
 
     def batch(self, number: int) -> Batch:
         return self.windows.batch(self.numbers(number))
+
+
+def prompts(evaluation: Inference, spec: RunSpec) -> tuple[list[int], list[str]]:
+    """Lengths of prompts that a model can read and go on from, ascending, and what is to be said of the others."""
+    config, asked = spec.physics.model, sorted(set(evaluation.contexts))
+    limit: int | None = getattr(config, "context_length", None)
+    readable = [one for one in asked if limit is None or one + evaluation.generated <= limit]
+    beyond = [str(one) for one in asked if one not in readable]
+    told = f"{family_label(config)} has {limit} positions: none for {evaluation.generated} tokens after prompts of"
+    return readable, [f"{told} {', '.join(beyond)}"] if beyond else []
 
 
 def quality(nats: float, tokens: int, text_bytes: float | None = None) -> dict[str, float]:

@@ -58,9 +58,11 @@ class LanguageModel(nn.Module):
         targets: Tensor | None = None,
         z_loss: float = 0.0,
         dropout: Dropout | None = None,
+        last: bool = False,
     ) -> tuple[Tensor, Any]:
         """Logits (batch, time, vocab), or each token's loss in nats (batch, time) where `targets` are given; and state.
 
+        `last` gives the logits of the last position alone, (batch, 1, vocab): what generation needs of a prompt.
         `tokens` (batch, time) are int64, or floats (batch, time, num_inputs); of a regression the numbers themselves
         come out, and as losses their squared errors.
         `resets` (batch, time) is true where a document starts. `z_loss`: see `logits_or_losses`. In training (gradients
@@ -70,6 +72,8 @@ class LanguageModel(nn.Module):
         if self.config.num_inputs:
             tokens = tokens.to(self.embedding.weight.dtype)
         x, after = self.apply_blocks(self.embed(tokens), state, resets, keep_state, dropout)
+        if last:
+            x = x[:, -1:]
         weight = self.embedding.weight if self.tied else self.head.weight
         if self.config.regression:
             return squared_errors(self.norm(x), weight, targets), after

@@ -247,7 +247,7 @@ class Validation(Record):
         return {name: value for name, value in named.items() if value is not None}
 
 
-_BY_ROW = ("loss", "perplexity", "bits_per_byte")
+_BY_ROW = ("loss", "perplexity", "bits_per_byte", "seconds_to_first_token", "seconds_per_token", "state_mib")
 """What of the rows of a table is a metric."""
 
 

@@ -117,11 +117,23 @@ class Harness(Kind):
         return self.context_length
 
 
-KINDS = (CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains, Harness)
+class Inference(Kind):
+    """Seconds to the first token and per token after it, and memory, against the length of the prompt."""
+
+    kind: Literal["inference"] = "inference"
+    contexts: tuple[PositiveInt, ...] = Field(
+        (128, 512, 2048, 8192), min_length=1, description="Lengths of the prompts, in tokens."
+    )
+    batch: PositiveInt = Field(1, description="Prompts that are answered together.")
+    generated: int = Field(32, ge=2, description="Tokens that are generated after each prompt.")
+    rounds: PositiveInt = Field(5, description="How often each length is timed; medians are told, with least and most.")
+
+
+KINDS = (CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains, Harness, Inference)
 """Beside `validation`, which every run has."""
 
 AnyEvaluation: TypeAlias = Annotated[
-    Union[CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains, Harness],  # noqa: UP007
+    Union[CorpusEvaluation, LengthExtrapolation, TokenFrequency, Domains, Harness, Inference],  # noqa: UP007
     Field(discriminator="kind"),
 ]
 
