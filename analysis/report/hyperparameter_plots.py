@@ -20,8 +20,8 @@ def cells_figure(laws: Sequence[HyperparameterLaw]) -> Figure:
         sizes = sorted({cell.parameters for cell in law.cells})
         for cell in sorted(law.cells, key=lambda one: (one.parameters, one.tokens)):
             color = plots.shade(sizes.index(cell.parameters), len(sizes))
-            above = 100 * (np.array(cell.losses) / min(cell.losses) - 1)
-            left.plot(cell.values, above, "o-", color=color, markersize=3, linewidth=0.8, alpha=0.7)
+            excess = 100 * (np.array(cell.losses) / min(cell.losses) - 1)
+            left.plot(cell.values, excess, "o-", color=color, markersize=3, linewidth=0.8, alpha=0.7)
             if not cell.at_edge:
                 left.axvline(cell.best, color=color, linewidth=0.6, linestyle=":")
         left.set(xscale="log", xlabel=name, ylabel="loss above the cell's best (%)", title=f"{law.family}: every cell")
