@@ -107,7 +107,7 @@ def _forward_kernel(
     base = row * time
     local = tl.arange(0, BLOCK_T)
     for chunk in range(num_chunks):
-        start = starts_ptr + chunk * 3 * plane + cell
+        start = starts_ptr + chunk * (3 * plane) + cell
         tl.store(start, a, mask=mask)
         tl.store(start + plane, b, mask=mask)
         tl.store(start + 2 * plane, m, mask=mask)
@@ -153,7 +153,7 @@ def _backward_kernel(
     local = tl.arange(0, BLOCK_T)
     for backwards in range(num_chunks):
         chunk = num_chunks - 1 - backwards
-        start = starts_ptr + chunk * 3 * plane + cell
+        start = starts_ptr + chunk * (3 * plane) + cell
         a = tl.load(start, mask=mask, other=0.0)
         b = tl.load(start + plane, mask=mask, other=0.0)
         m = tl.load(start + 2 * plane, mask=mask, other=0.0)
