@@ -6,6 +6,9 @@ PARITY := .venv-parity
 BIN := $(VENV)/bin
 JOBS ?= 2
 
+# The tests start hundreds of processes, each of which compiles every module anew where an image forbids keeping bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: quickstart test test-slow fuzz lint parity clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
