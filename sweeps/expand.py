@@ -47,7 +47,7 @@ _ALTERNATIVES = (
 )
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""
 
-_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "text_key", "schedule", "precision")
+_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "text_key", "schedule", "precision", "optimizer")
 """Settings that may be null, which is to say that they are left out."""
 
 _SCHEDULING = ("priority", "gpu", "mfu")

@@ -118,6 +118,13 @@ def test_every_field_of_the_optimizer_can_be_said(load: Load, name: str, value: 
     assert getattr(run.spec.physics.optimizer, name) == value != Optimizer.model_fields[name].default
 
 
+def test_the_optimizer_is_said_by_its_name_as_an_axis_too(load: Load) -> None:
+    grid = {"model": "llama", "size": "small", "tokens": 65536, "seed": 0, "optimizer": ["adamw", "muon"]}
+    adamw, muon = load(grid=grid).runs
+    assert (adamw.spec.physics.optimizer.name, muon.spec.physics.optimizer.name) == ("adamw", "muon")
+    assert adamw.spec.run_id == load().runs[0].spec.run_id != muon.spec.run_id
+
+
 @pytest.mark.parametrize(("name", "value"), fields(Schedule))
 def test_every_field_of_the_schedule_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {"schedule" if name == "kind" else name: value}}]).runs
@@ -182,7 +189,7 @@ def values_of(key: dict[str, Any]) -> str:
 def default_of(name: str, rings: Iterable[type[BaseModel]]) -> str:
     """What a run has where a key is left out, if the specification says so."""
     for ring in rings:
-        field = ring.model_fields.get("kind" if name == "schedule" else name)
+        field = ring.model_fields.get({"schedule": "kind", "optimizer": "name"}.get(name, name))
         if field is not None and not field.is_required():
             value = field.get_default(call_default_factory=True)
             return "" if value in (None, {}, (), "") else f"`{value if isinstance(value, str) else json.dumps(value)}`"

@@ -90,6 +90,10 @@ class Hybrid(LanguageModel):
         """As the family of the parameter's block says."""
         return self._owner(name).decays(name, parameter)
 
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """As the family of the parameter's block says."""
+        return self._owner(name).is_matrix(name, parameter)
+
     def recurs(self, name: str) -> bool:
         """As the family of the parameter's block says."""
         return self._owner(name).recurs(name)

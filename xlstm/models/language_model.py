@@ -1,7 +1,7 @@
 """What the language models of all families share: tokens in, blocks over a residual stream, logits or losses out."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class LanguageModel(nn.Module):
 
     soft_cap: float | None = None
     """Bound c of the logits, c tanh(logit / c); None for none."""
+    elementwise: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of what has several dimensions and yet is no map: it multiplies or shifts single channels."""
 
     def __init__(
         self,
@@ -100,6 +102,11 @@ class LanguageModel(nn.Module):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""
         return parameter.ndim >= 2 and name != "embedding.weight"
+
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is the one whole matrix of a map within the hidden layers: what Muon moves."""
+        outside = name in ("embedding.weight", "head.weight")
+        return parameter.ndim == 2 and not outside and not name.endswith(("conv.weight", "bias", *self.elementwise))
 
     def recurs(self, name: str) -> bool:
         """Whether a parameter is one of the recurrent weights that may have a weight decay of their own."""

@@ -34,6 +34,8 @@ class BlockState(NamedTuple):
 class Mamba(LanguageModel):
     """Blocks of convolution and selective scan."""
 
+    elementwise: ClassVar[tuple[str, ...]] = ("log_rates",)
+
     def __init__(self, config: MambaConfig) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm)

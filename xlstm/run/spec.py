@@ -29,9 +29,15 @@ from xlstm.tasks.settings import TaskName
 
 
 class Optimizer(Ring):
-    """AdamW (Loshchilov & Hutter 2019). Weight decay falls on the parameters each model names for it."""
+    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers beside it.
 
-    name: Literal["adamw"] = "adamw"
+    Weight decay falls on the parameters each model names for it. Muon's update is scaled to the size of AdamW's
+    (arXiv 2502.16982), so that one learning rate is that of both.
+    """
+
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="What moves the weights; `muon` for the matrices of hidden layers, AdamW for the rest."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean of gradients per step.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients per step.")

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, its state as plain tensors, and the clipping of gradients."""
+"""AdamW with decay groups, or Muon beside it, their state as plain tensors, and the clipping of gradients."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from xlstm.run.spec import Optimizer
+from xlstm.training.muon import BY_MUON, MOMENTUM_BUFFER, Muon
 from xlstm.training.parallel import plain_name
 
 
@@ -17,16 +18,23 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
     """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names.
 
-    Those of them that `model.recurs(name)` names have one of their own where the optimizer states it.
+    Those of them that `model.recurs(name)` names have one of their own where the optimizer states it. With Muon, the
+    parameters that `model.is_matrix(name, parameter)` names are moved by it.
     """
-    groups: dict[float, list[nn.Parameter]] = {optimizer.weight_decay: []}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(optimizer.weight_decay, False): []}
     for name, parameter in named_parameters(model):
         decay = optimizer.weight_decay if model.decays(name, parameter) else 0.0  # type: ignore[operator]
         if decay and optimizer.recurrent_weight_decay is not None and model.recurs(name):  # type: ignore[operator]
             decay = optimizer.recurrent_weight_decay
-        groups.setdefault(decay, []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": members, "weight_decay": decay} for decay, members in groups.items() if members],
+        by_muon = optimizer.name == "muon" and model.is_matrix(name, parameter)  # type: ignore[operator]
+        groups.setdefault((decay, by_muon), []).append(parameter)
+    kind = Muon if optimizer.name == "muon" else torch.optim.AdamW
+    return kind(
+        [
+            {"params": members, "weight_decay": decay} | ({BY_MUON: True} if by_muon else {})
+            for (decay, by_muon), members in groups.items()
+            if members
+        ],
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
@@ -41,9 +49,10 @@ def training_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, 
     tensor (the step) belongs to the checkpoint's own record.
     """
     state: dict[str, torch.Tensor] = {}
+    matrices = {id(one) for group in optimizer.param_groups if group.get(BY_MUON) for one in group["params"]}
     for name, parameter in named_parameters(model):
         moments = optimizer.state[parameter]
-        for moment in ("exp_avg", "exp_avg_sq"):
+        for moment in (MOMENTUM_BUFFER,) if id(parameter) in matrices else ("exp_avg", "exp_avg_sq"):
             if moment not in moments:
                 moments[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state[f"{moment}.{name}"] = moments[moment]

@@ -131,7 +131,7 @@ def plain_name(name: str) -> str:
 
 
 _BYTES_TRAINED = 16
-"""Bytes per element in float32: the parameter, its gradient and AdamW's two moments."""
+"""Bytes per element in float32: the parameter, its gradient and AdamW's two moments; Muon spares one of them."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,14 @@ def build_layout(spec: RunSpec) -> Layout:
         parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
         sharded = sum(_local_shard(parameter).numel() for parameter in model.parameters())
         even = -(-sum(parameter.numel() for parameter in model.parameters()) // execution.shards)
-    return Layout(_BYTES_TRAINED * sharded, _BYTES_TRAINED * even)
+        by_muon = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if physics.optimizer.name == "muon" and model.is_matrix(plain_name(name), parameter)  # type: ignore[operator]
+        ]
+        spared = sum(_local_shard(parameter).numel() for parameter in by_muon)
+        spared_evenly = sum(parameter.numel() for parameter in by_muon) // execution.shards
+    return Layout(_BYTES_TRAINED * sharded - 4 * spared, _BYTES_TRAINED * even - 4 * spared_evenly)
 
 
 def _local_shard(parameter: torch.Tensor) -> torch.Tensor:
