@@ -309,6 +309,7 @@ class _Expansion:
             return
         if key not in sources:
             suspects = {
+                "mup": ("mup_base_width", "mup_base_heads", "parametrization"),
                 "less than one global batch": BUDGETS,
                 "test length": ("shortest", "longest", "length_step"),
                 "runs_per_device": ("runs_per_device",),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from orchestrator.standing.status import SweepStanding
 
 app = typer.Typer()
+check_app = typer.Typer(help="Checks of a sweep that train a little.", no_args_is_help=True)
+app.add_typer(check_app, name="check")
 
 
 @app.command()
@@ -76,6 +78,39 @@ def plan(
             console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
     if checked is not None and checked.problems:
         raise typer.Exit(BAD_INPUT)
+
+
+@check_app.command("coordinates")
+def check_coordinates(
+    sweep: SweepArgument,
+    overrides: OverridesArgument = None,
+    override: SetOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps before activations are measured.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether rates carry over the widths of a sweep: activations after a few steps, which stay as large where they do.
+
+    The exit code is 1 where a family under `parametrization: mup` is not flat within 1.5x.
+    """
+    from orchestrator.display.tables import coordinates_table
+    from orchestrator.workbench.analyses import coordinates
+    from sweeps.sweep import Sweep
+
+    with one_line_errors():
+        loaded = Sweep.load(sweep, [*(overrides or ()), *(override or ())])
+        documents, figure = coordinates.check(loaded, workspace_here(), steps)
+    if as_json:
+        print_json(documents)
+    else:
+        console = make_console()
+        for document in documents:
+            told = f"{document['family']}, {document['parametrization']}, {document['optimizer']} at "
+            told += f"{document['learning_rate']:g}, after {steps} steps"
+            console.print(told, highlight=False, soft_wrap=True)
+            console.print(coordinates_table(document))
+        console.print(f"drawn in {figure}", highlight=False, soft_wrap=True)
+    if any(not one["flat"] for one in documents if one["parametrization"] == "mup"):
+        raise typer.Exit(A_RUN_FAILED)
 
 
 @app.command()

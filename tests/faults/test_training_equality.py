@@ -91,7 +91,7 @@ trainer.clip_gradients = replaced
 
 @pytest.mark.slow
 def test_muon_moves_two_ranks_that_were_killed_between_as_it_moves_one(workspace: Workspace) -> None:
-    physics = {"optimizer": Optimizer(name="muon", learning_rate=1e-2)}
+    physics = {"optimizer": Optimizer(name="muon", learning_rate=1e-2), "parametrization": "mup", "mup_base_width": 16}
     one, two = (
         make_run(Workspace(workspace.root.with_name(name)), steps=6, physics=physics, checkpoint_every=2)
         for name in ("one", "two")

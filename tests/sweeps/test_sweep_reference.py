@@ -12,14 +12,17 @@ from pydantic.fields import FieldInfo
 
 from sweeps import language
 from sweeps.language import OF_A_POINT, OF_A_TASK, OF_PORTIONS, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
+from sweeps.located import SweepError
 from sweeps.sweep import Sweep
 from xlstm.run.evaluations import KINDS, Kind, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
+from xlstm.run.transfer import Transfer
 from xlstm.tasks.settings import FROM_FILES, FormalLanguage, Pathfinder, Recall, SmallPathfinder
 
 Load = Callable[..., Sweep]
 REFERENCE = Path(__file__).parents[2] / "docs" / "sweeps.md"
 
+TRAIN = {"batch_sequences": 8, "learning_rate": 0.001}
 WORDS: dict[str, Any] = {
     "corpus": "jsonl",
     "revision": "sha256:1",
@@ -131,10 +134,23 @@ def test_every_field_of_the_schedule_can_be_said(load: Load, name: str, value: A
     assert getattr(run.spec.physics.schedule, name) == value != Schedule.model_fields[name].default
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Physics, *OF_SECTIONS, *OF_A_POINT))
+@pytest.mark.parametrize(("name", "value"), fields(Physics, *OF_SECTIONS, *OF_A_POINT, *Transfer.model_fields))
 def test_every_field_of_the_physics_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value}}]).runs
     assert getattr(run.spec.physics, name) == value != Physics.model_fields[name].default
+
+
+def test_a_parametrization_is_said_with_the_width_it_starts_from_or_refused_at_its_line(load: Load) -> None:
+    (run,) = load(train=TRAIN | {"parametrization": "mup", "mup_base_width": 16, "mup_base_heads": 1}).runs
+    assert run.spec.physics.mup_base_heads == 1
+    assert run.spec.run_id != load().runs[0].spec.run_id
+    for said, told in (
+        ({"parametrization": "mup"}, "mup needs mup_base_width"),
+        ({"mup_base_width": 16}, "mup_base_width and mup_base_heads are for `parametrization: mup`"),
+        ({"parametrization": "mup", "mup_base_width": 15}, "mup_base_width 15 makes no model of llama: embedding_dim"),
+    ):
+        with pytest.raises(SweepError, match=rf"sweep.yaml:\d+: {told}"):
+            _ = load(train=TRAIN | said).runs
 
 
 @pytest.mark.parametrize("name", OF_A_POINT)

@@ -25,6 +25,7 @@ from xlstm.run.data import PositiveInt, Ring
 from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
+from xlstm.run.transfer import Transfer, base_model
 from xlstm.tasks.settings import TaskName
 
 
@@ -80,7 +81,7 @@ class Schedule(Ring):
         return self
 
 
-class Physics(Ring):
+class Physics(Transfer):
     """Ring 1: everything that may change the trained weights. Only this is hashed."""
 
     task: TaskName = Field("language-modeling", description="What the run learns.")
@@ -106,6 +107,11 @@ class Physics(Ring):
     @model_serializer(mode="wrap")
     def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_later_defaults(self, handler(self))
+
+    @model_validator(mode="after")
+    def _has_a_base_to_transfer_from(self) -> Self:
+        base_model(self.model, self)
+        return self
 
     @model_validator(mode="after")
     def _data_are_those_of_the_task(self) -> Self:
