@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from sweeps.located import Document, Problem, SweepError
+from sweeps.rates import RateSettings
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import UNITS, nearest
 from xlstm.run.data import Portion
@@ -162,9 +163,9 @@ class DataSettings(Section):
 
 
 @_fields_of(Schedule)
-@_fields_of(Optimizer)
+@_fields_of(Optimizer, without=("learning_rate",))
 @_fields_of(Physics, without=OF_A_POINT + OF_SECTIONS)
-class TrainSettings(Section):
+class TrainSettings(RateSettings, Section):
     """How a run is trained. A key left out has the default of xlstm/run/spec.py."""
 
     batch_sequences: Count | None = Field(None, description="Global batch in sequences, instead of batch_tokens.")

@@ -12,6 +12,7 @@ from orchestrator.cli.terminal import (
     NameArgument,
     OptionalNameArgument,
     OverridesArgument,
+    RefreshLawOption,
     SetOption,
     SweepArgument,
     interruption,
@@ -44,6 +45,7 @@ def plan(
     override: SetOption = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour: the plan says what the GPUs cost.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
+    refresh_law: RefreshLawOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a sweep will run, cost and share, before anything is spent.
@@ -56,7 +58,7 @@ def plan(
     from orchestrator.display.tables import plan_summary, plan_table
     from orchestrator.planning.layouts import check as build_layouts
 
-    made = plan_sweep(sweep, overrides, override)
+    made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     document = made.document(price)
     for line in made.damage:
         print(line, file=sys.stderr)
@@ -72,7 +74,7 @@ def plan(
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
-        for line in made.advice:
+        for line in [*made.rates_told, *made.advice]:
             console.print(line, highlight=False, style="yellow", soft_wrap=True)
         if checked is not None and not problems:
             console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
@@ -94,11 +96,10 @@ def check_coordinates(
     """
     from orchestrator.display.tables import coordinates_table
     from orchestrator.workbench.analyses import coordinates
-    from sweeps.sweep import Sweep
 
+    made = plan_sweep(sweep, overrides, override)
     with one_line_errors():
-        loaded = Sweep.load(sweep, [*(overrides or ()), *(override or ())])
-        documents, figure = coordinates.check(loaded, workspace_here(), steps)
+        documents, figure = coordinates.check(made, steps)
     if as_json:
         print_json(documents)
     else:
@@ -123,6 +124,7 @@ def submit(
     replace: Annotated[
         bool, typer.Option("--replace", help="Let runs of the submitted sweep go that this one no longer has.")
     ] = False,
+    refresh_law: RefreshLawOption = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
     from orchestrator.standing.lookup import writable_workspace
@@ -132,7 +134,7 @@ def submit(
     with one_line_errors():
         writable_workspace()
         find_engine(on)
-    made = plan_sweep(sweep, overrides, override)
+    made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     with one_line_errors():
         by = submit_detached(made, on, make_console(), replace=replace) if detach else None
     if by is None:

@@ -190,6 +190,8 @@ def values_of(key: dict[str, Any]) -> str:
     kind = kinds[0]
     if "anyOf" in kind:
         return "whole number"
+    if key.get("title") == "Learning Rate":
+        return "number or text"
     if "enum" in kind or "const" in kind:
         return ", ".join(f"`{value}`" for value in kind.get("enum", [kind.get("const")]))
     words = {

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
-from sweeps.sweep import Sweep
+from orchestrator.planning.plan import Plan
 from xlstm.models.naming import family_label
-from xlstm.run.directory import Workspace
 from xlstm.run.spec import Physics
 
 FLAT = 1.5
@@ -16,8 +15,8 @@ FLAT = 1.5
 STEPS = 8
 
 
-def check(sweep: Sweep, workspace: Workspace, steps: int = STEPS) -> tuple[list[dict[str, Any]], Path]:
-    """A document for each family, parametrization and optimizer of a sweep; and the figure that was written.
+def check(plan: Plan, steps: int = STEPS) -> tuple[list[dict[str, Any]], Path]:
+    """A document for each family, parametrization and optimizer of a planned sweep; and the figure that was written.
 
     Models of all widths have as many blocks as the shallowest. InputError where no family has two widths.
     """
@@ -25,12 +24,12 @@ def check(sweep: Sweep, workspace: Workspace, steps: int = STEPS) -> tuple[list[
     from xlstm.training.coordinates import coordinates
 
     documents = []
-    for (family, parametrization, optimizer, rate), widths in _widths(run.spec.physics for run in sweep.runs).items():
+    for (family, parametrization, optimizer, rate), widths in _widths(run.spec.physics for run in plan.runs).items():
         depth = min(physics.model.num_blocks for physics in widths.values())
         try:
             sizes = [coordinates(_of_depth(physics, depth), steps) for physics in widths.values()]
         except ValueError as error:
-            raise InputError(f"{sweep.name}: {error}") from None
+            raise InputError(f"{plan.name}: {error}") from None
         places = []
         for place in sizes[0]:
             found = [one[place] for one in sizes]
@@ -48,10 +47,10 @@ def check(sweep: Sweep, workspace: Workspace, steps: int = STEPS) -> tuple[list[
         }
         documents.append(document)
     if not documents:
-        raise InputError(f"{sweep.name}: a coordinate check needs a family of two widths at least")
+        raise InputError(f"{plan.name}: a coordinate check needs a family of two widths at least")
     with plots.style():
         figure = coordinate_plots.coordinates_figure(documents)
-        (path,) = plots.save(figure, workspace.fits / f"{sweep.name}-coordinates", ("png",))
+        (path,) = plots.save(figure, plan.workspace.fits / f"{plan.name}-coordinates", ("png",))
     return documents, path
 
 
