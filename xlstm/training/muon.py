@@ -2,9 +2,9 @@
 
 The update is that of `torch.optim.Muon` with Nesterov's momentum of 0.95, its Newton-Schulz iteration included, scaled
 to the size of AdamW's by 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, arXiv 2502.16982). The iteration needs the
-whole matrix, and torch's class knows nothing of shards: here momentum stays sharded, each rank gathers one matrix's
-update at a time, makes the same iteration as every other, and takes its own rows of the result. So an update is that of
-one rank, bit for bit, where the gradients are.
+whole matrix. torch's class leaves that to DTensors, which give the same by sixteen collectives for a matrix, one for
+each product; here momentum stays sharded, each rank gathers one matrix's update once, makes the same iteration as every
+other, and takes its own rows of the result. So an update is that of one rank, bit for bit, where the gradients are.
 """
 
 import math
