@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.planning.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
 from orchestrator.planning.estimate import Estimate, Speeds, sequential_seconds
 from orchestrator.planning.expectations import expected_points
+from orchestrator.planning.rates import RatesByLaw
 from orchestrator.planning.sharing import Share, share
 from sweeps.expand import SweepRun
 from sweeps.sweep import Sweep
@@ -149,6 +150,8 @@ class Plan:
     sweep: Sweep
     workspace: Workspace
     runs: tuple[RunPlan, ...]
+    rates_by_law: tuple[Mapping[str, Any], ...] = ()
+    """Learning rates that were taken from laws, with their sources: kept, so that ids do not drift."""
 
     @property
     def name(self) -> str:
@@ -187,6 +190,15 @@ class Plan:
         ]
 
     @property
+    def rates_told(self) -> list[str]:
+        """Each learning rate by a law, for people."""
+        return [
+            f"learning_rate {row['learning_rate']:g} [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}] of "
+            f"{row['family']} at N = {row['parameters']:.4g}, D = {row['tokens']:.4g}, by {row['source']}"
+            for row in self.rates_by_law
+        ]
+
+    @property
     def damage(self) -> list[str]:
         """What is damaged of the runs in the workspace, each with what to do."""
         return [line for run in self.runs for line in run.damage]
@@ -220,7 +232,8 @@ class Plan:
                 run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
             to_train = {run.run_id for run in self.missing}
             totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
-        return {"sweep": self.name, "runs": runs, "totals": totals}
+        document = {"sweep": self.name, "runs": runs, "totals": totals}
+        return document | ({"rates_by_law": list(map(dict, self.rates_by_law))} if self.rates_by_law else {})
 
     @property
     def dropped(self) -> list[str]:
@@ -265,8 +278,13 @@ class Plan:
         write_json(self.directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
 
 
-def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
-    """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
+def make_plan(sweep: Sweep, workspace: Workspace, *, refresh_law: bool = False) -> Plan:
+    """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs.
+
+    Learning rates by a law are those of the submitted sweep, unless the law is to be asked anew.
+    """
+    rates = RatesByLaw(workspace, sweep.name, refresh=refresh_law)
+    sweep = replace(sweep, rate_by_law=rates)
     runs = as_known(as_submitted(sweep.runs, workspace, sweep.name), workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.known_result() for run_id, directory in directories.items()}
@@ -281,7 +299,7 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         _plan_run(run, directories[run.spec.run_id], complete[run.spec.run_id], shares[run.spec.run_id], speeds)
         for run in runs
     ]
-    return Plan(sweep, workspace, tuple(_in_order(planned)))
+    return Plan(sweep, workspace, tuple(_in_order(planned)), tuple(rates.taken))
 
 
 def as_submitted(runs: Sequence[SweepRun], workspace: Workspace, name: str) -> Sequence[SweepRun]:
