@@ -50,6 +50,9 @@ def plan_sweep(sweep: str, *given: list[str] | None) -> "Plan":
         kept = workspace.sweep(sweep).sweep_file
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
         made = make_plan(Sweep.load(known, [one for overrides in given for one in overrides or ()]), workspace)
+        from orchestrator.workbench.adaptive.submit import refuse_unknown_form
+
+        refuse_unknown_form(made.sweep)
         if any(run.spec.execution.slurm for run in made.runs):
             from orchestrator.workbench.slurm import refuse_unknown_settings
 

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.planning.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
 from orchestrator.planning.estimate import Estimate, Speeds, sequential_seconds
 from orchestrator.planning.expectations import expected_points
+from orchestrator.planning.pool import bought_shares
 from orchestrator.planning.sharing import Share, share
 from sweeps.expand import SweepRun
 from sweeps.sweep import Sweep
@@ -220,7 +221,8 @@ class Plan:
                 run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
             to_train = {run.run_id for run in self.missing}
             totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
-        return {"sweep": self.name, "runs": runs, "totals": totals}
+        pool = {"pool": True} if self.sweep.file.design is not None else {}
+        return {"sweep": self.name, "runs": runs, "totals": totals, **pool}
 
     @property
     def dropped(self) -> list[str]:
@@ -275,7 +277,10 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         for run in runs
         if (run_id := run.spec.run_id)
     }
-    shares = share([run.spec for run in runs], complete, workspace)
+    if sweep.file.design is None:
+        shares = share([run.spec for run in runs], complete, workspace)
+    else:  # what each shares is decided when it is bought
+        shares = dict.fromkeys(complete, Share()) | bought_shares(workspace.sweep(sweep.name).decisions())
     speeds = Speeds.measure((directories[run_id], result) for run_id, result in results.items() if result)
     planned = [
         _plan_run(run, directories[run.spec.run_id], complete[run.spec.run_id], shares[run.spec.run_id], speeds)
