@@ -150,13 +150,10 @@ def pick(
         return Nothing("wait")
     at = _with_flops(targets, pl.concat([seen, training, candidates], how="diagonal"))
     knowledge = next_run.learn(seen, chosen, seed=seed)
-    if training.height:
-        supposed = training.with_columns(loss=pl.Series(knowledge.losses(training).mean(axis=0)))
-        knowledge = next_run.learn(pl.concat([seen, supposed], how="diagonal"), chosen, knowledge, seed=seed)
-    row = next_run.choose(knowledge, candidates, at, costs, left)
+    row = next_run.choose(knowledge, candidates, at, costs, left, training)
     if row is None:
         return Nothing("worth")
-    return Pick(row, "worth", float(knowledge.worth(candidates[[row]], at)[0]))
+    return Pick(row, "worth", float(knowledge.worth(candidates[[row]], at, training)[0]))
 
 
 def _first(known: pl.DataFrame, candidates: pl.DataFrame, costs: Array, left: float) -> int:
