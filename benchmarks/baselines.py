@@ -2,10 +2,11 @@
 
 Same weights, same tokens; forward, loss, backward and AdamW; both sides take turns, and medians are compared. The
 other side is `transformers` (Llama, GPT-2, both Mambas, RWKV, each as it runs where no extra kernels are installed)
-or, for the LSTM, `torch.nn.LSTM`. In the same turns the step's matrix products are made by themselves: they are the
-library's on both sides, so that theirs over the products is the ratio that nothing on this library can exceed.
-Attention's are not among them, nor those inside PyTorch's LSTM. Needs an environment that has `transformers` besides
-this repository:
+or, for the LSTM, `torch.nn.LSTM`; for the families around one recurrence it is our model with the plain PyTorch of
+`fla` in that place (`plain_recurrences`). In the same turns the step's matrix products are made by themselves: they are
+the library's on both sides, so that theirs over the products is the ratio that nothing on this library can exceed.
+Attention's are not among them, nor those inside PyTorch's LSTM, nor transforms. Needs an environment that has
+`transformers` and `fla` besides this repository:
 
     .venv-parity/bin/python -m benchmarks.baselines --shape small
 
@@ -13,6 +14,7 @@ For a GPU there is `baselines_gpu.py`.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.machine import describe, seconds_taken
+from benchmarks.plain_recurrences import PLACES, in_place
 from benchmarks.products import products_of
 from xlstm.export.transformers import to_transformers
 from xlstm.export.transformers_config import config_to_transformers
@@ -33,6 +36,7 @@ from xlstm.models import build
 from xlstm.models.configs import GPTConfig, LlamaConfig, LSTMConfig, MambaConfig, ModelConfig, RWKV4Config
 from xlstm.models.initialization import initialize
 from xlstm.models.linear_configs import Mamba2Config
+from xlstm.models.sizes import config_for
 from xlstm.training.machine import keep_freed_memory
 
 VOCAB = 256
@@ -63,7 +67,8 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 
 def configuration(family: str, shape: Shape) -> ModelConfig:
     """Attention in heads of 64 dimensions, as in the published sizes."""
-    dimensions = {"vocab_size": VOCAB, "embedding_dim": shape.width, "num_blocks": shape.blocks}
+    own = {"embedding_dim": shape.width, "num_blocks": shape.blocks}
+    dimensions = {"vocab_size": VOCAB, **own}
     heads = shape.width // 64
     match family:
         case "llama":
@@ -78,10 +83,18 @@ def configuration(family: str, shape: Shape) -> ModelConfig:
             return RWKV4Config(**dimensions)
         case "lstm":
             return LSTMConfig(**dimensions, variant="vanilla")
+        case "gla" | "gated-deltanet":
+            return config_for(family, {**own, "num_heads": heads}, VOCAB)
+        case "hgrn2" | "rwkv5" | "rwkv6" | "retnet" | "rwkv7":
+            return config_for(family, {**own, "head_dim": 64}, VOCAB)
+        case "hyena":
+            return config_for(family, {**own, "context_length": shape.length}, VOCAB)
+        case "hgrn" | "h3":
+            return config_for(family, own, VOCAB)
     raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
 
 
-FAMILIES = ("llama", "gpt", "mamba", "mamba2", "rwkv4", "lstm")
+FAMILIES = ("llama", "gpt", "mamba", "mamba2", "rwkv4", "lstm", *PLACES)
 
 
 class StackedLSTM(nn.Module):
@@ -128,6 +141,16 @@ def theirs(config: ModelConfig, model: nn.Module, length: int) -> tuple[nn.Modul
         outside = {name: weights[name] for name in ("embedding.weight", "head.weight")}
         peer.load_state_dict(layers | outside)
         return peer, lambda tokens, targets: F.cross_entropy(peer(tokens).flatten(0, 1), targets.flatten())
+
+    if config.family in PLACES:
+        twin = copy.deepcopy(model)
+
+        def plainly(tokens: Tensor, targets: Tensor) -> Tensor:
+            with in_place(config.family):
+                loss: Tensor = twin(tokens, targets=targets)[0].mean()
+            return loss
+
+        return twin, plainly
 
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,8 +1,9 @@
 """The first minutes on a GPU as one command: is it right, where does the time go, and what was expected.
 
-What can be told without a GPU, from compiled kernels and on paper, is told in docs/kernels.md; this is what remains to
-be seen. Each row is written as it comes, with what was expected beside what is measured. Options of kernels are pinned,
-the safest of each, and all kernels are compiled first, in many processes. A part that fails is a row with its reason.
+What can be told without a GPU, from compiled kernels and on paper, is told in docs/operators.md; this is what remains
+to be seen. Each row is written as it comes, with what was expected beside what is measured. Options of kernels are
+pinned, the safest of each, and all kernels are compiled first, in many processes. A part that fails is a row with its
+reason.
 
     python -m benchmarks.first_gpu --json first_gpu.jsonl       # under eight minutes on an H100 or H200
     TRITON_INTERPRET=1 python -m benchmarks.first_gpu --dry-run # tiny shapes on the CPU; times mean nothing

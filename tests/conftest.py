@@ -16,6 +16,19 @@ if not count_gpus():
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
+LONGEST_FIRST = (
+    *("test_ray_losses", "test_ray_executor", "test_slurm_faults", "test_slow_checkpoints", "test_submission"),
+    *("test_shared_stable_phase", "test_killed_processes", "test_slurm_submission"),
+)
+"""Files of minutes: whoever takes one of them last has the others wait for it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files begin before short ones, in the order of their length; within a file nothing moves."""
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Callable[[str], Path]:
     """Path of a file under $SCALING_REFERENCE_DATA (default: ../shared/data beside the checkout); skips without it."""

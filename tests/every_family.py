@@ -21,6 +21,8 @@ DIMENSIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 8, "state_dim": 8},
     "gated-deltanet": {"num_heads": 2},
     "rwkv7": {"head_dim": 8},
+    "h3": {"state_dim": 8},
+    "hyena": {"context_length": 64, "num_features": 5, "filter_dim": 8},
     "gated-deltanet[1]+llama[1]": {"num_heads": [2, 2]},
     "lstm": {},
     "lstm[residual]": {},

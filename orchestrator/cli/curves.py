@@ -6,17 +6,10 @@ from orchestrator.cli.options import columns_of
 from orchestrator.cli.terminal import make_console, print_json
 
 
-def fit_curves(
-    source: str, columns: str | None, asked: bool, refused: list[str], wishes: tuple[Any, ...], as_json: bool
-) -> None:
+def fit_curves(source: str, columns: str | None, wishes: tuple[Any, ...], as_json: bool) -> None:
     from orchestrator.display.tables import curves_table
-    from orchestrator.errors import InputError
     from orchestrator.workbench.analyses import curves
 
-    if not asked:
-        raise InputError("--fit-runs and --warmup-steps go with --curves")
-    if refused:
-        raise InputError(f"--curves does not go with {', '.join(refused)}")
     form, *others = wishes
     question = curves.Wishes("multi-power" if form == "auto" else form, *others)
     documents, written = curves.fit(source, columns_of(columns), question)
@@ -33,14 +26,11 @@ def fit_curves(
         console.print(f"kept in {path}", highlight=False, soft_wrap=True)
 
 
-def predict_end(sources: list[str], schedule: str, asked: tuple[Any, ...], as_json: bool) -> None:
-    from orchestrator.errors import InputError
+def predict_end(source: str, schedule: str, asked: tuple[Any, ...], as_json: bool) -> None:
     from orchestrator.workbench.analyses import curves
 
-    if len(sources) > 1:
-        raise InputError("--schedule takes one source")
     names = ("steps", "tokens", "decay_share", "peak", "final")
-    documents = curves.predict(sources[0], schedule, **dict(zip(names, asked, strict=True)))
+    documents = curves.predict(source, schedule, **dict(zip(names, asked, strict=True)))
     if as_json:
         print_json(documents)
         return

@@ -12,6 +12,7 @@ import typer
 from orchestrator.cli.curves import fit_curves, predict_end
 from orchestrator.cli.downstream import fit_downstream, show_downstream
 from orchestrator.cli.hyperparameters import fit_hyperparameters
+from orchestrator.cli.modes import Mode, check_modes
 from orchestrator.cli.options import (
     BestOfOption,
     ColumnsOption,
@@ -36,11 +37,27 @@ _FEW = 3
 """Rows left out for one reason that have a line each."""
 _LINES = 200
 """Rows left out that are printed one by one."""
+_CURVES = Mode(
+    "--curves",
+    own=frozenset({"--fit-runs", "--warmup-steps"}),
+    common=frozenset({"--columns", "--form", "--delta", "--decimal-comma"}),
+)
+_HYPERPARAMETERS = Mode("--hyperparameters", own=frozenset({"--axis", "--at"}), common=frozenset({"--columns"}))
+_CONVENTIONS = Mode(
+    "--conventions",
+    common=frozenset({"--columns", "--keep", "--range", "--best-of", "--allow-mixed", "--decimal-comma"}),
+)
+_SCHEDULE = Mode(
+    "--schedule",
+    own=frozenset({"--steps", "--decay-share", "--peak-rate", "--final-rate"}),
+    common=frozenset({"--tokens"}),
+)
 app = typer.Typer()
 
 
 @app.command()
 def fit(
+    context: typer.Context,
     sources: SourcesArgument,
     columns: ColumnsOption = None,
     form: FormOption = "auto",
@@ -84,24 +101,17 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, or to several of them, and keep the fit."""
-    if hyperparameters:
-        with one_line_errors():
+    with one_line_errors():
+        check_modes(context, (_CURVES, _HYPERPARAMETERS, _CONVENTIONS))
+        if hyperparameters:
             fit_hyperparameters(sources[0], columns, axis, at or [], as_json)
-        return
-    if curves or fit_runs or warmup_steps is not None:
-        others = {
-            "--keep": keep, "--range": within, "--best-of": best_of, "--allow-mixed": allow_mixed, "--pooled": pooled,
-            "--conventions": conventions, "--downstream": downstream,
-            "--objective": objective != "huber", "several sources": len(sources) > 1,
-        }  # fmt: skip
-        refused = [name for name, given in others.items() if given]
-        runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
-        with one_line_errors():
-            fit_curves(sources[0], columns, curves, refused, (form, delta, runs, warmup_steps, decimal_comma), as_json)
-        return
+            return
+        if curves:
+            runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
+            fit_curves(sources[0], columns, (form, delta, runs, warmup_steps, decimal_comma), as_json)
+            return
     with one_line_errors():
         from orchestrator.display.tables import fit_table, forms_line, noise_line
-        from orchestrator.errors import InputError
         from orchestrator.workbench.analyses import laws
 
         asked = (
@@ -116,8 +126,6 @@ def fit(
             pooled,
         )
         wishes = laws.Wishes(*asked)
-        if len(sources) > 1 and conventions:
-            raise InputError("--conventions takes one source")
         if conventions:
             _print_conventions(laws.conventions(sources[0], columns_of(columns), wishes), as_json)
             return
@@ -279,6 +287,7 @@ def write_report(sources: SourcesArgument, columns: ColumnsOption = None, refere
 
 @app.command()
 def predict(
+    context: typer.Context,
     sources: SourcesArgument,
     parameters: Annotated[str | None, typer.Option(help="Model size N, such as 125M.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens D, such as 15B.")] = None,
@@ -302,12 +311,12 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict the loss of a model of N parameters trained on D tokens, or of a run under another schedule."""
-    if schedule is not None:
-        budget = None if tokens is None else quantity("--tokens", tokens)
-        with one_line_errors():
-            predict_end(sources, schedule, (steps, budget, decay_share, peak_rate, final_rate), as_json)
-        return
     with one_line_errors():
+        check_modes(context, (_SCHEDULE,))
+        if schedule is not None:
+            end = None if tokens is None else quantity("--tokens", tokens)
+            predict_end(sources[0], schedule, (steps, end, decay_share, peak_rate, final_rate), as_json)
+            return
         from orchestrator.errors import InputError
         from orchestrator.workbench.analyses import laws
 

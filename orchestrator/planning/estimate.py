@@ -26,7 +26,7 @@ CPU_FLOPS = 10e9
 """Per device: what one core gives to small models."""
 
 SLSTM_FORWARD, SLSTM_BACKWARD = 3e-6, 5e-6
-"""Seconds of one token of one sLSTM layer on a GPU, for all sequences of a pass: on paper (docs/kernels.md)."""
+"""Seconds of one token of one sLSTM layer on a GPU, for all sequences of a pass: on paper (docs/operators.md)."""
 
 
 def sequential_seconds(spec: RunSpec, tokens: int, micro_batch: int) -> float:

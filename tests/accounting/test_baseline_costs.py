@@ -19,6 +19,7 @@ from xlstm.models import build
 from xlstm.models.configs import HybridConfig, MambaConfig
 from xlstm.models.initialization import initialize
 from xlstm.models.linear_configs import GatedDeltaNetConfig, Mamba2Config, RetNetConfig
+from xlstm.models.long_convolution_configs import H3Config, HyenaConfig
 
 BATCH, LENGTH = 2, 64
 CONFIGS = {
@@ -27,15 +28,25 @@ CONFIGS = {
 """xLSTM's own costs are compared in `test_flops`."""
 
 
-RECURRENCES = ("scaling.causal_conv_silu", "scaling.linear_recurrence", "scaling.selective_scan", "scaling.wkv")
+RECURRENCES = tuple(
+    f"scaling.{name}" for name in ("causal_conv_silu", "linear_recurrence", "long_convolution", "selective_scan", "wkv")
+)
 """Operators without matrix products."""
 
-BY_HAND = ("lstm", "gla", "hgrn2", "rwkv5", "rwkv6", "retnet", "mamba2", "gated-deltanet", "rwkv7")
+BY_HAND = ("lstm", "gla", "hgrn2", "rwkv5", "rwkv6", "retnet", "mamba2", "gated-deltanet", "rwkv7", "hyena")
 """Families whose elementwise recurrence is no operator of ours, or is part of one that is counted by its products."""
 
 
 def tokens() -> Tensor:
     return torch.randint(31, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def filter_products(config: H3Config | HyenaConfig) -> int:
+    """FLOPs of one block's filters over LENGTH tokens, a multiple of the pieces that H3's powers are made in."""
+    if isinstance(config, H3Config):
+        return 2 * LENGTH * config.state_dim * config.embedding_dim
+    mapped = config.num_features + 2 * config.filter_dim + (config.order - 1) * config.embedding_dim
+    return 2 * LENGTH * config.filter_dim * mapped
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -73,6 +84,10 @@ def test_products_are_those_that_pytorch_counts(family: str, backward: bool, mon
         blocks = config.num_blocks // (1 if delta is config else 2)
         surplus = (4 * LENGTH * (keys + values) + 2 * keys * values / heads) * blocks
         expected += surplus * (3 if backward else 1)
+    if isinstance(config, H3Config | HyenaConfig):
+        # Filters are made once a pass; Hyena's again for their gradients, while H3's end with the product.
+        times = (4 if isinstance(config, HyenaConfig) else 3) if backward else 1
+        expected += times * filter_products(config) * config.num_blocks / (BATCH * LENGTH)
     assert counted == pytest.approx(expected, rel=1e-12)
     if not family.startswith(BY_HAND):
         skips = (

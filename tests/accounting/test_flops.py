@@ -101,7 +101,7 @@ SLSTM_AT: dict[str, Any] = {"xlstm[7:1]": {"slstm_at": (1,)}, "xlstm[0:1]": {"sl
 
 
 @pytest.mark.usefixtures("plain_attention_and_lstm")
-@pytest.mark.parametrize("size", ["125M", "350M", "760M", "1.3B", "2.7B"])
+@pytest.mark.parametrize("size", ["125M", "350M", "2.7B"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_products_are_those_that_the_counter_sees_forward_and_backward(family: str, size: str) -> None:
     config = dataclasses.replace(config_for(family, size, 50_304), num_blocks=2, **SLSTM_AT.get(family, {}))

@@ -34,6 +34,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("mamba2", {}),
     ("gated-deltanet", {"num_heads": 3}),
     ("rwkv7", {}),
+    ("h3", {}),
+    ("hyena", {"context_length": TIME}),
     ("lstm[vanilla]", {}),
     ("lstm[residual]", {}),
     ("lstm", {}),

@@ -165,7 +165,13 @@ def test_a_wrong_cell_is_named(line: str, said: str, tmp_path: Path) -> None:
 def test_wishes_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
     path = str(table(tmp_path / "curves.csv"))
     for asked, said in (
-        (["fit", path, "--fit-runs", "cosine"], "go with --curves"),
+        (["fit", path, "--fit-runs", "cosine", "--axis", "lr"], "--fit-runs only with --curves"),
+        (["fit", path, "--at", "1M,2M"], "--at only with --hyperparameters"),
+        (["fit", path, "--curves", "--hyperparameters"], "--curves and --hyperparameters exclude each other"),
+        (["fit", path, "--hyperparameters", "--form", "auto"], "--hyperparameters does not go with --form"),
+        (["fit", path, path, "--curves"], "--curves takes one source, and 2 are given"),
+        (["predict", path, "--schedule", "wsd", "--unique-tokens", "3"], "--schedule does not go with --unique-tokens"),
+        (["predict", path, "--steps", "9"], "--steps only with --schedule"),
         (["fit", path, "--curves", "--pooled"], "--curves does not go with --pooled"),
         (["fit", path, "--curves", "--form", "kaplan"], "laws of curves are multi-power, annealing"),
         (["fit", path, "--curves", "--fit-runs", "cosin"], "--fit-runs cosin: did you mean `cosine`?"),

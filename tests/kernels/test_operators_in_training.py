@@ -29,6 +29,7 @@ from kernels.gated_head_norm import gated_head_norm
 from kernels.gated_linear_attention import gated_linear_attention
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.linear_recurrence import linear_recurrence
+from kernels.long_convolution import long_convolution
 from kernels.lstm import lstm
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
@@ -119,6 +120,7 @@ def cases() -> dict[str, Case]:
         ),
         "delta_rule": Case(_delta_rule, [normal(BATCH, TIME, 5 * CHANNELS), x[1]], [normal(5 * CHANNELS)]),
         "linear_recurrence": Case(lambda x, g, w: linear_recurrence(x * w, -g.exp()), x[:2], [normal(CHANNELS)]),
+        "long_convolution": Case(long_convolution, x[:1], [normal(TIME, CHANNELS)]),
         "mlstm_inputs": Case(_inputs, x[:2], [normal(3, 4, 4, 4), normal(4, 3 * CHANNELS) / 4, normal(4)]),
         "rms_norm": Case(rms_norm, x[:1], [normal(CHANNELS)]),
         "rotary": Case(_rotary, [normal(BATCH, TIME, 2 * CHANNELS)], [normal(2 * CHANNELS)]),

@@ -122,6 +122,26 @@ def test_runs_that_need_something_else_are_not_starved_by_those_that_take_over_f
     wait_until(lambda: nothing_is_left(cluster))
 
 
+def test_what_was_trained_here_is_measured_there_and_not_trained_again(
+    cluster: Any, scaling: Any, write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))
+    assert scaling.run("submit", path).code == 0
+    workspace = Workspace(scaling.workspace)
+    (row,) = workspace.sweep("tiny").plan()["runs"]
+    run = workspace.run(row["run_id"])
+    trained = [row for row in run.history() if "train/loss" in row]
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    said = scaling.run("evaluate", path, "evaluations.rare.kind=token-frequency", "--on", "ray")
+    assert said.code == 0, said
+    assert "evaluation/rare/loss" in run.history()[-1]
+    assert [row for row in run.history() if "train/loss" in row] == trained
+    verdict = run.verdict(2)
+    assert verdict is not None
+    assert verdict.state is State.COMPLETED
+    wait_until(lambda: nothing_is_left(cluster))
+
+
 def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:

@@ -17,6 +17,13 @@ from xlstm.models.sizes import config_for
 TOLERANCE = 1e-5
 """Of the Frobenius norm, relative: about a hundred roundings of float32."""
 
+IN_FLOAT64 = ("gated-deltanet",)
+"""Families whose own side is computed in float64, so that only the peer's rounding is seen.
+
+The gradient of Gated DeltaNet's rates is a sum over tokens and channels whose terms are up to 69 times as large as it.
+Which kernel rounds the norm or the convolution before the memory moves it by 0.6e-6 to 1.7e-5, for the peer too.
+"""
+
 OF_FLA: dict[str, dict[str, Any]] = {
     "gla": {"num_heads": 2},
     "hgrn": {},
@@ -52,6 +59,8 @@ def test_models_of_fla_have_our_logits_and_gradients(family: str) -> None:
         {"family": family, "configuration": fla_configuration(config)},
         {"tokens": tokens, "coefficients": coefficients} | {f"weight.{name}": value for name, value in weights.items()},
     )
+    if family in IN_FLOAT64:
+        model, coefficients = model.double(), coefficients.double()
     logits, _ = model(tokens)
     (logits * coefficients).sum().backward()
     gradients = to_fla(config, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -59,7 +68,7 @@ def test_models_of_fla_have_our_logits_and_gradients(family: str) -> None:
     assert ours.keys() == theirs.keys()
     errors = {name: relative_error(value, theirs[name]) for name, value in ours.items()}
     assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
-    back = from_fla(config, weights, dict(model.named_parameters()))
+    back = from_fla(config, weights, dict(model.float().named_parameters()))
     assert all(torch.equal(back[name], parameter) for name, parameter in model.named_parameters())
 
 

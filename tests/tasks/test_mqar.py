@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xlstm.models import IGNORED
+from xlstm.randomness import Draws
 from xlstm.tasks import task_of
 from xlstm.tasks.settings import Recall
 
@@ -55,3 +56,12 @@ def test_filled_blanks_are_any_symbol_and_the_same_for_the_same_seed() -> None:
 def test_what_does_not_fit_is_said(length: int, pairs: int, symbols: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         task_of(Recall(name="mqar", pairs=pairs, symbols=symbols), length)
+
+
+@pytest.mark.parametrize("bound", [2, 31, 32, 200, 256])
+def test_few_symbols_are_drawn_as_many_are(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small permutations are looked up as wholes, and are those that are computed value by value."""
+    count = min(bound, 12)
+    looked_up = Draws(3, 1, np.arange(50)).distinct(bound, count)
+    monkeypatch.setattr("xlstm.randomness._SMALL", 0)
+    assert np.array_equal(looked_up, Draws(3, 1, np.arange(50)).distinct(bound, count))

@@ -1,16 +1,21 @@
 """lm-eval's tasks on our models, beside lm-eval's own way with the same weights through `transformers`."""
 
 import bz2
+import copy
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace as Instance
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from xlstm.data import declare, open_prepared, prepare
+from xlstm.data.preparation import tokenizer_of
 from xlstm.distributed import World
 from xlstm.evaluation.kinds import check
 from xlstm.evaluation.measure import measure
@@ -148,6 +153,53 @@ def test_every_number_is_that_of_lm_eval_with_the_same_weights_through_transform
             assert rows[task][name] == (value if exactly else pytest.approx(value, rel=1e-4)), (task, name)
         assert rows[task]["items"] == ITEMS
     assert found.measures["lambada_offline/perplexity"] == rows["lambada_offline"]["perplexity"]
+
+
+class Lockstep(World):
+    """One of two ranks in a thread: it meets the other where values are gathered."""
+
+    meeting = threading.Barrier(2, timeout=60)
+    values: ClassVar[dict[int, Any]] = {}
+
+    def gather(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.meeting.wait()
+        found = copy.deepcopy([self.values[0], self.values[1]])
+        self.meeting.wait()
+        return found
+
+
+def test_ranks_that_share_a_model_generate_the_same_continuations_and_call_it_equally_often(
+    run: tuple[RunSpec, Workspace, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks of a sharded model wait for each other in each pass: one more on one of them would never end."""
+    from xlstm.evaluation import harness
+
+    spec, workspace, model = run
+    tokenizer = tokenizer_of(spec.physics.data, open_prepared(spec.physics.data, workspace).path)
+    words = ["The 3th answer", "to question 4", "is that"]
+    requests = [Instance(args=(word, {"until": ["."], "max_gen_toks": 2 + len(word)})) for word in words]
+    calls = [0, 0]
+
+    def generated(rank: int, size: int) -> list[str]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[rank] += 1
+            return original(*args, **kwargs)
+
+        own = copy.copy(model)
+        original, own.forward = model.forward, counted  # type: ignore[method-assign]
+        world = (Lockstep if size == 2 else World)(rank, size, rank, torch.device("cpu"))
+        answers = harness.Answers(tmp_path / f"{size}.json", world, lambda: False)
+        with torch.no_grad():
+            return harness.HarnessModel(own, tokenizer, CONTEXT, answers).generate_until(requests)
+
+    alone = generated(0, 1)
+    monkeypatch.setattr(harness, "FSDPModule", torch.nn.Module)  # as if every module were sharded
+    calls[0] = 0
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda rank: generated(rank, 2), range(2)))
+    assert together == [alone, alone]
+    assert calls[0] == calls[1] > 0
 
 
 def test_a_task_that_lm_eval_does_not_know_is_named(run: tuple[RunSpec, Workspace, torch.nn.Module]) -> None:

@@ -20,6 +20,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager, get_task_dict
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from xlstm.data.tokenizers import Tokenizer
 from xlstm.distributed import World
@@ -55,16 +56,21 @@ class Answers:
             kept = list(json.loads(self.path.read_bytes())["answers"])
         self.made = self.world.gather(kept)[0]
 
-    def of(self, passes: Sequence[Any], make: Callable[[Any], Any]) -> list[Any]:
-        """The answer to each pass; those that were kept are not made again. StoppedError where a rank is to stop."""
+    def of(self, passes: Sequence[Any], make: Callable[[Any], Any], *, alike: bool = False) -> list[Any]:
+        """The answer to each pass; those that were kept are not made again. StoppedError where a rank is to stop.
+
+        Ranks make them in turn, or all of them the same one where the passes call the model so often that depends on
+        what they are, and its ranks wait for each other.
+        """
         first = self.taken
         self.taken += len(passes)
         while len(self.made) < self.taken:
             if self.stopped():
                 self._keep()
                 raise StoppedError
-            mine = min(len(self.made) + self.world.rank, self.taken - 1)
-            self.made += self.world.gather(make(passes[mine - first]))[: self.taken - len(self.made)]
+            mine = min(len(self.made) + (0 if alike else self.world.rank), self.taken - 1)
+            made = self.world.gather(make(passes[mine - first]))
+            self.made += made[: 1 if alike else self.taken - len(self.made)]
             if time.monotonic() - self.saved > KEPT_EVERY_SECONDS:
                 self._keep()
         return self.made[first : self.taken]
@@ -167,7 +173,9 @@ class HarnessModel(TemplateLM):
             asked: dict[str, Any] = request.args[1]
             if asked.get("do_sample") or asked.get("temperature"):
                 raise ValueError("a task asks for samples; continuations here are the likeliest")
-        return self._answers.of([request.args for request in requests], lambda told: self._continue(*told))
+        sharded = any(isinstance(module, FSDPModule) for module in self._model.modules())
+        asked_for = [request.args for request in requests]
+        return self._answers.of(asked_for, lambda told: self._continue(*told), alike=sharded)
 
     def _continue(self, context: str, asked: dict[str, Any]) -> str:
         until = [asked["until"]] if isinstance(asked.get("until"), str) else list(asked.get("until") or ())
@@ -177,7 +185,7 @@ class HarnessModel(TemplateLM):
         written: list[int] = []
         while len(written) < limit:
             tokens = torch.tensor([unread], device=self._answers.world.device)
-            logits, state = self._model(tokens, state)
+            logits, state = self._model(tokens, state, last=True)
             token = int(logits[0, -1].argmax())
             if token == self.eot_token_id:
                 break

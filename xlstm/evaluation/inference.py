@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xlstm import accounting
 from xlstm.evaluation.passes import Row, StoppedError, prompts
+from xlstm.models.attention import KeysAndValues
 from xlstm.run.evaluations import Inference
 from xlstm.run.spec import RunSpec
 
@@ -116,6 +117,8 @@ def _bytes(state: Any) -> int:
     """Of all tensors in a state, whatever the family keeps them in."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
+    if isinstance(state, KeysAndValues):
+        return _bytes((state.keys, state.values))
     if is_dataclass(state):
         return sum(_bytes(getattr(state, part.name)) for part in fields(state))
     return sum(map(_bytes, state)) if isinstance(state, tuple | list) else 0

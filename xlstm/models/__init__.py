@@ -39,6 +39,8 @@ _CLASSES = {
     "mamba2": ("xlstm.models.mamba2", "Mamba2"),
     "gated-deltanet": ("xlstm.models.gated_deltanet", "GatedDeltaNet"),
     "rwkv7": ("xlstm.models.rwkv7", "RWKV7"),
+    "h3": ("xlstm.models.h3", "H3"),
+    "hyena": ("xlstm.models.hyena", "Hyena"),
     "hybrid": ("xlstm.models.hybrid", "Hybrid"),
 }
 """Where the class of each family lives."""

@@ -19,12 +19,56 @@ INITIAL_STD = 0.02
 """Standard deviation of every matrix (GPT-2; Gu & Dao 2023 use it for their Transformer++ too)."""
 
 
+@dataclass
+class _Room:
+    """Buffers for more tokens than there are; whose tokens reach to `taken` may go on there, others copy."""
+
+    keys: Tensor
+    values: Tensor
+    taken: int
+
+
+class KeysAndValues:
+    """What attention remembers of one block: `keys` and `values`, each (batch, heads, past, head_dim).
+
+    One that was made never changes. A token is appended where the buffer of those before it goes on, which is copied
+    only when it is full, to twice its size; or when another continuation of the same past stands there already. No
+    tuple or dataclass: FSDP makes new ones of those.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: _Room | None = None) -> None:
+        self.keys, self.values, self._room = keys, values, room
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    def and_then(self, keys: Tensor, values: Tensor) -> "KeysAndValues":
+        """These and further ones (batch, heads, time, head_dim). Where gradients flow, all are copied."""
+        if torch.is_grad_enabled():
+            return KeysAndValues(torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2))
+        before, total = len(self), len(self) + keys.shape[2]
+        room = self._room
+        if room is None or room.taken != before or room.keys.shape[2] < total:
+            size = max(2 * before, total)
+            room = _Room(_roomy(self.keys, size), _roomy(self.values, size), before)
+        room.keys[:, :, before:total], room.values[:, :, before:total] = keys, values
+        room.taken = total
+        return KeysAndValues(room.keys[:, :, :total], room.values[:, :, :total], room)
+
+
+def _roomy(x: Tensor, size: int) -> Tensor:
+    """A copy of `x` (batch, heads, time, head_dim) with room for `size` tokens."""
+    batch, heads, time, head_dim = x.shape
+    buffer = x.new_empty(batch, heads, size, head_dim)
+    buffer[:, :, :time] = x
+    return buffer
+
+
 @dataclass(frozen=True)
 class Past:
     """What attention remembers: keys and values of every block, and how far the present document has come."""
 
-    keys: tuple[Tensor, ...]  # of each block: (batch, heads, past, head_dim)
-    values: tuple[Tensor, ...]  # of each block: (batch, heads, past, head_dim)
+    blocks: tuple[KeysAndValues, ...]
     next_position: Tensor  # (batch,), int64: position of the next token in its document
     is_one_document: bool  # whether no document began after the first token
 
@@ -39,10 +83,9 @@ class Layout:
     num_keys: int  # tokens so far, these included
     next_position: Tensor  # (batch,)
 
-    def past(self, keys_and_values: list[tuple[Tensor, Tensor]]) -> Past:
+    def past(self, blocks: list[KeysAndValues]) -> Past:
         """The cache after this pass, from each block's keys and values."""
-        keys, values = zip(*keys_and_values, strict=True)
-        return Past(keys, values, self.next_position, self.begins is None)
+        return Past(tuple(blocks), self.next_position, self.begins is None)
 
 
 def lay_out(x: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
@@ -51,7 +94,7 @@ def lay_out(x: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
     steps = torch.arange(time, device=x.device)
     if past is None and resets is None:
         return Layout(steps, None, None, time, steps.new_full((batch,), time))
-    before = 0 if past is None else past.keys[0].shape[2]
+    before = 0 if past is None else len(past.blocks[0])
     next_position = steps.new_zeros(batch) if past is None else past.next_position
     positions = next_position[:, None] + steps
     if resets is not None:
@@ -75,15 +118,8 @@ class Transformer(LanguageModel):
         """`x` (batch, time, d) after the last block, and the keys and values so far, None unless they are kept."""
         layout = lay_out(x, state, resets)
         x, others = self.locate(x, layout)
-        cache: list[tuple[Tensor, Tensor]] = []
-        for index, block in enumerate(self.blocks):
-            past = None if state is None else (state.keys[index], state.values[index])
-            before = x
-            x, keys_and_values = block(x, layout, past, keep_state, *others)
-            if dropout is not None:
-                x = dropout(before, x, index)
-            if keep_state:
-                cache.append(keys_and_values)
+        pasts = (state.blocks[index] if state else None for index in range(len(self.blocks)))
+        x, cache = self.run_blocks(x, ((layout, past, keep_state, *others) for past in pasts), keep_state, dropout)
         return x, layout.past(cache) if keep_state else None
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:

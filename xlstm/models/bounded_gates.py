@@ -61,14 +61,9 @@ class BoundedBlocks(SwiGLUBlocks):
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and a state for each block, None unless kept."""
-        states: list[Any] = []
-        for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
-            before = x
-            x, after = block(x, state[index] if state else None, resets, bound)
-            if dropout is not None:
-                x = dropout(before, x, index)
-            if keep_state:
-                states.append(after)
+        bounds = enumerate(self.lower_bounds())
+        others = ((state[index] if state else None, resets, bound) for index, bound in bounds)
+        x, states = self.run_blocks(x, others, keep_state, dropout)
         return x, tuple(states) if keep_state else None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

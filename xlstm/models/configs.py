@@ -21,6 +21,7 @@ from xlstm.models.linear_configs import (
     RWKV6Config,
     RWKV7Config,
 )
+from xlstm.models.long_convolution_configs import H3Config, HyenaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +295,8 @@ ModelConfig: TypeAlias = (
     | Mamba2Config
     | GatedDeltaNetConfig
     | RWKV7Config
+    | H3Config
+    | HyenaConfig
     | HybridConfig
 )
 

@@ -4,12 +4,11 @@ Per block: x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)) of width 4 d:
 is the head too; with 50304 tokens and 2048 positions that makes the 356M of the xLSTM paper's GPT-3 (Table 1).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attention
-from xlstm.models.attention import Layout, Transformer
+from xlstm.models.attention import KeysAndValues, Layout, Transformer
 from xlstm.models.configs import GPTConfig
 
 NORM_EPSILON = 1e-5
@@ -58,8 +57,8 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * d, d)
 
     def forward(
-        self, x: Tensor, layout: Layout, past: tuple[Tensor, Tensor] | None, keep: bool
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        self, x: Tensor, layout: Layout, past: KeysAndValues | None, keep: bool
+    ) -> tuple[Tensor, KeysAndValues | None]:
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
         batch, time, d = x.shape
         # (batch, 3 * heads, time, head_dim)
@@ -68,8 +67,9 @@ class Block(nn.Module):
         )
         query, key, value = projected.split(self.num_heads, dim=1)
         if past is not None:
-            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+            past = past.and_then(key, value)
+            key, value = past.keys, past.values
         attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         x = x + self.down(F.gelu(self.up(self.feedforward_norm(x)), approximate="tanh"))
-        return x, (key, value) if keep else None
+        return x, (past if past is not None else KeysAndValues(key, value)) if keep else None

@@ -64,27 +64,19 @@ class Hybrid(LanguageModel):
         attending = next((part for part in self._parts if isinstance(part, LlamaConfig)), None)
         layout = None if attending is None else lay_out(x, past, resets)
         angles = None if attending is None or layout is None else Angles(layout.positions, attending)
-        others: list[Any] = []
-        cache: list[tuple[Tensor, Tensor]] = []
-        recurrent = attended = 0
-        for index, block in enumerate(self.blocks):
-            before = x
-            if isinstance(self._parts[self._order[index]], LlamaConfig):
-                known = None if past is None else (past.keys[attended], past.values[attended])
-                x, keys_and_values = block(x, layout, known, keep_state, angles)
-                attended += 1
-                if keep_state:
-                    cache.append(keys_and_values)
-            else:
-                x, after = block(x, state.blocks[recurrent] if state else None, resets)
-                recurrent += 1
-                if keep_state:
-                    others.append(after)
-            if dropout is not None:
-                x = dropout(before, x, index)
+        attends = [isinstance(self._parts[part], LlamaConfig) for part in self._order]
+        pasts = iter(() if past is None else past.blocks)
+        recurrent = iter(() if state is None else state.blocks)
+        others = (
+            (layout, next(pasts, None), keep_state, angles) if attending else (next(recurrent, None), resets)
+            for attending in attends
+        )
+        x, known = self.run_blocks(x, others, keep_state, dropout)
         if not keep_state:
             return x, None
-        return x, HybridState(tuple(others), None if layout is None else layout.past(cache))
+        cache = [one for one, attending in zip(known, attends, strict=True) if attending]
+        cells = tuple(one for one, attending in zip(known, attends, strict=True) if not attending)
+        return x, HybridState(cells, None if layout is None else layout.past(cache))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """As the family of the parameter's block says."""

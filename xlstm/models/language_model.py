@@ -87,15 +87,26 @@ class LanguageModel(nn.Module):
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and the state: one entry per block here, None unless kept."""
+        others = ((state[index] if state else None, resets) for index in range(len(self.blocks)))
+        x, states = self.run_blocks(x, others, keep_state, dropout)
+        return x, tuple(states) if keep_state else None
+
+    def run_blocks(
+        self, x: Tensor, others: Iterable[tuple[Any, ...]], keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, list[Any]]:
+        """`x` (batch, time, d) after the last block, and what each remembers, nothing unless it is to be kept.
+
+        `others` are what each block is called with after `x`.
+        """
         states: list[Any] = []
-        for index, block in enumerate(self.blocks):
+        for index, (block, arguments) in enumerate(zip(self.blocks, others, strict=True)):
             before = x
-            x, after = block(x, state[index] if state else None, resets)
+            x, after = block(x, *arguments)
             if dropout is not None:
                 x = dropout(before, x, index)
             if keep_state:
                 states.append(after)
-        return x, tuple(states) if keep_state else None
+        return x, states
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""

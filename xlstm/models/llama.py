@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kernels.attention import attention
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
-from xlstm.models.attention import Layout, Transformer
+from xlstm.models.attention import KeysAndValues, Layout, Transformer
 from xlstm.models.configs import LlamaConfig
 from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.norm import RMSNorm
@@ -50,8 +50,8 @@ class Block(nn.Module):
         self.down = nn.Linear(width, d, bias=False)
 
     def forward(
-        self, x: Tensor, layout: Layout, past: tuple[Tensor, Tensor] | None, keep: bool, angles: "Angles"
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        self, x: Tensor, layout: Layout, past: KeysAndValues | None, keep: bool, angles: "Angles"
+    ) -> tuple[Tensor, KeysAndValues | None]:
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
         batch, time, d = x.shape
         normed = self.attention_norm(x)
@@ -61,12 +61,13 @@ class Block(nn.Module):
         query, key = rotary(query, key, angles.cos, angles.sin)
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         if past is not None:
-            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+            past = past.and_then(key, value)
+            key, value = past.keys, past.values
         attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
         normed = self.feedforward_norm(x)
         x = x + self.down(swiglu(self.gate(normed), self.up(normed)))
-        return x, (key, value) if keep else None
+        return x, (past if past is not None else KeysAndValues(key, value)) if keep else None
 
 
 class Angles:

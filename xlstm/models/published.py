@@ -41,6 +41,8 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, Dimensions]]] = {
     "mamba2": _table(_WIDTHS, _DEPTHS),
     "gated-deltanet": _table(_WIDTHS, (10, 21, 21, 20, 27), num_heads=(6, 6, 9, 12, 15)),
     "rwkv7": _table(_WIDTHS, _HALF_DEPTHS),
+    "h3": _table(_WIDTHS, _HALF_DEPTHS),
+    "hyena": _table(_WIDTHS, _HALF_DEPTHS, context_length=(2048,) * 5),
     "lstm": _table(_WIDTHS, _HALF_DEPTHS),
     "lstm[residual]": _table(_WIDTHS, _DEPTHS, variant=("residual",) * 5),
     "lstm[vanilla]": _table((1152, 1536, 2304, 3072, 3840), _HALF_DEPTHS, variant=("vanilla",) * 5),

@@ -6,7 +6,7 @@ epsilon, for which the public forms disagree. Embedding and head are untied.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,8 @@ class RetNet(SwiGLUBlocks):
             positions = positions - torch.where(resets, positions, 0).cummax(dim=1).values
         alike = state is None and resets is None
         angles = Angles(steps if alike else positions, self.config)
-        cells: list[Any] = []
-        for index, block in enumerate(self.blocks):
-            before = x
-            x, cell = block(x, state.cells[index] if state else None, resets, angles)
-            if dropout is not None:
-                x = dropout(before, x, index)
-            if keep_state:
-                cells.append(cell)
+        others = ((state.cells[index] if state else None, resets, angles) for index in range(len(self.blocks)))
+        x, cells = self.run_blocks(x, others, keep_state, dropout)
         return x, RetNetState(tuple(cells), positions[:, -1] + 1) if keep_state else None
 
 
