@@ -12,6 +12,7 @@ from orchestrator.cli.terminal import (
     NameArgument,
     OptionalNameArgument,
     OverridesArgument,
+    RefreshLawOption,
     SetOption,
     SweepArgument,
     interruption,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from orchestrator.standing.status import SweepStanding
 
 app = typer.Typer()
+check_app = typer.Typer(help="Checks of a sweep that train a little.", no_args_is_help=True)
+app.add_typer(check_app, name="check")
 
 
 @app.command()
@@ -42,6 +45,7 @@ def plan(
     override: SetOption = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour: the plan says what the GPUs cost.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
+    refresh_law: RefreshLawOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a sweep will run, cost and share, before anything is spent.
@@ -54,7 +58,7 @@ def plan(
     from orchestrator.display.tables import plan_summary, plan_table
     from orchestrator.planning.layouts import check as build_layouts
 
-    made = plan_sweep(sweep, overrides, override)
+    made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     document = made.document(price)
     for line in made.damage:
         print(line, file=sys.stderr)
@@ -70,12 +74,44 @@ def plan(
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
-        for line in made.advice:
+        for line in [*made.rates_told, *made.advice]:
             console.print(line, highlight=False, style="yellow", soft_wrap=True)
         if checked is not None and not problems:
             console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
     if checked is not None and checked.problems:
         raise typer.Exit(BAD_INPUT)
+
+
+@check_app.command("coordinates")
+def check_coordinates(
+    sweep: SweepArgument,
+    overrides: OverridesArgument = None,
+    override: SetOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps before activations are measured.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether rates carry over the widths of a sweep: activations after a few steps, which stay as large where they do.
+
+    The exit code is 1 where a family under `parametrization: mup` is not flat within 1.5x.
+    """
+    from orchestrator.display.tables import coordinates_table
+    from orchestrator.workbench.analyses import coordinates
+
+    made = plan_sweep(sweep, overrides, override)
+    with one_line_errors():
+        documents, figure = coordinates.check(made, steps)
+    if as_json:
+        print_json(documents)
+    else:
+        console = make_console()
+        for document in documents:
+            told = f"{document['family']}, {document['parametrization']}, {document['optimizer']} at "
+            told += f"{document['learning_rate']:g}, after {steps} steps"
+            console.print(told, highlight=False, soft_wrap=True)
+            console.print(coordinates_table(document))
+        console.print(f"drawn in {figure}", highlight=False, soft_wrap=True)
+    if any(not one["flat"] for one in documents if one["parametrization"] == "mup"):
+        raise typer.Exit(A_RUN_FAILED)
 
 
 @app.command()
@@ -88,6 +124,10 @@ def submit(
     replace: Annotated[
         bool, typer.Option("--replace", help="Let runs of the submitted sweep go that this one no longer has.")
     ] = False,
+    refresh_law: RefreshLawOption = False,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Of an adaptive sweep: buy on, though a run contradicts the law.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
     from orchestrator.standing.lookup import writable_workspace
@@ -97,11 +137,11 @@ def submit(
     with one_line_errors():
         writable_workspace()
         find_engine(on)
-    made = plan_sweep(sweep, overrides, override)
+    made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     with one_line_errors():
-        by = submit_detached(made, on, make_console(), replace=replace) if detach else None
+        by = submit_detached(made, on, make_console(), replace=replace, go_on=go_on) if detach else None
     if by is None:
-        _carry_out(made, on, sweep, replace=replace)
+        _carry_out(made, on, sweep, replace=replace, go_on=go_on)
     else:
         print(by)
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
@@ -192,7 +232,7 @@ def watch(
     from rich.console import Console, Group
     from rich.live import Live
 
-    from orchestrator.display.tables import runs_table, swept
+    from orchestrator.display.tables import WATCHED, decisions_lines, runs_table, swept
     from orchestrator.standing.status import Lookout
     from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.slurm import ASK_SECONDS, reconcile
@@ -209,13 +249,14 @@ def watch(
                 reconcile(workspace, name)
                 ask_slurm = time.monotonic() + ASK_SECONDS
             standing = look()
-            if all(state.ended for state in standing.counts):
+            if standing.is_over:
                 break
             # What runs first: a long sweep is taller than the terminal.
             runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)[: max(4, console.height - 3)]
             chosen = chosen or swept([run.planned for run in standing.runs])
             table = runs_table(runs, width_of(console), chosen)
-            live.update(Group(_headline(standing), table), refresh=console.is_terminal)
+            told = decisions_lines(standing.decisions[-WATCHED:])
+            live.update(Group(_headline(standing), table, *told), refresh=console.is_terminal)
             time.sleep(every)
     if as_json:
         print_json(standing.document())
@@ -278,14 +319,18 @@ def _headline(standing: "SweepStanding") -> "Text":
 
 def _show(standing: "SweepStanding", console: "Console") -> None:
     """The runs of a sweep and its ledger."""
-    from orchestrator.display.tables import ledger_line, runs_table
+    from orchestrator.display.tables import decisions_lines, ledger_line, runs_table
 
     console.print(_headline(standing))
     console.print(runs_table(standing.runs, width_of(console)), soft_wrap=True)
+    for line in decisions_lines(standing.decisions):
+        console.print(line, soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
-def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None, *, replace: bool = False) -> None:
+def _carry_out(
+    made: "Plan", on: str, source: str, only: "Plan | None" = None, *, replace: bool = False, go_on: bool = False
+) -> None:
     """Have a plan, or the part of it that is `only` to be run, carried out, and show how the sweep stands then."""
     from orchestrator.execution.submission import failed
     from orchestrator.standing.status import look
@@ -293,7 +338,7 @@ def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None, *
 
     console = make_console()
     with one_line_errors(), interruption(console, f"scaling submit {source} --on {on}"):
-        statuses = carry_out(made, on, console, only, replace=replace)
+        statuses = carry_out(made, on, console, only, replace=replace, go_on=go_on)
     if statuses is None:
         return
     _show(look(made.workspace, made.name), console)

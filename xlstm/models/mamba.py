@@ -35,6 +35,8 @@ class BlockState(NamedTuple):
 class MambaBlocks(LanguageModel):
     """Blocks of a mixer, as Mamba and Mamba-2 start them."""
 
+    elementwise: ClassVar[tuple[str, ...]] = ("log_rates",)
+
     def __init__(self, config: Any, block: Callable[[Any], nn.Module]) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         super().__init__(config, (block(config) for _ in range(config.num_blocks)), norm)
