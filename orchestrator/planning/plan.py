@@ -234,7 +234,7 @@ class Plan:
                 run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
             to_train = {run.run_id for run in self.missing}
             totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
-        document = {"sweep": self.name, "runs": runs, "totals": totals}
+        document: dict[str, Any] = {"sweep": self.name, "runs": runs, "totals": totals}
         if self.sweep.file.design is not None:
             document["pool"] = True
         if self.rates_by_law:
