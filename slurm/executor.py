@@ -23,6 +23,7 @@ from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
 from xlstm.run.locks import locked
 from xlstm.run.records import State
+from xlstm.run.spec import RunSpec
 
 SEARCH_SECONDS = 30.0
 """How long a job is looked for in the queue after sbatch failed: it may have been accepted all the same."""
@@ -90,6 +91,10 @@ class SlurmExecutor:
             alive = self.alive()
             handles = self._submit([job for job in jobs if job.run.run_id not in alive], sites)
         return [(alive | handles)[job.run.run_id] for job in jobs]
+
+    def has_room(self, spec: RunSpec) -> bool:
+        """Always: whatever is handed over waits in Slurm's queue."""
+        return True
 
     def alive(self) -> dict[str, Handle]:
         """Runs of this sweep whose jobs are waiting or running."""

@@ -11,13 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from sweeps.design import Design
 from sweeps.located import Document, Problem, SweepError
 from sweeps.rates import RateSettings
+from sweeps.section import AS_PEOPLE_WRITE_IT, Count, Positive, Section, as_list
 from xlstm.accounting.cards import CardName
-from xlstm.quantities import UNITS, nearest
+from xlstm.quantities import nearest
 from xlstm.run.data import Portion
 from xlstm.run.evaluations import KINDS, NAME, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
@@ -31,34 +33,6 @@ CORPUS = ("corpus", "revision", "paths", "text_key", "id_type", "mixture")
 
 VALIDATION = "validation"
 """The kind of evaluation that every run has, and that `evaluation` configures."""
-
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)")
-
-
-def _count(value: Any) -> Any:
-    """Whole numbers as people write them: 15B, 300K, 1e9."""
-    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value.strip())):
-        value = float(match[1]) * UNITS.get(match[2], 1)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-_AS_PEOPLE_WRITE_IT = BeforeValidator(_count, json_schema_input_type=int | float | str)
-
-Count = Annotated[int, _AS_PEOPLE_WRITE_IT, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A mapping of the sweep file: strict about types and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
 
 S = TypeVar("S", bound=Section)
 
@@ -105,7 +79,7 @@ def _written(annotation: Any, metadata: Iterable[Any]) -> Any:
     if get_origin(annotation) is tuple:
         annotation = list[_written(get_args(annotation)[0], ())]  # type: ignore[misc]
     if annotation is int:
-        metadata = (_AS_PEOPLE_WRITE_IT, *metadata)
+        metadata = (AS_PEOPLE_WRITE_IT, *metadata)
     return Annotated[(annotation, *metadata)] if metadata else annotation
 
 
@@ -203,7 +177,7 @@ class Point(Settings):
 
 def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
     one: Any = Annotated[(annotation, *metadata)] if metadata else annotation
-    return Annotated[list[one], BeforeValidator(_as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
+    return Annotated[list[one], BeforeValidator(as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
 
 
 def _axes() -> Any:
@@ -303,6 +277,7 @@ class SweepFile(Section):
         dict[Annotated[str, Field(pattern=NAME)], Annotated[_AnyEntry, Field(discriminator="kind")]],
         BeforeValidator(_without_those_of_null, json_schema_input_type=dict[str, _AnyEntry | None]),
     ] = Field(default_factory=dict, description="What else is measured on each trained model, by name.")
+    design: Design | None = Field(None, description="How runs are chosen one after another, the points being a pool.")
     best_of: str | None = Field(None, description="An axis of which the law takes the best run, such as learning_rate.")
 
 
@@ -311,9 +286,13 @@ def validate(document: Document) -> SweepFile:
     if not isinstance(document.value, dict):
         raise SweepError([document.problem((), "a sweep is a mapping of keys such as name, data and grid")])
     try:
-        return SweepFile.model_validate(document.value)
+        file = SweepFile.model_validate(document.value)
     except ValidationError as error:
         raise SweepError(_problem(document, detail) for detail in error.errors(include_url=False)) from None
+    if file.design is not None and file.best_of is not None:
+        told = "`best_of` takes the best of several runs of a point; a design buys one run at a time: leave out either"
+        raise SweepError([document.problem(("best_of",), told)])
+    return file
 
 
 def schema() -> dict[str, Any]:

@@ -1,21 +1,20 @@
 """The next runs worth their cost: which runs within a budget most reduce the uncertainty of a stated prediction.
 
-The bootstrap draws stand for what is known of the law: their covariance Sigma (of the form's coordinates) is
-the prior of a linear model. A run at (N, D) measures log loss with the residuals' variance s^2 along its slope g, and
-the prediction's variance is h' Sigma h with h its own slope (delta method; c-optimal design, Elfving 1952; Atkinson,
-Donev and Tobias 2007, chapter 10). Runs are taken one at a time, the largest reduction per cost first, each given those
-before it.
+What is known is the ensemble of `analysis.decisions.next_run`, of the fit's own runs, by its form and those others that
+explain them as well. Runs are taken one at a time, the most drop of the prediction's variance per cost^0.4 first, each
+given those before it as if they had shown the loss that is expected of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
+from analysis.decisions import next_run
 from analysis.findings import RefusalError
 from analysis.fitting.fit import Fit
-from analysis.laws.additive import Array, log_loss
-from analysis.laws.forms import ADDITIVE
+from analysis.laws.additive import Array
 
 MOST_RUNS = 32
 Cost = Callable[[Array, Array], Array]
@@ -100,31 +99,28 @@ def design(
             "budget-too-small",
             f"{fitted.family}: the cheapest run costs {costs.min():.3g}, the budget is {budget:.3g}",
         )
-    covariance = np.cov(fitted.draws.T)
-    slopes, toward = _slopes(fitted, points), _slopes(fitted, np.array([target]))[0]
-    noise = _noise_variance(fitted)
-    linear = _half_width(toward, covariance)
-    if linear == 0:
-        raise RefusalError("no-uncertainty", f"{fitted.family}: the draws do not vary: there is nothing to reduce")
-    # What is known today is what `predict` says; the delta method says by which share a run narrows it.
+    chosen = (fitted.form, *(rival.form for rival in fitted.rivals))
+    knowledge = next_run.learn(_with_unique_tokens(fitted.used), chosen)
+    candidates, aim = _frame(fitted, points), _frame(fitted, np.array([target]))
+    # What is known today is what `predict` says; the ensemble says by which share a run narrows it.
     center, low, high = (float(value) for value in fitted.predict(*target))
     before = (high - low) / 2 / center
+    if not before > 0:
+        raise RefusalError("no-uncertainty", f"{fitted.family}: the draws do not vary: there is nothing to reduce")
     left = budget
+    taken: list[int] = []
     proposals: list[Proposal] = []
     ended = f"the list ends at {MOST_RUNS} runs"
     while len(proposals) < MOST_RUNS:
-        seen = slopes @ covariance  # (candidates, k)
-        gain = (seen @ toward) ** 2 / (np.einsum("ij,ij->i", seen, slopes) + noise)
-        gain[costs > left] = 0
-        best = int(np.argmax(gain / costs))
-        if gain[best] <= 1e-6 * float(toward @ covariance @ toward):
+        best = next_run.choose(knowledge, candidates, aim, costs, left, candidates[taken])
+        if best is None:
             ended = "no further run narrows the prediction"
             break
-        # Kalman's update of the covariance by one measurement.
-        covariance = covariance - np.outer(seen[best], seen[best]) / (seen[best] @ slopes[best] + noise)
+        taken.append(best)
         left -= costs[best]
         n, d = (float(value) for value in points[best])
-        proposals.append(Proposal(n, d, float(costs[best]), _half_width(toward, covariance) / linear * before))
+        width = before * float(np.sqrt(knowledge.left(aim, candidates[taken])))
+        proposals.append(Proposal(n, d, float(costs[best]), width))
     flops = float(fitted.flops_per_token(target[0])) * target[1]
     asked = {"parameters": target[0], "tokens": target[1], "flops": flops}
     far = fitted.extrapolation(asked), fitted.beyond(asked)
@@ -165,24 +161,13 @@ def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float
     return [(float(n), float(d)) for n in every for d in budgets]
 
 
-def _slopes(fitted: Fit, points: Array) -> Array:
-    """Derivatives of log loss by the form's coordinates at points (N, D): (points, k)."""
-    if fitted.form is not ADDITIVE:
-        at = fitted.log_inputs(points[:, 0], points[:, 1])
-        return np.asarray(fitted.form.jacobian(fitted.theta[None], at)[0].T)
-    log_n, log_d = np.log(points[:, 0]), np.log(points[:, 1])
-    _, shares = log_loss(fitted.theta[None], log_n, log_d)
-    a, b, e = shares[0]
-    return np.stack([a, b, e, -a * log_n, -b * log_d], axis=1)
+def _frame(fitted: Fit, points: Array) -> pl.DataFrame:
+    """Points (N, D) with the inputs of every form, all tokens being different."""
+    n, d = points.T
+    flops = fitted.flops_per_token(n) * d
+    return pl.DataFrame({"parameters": n, "tokens": d, "flops": flops, "unique_tokens": d})
 
 
-def _noise_variance(fitted: Fit) -> float:
-    """Variance of log loss about the law, robustly (median absolute deviation), for the degrees of freedom it used."""
-    residual = fitted.residuals
-    free = max(len(residual) - len(fitted.form.coordinates), 1)
-    robust = 1.4826 * float(np.median(np.abs(residual)))
-    return max(robust**2 * len(residual) / free, 1e-14)
-
-
-def _half_width(slope: Array, covariance: Array) -> float:
-    return 1.96 * float(np.sqrt(max(float(slope @ covariance @ slope), 0.0)))
+def _with_unique_tokens(rows: pl.DataFrame) -> pl.DataFrame:
+    """The fitted runs; where nobody said how many of their tokens differ, all do."""
+    return rows if "unique_tokens" in rows.columns else rows.with_columns(unique_tokens=pl.col("tokens"))

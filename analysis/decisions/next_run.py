@@ -67,12 +67,40 @@ class Knowledge:
         each = [form.log_loss(theta, form.log_inputs_of(rows)) for form, theta in self.draws]
         return np.exp(np.clip(np.nan_to_num(np.concatenate(each), nan=10.0), -10.0, 10.0))
 
-    def worth(self, candidates: pl.DataFrame, targets: pl.DataFrame) -> Array:
-        """The share of the targets' variance that measuring each candidate is expected to take off: (candidates,)."""
-        of_candidates, of_targets = (drawn - drawn.mean(axis=0) for drawn in map(self.losses, (candidates, targets)))
+    def worth(self, candidates: pl.DataFrame, targets: pl.DataFrame, given: pl.DataFrame | None = None) -> Array:
+        """The share of the targets' variance that measuring each candidate is expected to take off: (candidates,).
+
+        Runs that are `given` are taken to have shown the loss that is expected of them.
+        """
+        of_candidates, of_targets = self._apart(given, candidates, targets)
         shared = (of_candidates.T @ of_targets / len(of_targets)) ** 2
         drop = shared.mean(axis=1) / ((of_candidates**2).mean(axis=0) + self.scatter**2)
         return np.asarray(drop / max(float((of_targets**2).mean()), 1e-300))
+
+    def left(self, targets: pl.DataFrame, given: pl.DataFrame) -> float:
+        """The share of the targets' variance that is left when runs are given."""
+        (before,), (after,) = self._apart(None, targets), self._apart(given, targets)
+        return float((after**2).mean() / max(float((before**2).mean()), 1e-300))
+
+    def _apart(self, given: pl.DataFrame | None, *frames: pl.DataFrame) -> list[Array]:
+        """How far each law of the ensemble is from its mean, after runs that are given: (draws, rows) of each frame.
+
+        One measurement after another moves the laws together, so that their covariance is that of a Kalman filter
+        (ensemble square root filter, Whitaker & Hamill 2002, equation 13).
+        """
+        parts = [self.losses(frame) for frame in frames]
+        known = 0 if given is None else given.height
+        if given is not None and known:
+            parts = [self.losses(given), *parts]
+        apart = np.concatenate(parts, axis=1)
+        apart -= apart.mean(axis=0)
+        for row in range(known):
+            own = apart[:, row].copy()
+            variance = float(np.mean(own**2)) + self.scatter**2
+            gain = own @ apart / len(apart) / variance
+            apart -= np.outer(own, gain) / (1 + self.scatter / np.sqrt(variance))
+        ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+        return np.split(apart, ends, axis=1)[1 if known else 0 :]
 
 
 def learn(rows: pl.DataFrame, forms: Sequence[Form], before: Knowledge | None = None, *, seed: int = 0) -> Knowledge:
@@ -157,10 +185,15 @@ def _refits(mode: Mode, count: int, scatter: float, random: np.random.Generator)
 
 
 def choose(
-    knowledge: Knowledge, candidates: pl.DataFrame, targets: pl.DataFrame, costs: Array, within: float
+    knowledge: Knowledge,
+    candidates: pl.DataFrame,
+    targets: pl.DataFrame,
+    costs: Array,
+    within: float,
+    given: pl.DataFrame | None = None,
 ) -> int | None:
     """The candidate of most worth per cost^COST_POWER that costs at most `within`; None where none is WORTH it."""
-    worth = knowledge.worth(candidates, targets)
+    worth = knowledge.worth(candidates, targets, given)
     scores = np.where((costs <= within) & (worth >= WORTH), worth / costs**COST_POWER, -1.0)
     best = int(np.argmax(scores)) if len(scores) else -1
     return best if best >= 0 and scores[best] > 0 else None

@@ -62,9 +62,11 @@ def write_with(
     evidence: Evidence,
     drawn: Mapping[str, Figure | RefusalError],
     about: Mapping[str, str],
+    decisions: Sequence[str] = (),
 ) -> Path:
     """Write the page with figures that were drawn; returns its path.
 
+    `decisions` say, a line each, which runs an adaptive sweep bought and what was known of its targets after each.
     `about` says what the page was made of and how, by what each is called; an `http` address becomes a link.
     """
     fits = evidence.fits
@@ -97,6 +99,9 @@ def write_with(
     parts.append("<h2>Figures</h2>" + "".join(_figure(name, figure) for name, figure in drawn.items()))
     if measured := _measured(evidence):
         parts.append("<h2>Evaluations</h2><div class=wide>" + measured + "</div>")
+    if decisions:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in decisions)
+        parts.append(f"<h2>How runs were chosen</h2><ol>{items}</ol>")
     if evidence.references:
         items = "".join(f"<li>{html.escape(f'{r.name}: {r.source} ({r.setting})')}</li>" for r in evidence.references)
         parts.append(f"<h2>Published numbers</h2><ul>{items}</ul>")

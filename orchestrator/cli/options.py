@@ -99,7 +99,7 @@ def quantity(option: str, text: str) -> int:
     from pydantic import TypeAdapter, ValidationError
 
     from orchestrator.errors import InputError
-    from sweeps.language import Count
+    from sweeps.section import Count
 
     try:
         value: int = TypeAdapter(Count).validate_python(text if text[-1:].isalpha() else float(text))

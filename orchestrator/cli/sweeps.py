@@ -125,6 +125,9 @@ def submit(
         bool, typer.Option("--replace", help="Let runs of the submitted sweep go that this one no longer has.")
     ] = False,
     refresh_law: RefreshLawOption = False,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Of an adaptive sweep: buy on, though a run contradicts the law.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep. Submitted again, it continues; what is complete is never trained twice."""
     from orchestrator.standing.lookup import writable_workspace
@@ -136,9 +139,9 @@ def submit(
         find_engine(on)
     made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     with one_line_errors():
-        by = submit_detached(made, on, make_console(), replace=replace) if detach else None
+        by = submit_detached(made, on, make_console(), replace=replace, go_on=go_on) if detach else None
     if by is None:
-        _carry_out(made, on, sweep, replace=replace)
+        _carry_out(made, on, sweep, replace=replace, go_on=go_on)
     else:
         print(by)
         print(f"look with: scaling watch {made.name}    end it with: scaling cancel {made.name}")
@@ -229,7 +232,7 @@ def watch(
     from rich.console import Console, Group
     from rich.live import Live
 
-    from orchestrator.display.tables import runs_table, swept
+    from orchestrator.display.tables import WATCHED, decisions_lines, runs_table, swept
     from orchestrator.standing.status import Lookout
     from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.slurm import ASK_SECONDS, reconcile
@@ -246,13 +249,14 @@ def watch(
                 reconcile(workspace, name)
                 ask_slurm = time.monotonic() + ASK_SECONDS
             standing = look()
-            if all(state.ended for state in standing.counts):
+            if standing.is_over:
                 break
             # What runs first: a long sweep is taller than the terminal.
             runs = sorted(standing.runs, key=lambda run: run.state is not State.RUNNING)[: max(4, console.height - 3)]
             chosen = chosen or swept([run.planned for run in standing.runs])
             table = runs_table(runs, width_of(console), chosen)
-            live.update(Group(_headline(standing), table), refresh=console.is_terminal)
+            told = decisions_lines(standing.decisions[-WATCHED:])
+            live.update(Group(_headline(standing), table, *told), refresh=console.is_terminal)
             time.sleep(every)
     if as_json:
         print_json(standing.document())
@@ -315,14 +319,18 @@ def _headline(standing: "SweepStanding") -> "Text":
 
 def _show(standing: "SweepStanding", console: "Console") -> None:
     """The runs of a sweep and its ledger."""
-    from orchestrator.display.tables import ledger_line, runs_table
+    from orchestrator.display.tables import decisions_lines, ledger_line, runs_table
 
     console.print(_headline(standing))
     console.print(runs_table(standing.runs, width_of(console)), soft_wrap=True)
+    for line in decisions_lines(standing.decisions):
+        console.print(line, soft_wrap=True)
     console.print(ledger_line(standing.ledger), highlight=False, style="dim")
 
 
-def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None, *, replace: bool = False) -> None:
+def _carry_out(
+    made: "Plan", on: str, source: str, only: "Plan | None" = None, *, replace: bool = False, go_on: bool = False
+) -> None:
     """Have a plan, or the part of it that is `only` to be run, carried out, and show how the sweep stands then."""
     from orchestrator.execution.submission import failed
     from orchestrator.standing.status import look
@@ -330,7 +338,7 @@ def _carry_out(made: "Plan", on: str, source: str, only: "Plan | None" = None, *
 
     console = make_console()
     with one_line_errors(), interruption(console, f"scaling submit {source} --on {on}"):
-        statuses = carry_out(made, on, console, only, replace=replace)
+        statuses = carry_out(made, on, console, only, replace=replace, go_on=go_on)
     if statuses is None:
         return
     _show(look(made.workspace, made.name), console)

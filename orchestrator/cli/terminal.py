@@ -48,6 +48,7 @@ RefreshLawOption = Annotated[
 def plan_sweep(sweep: str, *given: list[str] | None, refresh_law: bool = False) -> "Plan":
     """The plan of a sweep under the overrides that were given, one after the other."""
     from orchestrator.planning.plan import make_plan
+    from orchestrator.workbench.adaptive.submit import refuse_unknown_form
     from sweeps.sweep import SHIPPED, Sweep
 
     with one_line_errors():
@@ -56,6 +57,7 @@ def plan_sweep(sweep: str, *given: list[str] | None, refresh_law: bool = False) 
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
         loaded = Sweep.load(known, [one for overrides in given for one in overrides or ()])
         made = make_plan(loaded, workspace, refresh_law=refresh_law)
+        refuse_unknown_form(made.sweep)
         if any(run.spec.execution.slurm for run in made.runs):
             from orchestrator.workbench.slurm import refuse_unknown_settings
 

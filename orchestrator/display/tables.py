@@ -5,18 +5,23 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.display.columns import Cell, Columns
 from orchestrator.display.progress import STYLES, state_word
+from orchestrator.standing.decisions import sentence
 from orchestrator.standing.ledger import Ledger
 from orchestrator.standing.status import RunStanding
 from xlstm.quantities import compact, duration
 from xlstm.run.records import Measured, State
+from xlstm.run.sweep_directory import Decision
 
 _LEFT = frozenset({"run", "state", "starts from", "reason"})
 """Columns of words; the others hold numbers."""
 
 
+WATCHED = 6
+"""Decisions of an adaptive sweep that are shown while it is watched: the last ones."""
 _USUAL = frozenset({"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"})
 """Axes that the id of a run tells."""
 
@@ -65,6 +70,11 @@ def plan_table(document: Mapping[str, Any], width: int | None = None) -> Group:
     return table.draw(width)
 
 
+def decisions_lines(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """What an adaptive sweep decided, a line each."""
+    return [Text(sentence(row), style="dim" if row["decision"] == Decision.BOUGHT else "") for row in rows]
+
+
 def _memory(run: Mapping[str, Any]) -> Cell:
     text = f"{run['memory_gib_per_device']:.2f}"
     if run["fits"] is None:
@@ -75,6 +85,9 @@ def _memory(run: Mapping[str, Any]) -> Cell:
 def plan_summary(document: Mapping[str, Any]) -> str:
     """The plan in a sentence: what is done, what is to do, what sharing saves."""
     totals = document["totals"]
+    if document.get("pool"):
+        missing = totals["runs"] - totals["complete"]
+        return f"a pool of {totals['runs']} runs, {totals['complete']} complete; of {missing} its design buys some"
     settled = f"; {totals['settled']} diverged or were set aside: `scaling retry`" if totals["settled"] else ""
     missing = totals["runs"] - totals["complete"] - totals["settled"]
     if not missing:

@@ -95,13 +95,13 @@ class Controller:
     runs: Sequence[PlannedRun]
     watch: Callable[[Event], None] = lambda event: None
     tick: Callable[[], None] = lambda: None
+    more: Callable[[], Sequence[PlannedRun]] = lambda: ()
+    """Asked for further runs whenever those before were submitted; none, when all have ended, ends it."""
 
     def __post_init__(self) -> None:
-        self._progress = {
-            planned.run_id: _Progress(planned, self.workspace.run(planned.run_id)) for planned in self.runs
-        }
+        self._progress: dict[str, _Progress] = {}
         # A poll reads the files of what trains, however many runs wait or have ended.
-        self._open = dict(self._progress)
+        self._open: dict[str, _Progress] = {}
         self._ready: dict[str, _Progress] = {}
         self._behind: dict[str, list[_Progress]] = {}
         self._carried: dict[str, _Progress] = {}
@@ -113,15 +113,17 @@ class Controller:
 
         On KeyboardInterrupt the trainers write checkpoints, everything ends, and the interrupt goes on.
         """
-        for progress in self._progress.values():
-            with self._contained(progress):
-                self._admit(progress)
+        self._take_on(self.runs)
         self._adopt()
         ticked = -POLL_SECONDS
         try:
-            while self._open:
+            while True:
                 self._cancel_requested()
                 self._submit_ready()
+                if self._take_on(self.more()):
+                    self._submit_ready()
+                if not self._open:
+                    break
                 self._poll()
                 if time.monotonic() - ticked >= POLL_SECONDS:
                     self.tick()
@@ -133,6 +135,16 @@ class Controller:
         finally:
             self.tick()
         return {run_id: progress.given_up or progress.run.status() for run_id, progress in self._progress.items()}
+
+    def _take_on(self, runs: Sequence[PlannedRun]) -> bool:
+        """Have runs carried out that were not yet known; returns whether there were any."""
+        new = {one.run_id: _Progress(one, self.workspace.run(one.run_id)) for one in runs}
+        self._progress |= new
+        self._open |= new
+        for progress in new.values():
+            with self._contained(progress):
+                self._admit(progress)
+        return bool(new)
 
     def _admit(self, progress: _Progress) -> None:
         """Look at a run for the first time: it is complete, ready, or behind its trunk."""

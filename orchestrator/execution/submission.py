@@ -42,6 +42,18 @@ class Display(Protocol):
         ...
 
 
+class Choice(Protocol):
+    """Which of the runs of a submission are carried out, where that is decided while they are."""
+
+    def begin(self) -> Sequence[PlannedRun]:
+        """Those decided upon before; called once nobody else carries out the sweep."""
+        ...
+
+    def __call__(self) -> Sequence[PlannedRun]:
+        """Those to be carried out as well, as `Controller.more`."""
+        ...
+
+
 def submit(
     workspace: Workspace,
     name: str,
@@ -52,8 +64,11 @@ def submit(
     live_fit: LiveFit | None = None,
     *,
     tracked: bool = True,
+    choice: Choice | None = None,
 ) -> dict[str, Status]:
-    """Carry out `runs` of the sweep `name`, told on `display`; returns the status of every run.
+    """Carry out `runs` of the sweep `name`, told on `display`; returns the status of every run that was carried out.
+
+    With a `choice`, those of `runs` that it says, when it says so.
 
     `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow; of runs that are not
     `tracked`, MLflow learns nothing.
@@ -78,8 +93,10 @@ def submit(
                     shipper.touch(event.run, live=event.what is Happening.STARTED)
                 display.happened(event)
 
+            more = choice or (lambda: ())
             try:
-                statuses = Controller(workspace, executor, runs, watch=watch, tick=display.refresh)()
+                begun = runs if choice is None else choice.begin()
+                statuses = Controller(workspace, executor, begun, watch=watch, tick=display.refresh, more=more)()
             except (OSError, DamagedFileError) as error:
                 said = str(error) if isinstance(error, DamagedFileError) else _said(error, workspace)
                 raise StoppedError(f"{name} was stopped, and its trainers have ended: {said}") from None

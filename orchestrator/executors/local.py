@@ -26,6 +26,7 @@ from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
 from xlstm.run.processes import die_with_parent, kill_tagged, usable_cores
+from xlstm.run.spec import Execution, RunSpec
 
 
 @dataclass
@@ -88,12 +89,16 @@ class LocalExecutor:
         for job in jobs:
             if job.spec.execution.nodes > 1:
                 raise ValueError(f"{job.run.run_id} asks for {job.spec.execution.nodes} nodes; this machine is one")
-            need = self._need(job)
+            need = self._need(job.spec.execution)
             if need.kind == "gpu" and need.count > self.gpus:
                 raise ValueError(f"{job.run.run_id} asks for {need.count} GPUs; this machine has {self.gpus}")
-        self._queue += [_Waiting(job, self._need(job)) for job in jobs]
+        self._queue += [_Waiting(job, self._need(job.spec.execution)) for job in jobs]
         self._start_what_fits()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
+
+    def has_room(self, spec: RunSpec) -> bool:
+        """Whether nothing waits, and slots are free for such a run."""
+        return not self._queue and self._room(self._need(spec.execution)) is not None
 
     def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
         """None: what this machine carries dies with the process that submitted it."""
@@ -142,9 +147,8 @@ class LocalExecutor:
             return JobState.ENDED
         return JobState.WAITING
 
-    def _need(self, job: Job) -> _Need:
+    def _need(self, execution: Execution) -> _Need:
         """GPUs where there are any and the run takes them, else cores. A job wider than the cores takes them all."""
-        execution = job.spec.execution
         if self.gpus and execution.device != "cpu":
             return _Need("gpu", execution.ranks, Fraction(1, execution.runs_per_device))
         return _Need("core", min(execution.ranks * (execution.threads_per_rank or 1), self.cores))
@@ -181,7 +185,7 @@ class LocalExecutor:
     def _start(self, job: Job, slots: tuple[int, ...]) -> subprocess.Popen[bytes] | Forked:
         environment = dict(os.environ)
         if self.gpus:
-            given = slots if self._need(job).kind == "gpu" else ()
+            given = slots if self._need(job.spec.execution).kind == "gpu" else ()
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in given)
         execution = job.spec.execution
         alone = execution.ranks == 1 and execution.threads_per_rank in (None, 1)

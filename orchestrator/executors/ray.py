@@ -19,6 +19,7 @@ from orchestrator.executors.ray_groups import Need, WorkerGroup
 from orchestrator.executors.ray_runtime import connect, require_shared_workspace, workspace_key
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
+from xlstm.run.spec import RunSpec
 
 ASKED_AT_ONCE = 16
 """Groups that may wait for resources in the cluster; other jobs wait here, so that a thousand cost it nothing."""
@@ -56,13 +57,17 @@ class RayExecutor:
 
         A run that was carried out here before is waited for, as a cluster may lose nodes and get others.
         """
-        waiting = [_Waiting(job, Need.of(job)) for job in jobs]
+        waiting = [_Waiting(job, Need.of(job.spec.execution)) for job in jobs]
         for one in waiting:
             if one.job.run.status().attempt == 0:
                 one.need.require_room(one.job.run)
         self._waiting.extend(waiting)
         self._hand_out()
         return [Handle(run=job.run, token=job.token, job=job.token) for job in jobs]
+
+    def has_room(self, spec: RunSpec) -> bool:
+        """Whether nothing waits, and the cluster has what such a run needs."""
+        return not self._waiting and not self._free and Need.of(spec.execution).is_free
 
     def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
         """The jobs of these runs that outlived their controller. Its groups that carry nothing leave by themselves."""

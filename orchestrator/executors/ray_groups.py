@@ -27,6 +27,7 @@ from orchestrator.executors.ray_member import Member
 from orchestrator.executors.ray_runtime import NAMESPACE, dead_nodes
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import Job
+from xlstm.run.spec import Execution
 
 ANSWER_SECONDS = 5.0
 """How long actors may take to tell the next controller what they carry; those that wait for resources cannot tell."""
@@ -45,12 +46,17 @@ class Need:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     @classmethod
-    def of(cls, job: Job) -> "Need":
+    def of(cls, execution: Execution) -> "Need":
         """GPUs where the cluster has any and the run takes them, else cores."""
-        execution = job.spec.execution
         if execution.device != "cpu" and (ray.cluster_resources().get("GPU", 0) or execution.device == "cuda"):
             return cls(execution.nodes, cpus=1.0, gpus=execution.devices / execution.runs_per_device)
         return cls(execution.nodes, cpus=float(execution.devices * (execution.threads_per_rank or 1)))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the cluster could give it now."""
+        free = ray.available_resources()
+        return all(free.get(name, 0) >= self.nodes * part for name, part in self.bundle.items())
 
     def require_room(self, run: RunDirectory) -> None:
         """InputError where the cluster has too few nodes that could ever give what the run asks for."""

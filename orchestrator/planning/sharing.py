@@ -35,7 +35,7 @@ def share(specs: Sequence[RunSpec], complete: Mapping[str, bool], workspace: Wor
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
         if spec.physics.schedule.kind == "wsd":
-            groups.setdefault(_stable_phase(spec.physics), []).append(spec)
+            groups.setdefault(stable_phase(spec.physics), []).append(spec)
     for group in groups.values():
         if len(group) > 1:
             shares |= _share(sorted(group, key=lambda spec: -spec.physics.undecided_steps), complete, workspace)
@@ -68,7 +68,8 @@ def _share(group: Sequence[RunSpec], complete: Mapping[str, bool], workspace: Wo
     return shares
 
 
-def _stable_phase(physics: Physics) -> str:
+def stable_phase(physics: Physics) -> str:
+    """What runs of one stable phase of a wsd schedule have in common: all but the budget and the decay."""
     payload: dict[str, Any] = physics.model_dump(mode="json", exclude={"tokens": True})
     payload["schedule"] = {
         key: value for key, value in payload["schedule"].items() if key not in ("decay_steps", "final_ratio")

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.standing import decisions
 from orchestrator.standing.ledger import Ledger, account, total
 from orchestrator.standing.lookup import load_document
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import refused
 from xlstm.run.records import Metric, Result, State
+from xlstm.run.sweep_directory import Decision
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ class SweepStanding:
 
     sweep: str
     runs: tuple[RunStanding, ...]
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    """What an adaptive sweep decided, in order."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is going to happen: each run has ended, or is one of a pool and is not bought."""
+        bought = {row["run_id"] for row in self.decisions if row["decision"] == Decision.BOUGHT}
+        awaited = [run for run in self.runs if not self.decisions or run.run_id in bought]
+        return all(run.state.ended for run in awaited) and (not self.decisions or decisions.ended(self.decisions))
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state.value.lower()}" for state, count in self.counts.items())
@@ -94,7 +105,7 @@ class SweepStanding:
             "sweep": self.sweep,
             "runs": [run.document() for run in self.runs],
             "ledger": self.ledger.document(),
-        }
+        } | ({"decisions": list(self.decisions)} if self.decisions else {})
 
 
 @dataclass
@@ -111,7 +122,8 @@ class Lookout:
         written = _changed(self.workspace.sweep(self.sweep).plan_file)
         if self._plan is None or self._plan[0] != written:
             self._plan = written, load_document(self.workspace, self.sweep)
-        return SweepStanding(self.sweep, tuple(map(self._stand, self._plan[1]["runs"])))
+        runs = tuple(map(self._stand, self._plan[1]["runs"]))
+        return SweepStanding(self.sweep, runs, tuple(self.workspace.sweep(self.sweep).decisions()))
 
     def _stand(self, planned: Mapping[str, Any]) -> RunStanding:
         before, known = self._seen.get(planned["run_id"], (0, None))
@@ -134,7 +146,8 @@ def _changed(path: Path) -> int:
 def look(workspace: Workspace, sweep: str) -> SweepStanding:
     """How a submitted sweep stands. SweepError for a name that was never submitted."""
     document = load_document(workspace, sweep)
-    return SweepStanding(sweep, tuple(stand(workspace.run(row["run_id"]), row) for row in document["runs"]))
+    runs = tuple(stand(workspace.run(row["run_id"]), row) for row in document["runs"])
+    return SweepStanding(sweep, runs, tuple(workspace.sweep(sweep).decisions()))
 
 
 def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:

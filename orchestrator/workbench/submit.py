@@ -16,6 +16,7 @@ from orchestrator.errors import InputError
 from orchestrator.execution import submission
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.workbench import slurm
+from orchestrator.workbench.adaptive import submit as adaptive
 from orchestrator.workbench.analyses.live_fit import live_fit
 from xlstm.quantities import nearest
 from xlstm.run.directory import Workspace
@@ -40,12 +41,18 @@ class Engine:
 
 
 def submit(
-    plan: Plan, on: str, console: "Console", only: Plan | None = None, *, replace: bool = False
+    plan: Plan,
+    on: str,
+    console: "Console",
+    only: Plan | None = None,
+    *,
+    replace: bool = False,
+    go_on: bool = False,
 ) -> Mapping[str, Status] | None:
     """Have what is missing of a plan, or of the part `only`, carried out by the engine of a name.
 
     With `replace`, runs of the submitted sweep of this name that are not in the plan no longer belong to it; without,
-    that is an InputError.
+    that is an InputError. With `go_on`, an adaptive sweep goes on whose runs contradict its law.
 
     Returns how every run ended; None where the engine has taken them over, and they go on by themselves. InputError
     where data or engine refuse; KeyboardInterrupt after every trainer left a checkpoint.
@@ -53,12 +60,14 @@ def submit(
     engine = find_engine(on)
     _refuse_to_drop(plan, replace)
     executor = engine.make(plan.workspace, plan.name)
+    if go_on:
+        adaptive.take_as_it_is(plan)
     _announce(plan, console)
     with _saved(plan):
         return engine.carry_out(executor, plan, only or plan, console)
 
 
-def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False) -> str | None:
+def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False, go_on: bool = False) -> str | None:
     """Print a plan and have it carried out in the background; says by whom.
 
     None where the engine needs nobody to stay. InputError where the engine refuses.
@@ -67,6 +76,8 @@ def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False) ->
     if engine.detach is None:
         return None
     _refuse_to_drop(plan, replace)
+    if go_on:
+        adaptive.take_as_it_is(plan)
     engine.make(plan.workspace, plan.name)  # refuses now what it would refuse in the background
     _announce(plan, console)
     plan.save()
@@ -134,6 +145,8 @@ def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console
     """Carry out a part of a plan from this process."""
     workspace, name = plan.workspace, plan.name
     settled = {run.run_id: workspace.run(run.run_id).status() for run in part.settled}
+    if adaptive.is_adaptive(plan) and part is plan:
+        return adaptive.carry_out(executor, plan, console)
     if not part.missing:
         # Of a controller that died after its last run, jobs may be left that have nothing to do.
         executor.cancel(executor.adopt([workspace.run(run.run_id) for run in part.runs]))

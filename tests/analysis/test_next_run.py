@@ -65,6 +65,19 @@ def test_a_run_that_tells_the_modes_apart_is_worth_most() -> None:
     assert worth[2] == pytest.approx(1, abs=1e-4)  # whichever it is, is known after it
 
 
+def test_runs_that_are_given_leave_the_covariance_that_measuring_them_together_would() -> None:
+    known = next_run.learn(POOL.head(20), (FORMS["additive"],))
+    given, rest = POOL[[30, 40, 50]], pl.concat([POOL[[60, 70]], TARGETS])
+    drawn = known.losses(pl.concat([given, rest]))
+    covariance = np.cov(drawn.T, bias=True)
+    measured = covariance[:3, :3] + known.scatter**2 * np.eye(3)
+    expected = covariance[3:, 3:] - covariance[3:, :3] @ np.linalg.solve(measured, covariance[:3, 3:])
+    (apart,) = known._apart(given, rest)
+    np.testing.assert_allclose(apart.T @ apart / len(apart), expected, rtol=1e-6, atol=1e-9 * expected.max())
+    left = np.trace(expected[2:, 2:]) / np.trace(covariance[5:, 5:])
+    assert known.left(TARGETS, given) == pytest.approx(left)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form", "columns"),

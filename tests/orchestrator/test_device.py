@@ -69,7 +69,7 @@ def test_on_this_machine_it_sees_no_gpu_and_the_others_keep_theirs(
 
 def test_on_ray_it_asks_for_cores(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 16.0, "CPU": 64.0})
-    need = Need.of(Job(RunDirectory(Path("a")), spec, "a"))
+    need = Need.of(spec.execution)
     assert need.bundle == {"CPU": 6.0}
 
 

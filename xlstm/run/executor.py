@@ -83,6 +83,10 @@ class Executor(Protocol):
         """Queue jobs in order; returns one handle each, at once."""
         ...
 
+    def has_room(self, spec: RunSpec) -> bool:
+        """Whether a job of such a run would start at once, nothing else being waited for."""
+        ...
+
     def adopt(self, runs: Sequence[RunDirectory]) -> list[Handle]:
         """Jobs of these runs that outlived the controller that submitted them."""
         ...

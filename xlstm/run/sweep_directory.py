@@ -1,8 +1,12 @@
 """The folder of one submitted sweep: the names of what lies in it, and its plan. Imports without torch."""
 
+import json
+import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,19 @@ from xlstm.run.json_files import invalid, read_json
 from xlstm.run.records import SweepPlan
 
 PLAN = "plan.json"
+
+
+class Decision(StrEnum):
+    """What a line of `decisions.jsonl` says, as its `decision`."""
+
+    BOUGHT = "bought"
+    """A run of the pool is trained."""
+    SEEN = "seen"
+    """A run's loss became known, and with it what the law says of the targets."""
+    STOPPED = "stopped"
+    """Nothing more is bought."""
+    WENT_ON = "went on"
+    """Somebody takes runs as they are that contradict the law."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,34 @@ class SweepDirectory:
         return self.path / "submit.log"
 
     @property
+    def decisions_file(self) -> Path:
+        """What an adaptive sweep decided, a line for each decision, in order."""
+        return self.path / "decisions.jsonl"
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Every decision, in order; a line torn by a kill is none: what it was to say was not acted upon."""
+        if not self.decisions_file.is_file():
+            return []
+        rows = []
+        for line in self.decisions_file.read_bytes().split(b"\n"):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "decision" in row:
+                rows.append(row)
+        return rows
+
+    def decide(self, row: Mapping[str, Any]) -> None:
+        """Add a decision; when this returns, it is on the disk, and may be acted upon."""
+        line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode()
+        with open(self.decisions_file, "ab+") as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((b"\n" if torn else b"") + line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
     def fit(self) -> Path:
         """Fits and figures of the sweep."""
         return self.path / "fit"
@@ -93,7 +138,8 @@ class SweepDirectory:
 
     def files(self) -> list[Path]:
         """Every file of the sweep but its fits, batches and earlier versions, whether it is there or not."""
-        return [self.sweep_file, self.plan_file, self.controller_lock, self.slurm_lock, self.submission_log]
+        locks = [self.controller_lock, self.slurm_lock]
+        return [self.sweep_file, self.plan_file, self.decisions_file, *locks, self.submission_log]
 
     def plan(self) -> dict[str, Any]:
         """The plan. FileNotFoundError where the sweep was never submitted, DamagedFileError where it is no plan."""

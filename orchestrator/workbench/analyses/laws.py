@@ -29,6 +29,7 @@ from analysis.laws import forms, objectives
 from analysis.source import Question, Source
 from orchestrator.errors import InputError
 from orchestrator.execution import provenance
+from orchestrator.standing.decisions import sentence
 from orchestrator.standing.noise import measured
 from orchestrator.workbench.mending import mend_plan
 from sweeps.sweep import Sweep
@@ -290,7 +291,9 @@ def _write_page(
     """Write the page; that of a submitted sweep is logged on its parent run, too, where the store can be reached."""
     from analysis.report import page as pages
 
-    path = pages.write_with(source.folder / "report.html", source.title, evidence, drawn, _about(source))
+    decided = source.workspace.sweep(source.name).decisions() if source.plan is not None else []
+    about, told = _about(source), [sentence(row) for row in decided]
+    path = pages.write_with(source.folder / "report.html", source.title, evidence, drawn, about, told)
     if source.plan is None:
         return path, None
     return path, log_artifact(source.name, source.workspace.tracking_uri, path, source.workspace.artifacts)

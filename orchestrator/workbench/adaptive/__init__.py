@@ -1,0 +1,1 @@
+"""Sweeps that choose their own next run."""
