@@ -7,28 +7,28 @@ Every problem of every point is collected, once, with the line of the key that c
 import pathlib as files
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
+from sweeps.budgets import tokens_of
+from sweeps.corpora import declared
 from sweeps.evaluations import Evaluations
 from sweeps.language import BUDGETS, CORPUS, DataSettings, Resources, Settings, SweepFile, stated_fields
 from sweeps.located import Document, Path
 from sweeps.points import Choice, Grid, Point, Problems, matches
+from sweeps.rates import LAW, RateByLaw
 from xlstm import accounting
-from xlstm.data import CorpusError, declare
+from xlstm.data import CorpusError
 from xlstm.data.generated import declare_task
 from xlstm.data.locations import located
-from xlstm.data.tokenizers import canonical_name, model_vocabulary, stated_vocabulary
 from xlstm.models.configs import ModelConfig
-from xlstm.models.naming import parse_family
+from xlstm.models.naming import family_label, parse_family
 from xlstm.models.sizes import config_for
 from xlstm.run.spec import (
     Data,
     Evaluation,
     Execution,
-    IdType,
     Optimizer,
     Physics,
     Presentation,
@@ -47,7 +47,7 @@ _ALTERNATIVES = (
 )
 """Two ways to say one thing: the one stated nearest to the point is taken whole."""
 
-_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "text_key", "schedule", "precision")
+_DEFAULT_WHERE_NULL = ("tokenizer", "documents", "text_key", "schedule", "precision", "optimizer")
 """Settings that may be null, which is to say that they are left out."""
 
 _SCHEDULING = ("priority", "gpu", "mfu")
@@ -75,7 +75,7 @@ class SweepRun:
     """
 
 
-def expand(file: SweepFile, document: Document) -> list[SweepRun]:
+def expand(file: SweepFile, document: Document, rate_by_law: RateByLaw | None = None) -> list[SweepRun]:
     """Every run of a sweep, in the order written; a run that two points name appears once.
 
     SweepError with every problem. CorpusError's text becomes a problem at the line of the data.
@@ -85,7 +85,7 @@ def expand(file: SweepFile, document: Document) -> list[SweepRun]:
     points = list(grid.points())
     grid.check_words()
     problems.stop()
-    expansion = _Expansion(file, problems)
+    expansion = _Expansion(file, problems, rate_by_law)
     runs: dict[str, SweepRun] = {}
     for point in points:
         run = expansion.run(point)
@@ -99,6 +99,7 @@ def expand(file: SweepFile, document: Document) -> list[SweepRun]:
 class _Expansion:
     file: SweepFile
     problems: Problems
+    rate_by_law: RateByLaw | None
 
     def __post_init__(self) -> None:
         self.evaluations = Evaluations(self.file, self.problems)
@@ -126,6 +127,11 @@ class _Expansion:
         batch = self._batch(values, data, point)
         if config is None or batch is None:
             return None
+        if values.get("learning_rate") == LAW:
+            rate = self._rate(point, values, data, config, batch, settings["learning_rate"][1])
+            if rate is None:
+                return None
+            values["learning_rate"] = rate
         try:
             physics = self._physics(point, values, data, config, batch)
             spec = RunSpec(
@@ -226,7 +232,7 @@ class _Expansion:
             return None
         try:
             paths = tuple(located(path) if path else path for path in paths)
-            return _declared(
+            return declared(
                 values["corpus"],
                 values.get("tokenizer") or _default("tokenizer"),
                 values["context_length"],
@@ -277,10 +283,25 @@ class _Expansion:
         self.complain(("train",), "`train.batch_sequences` is missing")
         return None
 
+    def _rate(
+        self, point: Point, values: Mapping[str, Any], data: Data, config: ModelConfig, batch: int, where: Path
+    ) -> float | None:
+        """The rate by the law that a point names, or None after noting why there is none."""
+        tokens = tokens_of(point.values(), config, data.context_length, batch) // batch * batch
+        try:
+            if values.get("law") is None:
+                raise ValueError("`learning_rate: law` needs `law`, the sweep whose fitted law it takes")
+            if self.rate_by_law is None:
+                raise ValueError("a rate by law is known where the sweep is planned, with its workspace")
+            return self.rate_by_law(values["law"], family_label(config), accounting.parameters(config).total, tokens)
+        except ValueError as error:
+            self.complain(where, str(error))
+            return None
+
     def _physics(self, point: Point, values: Mapping[str, Any], data: Data, config: ModelConfig, batch: int) -> Physics:
         """ValidationError where the values do not make a run."""
         stated = point.values()
-        tokens = stated.get("tokens") or _derived_tokens(stated, config, data.context_length, batch)
+        tokens = tokens_of(stated, config, data.context_length, batch)
         decay = values.get("decay_steps")
         if values.get("decay_fraction"):
             decay = max(1, round(values["decay_fraction"] * (tokens // batch)))
@@ -309,6 +330,7 @@ class _Expansion:
             return
         if key not in sources:
             suspects = {
+                "mup": ("mup_base_width", "mup_base_heads", "parametrization"),
                 "less than one global batch": BUDGETS,
                 "test length": ("shortest", "longest", "length_step"),
                 "runs_per_device": ("runs_per_device",),
@@ -334,60 +356,6 @@ def _stated(section: Any, path: Path) -> dict[str, Choice]:
 
 def _default(name: str) -> Any:
     return Data.model_fields[name].default
-
-
-@lru_cache(maxsize=256)
-def _declared(
-    corpus: str,
-    tokenizer: str,
-    context_length: int,
-    paths: tuple[str, ...],
-    revision: str | None,
-    documents: Literal["continue", "reset"],
-    text_key: str,
-    end_of_text: str | None,
-    id_type: IdType | None,
-    mixture: tuple[tuple[tuple[str, Any], ...], ...],
-) -> tuple[Data, int]:
-    """The data ring and the vocabulary. A stated revision is taken at its word, so no file is needed to plan."""
-    if revision is not None:
-        vocabulary = stated_vocabulary(canonical_name(tokenizer))
-        if vocabulary is None:
-            raise ValueError(f"tokenizer {tokenizer}: its vocabulary comes from the corpus: state no revision")
-        if end_of_text is not None:
-            raise ValueError(f"tokenizer {tokenizer}: its end of text is known; end_of_text is for a tokenizer.json")
-        data = Data(
-            corpus=corpus,
-            revision=revision,
-            tokenizer=canonical_name(tokenizer),
-            context_length=context_length,
-            documents=documents,
-            text_key=text_key,
-            id_type=id_type,
-        )
-        return data, model_vocabulary(vocabulary.size)
-    return declare(
-        corpus,
-        tokenizer,
-        context_length,
-        paths,
-        documents,
-        text_key=text_key,
-        end_of_text=end_of_text,
-        id_type=id_type,
-        portions=[dict(source) for source in mixture],
-    )
-
-
-def _derived_tokens(stated: Mapping[str, Any], config: ModelConfig, context_length: int, batch: int) -> int:
-    """Tokens of a budget given in steps, per parameter or in FLOPs, to the nearest whole step; at least one step."""
-    if "steps" in stated:
-        return int(stated["steps"]) * batch
-    if "flops" in stated:
-        tokens = stated["flops"] / accounting.training_flops_per_token(config, context_length)
-    else:
-        tokens = stated["tokens_per_parameter"] * accounting.parameters(config).total
-    return max(1, round(float(tokens) / batch)) * batch
 
 
 def _execution(resources: Mapping[str, Choice], values: Mapping[str, Any]) -> Execution:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from sweeps.design import Design
 from sweeps.located import Document, Problem, SweepError
+from sweeps.rates import RateSettings
 from sweeps.section import AS_PEOPLE_WRITE_IT, Count, Positive, Section, as_list
 from xlstm.accounting.cards import CardName
 from xlstm.quantities import nearest
@@ -35,7 +36,10 @@ VALIDATION = "validation"
 
 S = TypeVar("S", bound=Section)
 
-_OTHER_KEYS: dict[tuple[type[BaseModel], str], str] = {(Schedule, "kind"): "schedule"}
+_OTHER_KEYS: dict[tuple[type[BaseModel], str], str] = {
+    (Schedule, "kind"): "schedule",
+    (Optimizer, "name"): "optimizer",
+}
 """The key of a field of the specification that a sweep calls by another name."""
 
 OF_A_POINT = ("task", "tokens", "seed")
@@ -45,7 +49,7 @@ OF_SECTIONS = ("model", "data", "optimizer", "schedule")
 """Fields of the physics that are built from several keys."""
 
 ONE_VALUE_ONLY = ("name",)
-"""Fields of the optimizer that leave no choice, and the name of a task, which is its axis."""
+"""The name of a task, which is its axis."""
 
 OF_A_TASK = ("generated",)
 """Fields of the data that are built from the keys of their task."""
@@ -133,9 +137,9 @@ class DataSettings(Section):
 
 
 @_fields_of(Schedule)
-@_fields_of(Optimizer, without=ONE_VALUE_ONLY)
+@_fields_of(Optimizer, without=("learning_rate",))
 @_fields_of(Physics, without=OF_A_POINT + OF_SECTIONS)
-class TrainSettings(Section):
+class TrainSettings(RateSettings, Section):
     """How a run is trained. A key left out has the default of xlstm/run/spec.py."""
 
     batch_sequences: Count | None = Field(None, description="Global batch in sequences, instead of batch_tokens.")

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweeps.language import BUDGETS, CORPUS, SweepFile, validate
 from sweeps.located import Document, Problem, SweepError, parse
+from sweeps.rates import RateByLaw
 from xlstm.data.locations import located
 from xlstm.quantities import nearest
 from xlstm.run.data import MIXTURE
@@ -27,6 +28,8 @@ class Sweep:
 
     file: SweepFile
     document: Document
+    rate_by_law: RateByLaw | None = field(default=None, compare=False)
+    """Who knows the laws that its learning rates are left to; whoever plans it says."""
 
     @classmethod
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -60,7 +63,7 @@ class Sweep:
         """Every run of the sweep, in the order written. SweepError names every problem with file and line."""
         from sweeps.expand import expand
 
-        return expand(self.file, self.document)
+        return expand(self.file, self.document, self.rate_by_law)
 
     def dump(self) -> str:
         """The sweep with everything it extends, as JSON (which is YAML): loads into the same runs."""

@@ -8,6 +8,7 @@ power law of N and D, by least squares of their logarithms weighed by their vari
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import polars as pl
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import LEVEL, percentile
 from analysis.laws.additive import Array
+from xlstm.run.rate_law import RateLaw
 
 DRAWS, SEED = 1000, 0
 NEAREST = 5
@@ -71,11 +73,14 @@ class HyperparameterLaw:
 
     def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
         """The best value at (N, D), and the bounds of its interval."""
-        at = {"N": np.log(parameters) - self.center[0], "D": np.log(tokens) - self.center[1]}
-        row = np.array([1.0, *(at[name] for name in self.exponents if name != "K")])
-        drawn = np.exp(self.draws @ row)
-        low, high = percentile(drawn[1:])
-        return float(drawn[0]), low, high
+        return self.kept.at(parameters, tokens)
+
+    @cached_property
+    def kept(self) -> RateLaw:
+        """What is kept of the law for other sweeps to take their values from."""
+        varying = tuple(name for name in self.exponents if name != "K")
+        draws = tuple(map(tuple, self.draws.tolist()))
+        return RateLaw(family=self.family, law=self.formula, varying=varying, center=self.center, draws=draws)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the shape of `scaling fit --hyperparameters --json`."""

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from analysis.report.plots import color_of, dash_of, marker_of, spread, style
 from analysis.report.table import MeasureTable, lower_is_better
@@ -89,7 +89,9 @@ def _curves(table: MeasureTable, places: Sequence[float]) -> Figure:
         axes.set_ylim(bounds[0] - 0.02, bounds[1] + 0.02)
     elif max(means := [cell.mean for cell in table.cells.values()]) > _WIDE * min(means) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(means) < _WIDE**2 * min(means) else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     elif min(means) < 0.5 * max(means):
         axes.set_ylim(bottom=0)
     named = {_BANDS: "occurrences in training", "context": "context in tokens"}

@@ -19,9 +19,9 @@ LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "mean_square
 
 
 def lower_is_better(measure: str) -> bool:
-    """By the last word of a name such as `evaluation/long/loss`, or `average_perplexity`."""
+    """By the last word of a name such as `evaluation/long/loss`, or `average_perplexity`; so are seconds and memory."""
     last = measure.rpartition("/")[2]
-    return last in LOWER_IS_BETTER or last.endswith("_perplexity")
+    return last in LOWER_IS_BETTER or last.endswith(("_perplexity", "_mib")) or last.startswith("seconds_")
 
 
 _COLUMNS = ("task", "pairs", "context_length", "size", "tokens", "steps", "tokens_per_parameter", "flops")
@@ -59,9 +59,10 @@ class Cell:
     best: Any = None
     """The value of the searched axis; None where none was."""
 
-    def text(self, between: str = " ± ") -> str:
-        """Mean and half interval, to three decimals."""
-        return f"{self.mean:.3f}" + (f"{between}{self.interval:.3f}" if self.interval is not None else "")
+    def text(self, between: str, decimals: int) -> str:
+        """Mean and half interval."""
+        half = "" if self.interval is None else f"{between}{self.interval:.{decimals}f}"
+        return f"{self.mean:.{decimals}f}{half}"
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ class MeasureTable:
     measured: int
     planned: int
 
+    @property
+    def decimals(self) -> int:
+        """Three, and more where all means are small."""
+        most = max((abs(cell.mean) for cell in self.cells.values()), default=0.0)
+        return 3 + max(0, -math.floor(math.log10(most)) - 1) if most > 0 else 3
+
     def best(self, column: str) -> float | None:
         """The best mean of a column, rounded as it is shown."""
-        means = [round(cell.mean, 3) for (_, name), cell in self.cells.items() if name == column]
+        means = [round(cell.mean, self.decimals) for (_, name), cell in self.cells.items() if name == column]
         if not means:
             return None
         return min(means) if lower_is_better(self.measure) else max(means)
@@ -91,8 +98,8 @@ class MeasureTable:
             line = [row]
             for column in self.columns:
                 cell = self.cells.get((row, column))
-                text = cell.text(between) if cell else absent
-                marked = cell is not None and round(cell.mean, 3) == best[column] and len(self.rows) > 1
+                text = cell.text(between, self.decimals) if cell else absent
+                marked = cell is not None and round(cell.mean, self.decimals) == best[column] and len(self.rows) > 1
                 line.append(f"{bold[0]}{text}{bold[1]}" if marked else text)
             lines.append(line)
         return lines

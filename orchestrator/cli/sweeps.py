@@ -12,6 +12,7 @@ from orchestrator.cli.terminal import (
     NameArgument,
     OptionalNameArgument,
     OverridesArgument,
+    RefreshLawOption,
     SetOption,
     SweepArgument,
     interruption,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from orchestrator.standing.status import SweepStanding
 
 app = typer.Typer()
+check_app = typer.Typer(help="Checks of a sweep that train a little.", no_args_is_help=True)
+app.add_typer(check_app, name="check")
 
 
 @app.command()
@@ -42,6 +45,7 @@ def plan(
     override: SetOption = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour: the plan says what the GPUs cost.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Also build every layout, without a device.")] = False,
+    refresh_law: RefreshLawOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a sweep will run, cost and share, before anything is spent.
@@ -54,7 +58,7 @@ def plan(
     from orchestrator.display.tables import plan_summary, plan_table
     from orchestrator.planning.layouts import check as build_layouts
 
-    made = plan_sweep(sweep, overrides, override)
+    made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     document = made.document(price)
     for line in made.damage:
         print(line, file=sys.stderr)
@@ -70,12 +74,44 @@ def plan(
         problems = made.misfits if checked is None else list(checked.problems.values())
         for problem in problems:
             console.print(problem, highlight=False, style="red", soft_wrap=True)
-        for line in made.advice:
+        for line in [*made.rates_told, *made.advice]:
             console.print(line, highlight=False, style="yellow", soft_wrap=True)
         if checked is not None and not problems:
             console.print(f"{checked.layouts} layouts built: all can be trained as planned", highlight=False)
     if checked is not None and checked.problems:
         raise typer.Exit(BAD_INPUT)
+
+
+@check_app.command("coordinates")
+def check_coordinates(
+    sweep: SweepArgument,
+    overrides: OverridesArgument = None,
+    override: SetOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps before activations are measured.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether rates carry over the widths of a sweep: activations after a few steps, which stay as large where they do.
+
+    The exit code is 1 where a family under `parametrization: mup` is not flat within 1.5x.
+    """
+    from orchestrator.display.tables import coordinates_table
+    from orchestrator.workbench.analyses import coordinates
+
+    made = plan_sweep(sweep, overrides, override)
+    with one_line_errors():
+        documents, figure = coordinates.check(made, steps)
+    if as_json:
+        print_json(documents)
+    else:
+        console = make_console()
+        for document in documents:
+            told = f"{document['family']}, {document['parametrization']}, {document['optimizer']} at "
+            told += f"{document['learning_rate']:g}, after {steps} steps"
+            console.print(told, highlight=False, soft_wrap=True)
+            console.print(coordinates_table(document))
+        console.print(f"drawn in {figure}", highlight=False, soft_wrap=True)
+    if any(not one["flat"] for one in documents if one["parametrization"] == "mup"):
+        raise typer.Exit(A_RUN_FAILED)
 
 
 @app.command()
@@ -88,6 +124,7 @@ def submit(
     replace: Annotated[
         bool, typer.Option("--replace", help="Let runs of the submitted sweep go that this one no longer has.")
     ] = False,
+    refresh_law: RefreshLawOption = False,
     go_on: Annotated[
         bool, typer.Option("--go-on", help="Of an adaptive sweep: buy on, though a run contradicts the law.")
     ] = False,
@@ -100,7 +137,7 @@ def submit(
     with one_line_errors():
         writable_workspace()
         find_engine(on)
-    made = plan_sweep(sweep, overrides, override)
+    made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
     with one_line_errors():
         by = submit_detached(made, on, make_console(), replace=replace, go_on=go_on) if detach else None
     if by is None:

@@ -40,18 +40,23 @@ OverridesArgument = Annotated[
 ]
 
 
-def plan_sweep(sweep: str, *given: list[str] | None) -> "Plan":
+RefreshLawOption = Annotated[
+    bool, typer.Option("--refresh-law", help="Take rates by `learning_rate: law` anew; the plan keeps them otherwise.")
+]
+
+
+def plan_sweep(sweep: str, *given: list[str] | None, refresh_law: bool = False) -> "Plan":
     """The plan of a sweep under the overrides that were given, one after the other."""
     from orchestrator.planning.plan import make_plan
+    from orchestrator.workbench.adaptive.submit import refuse_unknown_form
     from sweeps.sweep import SHIPPED, Sweep
 
     with one_line_errors():
         workspace = workspace_here()
         kept = workspace.sweep(sweep).sweep_file
         known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
-        made = make_plan(Sweep.load(known, [one for overrides in given for one in overrides or ()]), workspace)
-        from orchestrator.workbench.adaptive.submit import refuse_unknown_form
-
+        loaded = Sweep.load(known, [one for overrides in given for one in overrides or ()])
+        made = make_plan(loaded, workspace, refresh_law=refresh_law)
         refuse_unknown_form(made.sweep)
         if any(run.spec.execution.slurm for run in made.runs):
             from orchestrator.workbench.slurm import refuse_unknown_settings

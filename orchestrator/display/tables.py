@@ -310,3 +310,14 @@ def cells_table(document: Mapping[str, Any]) -> Table:
             "" if cell["off_by_two"] is None else f"+{cell['off_by_two']:.2%}",
         )
     return table
+
+
+def coordinates_table(document: Mapping[str, Any]) -> Table:
+    """A row for each block and the logits: root mean squares by width, and the largest over the least."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("", *(f"width {width}" for width in document["widths"]), "ratio", ""):
+        table.add_column(name, justify="right")
+    for one in document["places"]:
+        sizes = (f"{size:.4g}" for size in one["sizes"])
+        table.add_row(one["place"], *sizes, f"{one['ratio']:.2f}", "flat" if one["flat"] else "not flat")
+    return table

@@ -7,7 +7,7 @@ which status and analysis read which runs belong to the sweep. Imports without t
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 from orchestrator.planning.capacity import Capacity, capacity, card_of, checkpoint_gib, checkpoint_steps
 from orchestrator.planning.estimate import Estimate, Speeds, sequential_seconds
 from orchestrator.planning.expectations import expected_points
+from orchestrator.planning.known import as_known, as_submitted
 from orchestrator.planning.pool import bought_shares
+from orchestrator.planning.rates import RatesByLaw
 from orchestrator.planning.sharing import Share, share
 from sweeps.expand import SweepRun
 from sweeps.sweep import Sweep
@@ -26,7 +28,7 @@ from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import PlannedRun, is_settled
 from xlstm.run.json_files import DamagedFileError, write_text
 from xlstm.run.records import Fork, Parameters, State, write_json
-from xlstm.run.spec import RunSpec, same_training
+from xlstm.run.spec import RunSpec
 from xlstm.run.sweep_directory import SweepDirectory
 
 
@@ -150,6 +152,8 @@ class Plan:
     sweep: Sweep
     workspace: Workspace
     runs: tuple[RunPlan, ...]
+    rates_by_law: tuple[Mapping[str, Any], ...] = ()
+    """Learning rates that were taken from laws, with their sources: kept, so that ids do not drift."""
 
     @property
     def name(self) -> str:
@@ -188,6 +192,15 @@ class Plan:
         ]
 
     @property
+    def rates_told(self) -> list[str]:
+        """Each learning rate by a law, for people."""
+        return [
+            f"learning_rate {row['learning_rate']:g} [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}] of "
+            f"{row['family']} at N = {row['parameters']:.4g}, D = {row['tokens']:.4g}, by {row['source']}"
+            for row in self.rates_by_law
+        ]
+
+    @property
     def damage(self) -> list[str]:
         """What is damaged of the runs in the workspace, each with what to do."""
         return [line for run in self.runs for line in run.damage]
@@ -221,8 +234,12 @@ class Plan:
                 run["cost"] = price * run["device_hours"] if run["gpu"] else 0.0
             to_train = {run.run_id for run in self.missing}
             totals["cost"] = sum(run["cost"] for run in runs if run["run_id"] in to_train)
-        pool = {"pool": True} if self.sweep.file.design is not None else {}
-        return {"sweep": self.name, "runs": runs, "totals": totals, **pool}
+        document: dict[str, Any] = {"sweep": self.name, "runs": runs, "totals": totals}
+        if self.sweep.file.design is not None:
+            document["pool"] = True
+        if self.rates_by_law:
+            document["rates_by_law"] = list(map(dict, self.rates_by_law))
+        return document
 
     @property
     def dropped(self) -> list[str]:
@@ -267,8 +284,13 @@ class Plan:
         write_json(self.directory.plan_file, self.document() | {"best_of": self.sweep.file.best_of})
 
 
-def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
-    """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs."""
+def make_plan(sweep: Sweep, workspace: Workspace, *, refresh_law: bool = False) -> Plan:
+    """Plan a sweep against what the workspace already holds. SweepError where the sweep does not make valid runs.
+
+    Learning rates by a law are those of the submitted sweep, unless the law is to be asked anew.
+    """
+    rates = RatesByLaw(workspace, sweep.name, refresh=refresh_law)
+    sweep = replace(sweep, rate_by_law=rates)
     runs = as_known(as_submitted(sweep.runs, workspace, sweep.name), workspace)
     directories = {run.spec.run_id: workspace.run(run.spec.run_id) for run in runs}
     results = {run_id: directory.known_result() for run_id, directory in directories.items()}
@@ -286,52 +308,7 @@ def make_plan(sweep: Sweep, workspace: Workspace) -> Plan:
         _plan_run(run, directories[run.spec.run_id], complete[run.spec.run_id], shares[run.spec.run_id], speeds)
         for run in runs
     ]
-    return Plan(sweep, workspace, tuple(_in_order(planned)))
-
-
-def as_submitted(runs: Sequence[SweepRun], workspace: Workspace, name: str) -> Sequence[SweepRun]:
-    """The runs as an earlier version made them, all of them, where the sweep was submitted then; else as they are.
-
-    A sweep goes on as it began: a default that is another since would give its losses two meanings.
-    """
-    earlier, directory = {run.earlier.run_id for run in runs if run.earlier is not None}, workspace.sweep(name)
-    if not earlier or not directory.sweep_file.is_file():
-        return runs
-    try:
-        known = {row["run_id"] for row in (directory.known_plan() or {"runs": []})["runs"]}
-    except DamagedFileError:  # what it held is told by the runs themselves
-        known = {run_id for run_id in earlier if workspace.run(run_id).path.is_dir()}
-    if not known & earlier:
-        return runs
-    return [run if run.earlier is None else replace(run, spec=run.earlier) for run in runs]
-
-
-def as_known(runs: Sequence[SweepRun], workspace: Workspace) -> list[SweepRun]:
-    """The runs, each with the specification under whose id the same training lies in the workspace already.
-
-    Earlier versions gave another id to a run that stated a schedule's default: it is found, and not trained again.
-    """
-    missing = {run.spec.run_id.rpartition("-")[0] for run in runs if not workspace.run(run.spec.run_id).path.exists()}
-    if not missing or not workspace.runs.is_dir():
-        return list(runs)
-    known: dict[str, RunSpec] = {}
-    for entry in os.scandir(workspace.runs):
-        directory = workspace.run(entry.name)
-        if entry.name.rpartition("-")[0] not in missing or not directory.spec_file.is_file():
-            continue
-        text = directory.spec_file.read_text(errors="replace")
-        if '"decay_steps": null' in text and '"constant"' not in text:
-            continue  # nothing is stated that could be left out
-        try:
-            stated = directory.spec()
-        except ValueError:
-            continue  # damaged: whoever asks for this run is told
-        if (plain := same_training(stated)) is not stated:
-            known[plain.run_id] = stated
-    return [
-        replace(run, spec=run.spec.with_physics(known[run.spec.run_id].physics)) if run.spec.run_id in known else run
-        for run in runs
-    ]
+    return Plan(sweep, workspace, tuple(_in_order(planned)), tuple(rates.taken))
 
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:

@@ -30,7 +30,7 @@ class Sweep(SweepInFile):
         """
         where = Workspace.default() if workspace is None else Workspace(Path(workspace).absolute())
         made = make_plan(self, where)
-        return Plan(made.sweep, made.workspace, made.runs)
+        return Plan(made.sweep, made.workspace, made.runs, made.rates_by_law)
 
 
 class Plan(PlannedSweep):

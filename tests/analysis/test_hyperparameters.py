@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from analysis.decisions import hyperparameters
 from analysis.findings import RefusalError
 from orchestrator.cli import app
+from xlstm.run.rate_law import RateLaws
 
 SIZES, BUDGETS = (1e7, 4e7, 1.6e8), (1e9, 4e9, 1.6e10)
 K, P, Q = 2.0, -0.4, 0.1
@@ -85,6 +86,9 @@ def test_it_is_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["predictions"][0]["best"] == pytest.approx(truth(6.4e8, 3e10), rel=0.05)
     assert len(document["cells"]) == 9
     assert document["published"]["at_cells"][0] == pytest.approx(1.79 * 1e7**-0.713 * 1e9**0.307)
+    (kept,) = (tmp_path / "workspace" / "fits").glob("rates-*/best-learning_rate.json")
+    (law,) = RateLaws.model_validate_json(kept.read_text()).laws
+    assert list(law.at(6.4e8, 3e10)) == [document["predictions"][0][name] for name in ("best", "low", "high")]
     for wrong, said in ((["--at", "640M"], "write N,D"), (["--axis", "momentum"], "no column for momentum")):
         run = CliRunner().invoke(app, [*asked, *wrong])
         assert run.exit_code == 2

@@ -40,6 +40,16 @@ def test_the_best_value_is_that_of_the_best_mean_and_the_interval_is_students() 
     assert build_table(RUNS, "loss", None, "learning_rate").cells["lstm", "parity"].best == 1e-2
 
 
+def test_seconds_and_memory_are_the_better_the_fewer_and_small_numbers_keep_their_digits() -> None:
+    runs = [
+        Measured({"model": model, "context": 128}, {"seconds_per_token": seconds, "state_mib": mib})
+        for model, seconds, mib in (("lstm", 0.00612, 4.0), ("llama", 0.00325, 0.25))
+    ]
+    lines = build_table(runs, "seconds_per_token", "context", None).markdown().splitlines()
+    assert lines[2:] == ["| lstm | 0.00612 |", "| llama | **0.00325** |"]
+    assert "| **0.250** |" in build_table(runs, "state_mib", "context", None).markdown()
+
+
 def test_what_varies_beside_the_column_tells_rows_apart_and_what_the_column_decides_does_not() -> None:
     runs = [
         Measured({"model": "lstm", "pairs": pairs, "context_length": 16 * pairs, "size": size}, {"loss": 1.0})

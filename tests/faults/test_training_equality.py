@@ -12,7 +12,7 @@ from launching import BATCH, CONTEXT, SEQUENCES, losses, make_run, start
 from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, XLSTMConfig
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Fork, State
-from xlstm.run.spec import Schedule
+from xlstm.run.spec import Optimizer, Schedule
 
 pytestmark = pytest.mark.serial
 
@@ -20,6 +20,15 @@ Undisturbed = Callable[[int], RunDirectory]
 
 RELATIVE = 1e-5
 """Twenty steps of sums in another order, in float32."""
+
+
+SLOWLY = """
+import time
+from xlstm.training import trainer
+original = trainer.Trainer._optimizer_step
+trainer.Trainer._optimizer_step = lambda self: (time.sleep(0.2), original(self))[1]
+"""
+"""Steps long enough for a checkpoint to come between two of them, however fast the machine."""
 
 
 def assert_close(run: RunDirectory, reference: RunDirectory) -> None:
@@ -66,6 +75,32 @@ def test_recurrent_families_learn_the_same_on_two_ranks(workspace: Workspace, mo
         runs[ranks] = make_run(place, steps=5, model=model)
         start(runs[ranks], ranks).completed()
     assert_close(runs[2], runs[1])
+
+
+GRADIENTS_OF_THE_WEIGHTS_ALONE = """
+import torch
+from xlstm.training import trainer
+def replaced(parameters, limit):
+    for parameter in parameters:
+        parameter.grad.copy_(torch.sin(100 * parameter.detach()))
+    return torch.ones(())
+trainer.clip_gradients = replaced
+"""
+"""Gradients that no sum over ranks rounds, so that equal updates leave equal weights."""
+
+
+@pytest.mark.slow
+def test_muon_moves_two_ranks_that_were_killed_between_as_it_moves_one(workspace: Workspace) -> None:
+    physics = {"optimizer": Optimizer(name="muon", learning_rate=1e-2), "parametrization": "mup", "mup_base_width": 16}
+    one, two = (
+        make_run(Workspace(workspace.root.with_name(name)), steps=6, physics=physics, checkpoint_every=2)
+        for name in ("one", "two")
+    )
+    start(one, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE).completed()
+    start(two, 2, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE + SLOWLY).wait_for_checkpoint().kill()
+    assert start(two, 2, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE).completed().attempts == 2
+    assert_close(two, one)
+    assert losses(one)[-1][1] != losses(one)[0][1]
 
 
 @pytest.mark.slow

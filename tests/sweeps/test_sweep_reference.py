@@ -12,14 +12,17 @@ from pydantic.fields import FieldInfo
 
 from sweeps import language
 from sweeps.language import OF_A_POINT, OF_A_TASK, OF_PORTIONS, OF_SECTIONS, ONE_VALUE_ONLY, RESOLVED, schema
+from sweeps.located import SweepError
 from sweeps.sweep import Sweep
 from xlstm.run.evaluations import KINDS, Kind, kind_of
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
+from xlstm.run.transfer import Transfer
 from xlstm.tasks.settings import FROM_FILES, FormalLanguage, Pathfinder, Recall, SmallPathfinder
 
 Load = Callable[..., Sweep]
 REFERENCE = Path(__file__).parents[2] / "docs" / "sweeps.md"
 
+TRAIN = {"batch_sequences": 8, "learning_rate": 0.001}
 WORDS: dict[str, Any] = {
     "corpus": "jsonl",
     "revision": "sha256:1",
@@ -118,16 +121,36 @@ def test_every_field_of_the_optimizer_can_be_said(load: Load, name: str, value: 
     assert getattr(run.spec.physics.optimizer, name) == value != Optimizer.model_fields[name].default
 
 
+def test_the_optimizer_is_said_by_its_name_as_an_axis_too(load: Load) -> None:
+    grid = {"model": "llama", "size": "small", "tokens": 65536, "seed": 0, "optimizer": ["adamw", "muon"]}
+    adamw, muon = load(grid=grid).runs
+    assert (adamw.spec.physics.optimizer.name, muon.spec.physics.optimizer.name) == ("adamw", "muon")
+    assert adamw.spec.run_id == load().runs[0].spec.run_id != muon.spec.run_id
+
+
 @pytest.mark.parametrize(("name", "value"), fields(Schedule))
 def test_every_field_of_the_schedule_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {"schedule" if name == "kind" else name: value}}]).runs
     assert getattr(run.spec.physics.schedule, name) == value != Schedule.model_fields[name].default
 
 
-@pytest.mark.parametrize(("name", "value"), fields(Physics, *OF_SECTIONS, *OF_A_POINT))
+@pytest.mark.parametrize(("name", "value"), fields(Physics, *OF_SECTIONS, *OF_A_POINT, *Transfer.model_fields))
 def test_every_field_of_the_physics_can_be_said(load: Load, name: str, value: Any) -> None:
     (run,) = load(rules=[{"set": {name: value}}]).runs
     assert getattr(run.spec.physics, name) == value != Physics.model_fields[name].default
+
+
+def test_a_parametrization_is_said_with_the_width_it_starts_from_or_refused_at_its_line(load: Load) -> None:
+    (run,) = load(train=TRAIN | {"parametrization": "mup", "mup_base_width": 16, "mup_base_heads": 1}).runs
+    assert run.spec.physics.mup_base_heads == 1
+    assert run.spec.run_id != load().runs[0].spec.run_id
+    for said, told in (
+        ({"parametrization": "mup"}, "mup needs mup_base_width"),
+        ({"mup_base_width": 16}, "mup_base_width and mup_base_heads are for `parametrization: mup`"),
+        ({"parametrization": "mup", "mup_base_width": 15}, "mup_base_width 15 makes no model of llama: embedding_dim"),
+    ):
+        with pytest.raises(SweepError, match=rf"sweep.yaml:\d+: {told}"):
+            _ = load(train=TRAIN | said).runs
 
 
 @pytest.mark.parametrize("name", OF_A_POINT)
@@ -167,6 +190,8 @@ def values_of(key: dict[str, Any]) -> str:
     kind = kinds[0]
     if "anyOf" in kind:
         return "whole number"
+    if key.get("title") == "Learning Rate":
+        return "number or text"
     if "enum" in kind or "const" in kind:
         return ", ".join(f"`{value}`" for value in kind.get("enum", [kind.get("const")]))
     words = {
@@ -182,7 +207,7 @@ def values_of(key: dict[str, Any]) -> str:
 def default_of(name: str, rings: Iterable[type[BaseModel]]) -> str:
     """What a run has where a key is left out, if the specification says so."""
     for ring in rings:
-        field = ring.model_fields.get("kind" if name == "schedule" else name)
+        field = ring.model_fields.get({"schedule": "kind", "optimizer": "name"}.get(name, name))
         if field is not None and not field.is_required():
             value = field.get_default(call_default_factory=True)
             return "" if value in (None, {}, (), "") else f"`{value if isinstance(value, str) else json.dumps(value)}`"

@@ -9,6 +9,7 @@ from xlstm.models import build
 from xlstm.models.configs import ModelConfig
 from xlstm.models.sizes import config_for
 from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec
+from xlstm.training.memory import memory
 from xlstm.training.parallel import build_layout
 
 
@@ -66,3 +67,12 @@ def test_the_largest_models_are_spread_evenly_over_32_ranks(family: str) -> None
     layout = build_layout(run)
     assert layout.even == 16 * -(-parameters(run.physics.model).total // 32)
     assert layout.padding < 0.01 * layout.even
+
+
+def test_a_matrix_that_muon_moves_has_one_state_in_the_layout_and_in_the_closed_form() -> None:
+    adamw = spec(config_for("xlstm[7:1]", "125M", 50304), devices=4)
+    physics = adamw.physics.model_copy(update={"optimizer": Optimizer(name="muon", learning_rate=1e-3)})
+    muon = adamw.with_physics(physics)
+    spared = memory(adamw).optimizer - memory(muon).optimizer
+    assert spared == build_layout(adamw).even - build_layout(muon).even
+    assert 0.9 < spared / parameters(physics.model).non_embedding < 1  # four bytes, over four ranks

@@ -35,10 +35,15 @@ class Cost:
     """FLOPs in matrix products, among them those of attention: what `torch.utils.flop_counter` sees."""
     recurrence: float = 0.0
     """FLOPs in convolutions over time, scans, gates and normalisers of recurrences: elementwise, counted by hand."""
+    matrices: int = 0
+    """Of the parameters, those of whole matrices, which Muon moves."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
-            self.parameters + other.parameters, self.products + other.products, self.recurrence + other.recurrence
+            self.parameters + other.parameters,
+            self.products + other.products,
+            self.recurrence + other.recurrence,
+            self.matrices + other.matrices,
         )
 
     @property
@@ -80,7 +85,7 @@ def total(costs: Iterable[Cost]) -> Cost:
 def linear(inputs: int, outputs: int, *, bias: bool = False, blocks: int = 1) -> Cost:
     """A linear map; `blocks` diagonal blocks of equal size make up the matrix."""
     weights = inputs * outputs // blocks
-    return Cost(weights + (outputs if bias else 0), 2 * weights)
+    return Cost(weights + (outputs if bias else 0), 2 * weights, matrices=weights if blocks == 1 else 0)
 
 
 def norm(channels: int) -> Cost:

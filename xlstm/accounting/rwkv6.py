@@ -12,7 +12,9 @@ MIXTURES = 5
 def blocks(config: RWKV6Config, sequence: Sequence) -> list[Cost]:
     """The cost of each block: as RWKV-5, six shifts, and the low ranks of five of them and of the decays."""
     d, rank = config.embedding_dim, config.mix_rank
-    mixing = Cost((MIXTURES + 1) * d) + linear(d, MIXTURES * rank) + linear(rank, MIXTURES * d)
+    mixing = (
+        Cost((MIXTURES + 1) * d) + linear(d, MIXTURES * rank) + linear(MIXTURES * rank, MIXTURES * d, blocks=MIXTURES)
+    )
     decay = Cost(d) + linear(d, config.decay_rank) + linear(config.decay_rank, d)
     time_mix = mixing + decay + memory(config, sequence)
     return [norm(2 * d) + time_mix + norm(2 * d) + channel_mix(config)] * config.num_blocks

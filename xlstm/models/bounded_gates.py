@@ -53,6 +53,7 @@ class BoundedBlocks(SwiGLUBlocks):
     """Blocks whose mixers are told their lower bounds."""
 
     lower_bounds: LowerBounds
+    elementwise: ClassVar[tuple[str, ...]] = ("lower_bounds.shares",)
 
     def __init__(self, config: Any, mixer: Callable[[Any], nn.Module]) -> None:
         super().__init__(config, mixer, stem={"lower_bounds": LowerBounds(config)})

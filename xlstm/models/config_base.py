@@ -1,6 +1,7 @@
 """What configurations of all families have in common. Imports neither torch nor pydantic."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 def round_up(value: float, multiple: int) -> int:
@@ -28,6 +29,16 @@ class Ends:
     """Classes that the head tells apart, or 1 for a number; 0 for the vocabulary."""
     regression: bool = False
     """Whether the head says a number, whose squared error is the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Ends):
+    """What every family has: blocks over a residual stream. A class of it that is a family's refuses unknown fields."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    embedding_dim: int
+    num_blocks: int
 
 
 def swiglu_width(embedding_dim: int, ratio: int) -> int:

@@ -7,9 +7,9 @@ Imports neither torch nor pydantic: planning and fitting read configurations wit
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from xlstm.models.config_base import CLOSED, Ends, require, round_up
+from xlstm.models.config_base import Blocks, require, round_up
 from xlstm.models.linear_configs import (
     GatedDeltaNetConfig,
     GLAConfig,
@@ -25,16 +25,12 @@ from xlstm.models.long_convolution_configs import H3Config, HyenaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class XLSTMConfig(Ends):
+class XLSTMConfig(Blocks):
     """xLSTM[a:b] of arXiv 2405.04517: pre-up-projection mLSTM and post-up-projection sLSTM blocks.
 
     The defaults are the paper's models; the other values are its ablations (Tables 2, 8 and following).
     """
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     slstm_at: tuple[int, ...] = ()
     """Blocks with the vector memory of the sLSTM; all others have the matrix memory of the mLSTM."""
     num_heads: int = 4
@@ -96,16 +92,12 @@ class XLSTMConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class XLSTMLargeConfig(Ends):
+class XLSTMLargeConfig(Blocks):
     """The block of xLSTM-7B (arXiv 2503.13427): mLSTM at width d with soft-capped gates, RMSNorm, SwiGLU.
 
     Queries and keys have half the width of values; the feed-forward layer 2.667 d, rounded up to a multiple of 64.
     """
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     num_heads: int
     gate_soft_cap: float = 15.0
     """Bound c of the gates' pre-activations: c tanh(x / c)."""
@@ -129,13 +121,9 @@ class XLSTMLargeConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(Ends):
+class LlamaConfig(Blocks):
     """Llama: RMSNorm, rotary positions, multi-head attention, SwiGLU of width 8/3 d rounded up to 64; no biases."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     num_heads: int
     rope_theta: float = 10_000.0
     family: Literal["llama"] = "llama"
@@ -151,13 +139,9 @@ class LlamaConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig(Ends):
+class GPTConfig(Blocks):
     """GPT-3-style: LayerNorm, learned positions, multi-head attention, GELU of width 4 d, biases, tied embedding."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     num_heads: int
     context_length: int
     family: Literal["gpt"] = "gpt"
@@ -168,13 +152,9 @@ class GPTConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MambaConfig(Ends):
+class MambaConfig(Blocks):
     """Mamba: selective state spaces in 2 d channels after a convolution of four taps; step sizes of rank d / 16."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     state_dim: int = 16
     family: Literal["mamba"] = "mamba"
 
@@ -193,13 +173,9 @@ class MambaConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV4Config(Ends):
+class RWKV4Config(Blocks):
     """RWKV-4: token shift, WKV with per-channel decay, channel mixing of width 4 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     family: Literal["rwkv4"] = "rwkv4"
 
 
@@ -207,13 +183,9 @@ LSTMVariant: TypeAlias = Literal["vanilla", "residual", "up-projection"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig(Ends):
+class LSTMConfig(Blocks):
     """The LSTM ladder of arXiv 2405.04517, Table 2: a plain stack; residual and pre-norm; and an up-projection."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     variant: LSTMVariant = "up-projection"
     family: Literal["lstm"] = "lstm"
 
@@ -223,13 +195,9 @@ class LSTMConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridConfig(Ends):
+class HybridConfig(Blocks):
     """Blocks of several families in turns: `gated-deltanet[3]+llama[1]` is three of one, then one of the other."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     pattern: str
     """Families, each with the number of its blocks in a turn; the last turn may be cut short."""
     num_heads: tuple[int, ...] = ()

@@ -4,7 +4,6 @@ Per block, with A = 3 d / 4 key and B = 3 d / 2 value channels, H heads, F = r25
 + 4 (2 A + B) + B / H + 3 d F + 2 d parameters. Embedding and head are untied.
 """
 
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from kernels.delta_rule import delta_rule
 from kernels.swiglu import swiglu
 from xlstm.models.causal_conv import CausalConv
 from xlstm.models.linear_configs import GatedDeltaNetConfig
-from xlstm.models.mamba import DELTA_FLOOR, DELTA_RANGE
+from xlstm.models.mamba import initialize_steps
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, SwiGLUBlocks, at_least_float32
 
@@ -42,10 +41,7 @@ class GatedDeltaNet(SwiGLUBlocks):
             tiny = torch.finfo(parameter.dtype).tiny
             parameter.uniform_(0.0, LARGEST_RATE, generator=generator).clamp_min_(tiny).log_()
         elif name.endswith("delta_bias"):
-            # The inverse of softplus, at step sizes drawn log-uniformly.
-            low, high = (math.log(bound) for bound in DELTA_RANGE)
-            step = parameter.uniform_(low, high, generator=generator).exp().clamp_min(DELTA_FLOOR)
-            parameter.copy_(step + torch.log(-torch.expm1(-step)))
+            initialize_steps(parameter, generator)
         elif name.endswith("conv.weight"):
             parameter.uniform_(-0.5, 0.5, generator=generator)
         else:

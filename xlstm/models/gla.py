@@ -4,6 +4,8 @@ Per block, with heads of d / 8 key and d / 4 value channels at four of them, and
 4 d² + 24.5 d + d / heads + 3 d F + 2 d parameters. Embedding and head are untied.
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ DECAY_TEMPERATURE = 16.0
 
 class GLA(SwiGLUBlocks):
     """Blocks of gated linear attention and SwiGLU."""
+
+    queries: ClassVar[tuple[str, ...]] = ("query.weight",)
 
     def __init__(self, config: GLAConfig) -> None:
         super().__init__(config, Mixer)

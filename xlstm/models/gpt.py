@@ -4,6 +4,8 @@ Per block: x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)) of width 4 d:
 is the head too; with 50304 tokens and 2048 positions that makes the 356M of the xLSTM paper's GPT-3 (Table 1).
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ class GPT(Transformer):
     """Transformer that adds a learned vector per position to the embedding of the tokens."""
 
     positions: nn.Embedding
+    elementwise: ClassVar[tuple[str, ...]] = ("positions.weight",)
 
     def __init__(self, config: GPTConfig) -> None:
         stem = {"positions": nn.Embedding(config.context_length, config.embedding_dim)}

@@ -38,6 +38,8 @@ class MixerState(NamedTuple):
 class H3(GELUBlocks):
     """Blocks of H3's mixer and GELU."""
 
+    elementwise: ClassVar[tuple[str, ...]] = (".into", ".read", ".log_rates", ".angles")
+
     def __init__(self, config: H3Config) -> None:
         super().__init__(config, Mixer)
 

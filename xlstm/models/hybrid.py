@@ -82,6 +82,18 @@ class Hybrid(LanguageModel):
         """As the family of the parameter's block says."""
         return self._owner(name).decays(name, parameter)
 
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """As the family of the parameter's block says."""
+        return self._owner(name).is_matrix(name, parameter)
+
+    def fans(self, name: str, shape: torch.Size) -> tuple[int, int] | None:
+        """As the family of the parameter's block says."""
+        return self._owner(name).fans(name, shape)
+
+    def asks(self, name: str) -> bool:
+        """As the family of the parameter's block says."""
+        return self._owner(name).asks(name)
+
     def recurs(self, name: str) -> bool:
         """As the family of the parameter's block says."""
         return self._owner(name).recurs(name)

@@ -47,6 +47,8 @@ class HyenaState(NamedTuple):
 class Hyena(GELUBlocks):
     """Blocks of the Hyena operator and GELU."""
 
+    elementwise: ClassVar[tuple[str, ...]] = ("_weight", "_weights", ".features", ".biases", ".skip")
+
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__(config, Mixer)
 

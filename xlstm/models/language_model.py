@@ -1,7 +1,7 @@
 """What the language models of all families share: tokens in, blocks over a residual stream, logits or losses out."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,14 @@ class LanguageModel(nn.Module):
 
     soft_cap: float | None = None
     """Bound c of the logits, c tanh(logit / c); None for none."""
+    elementwise: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of what has several dimensions and yet is no map: it multiplies or shifts single channels."""
+    inputs_first: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of maps whose inputs are the last dimension but one."""
+    drawn_by_width: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of vectors that start the smaller the wider the model is; mup keeps their size."""
+    queries: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of maps to queries, where the width of heads is the configuration's over their number."""
 
     def __init__(
         self,
@@ -111,6 +119,23 @@ class LanguageModel(nn.Module):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""
         return parameter.ndim >= 2 and name != "embedding.weight"
+
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is the one whole matrix of a map within the hidden layers: what Muon moves."""
+        outside = name in ("embedding.weight", "head.weight")
+        return parameter.ndim == 2 and not outside and not name.endswith(("conv.weight", "bias", *self.elementwise))
+
+    def fans(self, name: str, shape: torch.Size) -> tuple[int, int] | None:
+        """Inputs and outputs of the map that a parameter is, each of its blocks where it has several; else None."""
+        looked_up = name == "embedding.weight" and not self.config.num_inputs
+        if len(shape) < 2 or looked_up or name.endswith(("conv.weight", "bias", *self.elementwise)):
+            return None
+        outputs, inputs = shape[-2:]
+        return (outputs, inputs) if name.endswith(self.inputs_first) else (inputs, outputs)
+
+    def asks(self, name: str) -> bool:
+        """Whether a parameter makes queries whose products with keys are as many as a head is wide, and scaled so."""
+        return name.endswith(self.queries)
 
     def recurs(self, name: str) -> bool:
         """Whether a parameter is one of the recurrent weights that may have a weight decay of their own."""

@@ -1,19 +1,35 @@
 """Configurations of the families with a linear recurrence, as `xlstm.models.configs`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from xlstm.models.config_base import CLOSED, Ends, require, round_up, swiglu_width
+from xlstm.models.config_base import Blocks, require, round_up, swiglu_width
 
 
 @dataclass(frozen=True, kw_only=True)
-class GLAConfig(Ends):
+class SwiGLU(Blocks):
+    """With the feed-forward layer of most of these families."""
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of SwiGLU: 8/3 d, up to a multiple of 256."""
+        return swiglu_width(self.embedding_dim, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(Blocks):
+    """With heads of so many channels, as many as the width has."""
+
+    head_dim: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLAConfig(SwiGLU):
     """Gated linear attention: keys of half the width, decays of rank 16 per key channel, SwiGLU of width 8/3 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     num_heads: int = 4
     decay_rank: int = 16
     """Rank of the map from channels to decays."""
@@ -27,45 +43,20 @@ class GLAConfig(Ends):
         """Channels of all queries, and of all keys."""
         return self.embedding_dim // 2
 
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
-
 
 @dataclass(frozen=True, kw_only=True)
-class HGRN2Config(Ends):
+class HGRN2Config(Heads, SwiGLU):
     """HGRN2: linear attention; what forget gates, bounded from below, let in are its keys; SwiGLU of width 8/3 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     head_dim: int = 128
     family: Literal["hgrn2"] = "hgrn2"
 
-    def __post_init__(self) -> None:
-        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
-
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV5Config(Ends):
+class RWKV5Config(Heads):
     """RWKV-5, Eagle: a matrix memory per head with constant decays, token shift, channel mixing of width 4 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 64
     family: Literal["rwkv5"] = "rwkv5"
-
-    def __post_init__(self) -> None:
-        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
 
     @property
     def channel_dim(self) -> int:
@@ -74,22 +65,14 @@ class RWKV5Config(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV6Config(Ends):
+class RWKV6Config(Heads):
     """RWKV-6, Finch: RWKV-5 with decays and token shifts that depend on the token; channel mixing of width 3.5 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 64
     mix_rank: int = 32
     """Rank of what a token adds to each of the five mixtures."""
     decay_rank: int = 64
     """Rank of what a token adds to the decays."""
     family: Literal["rwkv6"] = "rwkv6"
-
-    def __post_init__(self) -> None:
-        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
 
     @property
     def channel_dim(self) -> int:
@@ -98,36 +81,23 @@ class RWKV6Config(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HGRNConfig(Ends):
+class HGRNConfig(SwiGLU):
     """HGRN: an element-wise linear recurrence whose forget gates keep more at least in deep blocks; SwiGLU as HGRN2."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     family: Literal["hgrn"] = "hgrn"
-
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetNetConfig(Ends):
+class RetNetConfig(Heads):
     """RetNet: linear attention with a constant decay per head, values of twice the width, SwiGLU of width 4/3 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     head_dim: int = 256
     """Of queries and keys; values have twice as many channels."""
     rope_theta: float = 10_000.0
     family: Literal["retnet"] = "retnet"
 
     def __post_init__(self) -> None:
-        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
+        super().__post_init__()
         require(self.head_dim % 2 == 0, "head_dim must be even (rotary positions)")
 
     @property
@@ -142,13 +112,9 @@ class RetNetConfig(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba2Config(Ends):
+class Mamba2Config(Blocks):
     """Mamba-2: a matrix memory per head with a decay by the token, in 2 d channels after a convolution of four taps."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     state_dim: int = 128
     head_dim: int = 64
     family: Literal["mamba2"] = "mamba2"
@@ -168,13 +134,9 @@ class Mamba2Config(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedDeltaNetConfig(Ends):
+class GatedDeltaNetConfig(SwiGLU):
     """Gated DeltaNet: the delta rule after a decay per head, keys of 3/4 d, values of 3/2 d, SwiGLU of width 8/3 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     num_heads: int
     family: Literal["gated-deltanet"] = "gated-deltanet"
 
@@ -194,25 +156,12 @@ class GatedDeltaNetConfig(Ends):
         """Channels of all values."""
         return 2 * self.key_dim
 
-    @property
-    def feedforward_dim(self) -> int:
-        """Width of SwiGLU."""
-        return swiglu_width(self.embedding_dim, 4)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RWKV7Config(Ends):
+class RWKV7Config(Heads):
     """RWKV-7, Goose: the generalised delta rule with a decay per channel, token shift, channel mixing of width 4 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
-    head_dim: int = 64
     family: Literal["rwkv7"] = "rwkv7"
-
-    def __post_init__(self) -> None:
-        require(self.embedding_dim % self.head_dim == 0, "embedding_dim must be a multiple of head_dim")
 
     def _rank(self, factor: float) -> int:
         """The author's ranks: that multiple of the width's root, to the nearest multiple of 32, and at least 32."""

@@ -4,6 +4,8 @@ Per block: x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)) of width 8/3 d
 4 d² + 3 d · r64(8d/3) + 2 d parameters. The vocabulary's embedding and the head are untied, as in the xLSTM paper.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ NORM_EPSILON = 1e-6
 
 class Llama(Transformer):
     """Transformer whose queries and keys are turned by their positions."""
+
+    queries: ClassVar[tuple[str, ...]] = ("query.weight",)
 
     def __init__(self, config: LlamaConfig) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)

@@ -1,19 +1,15 @@
 """Configurations of the families with a convolution as long as the sequence, as `xlstm.models.configs`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from xlstm.models.config_base import CLOSED, Ends, require
+from xlstm.models.config_base import Blocks, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class H3Config(Ends):
+class H3Config(Blocks):
     """H3: products around two state space models, one that shifts and a diagonal one; GELU of width 4 d, biases."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     state_dim: int = 64
     """Tokens that the shift remembers; the diagonal model has half as many complex states per channel."""
     family: Literal["h3"] = "h3"
@@ -23,13 +19,9 @@ class H3Config(Ends):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyenaConfig(Ends):
+class HyenaConfig(Blocks):
     """Hyena: convolutions whose filters a small network makes of positions, between products; GELU of width 4 d."""
 
-    __pydantic_config__: ClassVar = CLOSED
-
-    embedding_dim: int
-    num_blocks: int
     context_length: int
     """Positions for which there are filters: features and windows are functions of a position's share of them."""
     order: int = 3

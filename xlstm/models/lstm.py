@@ -8,6 +8,7 @@ At 350M (24 x 1536; 48 x 1024; 24 x 1024) that makes the paper's 607.8M, 506.1M 
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ NORM_EPSILON = 1e-5
 
 class LSTM(LanguageModel):
     """The stack of a variant of the ladder."""
+
+    drawn_by_width: ClassVar[tuple[str, ...]] = ("bias_input", "bias_hidden")
 
     def __init__(self, config: LSTMConfig) -> None:
         vanilla = config.variant == "vanilla"

@@ -5,7 +5,8 @@ embedding and the head are untied, as the xLSTM paper's counts say (the authors'
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,30 +32,26 @@ class BlockState(NamedTuple):
     scan: Tensor  # (batch, channels, state_dim)
 
 
-class Mamba(LanguageModel):
-    """Blocks of convolution and selective scan."""
+class MambaBlocks(LanguageModel):
+    """Blocks of a mixer, as Mamba and Mamba-2 start them."""
 
-    def __init__(self, config: MambaConfig) -> None:
+    elementwise: ClassVar[tuple[str, ...]] = ("log_rates",)
+
+    def __init__(self, config: Any, block: Callable[[Any], nn.Module]) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
-        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm)
+        super().__init__(config, (block(config) for _ in range(config.num_blocks)), norm)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, but neither on the token embedding nor on A (as in the authors' code)."""
         return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("log_rates")
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """The authors' initial values: see the comments for each kind of parameter."""
+        """The authors' initial values of all but the rates: see the comments for each kind of parameter."""
         leaf = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else name
-        if leaf == "log_rates":
-            # S4D-Real: A_n = -(n + 1) in every channel.
-            parameter.copy_(torch.arange(1, parameter.shape[1] + 1).log().expand_as(parameter))
-        elif leaf == "skip" or leaf.endswith("norm.weight"):
+        if leaf == "skip" or leaf.endswith("norm.weight"):
             parameter.fill_(1.0)
-        elif leaf == "delta.bias":
-            # The inverse of softplus, at step sizes drawn log-uniformly.
-            low, high = (math.log(bound) for bound in DELTA_RANGE)
-            step = parameter.uniform_(low, high, generator=generator).exp().clamp_min(DELTA_FLOOR)
-            parameter.copy_(step + torch.log(-torch.expm1(-step)))
+        elif leaf in ("delta.bias", "delta_bias"):
+            initialize_steps(parameter, generator)
         elif leaf in ("embedding.weight", "head.weight"):
             parameter.normal_(std=0.02, generator=generator)
         elif leaf.startswith("conv."):
@@ -66,6 +63,27 @@ class Mamba(LanguageModel):
             if leaf == "out.weight":
                 bound /= math.sqrt(self.config.num_blocks)
             parameter.uniform_(-bound, bound, generator=generator)
+
+
+def initialize_steps(parameter: Tensor, generator: torch.Generator) -> None:
+    """The inverse of softplus, at step sizes drawn log-uniformly."""
+    low, high = (math.log(bound) for bound in DELTA_RANGE)
+    step = parameter.uniform_(low, high, generator=generator).exp().clamp_min(DELTA_FLOOR)
+    parameter.copy_(step + torch.log(-torch.expm1(-step)))
+
+
+class Mamba(MambaBlocks):
+    """Blocks of convolution and selective scan."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__(config, Block)
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """S4D-Real for the rates: A_n = -(n + 1) in every channel."""
+        if name.endswith(".log_rates"):
+            parameter.copy_(torch.arange(1, parameter.shape[1] + 1).log().expand_as(parameter))
+        else:
+            super().initialize_parameter(name, parameter, generator)
 
 
 class Block(nn.Module):

@@ -5,7 +5,6 @@ Per block, with D = 2 d channels, H = D / 64 heads and N = 128: x + Mixer(RMSNor
 exact: the logarithm of a step size, and the logit of a decay. Embedding and head are untied.
 """
 
-import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from kernels.mlstm import MLSTMState, mlstm
 from kernels.swiglu import swiglu
 from xlstm.models.causal_conv import CausalConv
-from xlstm.models.language_model import LanguageModel
 from xlstm.models.linear_configs import Mamba2Config
-from xlstm.models.mamba import DELTA_FLOOR, DELTA_RANGE, NORM_EPSILON
+from xlstm.models.mamba import NORM_EPSILON, MambaBlocks
 from xlstm.models.norm import RMSNorm
 
 RATES = (1.0, 16.0)
@@ -31,36 +29,18 @@ class BlockState(NamedTuple):
     cell: MLSTMState
 
 
-class Mamba2(LanguageModel):
+class Mamba2(MambaBlocks):
     """Blocks of convolution, memory and gated norm."""
 
     def __init__(self, config: Mamba2Config) -> None:
-        norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
-        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm)
+        super().__init__(config, Block)
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """The authors' initial values: see the comments for each kind of parameter."""
-        leaf = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else name
-        if leaf == "log_rates":
+        """Rates uniformly within RATES; all else as Mamba's."""
+        if name.endswith(".log_rates"):
             parameter.uniform_(*RATES, generator=generator).log_()
-        elif leaf == "skip" or leaf.endswith("norm.weight"):
-            parameter.fill_(1.0)
-        elif leaf == "delta_bias":
-            # The inverse of softplus, at step sizes drawn log-uniformly.
-            low, high = (math.log(bound) for bound in DELTA_RANGE)
-            step = parameter.uniform_(low, high, generator=generator).exp().clamp_min(DELTA_FLOOR)
-            parameter.copy_(step + torch.log(-torch.expm1(-step)))
-        elif leaf in ("embedding.weight", "head.weight"):
-            parameter.normal_(std=0.02, generator=generator)
-        elif leaf.startswith("conv."):
-            # torch's own for a convolution of four taps per channel: uniform within 1 / sqrt(4).
-            parameter.uniform_(-0.5, 0.5, generator=generator)
         else:
-            # torch's own for linear maps; into the residual stream, scaled as in GPT-2 with one sum per block.
-            bound = 1.0 / math.sqrt(parameter.shape[1])
-            if leaf == "out.weight":
-                bound /= math.sqrt(self.config.num_blocks)
-            parameter.uniform_(-bound, bound, generator=generator)
+            super().initialize_parameter(name, parameter, generator)
 
 
 class Block(nn.Module):

@@ -34,6 +34,8 @@ class RWKVBlocks(LanguageModel):
     """Blocks of time mixing, which a version gives as a function of its configuration, and channel mixing."""
 
     embedding_norm: nn.LayerNorm
+    elementwise: ClassVar[tuple[str, ...]] = ("time_mix.bonus", "time_mix.decay", "mixing.base", "time_mix.shifts")
+    inputs_first: ClassVar[tuple[str, ...]] = (".enter", ".leave")
 
     def __init__(self, config: Any, time_mix: Callable[[Any], nn.Module]) -> None:
         stem = {"embedding_norm": nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)}

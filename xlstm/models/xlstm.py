@@ -4,6 +4,7 @@ No positional encoding, no dropout, untied embedding and head, a final LayerNorm
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from xlstm.models.slstm_block import SLSTMBlock
 
 class XLSTM(LanguageModel):
     """mLSTM blocks of the kind the configuration names, and sLSTM blocks at the positions it names."""
+
+    queries: ClassVar[tuple[str, ...]] = ("query.weight",)
 
     def __init__(self, config: XLSTMConfig) -> None:
         mlstm_block = MLSTMPostUpBlock if config.mlstm_block == "post-up" else MLSTMBlock

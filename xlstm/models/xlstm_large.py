@@ -5,6 +5,7 @@ or skip; gates and logits are soft-capped; the input gate starts nearly closed.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ INITIAL_INPUT_GATE_BIAS = -10.0
 
 class XLSTMLarge(LanguageModel):
     """mLSTM blocks at the model's width, and soft-capped logits."""
+
+    queries: ClassVar[tuple[str, ...]] = ("query.weight",)
 
     def __init__(self, config: XLSTMLargeConfig) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)

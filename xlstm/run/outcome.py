@@ -72,6 +72,11 @@ def model_card(spec: RunSpec, result: Result, launch: Launch | None) -> str:
         *_data_rows(spec, result),
         f"| optimizer | {optimizer.name}, peak learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, {schedule.kind} after {schedule.warmup_steps} steps of warm-up |",
+        *(
+            [f"| parametrization | mup, the standard one at width {physics.mup_base_width} |"]
+            if physics.parametrization == "mup"
+            else []
+        ),
         f"| precision, seed | {physics.precision}, {physics.seed} |",
         f"| validation loss | {validation.loss:.4f} nats per token (perplexity {validation.perplexity:.3f}) |",
     ]

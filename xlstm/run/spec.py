@@ -25,13 +25,20 @@ from xlstm.run.data import PositiveInt, Ring
 from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
+from xlstm.run.transfer import Transfer, base_model
 from xlstm.tasks.settings import TaskName
 
 
 class Optimizer(Ring):
-    """AdamW (Loshchilov & Hutter 2019). Weight decay falls on the parameters each model names for it."""
+    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers beside it.
 
-    name: Literal["adamw"] = "adamw"
+    Weight decay falls on the parameters each model names for it. Muon's update is scaled to the size of AdamW's
+    (arXiv 2502.16982), so that one learning rate is that of both.
+    """
+
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="What moves the weights; `muon` for the matrices of hidden layers, AdamW for the rest."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean of gradients per step.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients per step.")
@@ -74,7 +81,7 @@ class Schedule(Ring):
         return self
 
 
-class Physics(Ring):
+class Physics(Transfer):
     """Ring 1: everything that may change the trained weights. Only this is hashed."""
 
     task: TaskName = Field("language-modeling", description="What the run learns.")
@@ -100,6 +107,11 @@ class Physics(Ring):
     @model_serializer(mode="wrap")
     def _without_later_fields_at_their_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_later_defaults(self, handler(self))
+
+    @model_validator(mode="after")
+    def _has_a_base_to_transfer_from(self) -> Self:
+        base_model(self.model, self)
+        return self
 
     @model_validator(mode="after")
     def _data_are_those_of_the_task(self) -> Self:

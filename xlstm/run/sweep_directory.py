@@ -118,6 +118,11 @@ class SweepDirectory:
         return self.path / "fit"
 
     @property
+    def rate_laws(self) -> Path:
+        """Laws of the best learning rate, which other sweeps may take theirs from."""
+        return self.fit / "best-learning_rate.json"
+
+    @property
     def slurm(self) -> Path:
         """One folder for each array of jobs that was handed to Slurm."""
         return self.path / "slurm"

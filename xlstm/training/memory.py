@@ -1,14 +1,14 @@
 """Bytes per device of a training step, by kind: a closed form, without building anything.
 
-AdamW in float32 over sharded parameters; a block's parameters are gathered for its pass, those of embedding and head
-for the whole of it; every micro-batch saves what its blocks need for their backward pass. What the allocator loses to
-fragmentation, and what the device's own libraries take, is not in it.
+The optimizer's states in float32 over sharded parameters; a block's parameters are gathered for its pass, those of
+embedding and head for the whole of it; every micro-batch saves what its blocks need for their backward pass. What the
+allocator loses to fragmentation, and what the device's own libraries take, is not in it.
 """
 
 import dataclasses
 
 from xlstm.accounting.cards import count_gpus
-from xlstm.accounting.cost import Sequence
+from xlstm.accounting.cost import Sequence, total
 from xlstm.accounting.families import costs, embedding, head, saved
 from xlstm.run.spec import RunSpec
 
@@ -39,7 +39,7 @@ class Memory:
     gradients: int
     """Bytes of this device's share, in float32, for the blocks that have gradients at the peak."""
     optimizer: int
-    """Bytes of this device's share of AdamW's two moments, in float32."""
+    """Bytes of this device's share of AdamW's two moments, or of Muon's one for matrices, in float32."""
     gathered: int
     """Bytes of whole parameters and gradients in the dtype of the computation, and of float32 sums over the ranks."""
     activations: int
@@ -65,11 +65,13 @@ def memory(spec: RunSpec) -> Memory:
     shards = execution.shards
 
     sequence = Sequence(physics.data.context_length, physics.data.context_length, True)
-    blocks = [cost.parameters for cost in costs(config, sequence)]
+    inner = costs(config, sequence)
+    blocks = [cost.parameters for cost in inner]
     blocks.pop()  # the head's
     logits = head(config).parameters
     root = logits + embedding(config).parameters
     share = -(-(sum(blocks) + root) // shards)
+    spared = total(inner).matrices // shards if physics.optimizer.name == "muon" else 0
 
     micro = execution.micro_batch_sequences or physics.batch_sequences // ranks
     tokens = micro * physics.data.context_length
@@ -97,7 +99,7 @@ def memory(spec: RunSpec) -> Memory:
         (4 * share, (gathered + reduced) * root, 0),
     ]
     gradients, gathered, activations = max(moments, key=sum)
-    return Memory(4 * share, gradients, 8 * share, gathered, activations)
+    return Memory(4 * share, gradients, 8 * share - 4 * spared, gathered, activations)
 
 
 def _activations(blocks: list[tuple[float, float]], checkpointing: str) -> tuple[float, float]:

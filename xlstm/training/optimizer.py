@@ -1,35 +1,45 @@
-"""AdamW with decay groups, its state as plain tensors, and the clipping of gradients."""
+"""AdamW with decay groups, or Muon beside it, their state as plain tensors, and the clipping of gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from xlstm.run.spec import Optimizer
-from xlstm.training.parallel import plain_name
+from xlstm.training.muon import BY_MUON, MOMENTUM_BUFFER, Muon
+from xlstm.training.parametrization import STANDARD, Factors, named_parameters
+
+RATE = "rate"
+"""The key of a group's factor of the learning rate."""
 
 
-def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters under names that do not depend on how the model is spread over ranks."""
-    return ((plain_name(name), parameter) for name, parameter in model.named_parameters())
-
-
-def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, optimizer: Optimizer, factors: Mapping[str, Factors] = STANDARD
+) -> torch.optim.AdamW:
     """AdamW; weight decay falls on the parameters that `model.decays(name, parameter)` names.
 
-    Those of them that `model.recurs(name)` names have one of their own where the optimizer states it.
+    Those of them that `model.recurs(name)` names have one of their own where the optimizer states it. With Muon, the
+    parameters that `model.is_matrix(name, parameter)` names are moved by it. Rates are times those of `factors`.
     """
-    groups: dict[float, list[nn.Parameter]] = {optimizer.weight_decay: []}
+    groups: dict[tuple[float, bool, float, float], list[nn.Parameter]] = {}
+    groups[optimizer.weight_decay, False, 1.0, 1.0] = []
     for name, parameter in named_parameters(model):
         decay = optimizer.weight_decay if model.decays(name, parameter) else 0.0  # type: ignore[operator]
         if decay and optimizer.recurrent_weight_decay is not None and model.recurs(name):  # type: ignore[operator]
             decay = optimizer.recurrent_weight_decay
-        groups.setdefault(decay, []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": members, "weight_decay": decay} for decay, members in groups.items() if members],
+        by_muon = optimizer.name == "muon" and model.is_matrix(name, parameter)  # type: ignore[operator]
+        own = factors.get(name, Factors())
+        rate = own.muon_rate if by_muon else own.rate
+        groups.setdefault((decay / rate, by_muon, rate, own.epsilon), []).append(parameter)
+    kind = Muon if optimizer.name == "muon" else torch.optim.AdamW
+    return kind(
+        [
+            {"params": members, "weight_decay": decay, RATE: rate, "eps": optimizer.epsilon * epsilon, BY_MUON: by_muon}
+            for (decay, by_muon, rate, epsilon), members in groups.items()
+            if members
+        ],
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
-        eps=optimizer.epsilon,
         fused=True,
     )
 
@@ -41,9 +51,10 @@ def training_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, 
     tensor (the step) belongs to the checkpoint's own record.
     """
     state: dict[str, torch.Tensor] = {}
+    matrices = {id(one) for group in optimizer.param_groups if group.get(BY_MUON) for one in group["params"]}
     for name, parameter in named_parameters(model):
         moments = optimizer.state[parameter]
-        for moment in ("exp_avg", "exp_avg_sq"):
+        for moment in (MOMENTUM_BUFFER,) if id(parameter) in matrices else ("exp_avg", "exp_avg_sq"):
             if moment not in moments:
                 moments[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state[f"{moment}.{name}"] = moments[moment]
@@ -72,7 +83,7 @@ def update(optimizer: torch.optim.AdamW, rate: float, *, sound: torch.Tensor) ->
 def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
     """Learning rate of the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE, 1.0)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:

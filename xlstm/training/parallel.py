@@ -4,7 +4,7 @@ The model knows nothing of this file: `model.blocks` is all it needs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from xlstm.distributed import World
 from xlstm.models import build
 from xlstm.models.initialization import initial_value
 from xlstm.run.spec import Execution, Physics, RunSpec
+from xlstm.training.parametrization import STANDARD, Factors, plain_name
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -107,11 +108,13 @@ def _checkpoint_activations(model: nn.Module, mode: str) -> None:
             blocks[index] = checkpoint_wrapper(block)
 
 
-def init_weights(model: nn.Module, seed: int) -> None:
+def init_weights(model: nn.Module, seed: int, factors: Mapping[str, Factors] = STANDARD) -> None:
     """Give every parameter its initial value, each rank its shards: one whole parameter at a time is in memory."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             value = initial_value(model, plain_name(name), parameter.shape, seed)  # type: ignore[arg-type]
+            if plain_name(name) in factors:
+                value = factors[plain_name(name)].initial(value)
             if hasattr(parameter, "to_local"):
                 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -122,16 +125,8 @@ def init_weights(model: nn.Module, seed: int) -> None:
             parameter.copy_(value)
 
 
-def plain_name(name: str) -> str:
-    """Name of a parameter without what wrapping put into it: the same however the model is spread.
-
-    The parts left out are private names of torch, of `checkpoint_wrapper` and of `torch.compile`.
-    """
-    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
-
-
 _BYTES_TRAINED = 16
-"""Bytes per element in float32: the parameter, its gradient and AdamW's two moments."""
+"""Bytes per element in float32: the parameter, its gradient and AdamW's two moments; Muon spares one of them."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,14 @@ def build_layout(spec: RunSpec) -> Layout:
         parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
         sharded = sum(_local_shard(parameter).numel() for parameter in model.parameters())
         even = -(-sum(parameter.numel() for parameter in model.parameters()) // execution.shards)
-    return Layout(_BYTES_TRAINED * sharded, _BYTES_TRAINED * even)
+        by_muon = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if physics.optimizer.name == "muon" and model.is_matrix(plain_name(name), parameter)  # type: ignore[operator]
+        ]
+        spared = sum(_local_shard(parameter).numel() for parameter in by_muon)
+        spared_evenly = sum(parameter.numel() for parameter in by_muon) // execution.shards
+    return Layout(_BYTES_TRAINED * sharded - 4 * spared, _BYTES_TRAINED * even - 4 * spared_evenly)
 
 
 def _local_shard(parameter: torch.Tensor) -> torch.Tensor:

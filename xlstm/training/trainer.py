@@ -32,6 +32,7 @@ from xlstm.training.machine import Speed, SystemMetrics, garbage_collected_by_ha
 from xlstm.training.micro_batch import Probe
 from xlstm.training.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
 from xlstm.training.parallel import init_weights, make_mesh, parallelize, reshard
+from xlstm.training.parametrization import factors_of
 from xlstm.training.schedule import learning_rate
 
 DROPOUT = 3
@@ -66,9 +67,10 @@ class Trainer:
             self.model: nn.Module = build(physics.model)
         parallelize(self.model, physics, execution, make_mesh(execution, self.world))
         self.model.to_empty(device=self.world.device)
-        init_weights(self.model, physics.seed)
+        factors = factors_of(self.model, physics)
+        init_weights(self.model, physics.seed, factors)
         self.model.train()
-        self.optimizer = build_optimizer(self.model, physics.optimizer)
+        self.optimizer = build_optimizer(self.model, physics.optimizer, factors)
         self.parameters = list(self.model.parameters())
         self.state = training_state(self.model, self.optimizer)
         self.sequences = TrainingSequences(self.data, physics)

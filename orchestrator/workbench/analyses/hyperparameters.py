@@ -12,6 +12,8 @@ from analysis.data.runs import Kind
 from analysis.decisions import hyperparameters
 from orchestrator.errors import InputError
 from orchestrator.workbench.analyses.laws import open_source, refusals_in_a_line
+from xlstm.run.rate_law import RateLaws
+from xlstm.run.records import write_json
 
 AXES = ("learning_rate", "batch_tokens")
 
@@ -45,6 +47,8 @@ def fit(
     with plots.style():
         figure = hyperparameter_plots.cells_figure(laws)
         (path,) = plots.save(figure, figure_stem, ("png",))
+    kept = RateLaws(laws=tuple(law.kept for law in laws))
+    write_json(figure_stem.with_suffix(".json"), kept.model_dump(mode="json"))
     documents = []
     for law in laws:
         predicted = [(n, d, *law.predict(n, d)) for n, d in targets]

@@ -51,7 +51,7 @@ def measure_table(
         if evaluation is None:
             runs = _planned(workspace, plan["runs"], column)
         else:
-            runs, axis = _evaluated(workspace, plan["runs"], evaluation)
+            runs, axis = _evaluated(workspace, plan["runs"], evaluation, column)
             measure, column = measure or "perplexity", column or axis
     try:
         return build_table(runs, measure, column, best_of)
@@ -117,13 +117,17 @@ def wins_markdown(counted: "list[Wins]") -> str:
 
 
 def _evaluated(
-    workspace: Workspace, rows: list[dict[str, Any]], evaluation: str
+    workspace: Workspace, rows: list[dict[str, Any]], evaluation: str, column: str | None
 ) -> "tuple[list[Measured], str | None]":
-    """Each run once for each row of the evaluation's first table, and that table's axis; once where it has none."""
+    """Each run once for each row of one of the evaluation's tables, and that table's axis; once where it has none.
+
+    It is the table whose axis `column` is, else the first.
+    """
     from analysis.report.table import Measured
 
     found = latest(workspace, rows, evaluation)
-    axis = next((axis for one in found.values() for axis in one.tables), None)
+    axes = [axis for one in found.values() for axis in one.tables]
+    axis = column if column in axes else next(iter(axes), None)
     runs = []
     for planned in rows:
         if (one := found.get(planned["run_id"])) is None:

@@ -14,7 +14,7 @@ from xlstm.run.identity import without_later_defaults
 from xlstm.run.json_files import read_json
 from xlstm.run.outcome import model_card
 from xlstm.run.records import Result, State, Status
-from xlstm.run.spec import RunSpec
+from xlstm.run.spec import Physics, RunSpec
 from xlstm.run.tracking.bulk import Dataset, Point
 
 _STATUS = {
@@ -87,11 +87,20 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
         **({"tokenizer_file": spec.tokenizer_title} if spec.execution.tokenizer_path else {}),
         "learning_rate": physics.optimizer.learning_rate,
         "weight_decay": physics.optimizer.weight_decay,
+        **_beside_adamw(physics),
         "schedule": physics.schedule.kind,
         "precision": physics.precision,
         "evaluation": spec.evaluation_fingerprint,
         **{f"model.{key}": value for key, value in dimensions.items()},
     }
+
+
+def _beside_adamw(physics: Physics) -> dict[str, Any]:
+    """What moves the weights and how it follows the width, where that is not AdamW in the standard parametrization."""
+    said: dict[str, Any] = {} if physics.optimizer.name == "adamw" else {"optimizer": physics.optimizer.name}
+    if physics.parametrization == "mup":
+        said |= {"parametrization": "mup", "mup_base_width": physics.mup_base_width}
+    return said
 
 
 def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
