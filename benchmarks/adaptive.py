@@ -36,7 +36,7 @@ from xlstm.run.spec import RunSpec
 SEEDS = (0, 1, 2)
 SWEEP = "sweeps/laptop/adaptive.yaml"
 RESULTS = Path(__file__).parent / "results"
-TARGET = ("grid.size=[w64]", "grid.steps=[2000]")
+TARGET = ("grid.size=[w32]", "grid.steps=[3500]")
 """The target as a sweep of one run."""
 
 
