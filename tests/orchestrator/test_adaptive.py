@@ -283,6 +283,36 @@ def test_a_budget_is_kept_and_idle_devices_are_used(bench: Callable[..., Bench])
     assert len(set(one.trained)) == len(one.trained)
 
 
+def test_a_cancelled_run_ends_the_buying_until_it_is_submitted_again(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, submit = bench("a"), Oracle.submit
+
+    def cancelled(oracle: Oracle, jobs: Sequence[Job]) -> list[Handle]:
+        for job in jobs:
+            job.run.request_cancel()
+        return submit(oracle, jobs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Oracle, "submit", cancelled)
+        patched.setattr(Oracle, "_train", lambda *job: None)
+        buyer, _ = one.go(devices=2)
+    assert buyer.stopped == "cancelled"
+    assert len(one.bought) == 1
+    Workspace(one.folder).run(one.bought[0]).withdraw_cancel()  # as a submission does
+    assert one.go()[0].stopped == "reached"
+    assert one.trained == one.bought
+
+
+def test_of_several_families_the_least_known_is_bought_for(bench: Callable[..., Bench]) -> None:
+    one = bench("a", 'grid.model=[llama, "xlstm[1:0]"]', "design.first=6", "design.until=0.5")
+    buyer, _ = one.go()
+    assert buyer.stopped == "reached"
+    families = [row["family"] for row in one.rows if row["decision"] == "bought"]
+    assert {family: families.count(family) for family in families} == {"llama": 10, "xlstm[1:0]": 10}
+    assert {row["family"] for row in one.rows if row["decision"] == "seen"} == set(one.rows[-1]["families"])
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
