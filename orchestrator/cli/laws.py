@@ -52,6 +52,9 @@ _SCHEDULE = Mode(
     own=frozenset({"--steps", "--decay-share", "--peak-rate", "--final-rate"}),
     common=frozenset({"--tokens"}),
 )
+_SIMULATE = Mode(
+    "--simulate", own=frozenset({"--targets", "--shares", "--form", "--seed"}), common=frozenset({"--columns"})
+)
 app = typer.Typer()
 
 
@@ -179,6 +182,7 @@ def _counted(left_out: list[dict[str, Any]]) -> list[str]:
 
 @app.command()
 def design(
+    context: typer.Context,
     source: SourceArgument,
     parameters: Annotated[
         str | None, typer.Option(help="Model size N of the prediction to be made sure, such as 7B.")
@@ -202,22 +206,22 @@ def design(
     shares: Annotated[
         str, typer.Option(metavar="SHARE,…", help="With --simulate: of the pool's cost, at which R² is told.")
     ] = "0.01,0.05,0.1",
-    form: FormOption = "auto",
+    form: Annotated[
+        str, typer.Option(metavar="FORM", help="With --simulate: the law's form; a design has that of the last fit.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="With --simulate: of starts and draws.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
-    if simulate:
-        with one_line_errors():
-            simulate_design(source, targets, columns, shares, form, seed, as_json)
-        return
     with one_line_errors():
+        check_modes(context, (_SIMULATE,))
+        if simulate:
+            simulate_design(source, targets, columns, shares, form, seed, as_json)
+            return
         from orchestrator.display.tables import design_table
         from orchestrator.errors import InputError
         from orchestrator.workbench.analyses import laws
 
-        if targets is not None or form != "auto":
-            raise InputError("--targets and --form go with --simulate; a design takes the form of the last fit")
         if parameters is None or tokens is None or budget is None:
             raise InputError("say what is to be known and what it may cost: --parameters, --tokens and --budget")
         target = (float(quantity("--parameters", parameters)), float(quantity("--tokens", tokens)))

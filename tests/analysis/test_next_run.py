@@ -107,7 +107,7 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
         ([pool, "--simulate", "--targets", targets, "--shares", "0.1,2"], "--shares 2"),
         ([pool, "--simulate", "--targets", targets, "--shares", "a"], "--shares a"),
         ([pool, "--simulate", "--targets", targets, "--form", "data-constrained"], "no column for unique_tokens"),
-        ([pool, "--targets", targets], "go with --simulate"),
+        ([pool, "--targets", targets], "--targets only with --simulate"),
         ([pool], "--parameters, --tokens and --budget"),
     ):
         run = CliRunner().invoke(app, ["design", *asked])
