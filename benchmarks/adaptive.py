@@ -36,7 +36,7 @@ from xlstm.run.spec import RunSpec
 SEEDS = (0, 1, 2)
 SWEEP = "sweeps/laptop/adaptive.yaml"
 RESULTS = Path(__file__).parent / "results"
-TARGET = ("sizes={w64: {embedding_dim: 64, num_blocks: 2, num_heads: 2}}", "grid.size=[w64]", "grid.steps=[2000]")
+TARGET = ("grid.size=[w32]", "grid.steps=[3500]")
 """The target as a sweep of one run."""
 
 
@@ -148,8 +148,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     """The target's interval after each run that was bought, over the share of the pool's cost."""
-    figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.0), sharey=True, layout="constrained")
-    for ax, one in zip(axes, found, strict=True):
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(1.6 + 3.2 * len(found), 3.0), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, one in zip(axes[0], found, strict=True):
         known = [step for step in one["path"] if step["target"]["interval"] is not None]
         share = [step["share"] for step in known]
         low, high = zip(*(step["target"]["interval"] for step in known), strict=True)
@@ -161,17 +163,18 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
         wide = 6 * (b - a)
         ax.set(title=f"seed {one['seed']}", xlabel="share of the pool's cost", xlim=(0, 1.05))
         ax.set_ylim(one["loss"] - wide, one["loss"] + wide)
-    axes[0].set_ylabel("loss at the target, new run")
-    axes[0].legend(fontsize=7)
+    axes[0, 0].set_ylabel("loss at the target, new run")
+    axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workspace", type=Path)
-    folder = parser.parse_args().workspace.absolute()
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="Of the runs that are trained.")
+    asked = parser.parse_args()
     console = Console(markup=False, width=200)
-    found = [compare(folder, seed, console) for seed in SEEDS]
+    found = [compare(asked.workspace.absolute(), seed, console) for seed in asked.seeds]
     (RESULTS / "adaptive.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "adaptive.md").write_text(table(found))
     draw(found, Path("docs/images/adaptive.png"))

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from slurm import commands
@@ -62,7 +63,6 @@ class SlurmExecutor:
     site: Site | None = None
     name: str = "slurm"
     _array_limit: int | None = field(default=None, init=False)
-    _gpus: bool | None = field(default=None, init=False)
     _written: int = field(default=0, init=False)
 
     @property
@@ -73,8 +73,7 @@ class SlurmExecutor:
 
     def ask(self) -> None:
         """Learn what a submission needs to know of the site. SlurmError where Slurm does not answer."""
-        self._has_gpus()
-        self._longest_array()
+        _ = self._has_gpus, self._longest_array()
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Hand all jobs over, forks with their dependencies, and return; their runs are QUEUED.
@@ -271,7 +270,7 @@ class SlurmExecutor:
             execution, site = link.job.spec.execution, sites[id(link.job)]
             gpus = (
                 0
-                if execution.device == "cpu" or (execution.device == "auto" and not self._has_gpus())
+                if execution.device == "cpu" or (execution.device == "auto" and not self._has_gpus)
                 else execution.devices
             )
             cpus = site.cpus_per_task or execution.devices * (execution.threads_per_rank or 1)
@@ -360,10 +359,9 @@ class SlurmExecutor:
             self._array_limit = int(commands.configuration().get("MaxArraySize", "1001")) - 1
         return max(self._array_limit, 1)
 
+    @cached_property
     def _has_gpus(self) -> bool:
-        if self._gpus is None:
-            self._gpus = commands.has_gpus()
-        return self._gpus
+        return commands.has_gpus()
 
 
 def _refuse_what_slurm_rewrites(root: Path) -> None:

@@ -34,10 +34,23 @@ _SAME_NAMES = (
 )
 
 
-def script(folder: Path, site: Site, *, name: str, comment: str, nodes: int, gpus: int, parts: int, after: str) -> str:
+def script(
+    folder: Path,
+    site: Site,
+    *,
+    name: str,
+    comment: str,
+    nodes: int,
+    gpus: int,
+    parts: int,
+    after: str,
+    after_any: str = "",
+    module: str = "slurm.job batch.json",
+) -> str:
     """Text of the script for `parts` jobs of one shape: `nodes` nodes with `gpus` GPUs each.
 
-    `after` is the number of the job that must succeed first, or empty. `site` holds what is asked of Slurm.
+    `after` is the number of the job that must succeed first, or empty; `after_any` are those that must have ended.
+    `site` holds what is asked of Slurm, and `module` what Python runs.
     """
     executor = submitit.SlurmExecutor(folder)
     ours = {
@@ -54,7 +67,7 @@ def script(folder: Path, site: Site, *, name: str, comment: str, nodes: int, gpu
         nodes=nodes,
         ntasks_per_node=1,
         gpus_per_node=gpus if gpus and not site.gres else None,
-        dependency=f"afterok:{after}" if after else None,
+        dependency=f"afterok:{after}" if after else f"afterany:{after_any}" if after_any else None,
         setup=site.setup or None,
         array_parallelism=site.array_parallelism,
         stderr_to_stdout=True,
@@ -68,5 +81,5 @@ def script(folder: Path, site: Site, *, name: str, comment: str, nodes: int, gpu
         executor.parameters["map_count"] = parts
     python = site.python or shlex.quote(sys.executable)
     # exec: Slurm's signals then reach our process and not a shell that waits for it.
-    text: str = executor._make_submission_file_text(f"exec {python} -m slurm.job batch.json", "")
+    text: str = executor._make_submission_file_text(f"exec {python} -m {module}", "")
     return text

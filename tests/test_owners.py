@@ -13,6 +13,7 @@ OWNERS = {ROOT / f"xlstm/run/{name}.py" for name in ("files", "directory", "swee
 OWNED = re.compile(
     r"""(^|/)\.?(
         (spec|status|result|launch|exit|provenance|kernels|plan)\.json | status\.lock | metrics\.jsonl | sweep\.yaml
+        | decisions\.jsonl
         | model-card\.md | cancel-requested | supervisor\.log | submit\.log | controller\.lock | mlartifacts
         | checkpoints/.* | attempts/.* | evaluations/.* | (step|rank|torchrun|meeting)-(\d|\*|$).*
     )$""",

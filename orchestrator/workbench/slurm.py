@@ -79,6 +79,21 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
     console.print(f"{len(handles)} runs are with Slurm; scaling status {plan.name} tells how they stand")
 
 
+def next_round(executor: Executor, plan: "Plan", console: "Console") -> None:
+    """Have an adaptive sweep submitted again when its jobs have ended. InputError where Slurm refuses."""
+    from slurm.commands import SlurmError
+    from slurm.executor import SlurmExecutor
+    from slurm.next_round import submit_next
+
+    assert isinstance(executor, SlurmExecutor)
+    try:
+        number = submit_next(executor, list(executor.alive().values()))
+    except (SlurmError, ValueError) as error:
+        raise PartlyHandedOverError(f"{error}; go on with: scaling submit {plan.name} --on {NAME}") from None
+    if number is not None:
+        console.print(f"job {number} buys the next runs when these have ended", highlight=False)
+
+
 def reconcile(workspace: Workspace, sweep: str) -> list[str]:
     """Write into the run directories what Slurm alone knows. Returns the runs of the sweep that were handed to it."""
     if not has(workspace, sweep):

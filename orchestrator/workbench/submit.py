@@ -156,6 +156,14 @@ def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console
     return settled | submission.submit(workspace, name, part.launches, executor, console, display, fit)
 
 
+def _hand_over(executor: Executor, plan: Plan, part: Plan, console: "Console") -> None:
+    """Give a part of a plan to Slurm."""
+    if adaptive.is_adaptive(plan) and part is plan:
+        adaptive.hand_over(executor, plan, console)
+    else:
+        slurm.hand_over(executor, plan, part, console)
+
+
 def _local(workspace: Workspace, sweep: str) -> Executor:
     from orchestrator.executors.local import LocalExecutor
 
@@ -189,6 +197,6 @@ def _detach_into_cluster(plan: Plan) -> str:
 ENGINES: Mapping[str, Engine] = {
     "local": Engine(_local, _under_control, _detach_here),
     "ray": Engine(_ray, _under_control, _detach_into_cluster),
-    slurm.NAME: Engine(slurm.make, slurm.hand_over),
+    slurm.NAME: Engine(slurm.make, _hand_over),
 }
 """By the name that `--on` takes."""

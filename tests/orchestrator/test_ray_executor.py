@@ -82,7 +82,9 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
     for job in jobs:
         job.run.create(job.spec)
     executor = RayExecutor(workspace, cluster.address)
+    assert executor.has_room(run.spec)
     handles = executor.submit(jobs)
+    assert not executor.has_room(run.spec)
     actors: set[int] = set()
 
     def look() -> list[JobState]:

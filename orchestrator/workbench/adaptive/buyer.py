@@ -81,7 +81,7 @@ class Buyer:
     def __call__(self) -> list[PlannedRun]:
         """Note what has ended, and buy a run where a device is idle."""
         self._observe()
-        training = self._training
+        training = self.training
         if (len(self._rows), len(training)) == self._nothing_at:
             return []
         open_runs = self._pool.specs.keys() - self._taken.keys()
@@ -113,7 +113,7 @@ class Buyer:
         ]
 
     @property
-    def _training(self) -> list[str]:
+    def training(self) -> list[str]:
         """Runs that were bought and may still show a loss."""
         seen = set(self._seen)
         return [row["run_id"] for row in self._bought if row["run_id"] not in seen and not self._is_lost(row["run_id"])]

@@ -25,6 +25,8 @@ class Laws:
     design: Design
     _known: dict[tuple[str, ...], Fit | None] = field(default_factory=dict)
     """By the runs they were fitted to."""
+    _frames: dict[tuple[str, ...], pl.DataFrame] = field(default_factory=dict)
+    """By the runs that were asked for: what was seen of a run stays."""
 
     @cached_property
     def runs(self) -> dict[str, RunPlan]:
@@ -99,9 +101,11 @@ class Laws:
 
     def _frame(self, family: str, run_ids: Sequence[str]) -> pl.DataFrame:
         """Rows of a family's runs that are fitted, as `scaling fit` reads them, by their ids."""
-        frame = runs.read(self.plan.name, workspace=self.plan.workspace).frame
-        own = [run_id for run_id in run_ids if self.family(run_id) == family]
-        return quality.usable(frame.filter(pl.col("run_id").is_in(own))).sort("run_id")
+        own = tuple(sorted(run_id for run_id in run_ids if self.family(run_id) == family))
+        if own not in self._frames:
+            frame = runs.read(self.plan.name, workspace=self.plan.workspace).frame
+            self._frames[own] = quality.usable(frame.filter(pl.col("run_id").is_in(own))).sort("run_id")
+        return self._frames[own]
 
     def _planned(self, run_ids: Sequence[str]) -> pl.DataFrame:
         """Runs of the pool by the numbers of the plan."""

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import InputError, StoppedError
 from orchestrator.planning.plan import Plan
 from orchestrator.standing.decisions import CONTRADICTION, contradictions
+from sweeps.design import Design
 from sweeps.located import SweepError
 from sweeps.sweep import Sweep
 from xlstm.run.executor import Executor, PlannedRun
@@ -16,6 +18,11 @@ from xlstm.run.sweep_directory import Decision
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from orchestrator.workbench.adaptive.buyer import Buyer
+
+AT_ONCE_ON_SLURM = 4
+"""Runs of a round, where the design says nothing: of Slurm nobody knows how many devices will be idle."""
 
 
 def is_adaptive(plan: Plan) -> bool:
@@ -55,13 +62,46 @@ def carry_out(executor: Executor, plan: Plan, console: "Console") -> Mapping[str
     from orchestrator.workbench.adaptive.buyer import Buyer
     from orchestrator.workbench.analyses.live_fit import live_fit
 
-    assert plan.sweep.file.design is not None
-    refuse_unknown_form(plan.sweep)
-    buyer = Buyer(plan, executor, console, plan.sweep.file.design)
+    buyer = Buyer(plan, executor, console, _design(plan))
     display = make_display(console, plan.name, plan.document()["runs"])
     pool = [PlannedRun(run.spec) for run in plan.runs]
     fit = partial(live_fit, plan.workspace, plan.name)
     statuses = submission.submit(plan.workspace, plan.name, pool, executor, console, display, fit, choice=buyer)
-    if buyer.stopped == CONTRADICTION:
-        raise StoppedError(f"to go on all the same: scaling submit {plan.name} --on {executor.name} --go-on")
+    _refuse_contradiction(buyer)
     return statuses
+
+
+def hand_over(executor: Executor, plan: Plan, console: "Console") -> None:
+    """Buy the runs of one round and give them to Slurm, with a job that buys the next ones when these have ended.
+
+    StoppedError where a run contradicts the law; InputError where Slurm or the site refuses.
+    """
+    from orchestrator.execution.lock import sole_controller
+    from orchestrator.workbench import slurm
+    from orchestrator.workbench.adaptive.buyer import Buyer
+
+    design = _design(plan)
+    with sole_controller(plan.workspace, plan.name, executor.name, console):
+        slurm.reconcile(plan.workspace, plan.name)
+        at_once = design.at_once or AT_ONCE_ON_SLURM
+        buyer = Buyer(plan, executor, console, design.model_copy(update={"at_once": at_once}), queues=True)
+        buyer.begin()
+        while buyer():
+            pass
+        if training := set(buyer.training):
+            part = replace(buyer.plan, runs=tuple(run for run in buyer.plan.runs if run.run_id in training))
+            slurm.hand_over(executor, buyer.plan, part, console)
+            slurm.next_round(executor, plan, console)
+    _refuse_contradiction(buyer)
+
+
+def _design(plan: Plan) -> Design:
+    refuse_unknown_form(plan.sweep)
+    assert plan.sweep.file.design is not None
+    return plan.sweep.file.design
+
+
+def _refuse_contradiction(buyer: "Buyer") -> None:
+    if buyer.stopped == CONTRADICTION:
+        name, on = buyer.plan.name, buyer.executor.name
+        raise StoppedError(f"to go on all the same: scaling submit {name} --on {on} --go-on")
