@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.machine import describe, seconds_taken
+from benchmarks.machine import describe
 from benchmarks.plain_recurrences import PLACES, in_place
 from benchmarks.products import products_of
 from xlstm.export.transformers import to_transformers
@@ -60,6 +60,9 @@ SHAPES = {
 }
 PATIENCE = 10.0
 """Seconds of a step beyond which it is taken once a turn, with none before it to wake up, and in fewer turns."""
+
+Clock = Callable[[], float]
+"""Seconds since some time: of the wall, or of this process' processors, which other processes take nothing from."""
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 """From tokens and targets to the mean loss."""
@@ -174,22 +177,27 @@ def load_ours(config: ModelConfig, model: nn.Module, peer: nn.Module) -> None:
         raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
 
 
-def stepper(model: nn.Module, losses: Losses, tokens: Tensor) -> Callable[[], float]:
+def stepper(model: nn.Module, losses: Losses, tokens: Tensor, clock: Clock = time.perf_counter) -> Callable[[], float]:
     """One training step; returns seconds."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     targets = tokens.roll(-1, dims=1)
 
-    def step() -> float:
-        begin = time.perf_counter()
+    def step() -> None:
         losses(tokens, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - begin
 
-    return step
+    return lambda: taken(step, clock)
 
 
-def compare(family: str, shape: Shape, rounds: int, compiled: bool) -> dict[str, Any]:
+def taken(work: Callable[[], None], clock: Clock) -> float:
+    """Seconds of `work`."""
+    begin = clock()
+    work()
+    return clock() - begin
+
+
+def compare(family: str, shape: Shape, rounds: int, compiled: bool, clock: Clock = time.perf_counter) -> dict[str, Any]:
     """Medians of both sides in seconds, their ratio, and by how much their losses differ, relatively."""
     config = configuration(family, shape)
     model = ours(config)
@@ -205,11 +213,13 @@ def compare(family: str, shape: Shape, rounds: int, compiled: bool) -> dict[str,
         here, there = our_losses(short, short), their_losses(short, short)
     if compiled:
         our_losses, their_losses = torch.compile(our_losses), torch.compile(their_losses)
-    our_step, their_step = stepper(model, our_losses, tokens), stepper(peer, their_losses, tokens)
+    our_step, their_step = (
+        stepper(side, losses, tokens, clock) for side, losses in ((model, our_losses), (peer, their_losses))
+    )
     products = None if compiled else products_of(our_step)
     sides = {"ours": our_step, "theirs": their_step}
     if products is not None:
-        sides["products"] = lambda: seconds_taken(products, "cpu")
+        sides["products"] = lambda: taken(products, clock)
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     slow = their_step() > PATIENCE
     for _ in range(min(rounds, 2) if slow else rounds):
@@ -233,17 +243,21 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="not the wall's: with one thread, on a busy machine"
+    )
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     keep_freed_memory()  # as our trainer does; it serves both sides
-    machine = describe("cpu")
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    machine = describe("cpu") | {"clock": clock.__name__}
     print(f"{shape}, {machine}")
     columns = ("ours (ms)", "theirs (ms)", "ratio", "products (ms)", "bound", "loss differs")
     print(f"{'family':<8}" + "".join(f"{column:>14}" for column in columns))
     rows = []
     for family in arguments.families:
-        row = compare(family, shape, arguments.rounds, arguments.compile)
+        row = compare(family, shape, arguments.rounds, arguments.compile, clock)
         rows.append(row)
         cells = [f"{1e3 * row['ours_seconds']:.1f}", f"{1e3 * row['theirs_seconds']:.1f}", f"{row['ratio']:.2f}x"]
         cells += [f"{1e3 * row['products_seconds']:.1f}", f"{row['bound']:.2f}x"] if "bound" in row else ["-", "-"]

@@ -1,7 +1,7 @@
 """Learning rates that a sweep leaves to a law: how it says so, and who knows the law. Imports without torch."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, WrapValidator
 
@@ -21,7 +21,12 @@ class RateSettings(BaseModel):
     """The keys of a section that say the learning rate."""
 
     learning_rate: (
-        Annotated[float, Field(gt=0), WrapValidator(_number_or_law, json_schema_input_type=float | str)] | None
+        Annotated[
+            float,
+            Field(gt=0),
+            WrapValidator(_number_or_law, json_schema_input_type=Annotated[float, Field(gt=0)] | Literal["law"]),
+        ]
+        | None
     ) = Field(
         None,
         description=f"{Optimizer.model_fields['learning_rate'].description} `{LAW}` takes that of the fit that `{LAW}`"

@@ -1,21 +1,11 @@
 """The generalised delta rule (Gated DeltaNet, RWKV-7): a matrix memory that replaces what it holds under a key."""
 
-import math
-
 from torch import Tensor
 
 from kernels import cpu
 from kernels.delta_rule.reference import delta_rule_reference
-from kernels.dispatch import (
-    Implementation,
-    cast_for_autocast,
-    choose,
-    expect_resets,
-    expect_shape,
-    modules,
-    state_dtype,
-)
-from kernels.gated_linear_attention.reference import CHUNK, zero_state
+from kernels.dispatch import Implementation, cast_for_autocast, choose, modules
+from kernels.gated_linear_attention.arguments import checked_state, pairs_and_states, results
 from kernels.operator import Operator
 
 __all__ = ["delta_rule"]
@@ -45,32 +35,15 @@ def delta_rule(
     Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
     """
     name = "delta_rule"
-    if q.ndim != 4:
-        raise ValueError(f"{name}: q has shape {tuple(q.shape)}, expected (batch, time, heads, key_dim)")
-    batch, time, heads, key_dim = q.shape
-    for label, tensor in (("k", k), ("a", a), ("b", b), ("g", g)):
-        expect_shape(name, label, tensor, tuple(q.shape), "(batch, time, heads, key_dim)")
-    expect_shape(name, "v", v, (batch, time, heads, v.shape[-1]), "(batch, time, heads, value_dim)")
-    if time == 0:
-        raise ValueError(f"{name}: the sequence is empty, expected at least one token")
-    expect_resets(name, resets, batch, time)
     q, k, v, a, b = cast_for_autocast(q, k, v, a, b)
+    state = checked_state(name, q, v, initial_state, resets, k=k, a=a, b=b, g=g)
     if len({x.dtype for x in (q, k, v, a, b)}) > 1:
         raise ValueError(f"{name}: q, k, v, a and b are {', '.join(str(x.dtype) for x in (q, k, v, a, b))}, not alike")
-    state = zero_state(k, v) if initial_state is None else initial_state.to(state_dtype(v))
-    expect_shape(
-        name, "initial_state", state, (batch, heads, key_dim, v.shape[-1]), "(batch, heads, key_dim, value_dim)"
-    )
     chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, a, b, g))
     if chosen == "reference":
         return delta_rule_reference(q, k, v, a, b, g, state, resets)
     o, final_state, _ = _delta_rule(q, k, v, a, b, g, state, resets, chosen)
     return o, final_state
-
-
-def _results(k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    starts = state.new_empty(-(-k.shape[1] // CHUNK), *state.shape)
-    return v.new_empty(v.shape), state.new_empty(state.shape), starts
 
 
 def _gradients(
@@ -81,13 +54,10 @@ def _gradients(
 
 def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
     """Of the form in chunks of CHUNK: four kinds of pairs, each with a product with values, and four with states."""
-    batch, time, heads, key_dim = k
-    full, rest = divmod(time, CHUNK)
-    pairs = batch * heads * (full * CHUNK * CHUNK + rest * rest)
-    return 8 * pairs * (key_dim + v[-1]) + 8 * math.prod(k) * v[-1]
+    pairs, keys = pairs_and_states(k)
+    return 8 * pairs * (k[-1] + v[-1]) + 8 * keys * v[-1]
 
 
-# `starts` (chunks, batch, heads, key_dim, value_dim) are the states before each CHUNK of tokens.
 _delta_rule = Operator[tuple[Tensor, Tensor, Tensor]](
     "delta_rule",
     "(Tensor q, Tensor k, Tensor v, Tensor a, Tensor b, Tensor g, Tensor state, Tensor? resets, str implementation)"
@@ -95,7 +65,7 @@ _delta_rule = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_o, grad_final_state, q, k, v, a, b, g, resets, starts, implementation)"
     " -> (q, k, v, a, b, g, state)",
     modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
-    results=_results,
+    results=results,
     gradients=_gradients,
     flops=_flops,
 )

@@ -1,20 +1,11 @@
 """Linear attention with a decay per key channel (GLA, HGRN2, RWKV-5 and 6): a matrix memory that forgets by rows."""
 
-import math
-
 from torch import Tensor
 
 from kernels import cpu
-from kernels.dispatch import (
-    Implementation,
-    cast_for_autocast,
-    choose,
-    expect_resets,
-    expect_shape,
-    modules,
-    state_dtype,
-)
-from kernels.gated_linear_attention.reference import CHUNK, gated_linear_attention_reference, zero_state
+from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, modules
+from kernels.gated_linear_attention.arguments import checked_state, pairs_and_states, results
+from kernels.gated_linear_attention.reference import gated_linear_attention_reference
 from kernels.operator import Operator
 
 __all__ = ["gated_linear_attention"]
@@ -43,34 +34,17 @@ def gated_linear_attention(
     Raises ValueError for shapes that do not fit, ImplementationError for an implementation that cannot run.
     """
     name = "gated_linear_attention"
-    if q.ndim != 4:
-        raise ValueError(f"{name}: q has shape {tuple(q.shape)}, expected (batch, time, heads, key_dim)")
-    batch, time, heads, key_dim = q.shape
-    expect_shape(name, "k", k, tuple(q.shape), "(batch, time, heads, key_dim)")
-    expect_shape(name, "v", v, (batch, time, heads, v.shape[-1]), "(batch, time, heads, value_dim)")
-    expect_shape(name, "g", g, tuple(q.shape), "(batch, time, heads, key_dim)")
     if bonus is not None:
-        expect_shape(name, "bonus", bonus, (heads, key_dim), "(heads, key_dim)")
-    if time == 0:
-        raise ValueError(f"{name}: the sequence is empty, expected at least one token")
-    expect_resets(name, resets, batch, time)
+        expect_shape(name, "bonus", bonus, tuple(q.shape[2:]), "(heads, key_dim)")
     q, k, v = cast_for_autocast(q, k, v)
+    state = checked_state(name, q, v, initial_state, resets, k=k, g=g)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"{name}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
-    state = zero_state(k, v) if initial_state is None else initial_state.to(state_dtype(v))
-    expect_shape(
-        name, "initial_state", state, (batch, heads, key_dim, v.shape[-1]), "(batch, heads, key_dim, value_dim)"
-    )
     chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, g))
     if chosen == "reference":
         return gated_linear_attention_reference(q, k, v, g, bonus, state, resets)
     o, final_state, _ = _attention(q, k, v, g, bonus, state, resets, chosen)
     return o, final_state
-
-
-def _results(k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    starts = state.new_empty(-(-k.shape[1] // CHUNK), *state.shape)
-    return v.new_empty(v.shape), state.new_empty(state.shape), starts
 
 
 def _gradients(
@@ -82,14 +56,11 @@ def _gradients(
 
 def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
     """Products of the form in chunks of CHUNK: scores and their product with v in each, one read and one write."""
-    batch, time, heads, key_dim = k
-    full, rest = divmod(time, CHUNK)
-    pairs = batch * heads * (full * CHUNK * CHUNK + rest * rest)
-    return 2 * pairs * (key_dim + v[-1]) + 4 * math.prod(k) * v[-1]
+    pairs, keys = pairs_and_states(k)
+    return 2 * pairs * (k[-1] + v[-1]) + 4 * keys * v[-1]
 
 
-# `starts` (chunks, batch, heads, key_dim, value_dim) are the states before each CHUNK of tokens. Without a bonus, its
-# gradient is empty.
+# Without a bonus, its gradient is empty.
 _attention = Operator[tuple[Tensor, Tensor, Tensor]](
     "gated_linear_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor? bonus, Tensor state, Tensor? resets, str implementation)"
@@ -97,7 +68,7 @@ _attention = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_o, grad_final_state, q, k, v, g, bonus, resets, starts, implementation)"
     " -> (q, k, v, g, bonus, state)",
     modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
-    results=_results,
+    results=results,
     gradients=_gradients,
     flops=_flops,
 )

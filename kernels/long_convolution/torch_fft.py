@@ -24,6 +24,11 @@ def _length(outputs: int) -> int:
     return 1 << (outputs - 1).bit_length()
 
 
+def _split(resets: Tensor) -> bool:
+    """Whether documents may begin within a sequence; on a CPU, where it costs no wait, whether any does."""
+    return resets.device.type != "cpu" or bool(resets[:, 1:].any())
+
+
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(…, time, channels) as (…, channels, time)."""
     return x.to(dtype).mT.contiguous()
@@ -55,7 +60,7 @@ def forward(x: Tensor, filters: Tensor, resets: Tensor | None) -> Tensor:
     """Arguments as in the package's public function."""
     dtype, time = state_dtype(x), x.shape[1]
     rows, taps = _rows(x, dtype), _rows(filters[:time], dtype)
-    if resets is None:
+    if resets is None or not _split(resets):
         n = _length(time + taps.shape[-1] - 1)
         y = torch.fft.irfft(torch.fft.rfft(rows, n) * torch.fft.rfft(taps, n), n)
         return y[..., :time].mT.to(x.dtype, memory_format=torch.contiguous_format, copy=True)
@@ -78,7 +83,7 @@ def backward(grad_y: Tensor, x: Tensor, filters: Tensor, resets: Tensor | None) 
     dtype, time = state_dtype(x), x.shape[1]
     rows, taps, grad = _rows(x, dtype), _rows(filters[:time], dtype), _rows(grad_y, dtype)
     given = taps.shape[-1]
-    if resets is None:
+    if resets is None or not _split(resets):
         n = _length(time + given - 1)
         upstream = torch.fft.rfft(grad, n)
         grad_x = torch.fft.irfft(upstream * torch.fft.rfft(taps, n).conj(), n)

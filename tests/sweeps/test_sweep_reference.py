@@ -190,8 +190,8 @@ def values_of(key: dict[str, Any]) -> str:
     kind = kinds[0]
     if "anyOf" in kind:
         return "whole number"
-    if key.get("title") == "Learning Rate":
-        return "number or text"
+    if "const" in kinds[-1] and len(kinds) > 1:
+        return f"{kind['type']} or `{kinds[-1]['const']}`"
     if "enum" in kind or "const" in kind:
         return ", ".join(f"`{value}`" for value in kind.get("enum", [kind.get("const")]))
     words = {

@@ -8,6 +8,7 @@ from every_family import DIMENSIONS, small
 
 from xlstm import accounting
 from xlstm.distributed import World
+from xlstm.evaluation.inference import Timings
 from xlstm.evaluation.kinds import check
 from xlstm.evaluation.measure import measure
 from xlstm.models import build
@@ -54,6 +55,26 @@ def test_memory_of_attention_grows_with_the_prompt_and_that_of_recurrences_does_
     exponent = {row["law"]: row["exponent"] for row in found.tables["law"]}["state_mib"]
     assert exponent == pytest.approx(1 if family in ("llama", "gpt") else 0, abs=0.03)
     assert found.metrics()["evaluation/speed/by_context/56/seconds_per_token"] > 0
+
+
+def test_laws_find_the_parts_that_a_time_is_made_of() -> None:
+    physics = Physics(
+        model=small("llama", vocab_size=256, embedding_dim=16),
+        data=DATA,
+        tokens=16,
+        batch_tokens=16,
+        optimizer=Optimizer(learning_rate=1e-3),
+    )
+    contexts = (128, 512, 2048, 8192)
+    asked = Inference(name="speed", contexts=contexts)
+    timings = Timings(asked, RunSpec(physics=physics), torch.device("cpu"), weight_bytes=1000)
+    for context in contexts:
+        timings.state_bytes[context] = 64 * context
+        timings.seconds[context] = [(0.01 + 3e-8 * context**2, 0.002 + (1000 + 64 * context) / 1e9)]
+    first, each, memory = timings.tables()["law"]
+    assert [first[part] for part in ("constant", "linear", "quadratic")] == pytest.approx([0.01, 0, 3e-8], abs=1e-12)
+    assert (each["fixed"], each["work_per_second"]) == (pytest.approx(0.002), pytest.approx(1e9))
+    assert (memory["exponent"], memory["linear"]) == (pytest.approx(1), pytest.approx(64 / 2**20))
 
 
 def test_prompts_beyond_learnt_positions_are_left_out_and_told(tmp_path: Path) -> None:

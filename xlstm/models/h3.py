@@ -25,7 +25,7 @@ from xlstm.models.mamba import DELTA_RANGE
 from xlstm.models.swiglu_block import at_least_float32
 
 PIECE = 64
-"""Steps whose powers are formed at once."""
+"""Steps whose powers are formed at once, where states are read or carried on."""
 
 
 class MixerState(NamedTuple):
@@ -147,11 +147,12 @@ class Diagonal(nn.Module):
     def forward(self, count: int) -> Tensor:
         """The first `count` taps (count, d), with what passes at once in the first; float32 at least.
 
-        a^(64 i + j) is a^(64 i) a^j: a product of two small matrices for each channel.
+        a^(p i + j) is a^(p i) a^j: a product of two small matrices for each channel, p about the root of `count`.
         """
         log_a, b, read = self._modes()
-        steps = torch.arange(PIECE, device=log_a.device)[:, None, None]
-        begins = torch.arange(0, count, PIECE, device=log_a.device)[:, None, None]
+        piece = 1 << math.isqrt(count - 1).bit_length()
+        steps = torch.arange(piece, device=log_a.device)[:, None, None]
+        begins = torch.arange(0, count, piece, device=log_a.device)[:, None, None]
         first, second = 2 * read * b * torch.exp(log_a * begins), torch.exp(log_a * steps)
         dtype = at_least_float32(self.read).dtype
         left = torch.cat((first.real, -first.imag), dim=-1).to(dtype).transpose(0, 1)  # (d, pieces, 2 states)
