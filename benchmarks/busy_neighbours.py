@@ -36,7 +36,7 @@ def work(steps: int) -> None:
     from sweeps.sweep import Sweep
     from xlstm.models import build
     from xlstm.run.directory import Workspace
-    from xlstm.training.optimizer import build_optimizer
+    from xlstm.training.optimization.optimizer import build_optimizer
     from xlstm.training.parallel import init_weights
 
     torch.set_num_threads(2)

@@ -62,7 +62,6 @@ class SlurmExecutor:
     sweep: str
     site: Site | None = None
     name: str = "slurm"
-    _array_limit: int | None = field(default=None, init=False)
     _written: int = field(default=0, init=False)
 
     @property
@@ -73,7 +72,7 @@ class SlurmExecutor:
 
     def ask(self) -> None:
         """Learn what a submission needs to know of the site. SlurmError where Slurm does not answer."""
-        _ = self._has_gpus, self._longest_array()
+        _ = self._has_gpus, self._longest_array
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Hand all jobs over, forks with their dependencies, and return; their runs are QUEUED.
@@ -277,8 +276,8 @@ class SlurmExecutor:
             wanted = site.model_copy(update={"cpus_per_task": cpus}).model_dump_json()
             groups.setdefault(_Shape(execution.nodes, gpus, wanted, link.after), []).append(link)
         for shape, group in groups.items():
-            for start in range(0, len(group), self._longest_array()):
-                yield shape, group[start : start + self._longest_array()]
+            for start in range(0, len(group), self._longest_array):
+                yield shape, group[start : start + self._longest_array]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -354,10 +353,9 @@ class SlurmExecutor:
                 return
             time.sleep(0.5)
 
+    @cached_property
     def _longest_array(self) -> int:
-        if self._array_limit is None:
-            self._array_limit = int(commands.configuration().get("MaxArraySize", "1001")) - 1
-        return max(self._array_limit, 1)
+        return max(int(commands.configuration().get("MaxArraySize", "1001")) - 1, 1)
 
     @cached_property
     def _has_gpus(self) -> bool:

@@ -14,7 +14,7 @@ from xlstm.data.tokenizers import Tokenizer
 from xlstm.models import build
 from xlstm.run.directory import RunDirectory
 from xlstm.training.checkpoints import CheckpointError, complete_checkpoints
-from xlstm.training.parametrization import named_parameters
+from xlstm.training.optimization.parametrization import named_parameters
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import polars as pl
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import LEVEL, percentile
 from analysis.laws.additive import Array
-from xlstm.run.rate_law import RateLaw
+from xlstm.run.rates.law import RateLaw
 
 DRAWS, SEED = 1000, 0
 NEAREST = 5

@@ -7,7 +7,7 @@ from typing import Any
 from xlstm.quantities import compact, nearest
 from xlstm.run.directory import Workspace
 from xlstm.run.json_files import DamagedFileError, read_record
-from xlstm.run.rate_law import RateLaws
+from xlstm.run.rates.law import RateLaws
 
 WIDEST = 100.0
 """Upper over lower end of an interval from which a law leaves the rate open."""

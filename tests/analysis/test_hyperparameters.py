@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from analysis.decisions import hyperparameters
 from analysis.findings import RefusalError
 from orchestrator.cli import app
-from xlstm.run.rate_law import RateLaws
+from xlstm.run.rates.law import RateLaws
 
 SIZES, BUDGETS = (1e7, 4e7, 1.6e8), (1e9, 4e9, 1.6e10)
 K, P, Q = 2.0, -0.4, 0.1

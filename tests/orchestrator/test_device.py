@@ -75,7 +75,7 @@ def test_on_ray_it_asks_for_cores(spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 
 def test_on_slurm_it_asks_for_cores(tmp_path: Path, spec: RunSpec) -> None:
     executor = SlurmExecutor(Workspace(tmp_path), "quickstart")
-    executor._gpus, executor._array_limit = True, 100
+    executor._has_gpus, executor._longest_array = True, 100
     planned = links([Job(RunDirectory(tmp_path / "a"), spec, "a")], {})
     ((shape, _),) = executor._arrays(planned, {id(link.job): Site() for link in planned})
     assert shape.gpus == 0

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator import Sweep
 from xlstm.run.directory import Workspace
-from xlstm.run.rate_law import RateLaw, RateLaws
+from xlstm.run.rates.law import RateLaw, RateLaws
 from xlstm.run.records import write_json
 
 BY_LAW = ("learning_rate: 1e-2", "learning_rate: law, law: rates")

@@ -64,7 +64,7 @@ def test_a_thousand_runs_are_one_array_and_one_query(workspace: Workspace, calle
 
 def test_an_array_no_longer_than_the_site_allows(nothing_starts: None, workspace: Workspace) -> None:
     executor = SlurmExecutor(workspace, "parts")
-    executor._array_limit = 3
+    executor._longest_array = 3
     executor.submit([job(make_run(workspace, seed=seed)) for seed in range(7)])
     assert [len(batch.contents().parts) for batch in batches_of(workspace, "parts")] == [3, 3, 1]
 

@@ -15,8 +15,8 @@ from sweeps.language import OF_A_POINT, OF_A_TASK, OF_PORTIONS, OF_SECTIONS, ONE
 from sweeps.located import SweepError
 from sweeps.sweep import Sweep
 from xlstm.run.evaluations import KINDS, Kind, kind_of
+from xlstm.run.rates.transfer import Transfer
 from xlstm.run.spec import Data, Evaluation, Execution, Optimizer, Physics, Schedule
-from xlstm.run.transfer import Transfer
 from xlstm.tasks.settings import FROM_FILES, FormalLanguage, Pathfinder, Recall, SmallPathfinder
 
 Load = Callable[..., Sweep]

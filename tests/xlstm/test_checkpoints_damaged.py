@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from xlstm.models import build
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.training.checkpoints import Checkpoint, complete_checkpoints
-from xlstm.training.parametrization import named_parameters
+from xlstm.training.optimization.parametrization import named_parameters
 
 OLD = Path(__file__).parents[1] / "orchestrator" / "old_workspace" / "workspace.tar.xz"
 

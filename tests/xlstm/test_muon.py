@@ -12,8 +12,8 @@ from xlstm.accounting.cost import Sequence, total
 from xlstm.accounting.families import costs
 from xlstm.models import build
 from xlstm.run.spec import Optimizer
-from xlstm.training.muon import BY_MUON, Muon
-from xlstm.training.optimizer import build_optimizer, set_step, training_state, update
+from xlstm.training.optimization.muon import BY_MUON, Muon
+from xlstm.training.optimization.optimizer import build_optimizer, set_step, training_state, update
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from xlstm.distributed import World
 from xlstm.models import build
 from xlstm.models.configs import LlamaConfig, ModelConfig, XLSTMConfig
 from xlstm.run.spec import Data, Execution, Optimizer, Physics
+from xlstm.training.optimization.parametrization import named_parameters
 from xlstm.training.parallel import init_weights, make_mesh, parallelize
-from xlstm.training.parametrization import named_parameters
 
 MODELS = [
     LlamaConfig(vocab_size=64, embedding_dim=16, num_blocks=1, num_heads=2),

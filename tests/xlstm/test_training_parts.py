@@ -15,8 +15,8 @@ from xlstm.models import build, head
 from xlstm.models.configs import LlamaConfig
 from xlstm.run.spec import Data, Execution, Optimizer, Physics, RunSpec, Schedule, shared_steps
 from xlstm.training.micro_batch import micro_batch
-from xlstm.training.optimizer import build_optimizer, clip_gradients
-from xlstm.training.schedule import learning_rate
+from xlstm.training.optimization.optimizer import build_optimizer, clip_gradients
+from xlstm.training.optimization.schedule import learning_rate
 
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=1, num_heads=2)
 

@@ -16,7 +16,7 @@ from xlstm.distributed import World
 from xlstm.models.configs import LlamaConfig, ModelConfig, XLSTMConfig
 from xlstm.run.records import State
 from xlstm.run.spec import RunSpec
-from xlstm.training.optimizer import update
+from xlstm.training.optimization.optimizer import update
 from xlstm.training.trainer import DivergedError, Trainer
 
 WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")

@@ -12,9 +12,9 @@ from xlstm.models.configs import ModelConfig
 from xlstm.models.initialization import initial_value
 from xlstm.run.spec import Data, Optimizer, Physics
 from xlstm.training.coordinates import coordinates
-from xlstm.training.optimizer import build_optimizer, set_learning_rate
+from xlstm.training.optimization.optimizer import build_optimizer, set_learning_rate
+from xlstm.training.optimization.parametrization import factors_of
 from xlstm.training.parallel import init_weights
-from xlstm.training.parametrization import factors_of
 
 BASE = 64
 

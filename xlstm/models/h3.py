@@ -87,9 +87,13 @@ class Mixer(nn.Module):
         time = x.shape[1]
         query, key, value = self.query_key_value(x).chunk(3, dim=-1)
         keys, key_resets = joined(state.keys if state else None, key, resets)
-        shifted = long_convolution(keys, checkpoint(self.shift, use_reentrant=False), resets=key_resets)[:, -time:]
+        shifted = long_convolution(
+            keys, checkpoint(self.shift, use_reentrant=False, preserve_rng_state=False), resets=key_resets
+        )[:, -time:]
         z = shifted * value
-        y = long_convolution(z, checkpoint(self.diagonal, time, use_reentrant=False), resets=resets)
+        y = long_convolution(
+            z, checkpoint(self.diagonal, time, use_reentrant=False, preserve_rng_state=False), resets=resets
+        )
         if state is not None:
             y = y + self.diagonal.recalled(state.states, time, resets).to(y.dtype)
         after = None

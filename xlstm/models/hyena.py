@@ -125,7 +125,9 @@ class Mixer(nn.Module):
         window, window_resets = joined(before, projected, resets)
         *gates, v = self._short(window, window_resets).split(d, dim=-1)
         seen = state.stages[0].shape[1] if state else 0
-        filters = checkpoint(self.filters, min(seen + time, self.context_length), use_reentrant=False)
+        filters = checkpoint(
+            self.filters, min(seen + time, self.context_length), use_reentrant=False, preserve_rng_state=False
+        )
         stages = []
         for index, gate in enumerate(reversed(gates[1:])):
             inputs, long_resets = joined(state.stages[index] if state else None, v * gate, resets)

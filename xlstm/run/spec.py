@@ -25,7 +25,7 @@ from xlstm.run.data import PositiveInt, Ring
 from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.identity import SCHEMA_VERSION, canonical, differences, digest, without_later_defaults
 from xlstm.run.json_files import write_text
-from xlstm.run.transfer import Transfer, base_model
+from xlstm.run.rates.transfer import Transfer, base_model
 from xlstm.tasks.settings import TaskName
 
 

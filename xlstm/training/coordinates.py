@@ -13,9 +13,9 @@ from torch import nn
 from xlstm.models import build
 from xlstm.models.configs import ModelConfig
 from xlstm.run.spec import Physics
-from xlstm.training.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
+from xlstm.training.optimization.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
+from xlstm.training.optimization.parametrization import factors_of
 from xlstm.training.parallel import init_weights
-from xlstm.training.parametrization import factors_of
 
 SEQUENCES, LENGTH = 4, 32
 

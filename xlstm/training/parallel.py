@@ -17,7 +17,7 @@ from xlstm.distributed import World
 from xlstm.models import build
 from xlstm.models.initialization import initial_value
 from xlstm.run.spec import Execution, Physics, RunSpec
-from xlstm.training.parametrization import STANDARD, Factors, plain_name
+from xlstm.training.optimization.parametrization import STANDARD, Factors, plain_name
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

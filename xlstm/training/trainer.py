@@ -30,10 +30,10 @@ from xlstm.run.spec import RunSpec
 from xlstm.training.checkpoints import CheckpointRecord
 from xlstm.training.machine import Speed, SystemMetrics, garbage_collected_by_hand, profiler
 from xlstm.training.micro_batch import Probe
-from xlstm.training.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
+from xlstm.training.optimization.optimizer import build_optimizer, clip_gradients, set_step, training_state, update
+from xlstm.training.optimization.parametrization import factors_of
+from xlstm.training.optimization.schedule import learning_rate
 from xlstm.training.parallel import init_weights, make_mesh, parallelize, reshard
-from xlstm.training.parametrization import factors_of
-from xlstm.training.schedule import learning_rate
 
 DROPOUT = 3
 """Purpose of the random numbers of dropout, beside those of `xlstm.tasks.contract`."""

@@ -12,7 +12,7 @@ from analysis.data.runs import Kind
 from analysis.decisions import hyperparameters
 from orchestrator.errors import InputError
 from orchestrator.workbench.analyses.laws import open_source, refusals_in_a_line
-from xlstm.run.rate_law import RateLaws
+from xlstm.run.rates.law import RateLaws
 from xlstm.run.records import write_json
 
 AXES = ("learning_rate", "batch_tokens")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from xlstm.models import build
 from xlstm.models.initialization import initial_value
+from xlstm.run.rates.transfer import base_model, score_scale
 from xlstm.run.spec import Physics
-from xlstm.run.transfer import base_model, score_scale
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from xlstm.run.spec import Optimizer
-from xlstm.training.muon import BY_MUON, MOMENTUM_BUFFER, Muon
-from xlstm.training.parametrization import STANDARD, Factors, named_parameters
+from xlstm.training.optimization.muon import BY_MUON, MOMENTUM_BUFFER, Muon
+from xlstm.training.optimization.parametrization import STANDARD, Factors, named_parameters
 
 RATE = "rate"
 """The key of a group's factor of the learning rate."""
