@@ -121,6 +121,7 @@ NO_FINITE_SLOPE = (
 @example(
     [dict(zip(("parameters", "tokens", "loss"), row, strict=True)) for row in NO_FINITE_SLOPE], ".csv", "", ["--json"]
 )
+@example([{"parameters": 1e6, "tokens": 1e8, "loss": 8.99, "a\nb\x1b[31m": 1.0}], ".json", "", ["--best-of=size"])
 @examples(12)
 @given(
     tables(),
@@ -142,6 +143,10 @@ VALID = {
     ending: written([{"parameters": 10**6 * n, "tokens": 10**8 * n, "loss": 4.0 - n / 9} for n in range(1, 6)], ending)
     for ending in ENDINGS
 }
+
+
+def test_a_header_that_goes_on_to_the_end_of_the_file_is_told_in_a_line() -> None:
+    fit(b'"' + VALID[".csv"], "rows.csv")
 
 
 @examples(40)

@@ -127,7 +127,8 @@ def test_forms_compiled_for_cpus_are_their_definitions(
 ) -> None:
     for problem in (
         projection(batch, time, heads * width, 4),
-        convolution(batch, time, heads * width, flag),
+        # The bias of one channel has one number as its gradient, a sum over tokens that may cancel to any size.
+        convolution(batch, time, max(3, heads * width), flag),
         norm(batch, time, heads, 2 * width + 1, flag),
         rows_norm(batch, time, heads * width + 2),
         gated(batch, time, heads * width),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xlstm.data import CorpusError
@@ -127,6 +127,7 @@ def read(path: Path, corpus: str) -> None:
         assert path.name in str(error)  # noqa: PT017
 
 
+@example(b'{"model":{"":null,"vocab":[]}}')
 @examples(100)
 @given(
     st.binary(max_size=60)

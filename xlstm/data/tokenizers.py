@@ -191,7 +191,10 @@ class JsonTokenizer:
             raise ValueError(f"not a tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.vocabulary: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not known:
+            raise ValueError("the tokenizer.json has no tokens")
+        self.vocabulary: int = max(known.values()) + 1
         candidates = _ENDS_OF_TEXT if end_of_text is None else (end_of_text,)
         numbered = [(end, self._tokenizer.token_to_id(end)) for end in candidates]
         found = [(end, number) for end, number in numbered if number is not None]

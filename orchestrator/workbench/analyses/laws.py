@@ -54,7 +54,9 @@ def refusals_in_a_line() -> Iterator[None]:
     try:
         yield
     except RefusalError as refusal:
-        raise InputError(str(refusal)) from None
+        # Names of a table may hold line breaks, and what a terminal obeys.
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(refusal))
+        raise InputError("".join(shown)) from None
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOSPC):
             raise
