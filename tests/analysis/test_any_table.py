@@ -84,6 +84,7 @@ def written(rows: list[dict[str, Any]], ending: str) -> bytes:
         cells = [row.get(name) for row in rows]
         try:
             columns[name] = pl.Series(name, cells)
+            columns[name].to_frame().write_parquet(io.BytesIO())  # which takes no mapping without keys
         except Exception:  # what no typed column holds is text
             columns[name] = pl.Series(name, [str(cell).encode("utf-8", "replace").decode() for cell in cells])
     content = io.BytesIO()
