@@ -2,15 +2,20 @@
 
 import math
 import time
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 from xlstm.quantities import compact, nearest
 from xlstm.run.directory import Workspace
 from xlstm.run.json_files import DamagedFileError, read_record
-from xlstm.run.rates.law import RateLaws
+from xlstm.run.rates.law import RateLaw, RateLaws
 
 WIDEST = 100.0
 """Upper over lower end of an interval from which a law leaves the rate open."""
+
+_Asked: TypeAlias = tuple[str, str, int, int]
+_ASKED = ("law", "family", "parameters", "tokens")
+"""What a rate is asked for, as the keys of its row in the plan."""
 
 
 class RatesByLaw:
@@ -19,40 +24,44 @@ class RatesByLaw:
     def __init__(self, workspace: Workspace, sweep: str, *, refresh: bool = False) -> None:
         """With `refresh`, nothing is kept."""
         self._workspace, self._sweep, self._refresh = workspace, sweep, refresh
-        self.taken: list[dict[str, Any]] = []
+        self._taken: dict[_Asked, dict[str, Any]] = {}
+        self._laws: dict[str, dict[str, RateLaw]] = {}
+
+    @property
+    def taken(self) -> list[dict[str, Any]]:
         """Every rate that was asked for, with its source, as the plan keeps it."""
+        return list(self._taken.values())
 
     def __call__(self, name: str, family: str, parameters: int, tokens: int) -> float:
         """See `RateByLaw`. ValueError where there is no such fit, or its interval is unbounded."""
-        asked = {"law": name, "family": family, "parameters": parameters, "tokens": tokens}
-        for row in [*self.taken, *self._kept()]:
-            if asked.items() <= row.items():
-                break
-        else:
-            row = asked | self._by_law(name, family, parameters, tokens)
-        if row not in self.taken:
-            self.taken.append(row)
-        return float(row["learning_rate"])
+        asked = (name, family, parameters, tokens)
+        if asked not in self._taken:
+            self._taken[asked] = self._kept.get(asked) or (
+                dict(zip(_ASKED, asked, strict=True)) | self._by_law(name, family, parameters, tokens)
+            )
+        return float(self._taken[asked]["learning_rate"])
 
-    def _kept(self) -> list[dict[str, Any]]:
+    @cached_property
+    def _kept(self) -> dict[_Asked, dict[str, Any]]:
         if self._refresh:
-            return []
+            return {}
         try:
             plan = self._workspace.sweep(self._sweep).known_plan() or {}
         except DamagedFileError as error:
             raise ValueError(f"the rates that were taken are not known: {error}; or --refresh-law") from None
-        rows: list[dict[str, Any]] = plan.get("rates_by_law", [])
-        return rows
+        return {tuple(row[key] for key in _ASKED): row for row in plan.get("rates_by_law", [])}  # type: ignore[misc]
 
     def _by_law(self, name: str, family: str, parameters: int, tokens: int) -> dict[str, Any]:
         path = self._workspace.sweep(name).rate_laws
-        again = f"scaling fit {name} --hyperparameters"
-        kept = read_record(path, RateLaws, again)
-        if kept is None:
-            fitted = [one for one in self._workspace.submitted() if self._workspace.sweep(one).rate_laws.is_file()]
-            hint = nearest(name, fitted) if fitted else "no sweep of this workspace has one"
-            raise ValueError(f"`law`: {name} has no law of the best learning rate; {hint}: {again}")
-        laws = {one.family: one for one in kept.laws}
+        if name not in self._laws:
+            again = f"scaling fit {name} --hyperparameters"
+            kept = read_record(path, RateLaws, again)
+            if kept is None:
+                fitted = [one for one in self._workspace.submitted() if self._workspace.sweep(one).rate_laws.is_file()]
+                hint = nearest(name, fitted) if fitted else "no sweep of this workspace has one"
+                raise ValueError(f"`law`: {name} has no law of the best learning rate; {hint}: {again}")
+            self._laws[name] = {one.family: one for one in kept.laws}
+        laws = self._laws[name]
         if family not in laws:
             raise ValueError(f"`law`: the law of {name} says nothing of {family}; {nearest(family, laws)}")
         rate, low, high = laws[family].at(parameters, tokens)
