@@ -245,7 +245,10 @@ def check_tasks(evaluation: Harness) -> None:
 
 
 def run_tasks(evaluation: Harness, model: HarnessModel) -> list[Row]:
-    """A row for each task: its measures by their names in lm-eval, and how many items it has."""
+    """A row for each task: its measures by their names in lm-eval, and how many items it has.
+
+    None but on the first rank of each machine, to which alone lm-eval gives its results.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     found = simple_evaluate(
         model=model,
@@ -256,8 +259,9 @@ def run_tasks(evaluation: Harness, model: HarnessModel) -> list[Row]:
         log_samples=False,
         task_manager=_manager(evaluation),
     )
-    assert found is not None
     rows: list[Row] = []
+    if found is None:
+        return rows
     for task, results in found["results"].items():
         measures = {
             name.removesuffix(",none").replace(",", "_"): float(value)

@@ -69,7 +69,7 @@ class Timings:
         begin = self._now()
         sampler.advance(1)
         first = self._now()
-        self.state_bytes[context] = _bytes(sampler.state)
+        self.state_bytes[context] = bytes_of(sampler.state)
         sampler.advance(count - 1)
         return first - begin, (self._now() - first) / max(count - 1, 1)
 
@@ -139,12 +139,12 @@ def _parts(y: NDArray[np.float64], *terms: NDArray[np.float64]) -> list[float]:
     return [float(part / scale) for part, scale in zip(found, scales, strict=True)]
 
 
-def _bytes(state: Any) -> int:
+def bytes_of(state: Any) -> int:
     """Of all tensors in a state, whatever the family keeps them in."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, KeysAndValues):
-        return _bytes((state.keys, state.values))
+        return bytes_of((state.keys, state.values))
     if is_dataclass(state):
-        return sum(_bytes(getattr(state, part.name)) for part in fields(state))
-    return sum(map(_bytes, state)) if isinstance(state, tuple | list) else 0
+        return sum(bytes_of(getattr(state, part.name)) for part in fields(state))
+    return sum(map(bytes_of, state)) if isinstance(state, tuple | list) else 0
