@@ -69,14 +69,15 @@ class Sampler:
         for row, start in enumerate(self._starts):
             if self._positions is not None and self._column - start > self._positions:
                 self._starts[row], self.state = self._column - self._positions // 2, None
-        if self.state is not None:
-            logits, self.state = self._model(self._written[:, self._column - 1 : self._column], self.state, last=True)
-            return logits[:, -1]
-        first, resets = min(self._starts), None
-        if first != max(self._starts):
-            begins = torch.tensor(self._starts, device=self._written.device)
-            resets = torch.arange(first, self._column, device=begins.device) == begins[:, None]
-        logits, self.state = self._model(self._written[:, first : self._column], resets=resets, last=True)
+        read, resets = self._written[:, self._column - 1 : self._column], None
+        if self.state is None:
+            first = min(self._starts)
+            read = self._written[:, first : self._column]
+            if first != max(self._starts):
+                begins = torch.tensor(self._starts, device=read.device)
+                resets = torch.arange(first, self._column, device=read.device) == begins[:, None]
+        logits: Tensor
+        logits, self.state = self._model(read, self.state, resets=resets, last=True)
         return logits[:, -1]
 
     def _choose(self, logits: Tensor) -> Tensor:
