@@ -77,7 +77,7 @@ class Laws:
         left: float,
         spent: float | None,
     ) -> pool.Pick | pool.Nothing:
-        """Which of the runs that are offered to buy, as `pool.pick`. RefusalError where no form describes those seen."""
+        """Which of the runs that are offered to buy, by `pool.pick`; RefusalError where no form describes them."""
         chosen = pool.forms_named(self.design.form)
         size = pool.size_of(chosen)
         rows = self._frame(family, seen)
