@@ -70,13 +70,16 @@ class Sampler:
             if self._positions is not None and self._column - start > self._positions:
                 self._starts[row], self.state = self._column - self._positions // 2, None
         if self.state is not None:
-            logits, self.state = self._model(self._written[:, self._column - 1 : self._column], self.state, last=True)
-            return logits[:, -1]
+            return self._last(self._written[:, self._column - 1 : self._column], self.state)
         first, resets = min(self._starts), None
         if first != max(self._starts):
             begins = torch.tensor(self._starts, device=self._written.device)
             resets = torch.arange(first, self._column, device=begins.device) == begins[:, None]
-        logits, self.state = self._model(self._written[:, first : self._column], resets=resets, last=True)
+        return self._last(self._written[:, first : self._column], resets=resets)
+
+    def _last(self, tokens: Tensor, *state: Any, **resets: Tensor | None) -> Tensor:
+        logits: Tensor
+        logits, self.state = self._model(tokens, *state, **resets, last=True)
         return logits[:, -1]
 
     def _choose(self, logits: Tensor) -> Tensor:

@@ -184,7 +184,8 @@ class HarnessModel(TemplateLM):
         unread = self.tok_encode(context)[-(self.max_length - limit) :] or [self.eot_token_id]
         sampler = Sampler(self._model, [unread], limit, end=self.eot_token_id)
         written: list[int] = []
-        text, told = "", iter(())
+        text = ""
+        told: Iterator[int] = iter(())
         for number in range(limit):
             if number % TOKENS_BETWEEN_LOOKS == 0:
                 told = iter(sampler.advance(min(TOKENS_BETWEEN_LOOKS, limit - number))[0].tolist())
