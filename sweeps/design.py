@@ -38,7 +38,9 @@ class Design(Section):
         min_length=1, description="What is to be predicted: one N and D, or a list of them."
     )
     until: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Half the width of each target's interval for a new run, over its loss, at which it ends."
+        None,
+        description="Half the width of each target's interval for a new run, over its loss, at which it ends; left "
+        "out, as long as runs are worth their cost.",
     )
     budget: Annotated[Budget, BeforeValidator(_as_budget, json_schema_input_type=float | Budget)] | None = Field(
         None, description="The most that is spent: FLOPs, or a mapping that says flops or device_hours."

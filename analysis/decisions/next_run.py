@@ -31,6 +31,7 @@ STEPS, REFIT_STEPS = 100, 25
 MODES, NEAR, APART = 12, 1.5, 2e-3
 """The most modes; an optimum is one up to this multiple of the least objective; log losses by which two differ."""
 COST_POWER = 0.4
+"""Of the score, drop / cost^power, where a share of a pool is spent whatever it tells (the published one)."""
 WORTH = 0.02
 """A run that promises to take less than this share off the targets' variance is not bought."""
 FIRST_ROWS, FIRST_SHARE = 2.5, 0.02
@@ -191,10 +192,13 @@ def choose(
     costs: Array,
     within: float,
     given: pl.DataFrame | None = None,
+    *,
+    power: float = COST_POWER,
+    least: Array | float = WORTH,
 ) -> int | None:
-    """The candidate of most worth per cost^COST_POWER that costs at most `within`; None where none is WORTH it."""
+    """The candidate of most worth per cost^power that costs at most `within`; None where none is worth the `least`."""
     worth = knowledge.worth(candidates, targets, given)
-    scores = np.where((costs <= within) & (worth >= WORTH), worth / costs**COST_POWER, -1.0)
+    scores = np.where((costs <= within) & (worth >= least), worth / costs**power, -1.0)
     best = int(np.argmax(scores)) if len(scores) else -1
     return best if best >= 0 and scores[best] > 0 else None
 

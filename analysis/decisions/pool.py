@@ -133,12 +133,15 @@ def pick(
     chosen: Sequence[Form],
     first: int,
     seed: int,
+    spent: float | None = None,
 ) -> Pick | Nothing:
     """The candidate to buy of one family.
 
     Frames have `parameters`, `tokens` and `flops`, and those seen `loss`; `costs` are of the candidates, in the unit of
     what is `left`. Until `first` runs are seen or trained, the cheapest of each of the smaller half of the
-    sizes in turn.
+    sizes in turn; then the one of most worth per cost. Where it is said what those known have `spent`, a run that costs
+    c is bought only if it takes c / (spent + c) off the targets' variance: so much would repeats of all of them for as
+    much, as the variance of a mean goes with one over its measurements.
     """
     if not candidates.height:
         return Nothing("pool")
@@ -150,7 +153,8 @@ def pick(
         return Nothing("wait")
     at = _with_flops(targets, pl.concat([seen, training, candidates], how="diagonal"))
     knowledge = next_run.learn(seen, chosen, seed=seed)
-    row = next_run.choose(knowledge, candidates, at, costs, left, training)
+    least = next_run.WORTH if spent is None else np.maximum(next_run.WORTH, costs / (spent + costs))
+    row = next_run.choose(knowledge, candidates, at, costs, left, training, power=1.0, least=least)
     if row is None:
         return Nothing("worth")
     return Pick(row, "worth", float(knowledge.worth(candidates[[row]], at, training)[0]))

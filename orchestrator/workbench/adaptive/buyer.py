@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REASONS = {
     "reached": "every target is known as well as asked",
     "budget": "no run is within what is left of the budget",
-    "worth": "no run within the budget promises to narrow a target",
+    "worth": "no run within the budget promises to narrow a target by as much as it costs",
     "pool": "every run of the pool is bought",
     "law": "no form describes the runs that were seen",
     "cancelled": "a run was cancelled; submit again to go on",
@@ -167,7 +167,7 @@ class Buyer:
             own = [offer for offer in offers if self.laws.family(offer.spec.run_id) == family]
             run_ids, costs = [offer.spec.run_id for offer in own], [self._cost(offer)[self._unit] for offer in own]
             try:
-                found = self.laws.pick(family, self._seen, training, run_ids, costs, self._left)
+                found = self.laws.pick(family, self._seen, training, run_ids, costs, self._left, self._spent(family))
             except RefusalError:
                 whys.append("law")
                 continue
@@ -250,6 +250,15 @@ class Buyer:
         budget = self.design.budget
         limit = math.inf if budget is None else getattr(budget, self._unit)
         return float(limit - sum(row["cost"][self._unit] for row in self._bought))
+
+    def _spent(self, family: str) -> float | None:
+        """What the family's runs have cost, those trained before as if alone; None where it is said how narrow
+        intervals are to be, whatever that costs."""
+        if self.design.until is not None:
+            return None
+        bought = sum(row["cost"][self._unit] for row in self._bought if row["family"] == family)
+        found = [self.laws.runs[run_id] for run_id in self._found if self.laws.family(run_id) == family]
+        return float(bought + sum(run.flops["exact"] if self._unit == "flops" else run.device_hours for run in found))
 
     def _cost(self, offer: Offer) -> dict[str, float]:
         """Of the part that the run trains itself."""

@@ -75,8 +75,9 @@ class Laws:
         offered: Sequence[str],
         costs: Sequence[float],
         left: float,
+        spent: float | None,
     ) -> pool.Pick | pool.Nothing:
-        """Which of the runs that are offered to buy; RefusalError where no form describes those seen."""
+        """Which of the runs that are offered to buy, by `pool.pick`; RefusalError where no form describes them."""
         chosen = pool.forms_named(self.design.form)
         size = pool.size_of(chosen)
         rows = self._frame(family, seen)
@@ -90,6 +91,7 @@ class Laws:
             chosen,
             max(self.design.first or size + 2, size + 1),
             self.design.seed + 1000 * rows.height + len(training),
+            spent,
         )
 
     def _law(self, family: str, seen: Sequence[str]) -> Fit | None:
