@@ -162,6 +162,8 @@ def ledger_line(ledger: Ledger) -> str:
     text += f"; wasted {compact(wasted.tokens)} tokens, {duration(wasted.device_hours * 3600)}"
     if saved.tokens:
         text += f"; saved by shared stable phases {compact(saved.tokens)} tokens"
+    if ledger.pruned.tokens:
+        text += f"; saved by pruned runs {compact(ledger.pruned.tokens)} tokens, {ledger.pruned.flops:.2e} FLOPs"
     return text
 
 
