@@ -10,7 +10,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ git && 
 ARG WHEELS=https://download.pytorch.org/whl/cpu
 WORKDIR /opt/scaling
 COPY . .
-RUN pip install --no-cache-dir --extra-index-url "$WHEELS" -c constraints.txt ".[all]"
+RUN git config --system --add safe.directory /opt/scaling \
+    && pip install --no-cache-dir --extra-index-url "$WHEELS" -c constraints.txt --editable ".[all]"
 
 ENV SCALING_WORKSPACE=/workspace MLFLOW_DISABLE_TELEMETRY=true
 VOLUME /workspace

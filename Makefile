@@ -28,15 +28,15 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start processes and servers run last, and three files at a time: they wait more than they compute. The
+# Tests that start processes and servers run last, and four files at a time: they wait more than they compute. The
 # order is that of tests/conftest.py, long files first, and not by how many tests a file has.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and not slow"
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "serial and not slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and not slow"
 
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and slow"
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "serial and slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and slow"
 
 # What it finds becomes a fixed example of its property, which `make test` then tries.
 FUZZ ?= 50

@@ -1,7 +1,7 @@
 """How often a nominal 95 % interval holds the truth: laws that are known, simulated again and again, fitted as ever.
 
     python -m benchmarks.coverage intervals [--replicates 1000] [--draws 400] [--jobs 2]
-    python -m benchmarks.coverage doubts --replicates 200 [--minutes 30] [--draws 200] [--starts 12]
+    python -m benchmarks.coverage doubts --replicates 200 [--draws 200] [--starts 12] [--keep doubts.jsonl]
 
 `intervals` fits the form that made the runs: a power law in C with floor, additive, coupled (gamma). Noise of 0.5 % in
 the loss: normal; heavy-tailed (Student's t with 3 degrees of freedom, the same variance); clustered (0.4 % shared by
@@ -13,8 +13,8 @@ its intervals are not to be trusted.
 `doubts` fits as `scaling fit` does where no form is named, to runs of which something is amiss: a wrong form, noise
 that depends on compute, an outlier, a trend, sizes and tokens that go together. Asked for is a new run at ten times the
 largest N and D: does it lie inside its interval, and was there any warning? A row is `held` where 90 % lie inside,
-`warned` where 90 % of the fits had a warning. The next replicate of all cases begins while `--minutes` are not over;
-the table says how many there were. Writes benchmarks/results/coverage.json and .md, each table by itself.
+`warned` where 90 % of the fits had a warning. 200 replicates take hours: `--keep` names a file to which each is added,
+and what that has is not done again. Writes benchmarks/results/coverage.json and .md, each table by itself.
 """
 
 import argparse
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=400, help="bootstrap draws of each fit")
     parser.add_argument("--starts", type=int, default=12, help="descents of each form")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="of doubts: begin no replicate after these")
+    parser.add_argument("--keep", type=Path, help="of doubts: JSON lines of what was found, read and added to")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
         "--cases", default="", help="of doubts: only those whose name holds this, into the table there is"
@@ -265,16 +265,25 @@ def main() -> None:
 
 def _doubts(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     began = time.perf_counter()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ATTEMPTS if arguments.cases in name}
-    for index in range(arguments.replicates):
-        if time.perf_counter() - began > 60 * arguments.minutes:
-            arguments.replicates = index
-            break
-        tasks = [(name, index, arguments.draws, arguments.starts) for name in found]
-        for name, one in zip(found, pool.map(doubted, tasks), strict=True):
-            found[name].append(one)
-        print(f"{index + 1} replicates, {time.perf_counter() - began:.0f} s", flush=True)
-    return [doubts_of(name, each) for name, each in found.items()]
+    tasks = [
+        (name, index, arguments.draws, arguments.starts)
+        for index in range(arguments.replicates)
+        for name in ATTEMPTS
+        if arguments.cases in name
+    ]
+    kept = arguments.keep.read_text().splitlines() if arguments.keep and arguments.keep.exists() else []
+    done = {tuple(task): one for task, one in map(json.loads, kept)}
+    missing = [task for task in tasks if task not in done]
+    for task, one in zip(missing, pool.map(doubted, missing), strict=True):
+        done[task] = one
+        if arguments.keep:
+            with arguments.keep.open("a") as file:
+                file.write(json.dumps([task, one]) + "\n")
+        print(*task, f"{time.perf_counter() - began:.0f} s", flush=True)
+    return [
+        doubts_of(name, [done[task] for task in tasks if task[0] == name])
+        for name in dict.fromkeys(task[0] for task in tasks)
+    ]
 
 
 def _intervals(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[dict[str, Any]]:

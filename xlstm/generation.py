@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from xlstm.data.preparation import open_prepared, tokenizer_of
 from xlstm.data.tokenizers import Tokenizer
 from xlstm.models import build
 from xlstm.run.directory import RunDirectory
+from xlstm.sampling import TOKENS_BETWEEN_LOOKS, Sampler
 from xlstm.training.checkpoints import CheckpointError, complete_checkpoints
 from xlstm.training.optimization.parametrization import named_parameters
 
@@ -27,8 +27,13 @@ class TrainedRun:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, run: RunDirectory) -> "TrainedRun":
-        """Load a run on CPU. CheckpointError where it has no sound checkpoint yet, or learnt no text."""
+    def load(cls, run: RunDirectory, device: str = "auto") -> "TrainedRun":
+        """Load a run on a device, `auto` a GPU where there is one.
+
+        CheckpointError where it has no sound checkpoint yet, or learnt no text; ValueError where there is no such
+        device.
+        """
+        placed = _device(device)
         physics = run.spec().physics
         if physics.data.generated is not None:
             raise CheckpointError(f"{run.run_id} learnt {physics.task}, and knows no text")
@@ -40,7 +45,7 @@ class TrainedRun:
                 continue
             model = build(physics.model)
             checkpoint.load({f"model.{name}": parameter.detach() for name, parameter in named_parameters(model)})
-            model.eval()
+            model.to(placed).eval()
             prepared = open_prepared(physics.data, run.workspace)
             return cls(run.run_id, checkpoint.step, model, tokenizer_of(physics.data, prepared.path))
         raise CheckpointError(f"{run.run_id} has no sound checkpoint yet; {'; '.join(corruptions) or 'train it first'}")
@@ -92,57 +97,38 @@ class TrainedRun:
             raise ValueError("the temperature is at least 0, and top_k at least 1")
         end = self.tokenizer.end_of_document
         texts = [[end, *encoded.tolist()] for encoded in self.tokenizer.encode(list(prompts))]
-        generators = [torch.Generator().manual_seed(seed) for _ in texts]
-        positions: int | None = getattr(self.model.config, "context_length", None)
-        begins = [0] * len(texts)  # where in its text what the state holds of each begins
-        open_ones = set(range(len(texts)))
-        state: Any = None
-        with torch.no_grad():
-            for _ in range(tokens if texts else 0):
-                for row in open_ones:
-                    if positions is not None and len(texts[row]) - begins[row] > positions:
-                        begins[row], state = len(texts[row]) - positions // 2, None
-                if state is None:
-                    read, resets = _aligned([text[begin:] for text, begin in zip(texts, begins, strict=True)], end)
-                    logits, state = self.model(read, resets=resets, last=True)
-                else:
-                    logits, state = self.model(torch.tensor([[text[-1]] for text in texts]), state, last=True)
-                chosen: list[int | None] = [None] * len(texts)
-                for row in sorted(open_ones):
-                    scores = logits[row, -1, : self.tokenizer.vocabulary].float()
-                    token = _choose(scores, temperature, top_k, generators[row])
-                    if token == end:
-                        open_ones.remove(row)
-                    else:
-                        chosen[row] = token
-                        texts[row].append(token)
-                if not open_ones:
+        if not texts:
+            return
+        sampler = Sampler(
+            self.model,
+            texts,
+            tokens,
+            end=end,
+            vocabulary=self.tokenizer.vocabulary,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+        )
+        for done in range(0, tokens, TOKENS_BETWEEN_LOOKS):
+            for together in sampler.advance(min(TOKENS_BETWEEN_LOOKS, tokens - done)).T.tolist():
+                chosen = [None if token == end else token for token in together]
+                if all(token is None for token in chosen):
                     return
                 yield chosen
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, `auto` a GPU where there is one. ValueError where there is none such."""
+    gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise ValueError(f"device {name}: one of auto, cpu, cuda") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
+        raise ValueError(f"device {name}: this machine shows {gpus} GPUs; auto and cpu would run")
+    return device
 
 
 def generate(run: RunDirectory, prompt: str, *, tokens: int = 256, temperature: float = 0.8, seed: int = 0) -> str:
     """The prompt and what the run's model continues it with."""
     return prompt + "".join(TrainedRun.load(run).generate(prompt, tokens=tokens, temperature=temperature, seed=seed))
-
-
-def _aligned(texts: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Tokens `(texts, longest)` that end together, and where each text starts: what fills a row before it, it forgets.
-
-    The second is None where all are as long, and nothing is to be forgotten.
-    """
-    longest = max(map(len, texts))
-    read = torch.full((len(texts), longest), filler)
-    resets = torch.zeros(read.shape, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        read[row, longest - len(text) :] = torch.tensor(text)
-        resets[row, longest - len(text)] = True
-    return read, None if all(len(text) == longest for text in texts) else resets
-
-
-def _choose(logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))

@@ -1,8 +1,9 @@
 """A form of a scaling law as a value: what it is called, what it needs, how it predicts.
 
 A form predicts log loss from theta and the logarithms of its inputs, in operations that hold for complex numbers too:
-its derivatives are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form is one function. Forms
-that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure`; `analysis.fitting.newton` fits them.
+its derivatives, where it gives none, are taken by a complex step (Squire & Trapp 1998), exact to rounding. A new form
+is one function. Forms that are special cases of E + (A/N^alpha + B/D^beta)^gamma say so by `structure`;
+`analysis.fitting.newton` fits them.
 """
 
 import math
@@ -44,7 +45,9 @@ class Form:
     split: Callable[[Mapping[str, float]], "Split"] | None = None
     """How the loss of data seen once depends on N and D, from the parameters by name; None for a form that does not say
     how compute is best split between them."""
-
+    derivatives: Callable[[Array, Array], Array] | None = None
+    """Of log loss by theta, (problems, k, points) from what `evaluate` takes, where they are known by hand: a complex
+    step costs ten times as much."""
     starts: Callable[[Array, Array, np.random.Generator, int], Array] | None = None
     """From log inputs (inputs, points), log loss (points,) and a count, where descents begin: theta (count, k)."""
     whole: "Form | None" = None
@@ -163,6 +166,8 @@ class Form:
 
     def jacobian(self, theta: Array, log_inputs: Array) -> Array:
         """Derivatives of log loss by theta: (problems, k, points)."""
+        if self.derivatives is not None:
+            return self.derivatives(theta[:, :, None], log_inputs)
         slopes = []
         inputs = log_inputs.astype(complex)
         for index in range(theta.shape[1]):
@@ -181,19 +186,20 @@ def _holding(bounded: Form, whole: Form, held: Mapping[str, float], plain: Seque
     free = [index for index, name in enumerate(plain) if name not in held]
     fixed = np.array(bounded.lower)
 
-    def evaluate(theta: Complex, x: Complex) -> Complex:
-        full = np.broadcast_to(fixed[:, None], (len(theta), len(fixed), 1)).astype(theta.dtype)
-        full[:, free] = theta
-        return whole.evaluate(full, x)
+    def full(theta: Complex) -> Complex:
+        every = np.broadcast_to(fixed[:, None], (len(theta), len(fixed), 1)).astype(theta.dtype)
+        every[:, free] = theta
+        return every
 
-    split = whole.split
+    split, derivatives = whole.split, whole.derivatives
     return replace(
         bounded,
         formula=f"{whole.formula}, {', '.join(f'{name} = {value:g}' for name, value in held.items())}",
         coordinates=tuple(whole.coordinates[index] for index in free),
         lower=tuple(bounded.lower[index] for index in free),
         upper=tuple(bounded.upper[index] for index in free),
-        evaluate=evaluate,
+        evaluate=lambda theta, x: whole.evaluate(full(theta), x),
+        derivatives=None if derivatives is None else lambda theta, x: derivatives(full(theta), x)[:, free],
         split=None if split is None else lambda values: split({**held, **values}),
         starts=None,
         whole=whole,

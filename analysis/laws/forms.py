@@ -191,6 +191,7 @@ FORMS: dict[str, Form] = {
             (1e4, 1.0, 100.0) * 3,
             functions.farseer,
             "Li et al. 2025, arXiv 2506.10972, where S, Q and V are S, Q and E",
+            derivatives=functions.farseer_derivatives,
             starts=functions.farseer_starts,
         ),
         Form(

@@ -131,6 +131,23 @@ def farseer(theta: Complex, x: Complex) -> Complex:
     return log_sum(floor, by_data)
 
 
+def farseer_derivatives(theta: Array, x: Array) -> Array:
+    """Of log loss by each of the nine."""
+    slopes = np.empty((len(theta), 9, x.shape[-1]))
+    with np.errstate(all="ignore"):
+        powers = [np.exp(theta[:, index] * x[0]) for index in (1, 4, 7)]
+        floor, by_data, exponent = (
+            theta[:, 3 * index] * power + theta[:, 3 * index + 2] for index, power in enumerate(powers)
+        )
+        slowly = -np.exp(exponent) * x[1]
+        share = 1 / (1 + np.exp(by_data + slowly - floor))
+        for index, (power, factor) in enumerate(zip(powers, (share, 1 - share, (1 - share) * slowly), strict=True)):
+            slopes[:, 3 * index] = factor * power
+            slopes[:, 3 * index + 1] = slopes[:, 3 * index] * theta[:, 3 * index] * x[0]
+            slopes[:, 3 * index + 2] = factor
+    return slopes
+
+
 def farseer_starts(log_inputs: Array, log_loss: Array, random: np.random.Generator, count: int) -> Array:
     """The floor's share, the exponent of D and what D adds, at the smallest and at the largest N, and how they bend."""
     low, high = log_inputs[0].min(), log_inputs[0].max()

@@ -1,6 +1,7 @@
 """How a form is a special case of E + (A/N^alpha + B/D^beta)^gamma: which of the six are free, tied or fixed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,12 +30,12 @@ class Structure:
                 constant[COORDINATES.index(name)] = value
         return cls(matrix, constant)
 
-    @property
+    @cached_property
     def free(self) -> list[int]:
         """Which of the six coordinates the columns of `matrix` are."""
         return [int(np.argmax(column)) for column in self.matrix.T]
 
-    @property
+    @cached_property
     def coupled(self) -> bool:
         """Whether gamma is fitted; it is 1 otherwise."""
         return bool(self.matrix[5].any())

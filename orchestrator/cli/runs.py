@@ -94,6 +94,7 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 for the likeliest token each time.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Of the choice of tokens.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
 ) -> None:
     """Print text from a trained run."""
     from orchestrator.errors import InputError
@@ -107,7 +108,7 @@ def generate(
         from xlstm.training.checkpoints import CheckpointError
 
         try:
-            trained = TrainedRun.load(directory)
+            trained = TrainedRun.load(directory, device)
             sys.stdout.write(prompt)
             for piece in trained.generate(prompt, tokens=tokens, temperature=temperature, seed=seed):
                 sys.stdout.write(piece)

@@ -36,9 +36,12 @@ def ui(
     with one_line_errors():
         workspace = writable_workspace()
         _require_free(host, port)
-        for line in ship_all(workspace):
-            print(line, file=sys.stderr)
-        code = serve(workspace, host, port, open_browser=open_browser)
+
+        def ship() -> None:
+            for line in ship_all(workspace):
+                print(line, file=sys.stderr)
+
+        code = serve(workspace, host, port, ship, open_browser=open_browser)
     raise typer.Exit(A_RUN_FAILED if code else 0)
 
 

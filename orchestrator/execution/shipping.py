@@ -158,12 +158,12 @@ def ship(
     shipped: set[str] = set()
     complaint, in_a_row = None, 0
     place = Place(sweep, workspace.tracking_uri, workspace.artifacts)
-    for run_id in run_ids:
-        synced = tracking.sync(workspace.run(run_id), sweep, workspace.tracking_uri, place)
+    runs = [workspace.run(run_id) for run_id in run_ids]
+    for run, synced in zip(runs, tracking.sync_all(runs, place), strict=False):  # the round may end before the runs
         if synced.damage:
             tell(synced.damage)
         if synced.ok:
-            shipped.add(run_id)
+            shipped.add(run.run_id)
             in_a_row = 0
             continue
         complaint = complaint or synced.message

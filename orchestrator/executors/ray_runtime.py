@@ -20,7 +20,8 @@ from orchestrator.errors import InputError
 from orchestrator.execution import provenance
 from xlstm.run.directory import Workspace
 
-CHECK_SECONDS = 60.0
+CHECK_SECONDS = 300.0
+"""For every node to look around: its first task brings our code along, and starts a process on a busy machine."""
 NAMESPACE = "scaling"
 PACKAGES = ("analysis", "kernels", "orchestrator", "slurm", "sweeps", "xlstm")
 """What is shipped to the nodes."""

@@ -93,7 +93,7 @@ def export(run: RunDirectory, folder: Path) -> list[str]:
         raise InputError(f"{folder} is not empty; name a new folder")
     physics = run.spec().physics
     try:
-        trained = TrainedRun.load(run)
+        trained = TrainedRun.load(run, "cpu")
         transformers.save(trained.model, physics.model, folder, context_length=physics.data.context_length)
     except ValueError as error:
         raise InputError(

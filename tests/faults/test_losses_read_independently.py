@@ -19,7 +19,7 @@ def test_an_xlstm_as_in_the_quickstart_has_the_loss_that_its_weights_have_in_pla
 ) -> None:
     run = make_run(workspace, model=config_for("xlstm[3:1]", {"embedding_dim": 32, "num_blocks": 4}, 256))
     validation = start(run).completed().validation
-    weights = {name: value.detach() for name, value in TrainedRun.load(run).model.named_parameters()}
+    weights = {name: value.detach() for name, value in TrainedRun.load(run, "cpu").model.named_parameters()}
     tokens, targets = validation_windows(workspace.root / "corpus.txt", CONTEXT, 32)
     with torch.no_grad():
         loss = mean_loss(logits(weights, tokens, blocks=4, heads=4), targets)

@@ -26,7 +26,7 @@ Undisturbed = Callable[[int], RunDirectory]
 
 def measured_by_hand(run: RunDirectory, sequences: int) -> float:
     """Mean loss over the middles of so many equal parts of the validation split, one window at a time."""
-    model = TrainedRun.load(run).model
+    model = TrainedRun.load(run, "cpu").model
     stream = open_prepared(run.spec().physics.data, Workspace(run.path.parent.parent)).stream("validation")
     covering = -(-(len(stream) - 1) // CONTEXT)
     sums = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from ray_processes import start_cluster
 from typer.testing import CliRunner
 
 from orchestrator.execution.warm import COLD_START_VARIABLE
@@ -196,15 +197,11 @@ def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trivial
 def cluster() -> Iterator[Any]:
     """A head without cores, and three nodes with one core each."""
     ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     # A lost node is noticed after two seconds, not after twenty.
     notice = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": notice}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(3):
-        made.add_node(num_cpus=1)
+    made = start_cluster(head, *3 * [{"num_cpus": 1}])
     yield made
     ray.shutdown()
     made.shutdown()

@@ -60,3 +60,23 @@ def raylet_of(cluster: Any, pid: int) -> Any:
         if any(one.process.pid in ancestors for one in node.all_processes["raylet"]):
             return node
     raise AssertionError(f"process {pid} belongs to no raylet")
+
+
+def start_cluster(*nodes: dict[str, Any]) -> Any:
+    """A cluster of several raylets on this machine, the head first.
+
+    Ray gives each 30 seconds to start, which may not suffice beside other tests: it is tried three times.
+    """
+    from ray.cluster_utils import Cluster
+
+    for attempt in range(3):
+        made = Cluster()
+        try:
+            for node in nodes:
+                made.add_node(**node)
+            break
+        except Exception as error:  # Ray raises nothing narrower
+            made.shutdown()
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
+    return made

@@ -118,7 +118,7 @@ def test_a_trained_run_is_exported_with_tokenizer_card_and_generation_settings(
     monkeypatch.setattr(
         TrainedRun,
         "load",
-        lambda run: TrainedRun(run.run_id, 10, models[run.run_id], SimpleNamespace(end_of_document=7)),
+        lambda run, device: TrainedRun(run.run_id, 10, models[run.run_id], SimpleNamespace(end_of_document=7)),
     )
     llama, xlstm = sorted(plan.runs, key=lambda run: run.sweep_run.point["model"])
     for run in plan.runs:

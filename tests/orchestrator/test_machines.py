@@ -181,7 +181,7 @@ def test_the_server_is_told_its_store_where_nobody_reads_it(monkeypatch: pytest.
     monkeypatch.setattr(ui.subprocess, "Popen", refuse)
     monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
     with pytest.raises(OSError, match="not here"):
-        ui.serve(Workspace(tmp_path), "127.0.0.1", 5000)
+        ui.serve(Workspace(tmp_path), "127.0.0.1", 5000, ship=lambda: None)
     ((command, variables),) = started
     assert "s3cretpw" not in " ".join(command)
     assert variables["MLFLOW_BACKEND_STORE_URI"] == "postgresql://alice:s3cretpw@db/x"

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_processes import nothing_is_left, raylet_of, submits, trainers_past
+from ray_processes import nothing_is_left, raylet_of, start_cluster, submits, trainers_past
 from waiting import wait_until
 
 from orchestrator.execution.controller import Controller
@@ -150,7 +150,6 @@ def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
 ) -> None:
     """The last test here, as it takes the cluster down."""
     import ray
-    from ray.cluster_utils import Cluster
 
     path = write_sweep(trivial.runs(2))
     workspace = Workspace(scaling.workspace)
@@ -169,7 +168,7 @@ def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
     assert scaling("status", "tiny", "--json").json["runs"][1]["state"] in ("PREEMPTED", "QUEUED")
 
     (trivial.folder / "go").touch()
-    anew = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    anew = start_cluster({"num_cpus": 1, "include_dashboard": False})
     try:
         monkeypatch.setenv("RAY_ADDRESS", anew.address)
         said = scaling.run("submit", path, "--on", "ray")

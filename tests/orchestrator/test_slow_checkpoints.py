@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from ray_processes import start_cluster
 from waiting import wait_until
 
 from orchestrator.cli.terminal import INTERRUPTED
@@ -22,10 +23,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield "local"
         return
     ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = start_cluster({"num_cpus": 2, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield "ray"
     ray.shutdown()

@@ -37,7 +37,7 @@ def test_transformers_reads_the_loss_of_a_trained_llama(tmp_path: Path) -> None:
     run = workspace.run(folder.name)
     result = run.result()
     assert result is not None
-    save(TrainedRun.load(run).model, run.spec().physics.model, tmp_path / "exported")
+    save(TrainedRun.load(run, "cpu").model, run.spec().physics.model, tmp_path / "exported")
     tokens, targets = validation_windows(text, 128, 24)
     asked = {"model": str(tmp_path / "exported"), "new_tokens": 1}
     theirs = run_peer(

@@ -1,12 +1,15 @@
-"""What is written into the workspace's own store by SQL is what mlflow's client writes."""
+"""What is written into the workspace's own store by SQL is what mlflow's client writes, for many runs at once."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from xlstm.run.tracking import bulk
+from tests.xlstm.test_tracking_sync import children, history, make, of_files, write_rows
+from xlstm.run import tracking
+from xlstm.run.directory import RunDirectory, Workspace
+from xlstm.run.tracking import bulk, sync_all
 from xlstm.run.tracking.bulk import Child, Dataset
 from xlstm.run.tracking.store import Place
 
@@ -25,6 +28,12 @@ CHILD = Child(
 )
 
 
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """With a store of its own, for all tests of the module."""
+    return Workspace(tmp_path_factory.mktemp("workspace"))
+
+
 def seen(place: Place, child: str) -> dict[str, Any]:
     """All that the client tells of a child, without what is new for each."""
     found = place.client.get_run(child)
@@ -41,12 +50,13 @@ def seen(place: Place, child: str) -> dict[str, Any]:
 
 
 def test_a_child_written_by_sql_is_the_one_that_the_client_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlartifacts"
-    fast = Place("a-sweep", uri, artifacts)
+    uri = workspace.tracking_uri
+    fast = Place("a-sweep", uri, workspace.artifacts)
     assert fast.parent
-    by_sql = [fast.make(CHILD) for _ in range(2)]
+    by_sql = fast.make_all([CHILD, CHILD])
+    assert by_sql is not None
     monkeypatch.setitem(bulk._TABLES, "tags", "key value run_uuid another_column")  # as of another version
     by_client = fast.make(CHILD)
     assert seen(fast, by_sql[0]) == seen(fast, by_sql[1]) == seen(fast, by_client)
@@ -55,3 +65,38 @@ def test_a_child_written_by_sql_is_the_one_that_the_client_writes(
         *by_sql,
         by_client,
     }
+
+
+def test_runs_logged_at_once_are_each_what_they_are_alone_also_after_a_kill(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make(workspace, seed) for seed in range(4)]
+    for run in runs:
+        write_rows(run, 1, range(1, 10))
+    runs[1].append_metrics({"step": 2**70, "time": 1e9, "attempt": 1, "train/loss": 1.0})  # more than SQLite holds
+    at_once: list[int] = []
+    write, keep = bulk.make, tracking._keep_files
+
+    def counted(new: Sequence[Child], *where: Any) -> Any:
+        at_once.append(len(new))
+        return write(new, *where)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def place() -> Place:
+        return Place("a-sweep", workspace.tracking_uri, workspace.artifacts)
+
+    def whole(run: RunDirectory) -> bool:
+        return history(workspace.tracking_uri, run) == of_files(run)
+
+    monkeypatch.setattr(bulk, "make", counted)
+    monkeypatch.setattr(tracking, "_keep_files", killed)
+    with pytest.raises(KeyboardInterrupt):  # all were logged, and nothing says so
+        list(sync_all(runs[2:], place()))
+    assert at_once == [2]
+    monkeypatch.setattr(tracking, "_keep_files", keep)
+    assert [synced.ok for synced in sync_all(runs, place())] == [True, False, True, True]
+    assert at_once == [2, 4, 1, 1, 1, 1]  # all of them, and, as one cannot be logged, each by itself
+    assert [whole(run) for run in (runs[0], runs[2], runs[3])] == [True] * 3
+    assert not children(workspace.tracking_uri, runs[1])

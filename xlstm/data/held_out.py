@@ -141,7 +141,7 @@ def _of_domains(text: Domains) -> Iterator[tuple[SplitName, Document]]:
     """Every document with its domain as source: `<source>/<subdomain>`, or the source where there is none."""
     for source, path in _domain_files(text):
         for where, row in json_rows(path, "text"):
-            document = of_row(where, row, "text", None)
+            document = of_row(where, row, "text", None, hint="")
             subdomain = row.get("subdomain")
             if subdomain is not None and not isinstance(subdomain, str):
                 raise CorpusError(f"{where}: `subdomain` is of type {type(subdomain).__name__}, not a string")

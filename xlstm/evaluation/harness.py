@@ -28,6 +28,7 @@ from xlstm.evaluation.passes import KEPT_EVERY_SECONDS, TOKENS_PER_PASS, Row, St
 from xlstm.quantities import nearest
 from xlstm.run.evaluations import Harness
 from xlstm.run.json_files import write_json
+from xlstm.sampling import TOKENS_BETWEEN_LOOKS, Sampler
 
 _TOKENS_ON_CPU = 1 << 11
 """Tokens of a pass on CPU, whose activations stay in its caches."""
@@ -181,16 +182,17 @@ class HarnessModel(TemplateLM):
         until = [asked["until"]] if isinstance(asked.get("until"), str) else list(asked.get("until") or ())
         limit = min(int(asked.get("max_gen_toks", 256)), self.max_length - 1)
         unread = self.tok_encode(context)[-(self.max_length - limit) :] or [self.eot_token_id]
-        state, text = None, ""
+        sampler = Sampler(self._model, [unread], limit, end=self.eot_token_id)
         written: list[int] = []
-        while len(written) < limit:
-            tokens = torch.tensor([unread], device=self._answers.world.device)
-            logits, state = self._model(tokens, state, last=True)
-            token = int(logits[0, -1].argmax())
+        text = ""
+        told: Iterator[int] = iter(())
+        for number in range(limit):
+            if number % TOKENS_BETWEEN_LOOKS == 0:
+                told = iter(sampler.advance(min(TOKENS_BETWEEN_LOOKS, limit - number))[0].tolist())
+            token = next(told)
             if token == self.eot_token_id:
                 break
             written.append(token)
-            unread = [token]
             text = self._tokenizer.decode(torch.tensor(written).numpy())
             if any(stop in text for stop in until if stop):
                 break
@@ -244,7 +246,10 @@ def check_tasks(evaluation: Harness) -> None:
 
 
 def run_tasks(evaluation: Harness, model: HarnessModel) -> list[Row]:
-    """A row for each task: its measures by their names in lm-eval, and how many items it has."""
+    """A row for each task: its measures by their names in lm-eval, and how many items it has.
+
+    None but on the first rank of each machine, to which alone lm-eval gives its results.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     found = simple_evaluate(
         model=model,
@@ -255,8 +260,9 @@ def run_tasks(evaluation: Harness, model: HarnessModel) -> list[Row]:
         log_samples=False,
         task_manager=_manager(evaluation),
     )
-    assert found is not None
     rows: list[Row] = []
+    if found is None:
+        return rows
     for task, results in found["results"].items():
         measures = {
             name.removesuffix(",none").replace(",", "_"): float(value)

@@ -23,6 +23,7 @@ from xlstm.evaluation.passes import Row, StoppedError, prompts
 from xlstm.models.attention import KeysAndValues
 from xlstm.run.evaluations import Inference
 from xlstm.run.spec import RunSpec
+from xlstm.sampling import Sampler
 
 WARM_TOKENS = 2
 """Generated once at every length before anything is timed."""
@@ -63,15 +64,13 @@ class Timings:
     def _once(self, model: nn.Module, context: int, count: int) -> tuple[float, float]:
         vocabulary = self.spec.physics.model.vocab_size
         generator = torch.Generator().manual_seed(context)
-        prompt = torch.randint(vocabulary, (self.evaluation.batch, context), generator=generator).to(self.device)
+        prompts = torch.randint(vocabulary, (self.evaluation.batch, context), generator=generator)
+        sampler = Sampler(model, prompts, count)
         begin = self._now()
-        logits, state = model(prompt, last=True)
-        token = logits[:, -1:].argmax(-1)
+        sampler.advance(1)
         first = self._now()
-        self.state_bytes[context] = _bytes(state)
-        for _ in range(count - 1):
-            logits, state = model(token, state, last=True)
-            token = logits[:, -1:].argmax(-1)
+        self.state_bytes[context] = bytes_of(sampler.state)
+        sampler.advance(count - 1)
         return first - begin, (self._now() - first) / max(count - 1, 1)
 
     def _now(self) -> float:
@@ -140,12 +139,12 @@ def _parts(y: NDArray[np.float64], *terms: NDArray[np.float64]) -> list[float]:
     return [float(part / scale) for part, scale in zip(found, scales, strict=True)]
 
 
-def _bytes(state: Any) -> int:
+def bytes_of(state: Any) -> int:
     """Of all tensors in a state, whatever the family keeps them in."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, KeysAndValues):
-        return _bytes((state.keys, state.values))
+        return bytes_of((state.keys, state.values))
     if is_dataclass(state):
-        return sum(_bytes(getattr(state, part.name)) for part in fields(state))
-    return sum(map(_bytes, state)) if isinstance(state, tuple | list) else 0
+        return sum(bytes_of(getattr(state, part.name)) for part in fields(state))
+    return sum(map(bytes_of, state)) if isinstance(state, tuple | list) else 0

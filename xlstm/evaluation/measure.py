@@ -104,7 +104,7 @@ def _tasks(
     limit = getattr(spec.physics.model, "context_length", None) or data.context_length
     answers = Answers(run.measured_so_far_file(evaluation, spec), world, stopped)
     asked = HarnessModel(model, tokenizer, evaluation.context_length or min(limit, data.context_length), answers)
-    rows = run_tasks(evaluation, asked)
+    rows = world.gather(run_tasks(evaluation, asked))[0]
     numbers = {
         f"{row['task']}/{name}": value for row in rows for name, value in row.items() if isinstance(value, float)
     }

@@ -128,17 +128,25 @@ def _object(where: str, row: Any, text_key: str) -> tuple[str, dict[str, Any]]:
     return where, row
 
 
-def of_row(where: str, row: dict[str, Any], key: str, meta: Any) -> Document:
-    """A row as a document: one whose text is null is none, as one whose text is empty."""
+def of_row(
+    where: str,
+    row: dict[str, Any],
+    key: str,
+    meta: Any,
+    *,
+    hint: str = "; say data.text_key where the text has another key",
+) -> Document:
+    """A row as a document: one whose text is null is none, as one whose text is empty.
+
+    CorpusError, with the `hint`, where there is no text.
+    """
     text = columnar.value_of(row, key)
     if text is None:
         return Document("", key="")
     if not isinstance(text, str):
         found = f"found {', '.join(sorted(row))}"
         holds = found if text is columnar.MISSING else f"it is of type {type(text).__name__}"
-        raise CorpusError(
-            f"{where}: no `{key}` of type string; {holds}; say data.text_key where the text has another key"
-        )
+        raise CorpusError(f"{where}: no `{key}` of type string; {holds}{hint}")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -7,22 +7,21 @@ returned. mlflow is imported when first needed.
 """
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from xlstm.run import metrics
 from xlstm.run.directory import RunDirectory
 from xlstm.run.json_files import DamagedFileError
-from xlstm.run.locks import locked
-from xlstm.run.records import Record, Result, State, Status, write_json
+from xlstm.run.records import Result, State, Status, write_json
 from xlstm.run.spec import RunSpec
 from xlstm.run.tracking import embedded
 from xlstm.run.tracking.bulk import Child, Point
 from xlstm.run.tracking.child import Standing, began, dataset_of, owner, params_of, points_of, standing_of
+from xlstm.run.tracking.cursor import OWN, Cursor, cursor_file_of, cursor_name, exclusive, read_cursor
 from xlstm.run.tracking.embedded import lies_with
 from xlstm.run.tracking.secrets import masked
 from xlstm.run.tracking.store import Place, client_of
@@ -42,24 +41,10 @@ class Synced:
     """What of the run is damaged and could not be shipped: the store is not to blame."""
 
 
-class _Cursor(Record):
-    """How far one (tracking store, sweep) has followed a run."""
-
-    tracking_uri: str
-    """Of a server or a shared database, without its password; `_OWN` for the store that lies in the workspace."""
-    experiment: str
-    child: str
-    offset: int = 0
-    """Bytes of `metrics.jsonl` that were read."""
-    last_step: int = -1
-    """Step of the last row shipped."""
-    state: str = ""
-    """What the tags were written for."""
-    files: str = ""
-    """The run's files as they were when all of this was shipped: while they are the same, nothing is to be done."""
-
-
-_OWN = "the workspace's own store"
+_AT_ONCE = 50
+"""Runs whose children are written to the workspace's own store as one transaction."""
+_Shipping: TypeAlias = Generator[Child, str, Synced]
+"""Ships a run; waits for MLflow's id of a child that is to be made."""
 
 
 def sync(run: RunDirectory, sweep: str, tracking_uri: str, place: Place | None = None) -> Synced:
@@ -68,16 +53,54 @@ def sync(run: RunDirectory, sweep: str, tracking_uri: str, place: Place | None =
     Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there. Whoever
     ships many runs of a sweep in one go gives the `place` to all of them.
     """
+    return next(sync_all([run], place or Place(sweep, tracking_uri, run.workspace.artifacts)))
+
+
+def sync_all(runs: Sequence[RunDirectory], place: Place) -> Iterator[Synced]:
+    """As `sync`, of one run after another; in the workspace's own store many are logged as one transaction."""
+    at_once = _AT_ONCE if place.own else 1
+    for first in range(0, len(runs), at_once):
+        yield from _sync_at_once(runs[first : first + at_once], place)
+
+
+def _sync_at_once(runs: Sequence[RunDirectory], place: Place) -> Iterator[Synced]:
+    """Prepare each run, log what is new as one transaction, then keep the files of each and how far it was followed."""
+    begun = [(shipping, _step(shipping)) for shipping in (_shipping(run, place) for run in runs)]
+    new = [met for _, met in begun if isinstance(met, Child)]
+    made: Iterator[str] = iter(())
+    with contextlib.suppress(Exception):  # then each by itself: one that cannot be logged keeps no other from it
+        made = iter((len(new) > 1 and place.make_all(new)) or ())
+    for shipping, met in begun:
+        if isinstance(met, Child):
+            try:
+                met = _step(shipping, next(made, None) or place.make(met))
+            except Exception as error:
+                met = _step(shipping, error)
+        assert isinstance(met, Synced)  # no run has two children
+        yield met
+
+
+def _step(shipping: _Shipping, made: str | Exception | None = None) -> Child | Synced:
+    """Go on with what became of the child asked for last; returns the next one to be made, or what was done."""
+    try:
+        if isinstance(made, Exception):
+            return shipping.throw(made)
+        return next(shipping) if made is None else shipping.send(made)
+    except StopIteration as end:
+        done: Synced = end.value
+        return done
+
+
+def _shipping(run: RunDirectory, place: Place) -> _Shipping:
     if not run.spec_file.exists() and not run.attempt_numbers():
         return Synced(True, f"{run.run_id}: there is nothing of it yet")
-    place = place or Place(sweep, tracking_uri, run.workspace.artifacts)
     try:
         if (child := _unchanged(run, place)) is not None:
             return Synced(True, f"{run.run_id}: 0 rows shipped", child)
-        with _exclusive(run, place) as cursor_file:
+        with exclusive(run, place) as cursor_file:
             if cursor_file is None:
                 return Synced(True, "another process is shipping this run")
-            return _sync(run, place, cursor_file)
+            return (yield from _sync(run, place, cursor_file))
     except DamagedFileError as error:
         return Synced(True, str(error), damage=str(error))
     except Exception as error:  # the view must not disturb the truth: whatever MLflow raises is reported
@@ -167,8 +190,8 @@ def forget(run: RunDirectory, tracking_uri: str) -> None:
     """Delete the children of a run that is about to be deleted, as far as the store can be reached."""
     own = lies_with(tracking_uri, run.workspace.artifacts)
     for path in run.cursors.glob("*.json"):
-        cursor = _read_cursor(path)
-        if cursor is not None and cursor.tracking_uri == (_OWN if own else masked(tracking_uri)):
+        cursor = read_cursor(path)
+        if cursor is not None and cursor.tracking_uri == (OWN if own else masked(tracking_uri)):
             with contextlib.suppress(Exception):  # the view must not keep anybody from deleting the truth
                 client_of(tracking_uri, run.workspace.artifacts).delete_run(cursor.child)
 
@@ -183,7 +206,7 @@ def forget_sweep(sweep: str, tracking_uri: str, artifacts: Path) -> None:
 
 def _unchanged(run: RunDirectory, place: Place) -> str | None:
     """The child of a run of which everything was shipped to the workspace's own store; None where that is not known."""
-    if not place.active or (cursor := _read_cursor(_cursor_file(run, place))) is None:
+    if not place.active or (cursor := read_cursor(cursor_file_of(run, place))) is None:
         return None
     return cursor.child if cursor.child in place.active and cursor.files == files_stamp(run) else None
 
@@ -200,13 +223,14 @@ def files_stamp(run: RunDirectory) -> str:
     return " ".join(said)
 
 
-def _sync(run: RunDirectory, place: Place, cursor_file: Path) -> Synced:
+def _sync(run: RunDirectory, place: Place, cursor_file: Path) -> _Shipping:
     files = files_stamp(run)
     status, spec, result = run.status(), run.spec(), run.result()
-    cursor = _read_cursor(cursor_file)
+    cursor = read_cursor(cursor_file)
     if cursor is None and place.own:
         cursor = _earlier_cursor(run, place)
-    rows, end, rolled_back_to, damage = _new_rows(run, cursor.offset if cursor else 0)
+    start = cursor.offset if cursor else 0
+    rows, end, rolled_back_to, damage = _new_rows(run, start)
     if cursor is not None and not _follows(place, cursor.child, run):
         cursor = None
     elif cursor is not None and rolled_back_to is not None and rolled_back_to < cursor.last_step:
@@ -217,21 +241,21 @@ def _sync(run: RunDirectory, place: Place, cursor_file: Path) -> Synced:
             # MLflow takes the start of a run when it is made, and no correction: it is made once it has begun.
             assert place.parent  # its sweep is there already
             return Synced(True, f"{run.run_id}: has not begun")
-        rows, end, _, damage = _new_rows(run, 0)
-        cursor = _make(run, spec, place, standing_of(run, status, spec, result), points_of(rows))
+        if start:
+            rows, end, _, damage = _new_rows(run, 0)
+        cursor = yield from _make(run, spec, place, standing_of(run, status, spec, result), points_of(rows))
         cursor = cursor.model_copy(update={"state": _describe_state(status, result)})
     elif rows:
         place.log_points(cursor.child, points_of(rows))
     last = max([cursor.last_step, *(row["step"] for row in rows)])
     state = _describe_state(status, result)
-    if rows or state != cursor.state or not cursor_file.exists():
-        cursor = cursor.model_copy(update={"offset": end, "last_step": last})
-        write_json(cursor_file, cursor.model_dump(), private=True)
+    shipped = cursor.model_copy(update={"offset": end, "last_step": last})
     if state != cursor.state:
+        write_json(cursor_file, shipped.model_dump(), private=True)
         _write_standing(place, cursor.child, standing_of(run, status, spec, result))
-    if state != cursor.state or (not damage and files != cursor.files):
-        shipped = {"state": state, "files": "" if damage else files}
-        write_json(cursor_file, cursor.model_copy(update=shipped).model_dump(), private=True)
+    shipped = shipped.model_copy(update={"state": state, "files": "" if damage else files})
+    if shipped != cursor or not cursor_file.exists():
+        write_json(cursor_file, shipped.model_dump(), private=True)
     return Synced(True, f"{run.run_id}: {len(rows)} rows shipped", cursor.child, len(rows), damage)
 
 
@@ -241,18 +265,18 @@ def is_child(tags: Mapping[str, str], run: RunDirectory, tracking_uri: str) -> b
     return tags.get("directory") in {_directory(run, own), str(run.path)}
 
 
-def _earlier_cursor(run: RunDirectory, place: Place) -> _Cursor | None:
+def _earlier_cursor(run: RunDirectory, place: Place) -> Cursor | None:
     """The cursor of the workspace's own store as it was named before: by where the workspace lay then.
 
     Children that a move has doubled are deleted.
     """
     found = []
     for path in run.cursors.glob("*.json"):
-        cursor = _read_cursor(path)
+        cursor = read_cursor(path)
         if (
             cursor is not None
             and Path(cursor.tracking_uri).name == "mlflow.db"
-            and path.stem == _cursor_name(cursor.tracking_uri, place.sweep)
+            and path.stem == cursor_name(cursor.tracking_uri, place.sweep)
             and _follows(place, cursor.child, run)
         ):
             found.append(cursor)
@@ -263,7 +287,7 @@ def _earlier_cursor(run: RunDirectory, place: Place) -> _Cursor | None:
         if other.info.run_id != latest.child:
             place.client.delete_run(other.info.run_id)
     place.client.set_tag(latest.child, "directory", _directory(run, own=True))
-    return latest.model_copy(update={"tracking_uri": _OWN})
+    return latest.model_copy(update={"tracking_uri": OWN})
 
 
 def _follows(place: Place, child: str, run: RunDirectory) -> bool:
@@ -298,7 +322,9 @@ def _directory(run: RunDirectory, own: bool) -> str:
     return str(run.path.relative_to(run.workspace.root)) if own else str(run.path)
 
 
-def _make(run: RunDirectory, spec: RunSpec, place: Place, standing: Standing, points: Sequence[Point]) -> _Cursor:
+def _make(
+    run: RunDirectory, spec: RunSpec, place: Place, standing: Standing, points: Sequence[Point]
+) -> Generator[Child, str, Cursor]:
     """The child of (sweep, run), new. It replaces children of this directory whose cursor was lost."""
     for earlier, directory in place.children(run.run_id):
         if not place.own and directory != str(run.path):
@@ -312,10 +338,10 @@ def _make(run: RunDirectory, spec: RunSpec, place: Place, standing: Standing, po
     start = began(run)
     started = int(start * 1000) if start else None
     about = (run.run_id, standing.status, started, standing.end, dataset_of(spec))
-    child = place.make(Child(*about, tags=tags, params=params, points=points))
+    child = yield Child(*about, tags=tags, params=params, points=points)
     _keep_files(place, child, standing)
-    uri = _OWN if place.own else masked(place.tracking_uri)
-    return _Cursor(tracking_uri=uri, experiment=place.experiment, child=child)
+    uri = OWN if place.own else masked(place.tracking_uri)
+    return Cursor(tracking_uri=uri, experiment=place.experiment, child=child)
 
 
 def _write_standing(place: Place, child: str, standing: Standing) -> None:
@@ -346,33 +372,6 @@ def _new_rows(run: RunDirectory, offset: int) -> tuple[list[dict[str, Any]], int
 
 _REPLACING = ("resume", "evaluation")
 """Events after which rows written before them no longer count."""
-
-
-@contextlib.contextmanager
-def _exclusive(run: RunDirectory, place: Place) -> Iterator[Path | None]:
-    """The cursor's file, held by this process alone; None while another holds it."""
-    try:
-        run.cursors.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise DamagedFileError(run.cursors, "is no folder, where one belongs", "remove it") from None
-    cursor_file = _cursor_file(run, place)
-    with locked(cursor_file.with_suffix(".lock"), wait=False) as held:
-        yield cursor_file if held else None
-
-
-def _cursor_file(run: RunDirectory, place: Place) -> Path:
-    return run.cursors / f"{_cursor_name(_OWN if place.own else place.tracking_uri, place.sweep)}.json"
-
-
-def _cursor_name(tracking_uri: str, sweep: str) -> str:
-    return hashlib.sha256(f"{tracking_uri}\n{sweep}".encode()).hexdigest()[:12]
-
-
-def _read_cursor(path: Path) -> _Cursor | None:
-    try:
-        return _Cursor.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None  # a cursor is worth nothing but time: the child is made anew
 
 
 def _describe_state(status: Status, result: Result | None) -> str:

@@ -81,13 +81,17 @@ class Place:
         else:
             self.client.log_artifact(run, str(content), str(Path(name).parent) if "/" in name else None)
 
+    def make_all(self, children: Sequence[Child]) -> list[str] | None:
+        """Log runs for the first time, all or none; returns mlflow's ids. None where its client has to do that."""
+        if self._before is None or self.artifacts is None:
+            return None
+        store = Path(self.tracking_uri.removeprefix("sqlite:///"))
+        return bulk.make(children, store, self.experiment, self.artifacts / self.sweep, int(time.time() * 1000))
+
     def make(self, child: Child) -> str:
         """Log a run for the first time; returns mlflow's id of it."""
-        if self._before is not None and self.artifacts is not None:
-            store = Path(self.tracking_uri.removeprefix("sqlite:///"))
-            made = bulk.make(child, store, self.experiment, self.artifacts / self.sweep, int(time.time() * 1000))
-            if made is not None:
-                return made
+        if (by_sql := self.make_all([child])) is not None:
+            return by_sql[0]
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         made = self.client.create_run(
