@@ -48,7 +48,8 @@ class Ledger:
         )
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; `pruned` where runs were."""
+        return {name: amount for name, amount in asdict(self).items() if name != "pruned" or self.pruned.tokens}
 
 
 @dataclass(frozen=True)
