@@ -14,6 +14,7 @@ from xlstm.run.records import Metric, State
 
 if TYPE_CHECKING:
     from analysis.curves.curve import Curve
+    from analysis.curves.prune import Loser
 
 LOOK_SECONDS = 0.5
 """Between two looks at what was validated."""
@@ -31,7 +32,9 @@ def pruner(plan: Plan) -> Callable[[], Mapping[str, str]]:
         return dict
     if all(run.spec.execution.validate_every is None for run in plan.runs):
         raise InputError("prune: no run is validated while it trains; say `validate_every` under `resources`")
-    return Pruner(plan, risk)
+    from analysis.curves.prune import losers  # now, as it may take long while runs train
+
+    return Pruner(plan, risk, losers)
 
 
 def refuse(plan: Plan, engine: str) -> None:
@@ -47,6 +50,8 @@ class Pruner:
     plan: Plan
     risk: float
     """Chance, for each point, that its best run is pruned, if the law holds."""
+    losers: "Callable[[Sequence[Curve], float], list[Loser]]"
+    """Which runs have less than a chance to win: `analysis.curves.prune`."""
     _read: dict[str, int] = field(default_factory=dict)
     """How many bytes of each run's metrics were looked at."""
     _next: float = 0.0
@@ -74,8 +79,6 @@ class Pruner:
         new = [self._is_new(run) for run in training]
         if not any(new):
             return {}
-        from analysis.curves.prune import losers
-
         held = [run for run in cell if states[run.run_id] in (State.RUNNING, State.PREEMPTED, State.COMPLETED)]
         curves = [curve for run in held if (curve := self._curve(run)) is not None]
         looks = max(
@@ -85,7 +88,7 @@ class Pruner:
         may_end = {run.run_id for run in training if not run.share.checkpoint_at}
         return {
             one.run: f"cannot win: it would end below {one.better} with a chance of {one.chance:.1g}"
-            for one in losers(curves, risk)
+            for one in self.losers(curves, risk)
             if one.run in may_end
         }
 
