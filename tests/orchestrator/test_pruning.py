@@ -11,6 +11,7 @@ from analysis.curves.curve import Curve, schedule
 from analysis.curves.laws import LAWS
 from analysis.curves.prune import losers
 from analysis.data import runs
+from orchestrator.display.tables import plan_summary
 from orchestrator.errors import InputError
 from orchestrator.execution.controller import Controller
 from orchestrator.planning.plan import RunPlan, make_plan
@@ -142,7 +143,9 @@ def test_a_rate_that_cannot_win_ends_while_it_trains_and_that_is_final(
     assert "saved by pruned runs" in scaling("status", "tiny").out
     rows = runs.read("tiny", workspace=workspace).frame
     assert str(rows.filter(rows["run_id"] == lost.run_id)["excluded"][0]).startswith("unfinished (PRUNED: cannot win")
-    assert [run.run_id for run in make_plan(Sweep.load(path), workspace).settled] == [lost.run_id]
+    again = make_plan(Sweep.load(path), workspace)
+    assert [run.run_id for run in again.settled] == [lost.run_id]
+    assert plan_summary(again.document()) == "2 runs, 1 complete: nothing to train; 1 pruned"
     with pytest.raises(InputError, match="no run is validated"):
         pruning.pruner(make_plan(Sweep.load(path, ("resources=[]",)), workspace))
     with pytest.raises(InputError, match="nobody watches runs on slurm"):
