@@ -279,6 +279,11 @@ class SweepFile(Section):
     ] = Field(default_factory=dict, description="What else is measured on each trained model, by name.")
     design: Design | None = Field(None, description="How runs are chosen one after another, the points being a pool.")
     best_of: str | None = Field(None, description="An axis of which the law takes the best run, such as learning_rate.")
+    prune: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Chance that the best run of a point is ended before its time, for which those that cannot win by "
+        "`best_of` are; left out, none is.",
+    )
 
 
 def validate(document: Document) -> SweepFile:
@@ -292,6 +297,9 @@ def validate(document: Document) -> SweepFile:
     if file.design is not None and file.best_of is not None:
         told = "`best_of` takes the best of several runs of a point; a design buys one run at a time: leave out either"
         raise SweepError([document.problem(("best_of",), told)])
+    if file.prune is not None and file.best_of is None:
+        told = "`prune` ends runs that cannot win, and `best_of`, the axis along which one does, is left out"
+        raise SweepError([document.problem(("prune",), told)])
     return file
 
 

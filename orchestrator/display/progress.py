@@ -31,6 +31,7 @@ STYLES = {
     State.DIVERGED: "magenta",
     State.COMPLETED: "green",
     State.CANCELLED: "yellow",
+    State.PRUNED: "yellow",
 }
 
 
@@ -145,6 +146,7 @@ class SweepProgress:
             ((State.RUNNING,), "running"),
             ((State.FAILED,), "failed"),
             ((State.DIVERGED,), "diverged"),
+            ((State.PRUNED,), "pruned"),
         ):
             if number := self.count(*states):
                 parts.append(f"{number} {word}")

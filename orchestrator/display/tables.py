@@ -88,7 +88,10 @@ def plan_summary(document: Mapping[str, Any]) -> str:
     if document.get("pool"):
         missing = totals["runs"] - totals["complete"]
         return f"a pool of {totals['runs']} runs, {totals['complete']} complete; of {missing} its design buys some"
-    settled = f"; {totals['settled']} diverged or were set aside: `scaling retry`" if totals["settled"] else ""
+    pruned = sum(run["state"] == State.PRUNED for run in document["runs"])
+    others = totals["settled"] - pruned
+    settled = f"; {others} diverged or were set aside: `scaling retry`" if others else ""
+    settled += f"; {pruned} pruned" if pruned else ""
     missing = totals["runs"] - totals["complete"] - totals["settled"]
     if not missing:
         complete = f"{totals['complete']} complete" if settled else "all complete"
@@ -162,6 +165,8 @@ def ledger_line(ledger: Ledger) -> str:
     text += f"; wasted {compact(wasted.tokens)} tokens, {duration(wasted.device_hours * 3600)}"
     if saved.tokens:
         text += f"; saved by shared stable phases {compact(saved.tokens)} tokens"
+    if ledger.pruned.tokens:
+        text += f"; saved by pruned runs {compact(ledger.pruned.tokens)} tokens, {ledger.pruned.flops:.2e} FLOPs"
     return text
 
 

@@ -8,7 +8,7 @@ whatever else ends without a result is tried again as long as `xlstm.run.executo
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -97,6 +97,8 @@ class Controller:
     tick: Callable[[], None] = lambda: None
     more: Callable[[], Sequence[PlannedRun]] = lambda: ()
     """Asked for further runs whenever those before were submitted; none, when all have ended, ends it."""
+    doomed: Callable[[], Mapping[str, str]] = dict
+    """Asked between polls which runs are to be pruned, each with the reason."""
 
     def __post_init__(self) -> None:
         self._progress: dict[str, _Progress] = {}
@@ -119,6 +121,8 @@ class Controller:
         try:
             while True:
                 self._cancel_requested()
+                doomed = [(one, why) for name, why in self.doomed().items() if (one := self._open.get(name))]
+                self._end(doomed, State.PRUNED)
                 self._submit_ready()
                 if self._take_on(self.more()):
                     self._submit_ready()
@@ -267,13 +271,18 @@ class Controller:
         if self._asked == before and time.monotonic() > self._alert:
             return
         asked = [one for one in self._open.values() if one.run.cancel_requested()]
-        self.executor.cancel([one.handle for one in asked if one.handle is not None])
-        for progress in asked:
+        self._end([(one, "cancelled; submit it again to continue") for one in asked], State.CANCELLED)
+
+    def _end(self, asked: Sequence[tuple[_Progress, str]], state: State) -> None:
+        """End runs, each with its reason, but those that are complete meanwhile."""
+        if handles := [one.handle for one, _ in asked if one.handle is not None]:
+            self.executor.cancel(handles)
+        for progress, why in asked:
             with self._contained(progress):
                 if progress.run.is_complete(progress.planned.spec):
                     self._finish_complete(progress, Happening.ENDED)
                     continue
-                progress.run.set_state(State.CANCELLED, "cancelled; submit it again to continue")
+                progress.run.set_state(state, why)
                 self._finish(progress, Happening.ENDED)
 
     def _poll(self) -> None:

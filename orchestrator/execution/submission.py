@@ -5,7 +5,7 @@ death lies in the run directories.
 """
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -65,10 +65,11 @@ def submit(
     *,
     tracked: bool = True,
     choice: Choice | None = None,
+    doomed: Callable[[], Mapping[str, str]] = dict,
 ) -> dict[str, Status]:
     """Carry out `runs` of the sweep `name`, told on `display`; returns the status of every run that was carried out.
 
-    With a `choice`, those of `runs` that it says, when it says so.
+    With a `choice`, those of `runs` that it says, when it says so. Those that are `doomed` are pruned.
 
     `live_fit` is called in the background as runs complete, for the sweep's parent run in MLflow; of runs that are not
     `tracked`, MLflow learns nothing.
@@ -96,7 +97,8 @@ def submit(
             more = choice or (lambda: ())
             try:
                 begun = runs if choice is None else choice.begin()
-                statuses = Controller(workspace, executor, begun, watch=watch, tick=display.refresh, more=more)()
+                controller = Controller(workspace, executor, begun, watch, display.refresh, more, doomed)
+                statuses = controller()
             except (OSError, DamagedFileError) as error:
                 said = str(error) if isinstance(error, DamagedFileError) else _said(error, workspace)
                 raise StoppedError(f"{name} was stopped, and its trainers have ended: {said}") from None

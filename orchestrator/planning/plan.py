@@ -50,7 +50,7 @@ class RunPlan:
     damage: tuple[str, ...] = ()
     """What of the run in the workspace is damaged, each with what to do."""
     settled: bool = False
-    """Whether it diverged or was set aside, so that only who asks for it trains it again."""
+    """Whether it diverged, was pruned or was set aside, so that only who asks for it trains it again."""
 
     @property
     def spec(self) -> RunSpec:
@@ -173,7 +173,7 @@ class Plan:
 
     @property
     def settled(self) -> list[RunPlan]:
-        """Runs that diverged or were set aside."""
+        """Runs that diverged, were pruned, or were set aside."""
         return [run for run in self.runs if run.settled]
 
     @property

@@ -35,6 +35,8 @@ class Ledger:
     wasted: Amount = Amount()
     saved: Amount = Amount()
     """What runs took over from trunks instead of training it again."""
+    pruned: Amount = Amount()
+    """What runs did not train any more that were pruned; device-hours as the plan estimates them."""
 
     def __add__(self, other: "Ledger") -> "Ledger":
         return Ledger(
@@ -42,10 +44,12 @@ class Ledger:
             self.spent + other.spent,
             self.wasted + other.wasted,
             self.saved + other.saved,
+            self.pruned + other.pruned,
         )
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; `pruned` where runs were."""
+        return {name: amount for name, amount in asdict(self).items() if name != "pruned" or self.pruned.tokens}
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,15 @@ def account(run: RunDirectory, planned: Mapping[str, Any]) -> Ledger:
     def amount(steps: int, device_hours: float) -> Amount:
         return Amount(steps * per_step_tokens, steps * per_step_flops, device_hours)
 
+    left = planned["steps"] - max(attempt.last for attempt in attempts) if attempts else planned["steps"]
+    pruned = left if run.status().state is State.PRUNED else 0
     alone = planned["device_hours"] / max(1e-12, 1 - saved_steps / planned["steps"])
     return Ledger(
         planned=amount(planned["steps"], planned["device_hours"]),
         spent=amount(spent_steps, hours),
         wasted=amount(wasted_steps, wasted_hours),
         saved=amount(saved_steps, alone - planned["device_hours"] if saved_steps else 0.0),
+        pruned=amount(pruned, alone * pruned / planned["steps"]),
     )
 
 

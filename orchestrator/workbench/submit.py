@@ -15,7 +15,7 @@ from orchestrator.display.tables import plan_summary
 from orchestrator.errors import InputError
 from orchestrator.execution import submission
 from orchestrator.planning.plan import Plan, plan_run
-from orchestrator.workbench import slurm
+from orchestrator.workbench import pruning, slurm
 from orchestrator.workbench.adaptive import submit as adaptive
 from orchestrator.workbench.analyses.live_fit import live_fit
 from xlstm.quantities import nearest
@@ -153,11 +153,13 @@ def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console
         return settled
     display = make_display(console, name, part.document()["runs"])
     fit = partial(live_fit, workspace, name)
-    return settled | submission.submit(workspace, name, part.launches, executor, console, display, fit)
+    launches, doomed = part.launches, pruning.pruner(plan)
+    return settled | submission.submit(workspace, name, launches, executor, console, display, fit, doomed=doomed)
 
 
 def _hand_over(executor: Executor, plan: Plan, part: Plan, console: "Console") -> None:
-    """Give a part of a plan to Slurm."""
+    """Give a part of a plan to Slurm. InputError where runs are to be pruned: there, nobody watches them."""
+    pruning.refuse(plan, slurm.NAME)
     if adaptive.is_adaptive(plan) and part is plan:
         adaptive.hand_over(executor, plan, console)
     else:

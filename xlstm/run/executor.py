@@ -145,8 +145,10 @@ def set_aside(
 
 
 def is_settled(status: Status) -> bool:
-    """Whether another attempt would end as the last one did: the run diverged, or was set aside."""
-    return status.state is State.DIVERGED or (status.state is State.FAILED and status.reason.startswith(SET_ASIDE))
+    """Whether another attempt would end as the last one did: the run diverged, was pruned, or was set aside."""
+    return status.state in (State.DIVERGED, State.PRUNED) or (
+        status.state is State.FAILED and status.reason.startswith(SET_ASIDE)
+    )
 
 
 def judge_from_outside(run: RunDirectory, state: State, reason: str) -> None:

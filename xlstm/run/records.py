@@ -31,11 +31,13 @@ class State(StrEnum):
     DIVERGED = "DIVERGED"
     COMPLETED = "COMPLETED"
     CANCELLED = "CANCELLED"
+    PRUNED = "PRUNED"
+    """Ended by the controller, as another run of its search is better."""
 
     @property
     def ended(self) -> bool:
         """Whether it lasts until somebody submits the run again."""
-        return self in (State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED)
+        return self in (State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED, State.PRUNED)
 
     @property
     def open(self) -> bool:
@@ -45,7 +47,7 @@ class State(StrEnum):
     @property
     def final(self) -> bool:
         """Whether it ended without a result and no further attempt of the same submission is made, as after FAILED."""
-        return self in (State.DIVERGED, State.CANCELLED)
+        return self in (State.DIVERGED, State.CANCELLED, State.PRUNED)
 
     @property
     def unsuccessful(self) -> bool:

@@ -26,6 +26,7 @@ _STATUS = {
     State.DIVERGED: "FAILED",
     State.COMPLETED: "FINISHED",
     State.CANCELLED: "KILLED",
+    State.PRUNED: "KILLED",
 }
 
 
