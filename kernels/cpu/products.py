@@ -8,17 +8,17 @@ Imported only where Numba is installed, by the modules that hold kernels.
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from kernels.cpu.functions import FAST, f32
 
 ROWS = 4
 """Rows of a tile."""
-COLUMNS = 32 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 16
+COLUMNS = 32 if "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2] else 16
 """Columns of a tile: with ROWS, eight vector registers, which is enough not to wait for a sum."""
 NARROW = 8
 """Columns of the tiles that take what wide ones leave."""

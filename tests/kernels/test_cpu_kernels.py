@@ -1,7 +1,10 @@
 """What the kernels compiled for CPUs share: whether they can run, what they refuse, and where they are kept."""
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -248,3 +251,10 @@ def test_kernels_are_compiled_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         thread.join()
     assert seen == 3 * ["kernels.cpu.compiler.ByContent"]
     assert before == numba.config.CACHE_LOCATOR_CLASSES
+
+
+def test_products_have_the_tiles_of_the_chip_that_is_compiled_for() -> None:
+    older = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    command = [sys.executable, "-c", "from kernels.cpu import products; print(products.COLUMNS)"]
+    said = subprocess.run(command, env=older, check=True, text=True, capture_output=True, cwd=Path(__file__).parents[2])
+    assert int(said.stdout) == 16
