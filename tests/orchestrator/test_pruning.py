@@ -152,3 +152,26 @@ def test_a_rate_that_cannot_win_ends_while_it_trains_and_that_is_final(
         pruning.refuse(plan, "slurm")
     with pytest.raises(SweepError, match="`prune` ends runs that cannot win"):
         Sweep.load(path, ("best_of=null",))
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
+    scaling: Any, write_sweep: Callable[..., str]
+) -> None:
+    path = write_sweep(
+        ("tokens: [2560, 5120]", "tokens: [768000]\n  learning_rate: [1e-2, 1e-6]"),
+        ("learning_rate: 1e-2, warmup_steps: 2", "warmup_steps: 2"),
+        ("checkpoint_every: 5", "validate_every: 50, checkpoint_every: 1000000"),
+        ("evaluation: {sequences: 16}\n", "evaluation: {sequences: 16}\nbest_of: learning_rate\nprune: 0.05\n"),
+    )
+    said = scaling.run("submit", path, "--on", "local")
+    assert said.code == 0, said
+    workspace = Workspace(scaling.workspace)
+    won, lost = sorted(look(workspace, "tiny").runs, key=lambda run: -run.planned["learning_rate"])
+    assert (won.state, lost.state) == (State.COMPLETED, State.PRUNED)
+    verdict = workspace.run(lost.run_id).verdict(1)
+    assert verdict is not None
+    assert verdict.state is State.PREEMPTED
+    assert workspace.run(lost.run_id).has_checkpoint(verdict.step or 0)
+    assert (verdict.step or 0) < 3000
