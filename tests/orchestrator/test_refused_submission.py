@@ -114,7 +114,7 @@ def test_a_sweep_that_adds_runs_goes_on_and_one_that_drops_some_names_them(
     from orchestrator.errors import InputError
     from orchestrator.execution import submission
 
-    monkeypatch.setattr(submission, "submit", lambda *submitted: {})
+    monkeypatch.setattr(submission, "submit", lambda *submitted, **ends: {})
 
     first = Sweep.load(write_sweep()).plan()
     for run in first.runs:
