@@ -54,7 +54,8 @@ def test_a_trunk_and_its_forks_are_cancelled_in_the_queue_and_while_the_trunk_tr
     sweep.plan(workspace.root).submit(on="slurm", quiet=True)
     wait_until(lambda: last_step(trunk) > 2, lambda: story(trunk))
     cancel(workspace, "trunk", "trunk")
-    assert {run.status().state for run in (trunk, *forks)} == {State.CANCELLED}
+    said = [(run.status().state, run.status().reason) for run in (trunk, *forks)]
+    assert {state for state, _ in said} == {State.CANCELLED}, said
     # A run has ended when its supervisor says so; Slurm takes a moment longer to end the job.
     wait_until(lambda: not cluster.command("squeue", "--noheader").strip(), lambda: cluster.command("squeue"))
     assert trunk.checkpoint_steps()
