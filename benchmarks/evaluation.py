@@ -140,6 +140,7 @@ def corpus(case: Case) -> list[dict[str, Any]]:
     case.model.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter()))
     case.model.register_forward_hook(lambda *_: marks.append(time.perf_counter()))
     run = case.workspace.run(case.spec.run_id)
+    run.path.mkdir(parents=True, exist_ok=True)  # for what a long text leaves on the way
     taken, found = seconds(measure, case.model, evaluation, case.spec, run, case.world)
     inside = sum(marks[1::2]) - sum(marks[::2])
     return [{"tokens": found.tokens, "seconds": taken, "share_of_forward_pass": inside / taken}]
