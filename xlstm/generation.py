@@ -12,7 +12,7 @@ from xlstm.data.preparation import open_prepared, tokenizer_of
 from xlstm.data.tokenizers import Tokenizer
 from xlstm.models import build
 from xlstm.run.directory import RunDirectory
-from xlstm.sampling import TOKENS_BETWEEN_LOOKS, Sampler
+from xlstm.sampling import Sampler
 from xlstm.training.checkpoints import CheckpointError, complete_checkpoints
 from xlstm.training.optimization.parametrization import named_parameters
 
@@ -109,12 +109,11 @@ class TrainedRun:
             top_k=top_k,
             seed=seed,
         )
-        for done in range(0, tokens, TOKENS_BETWEEN_LOOKS):
-            for together in sampler.advance(min(TOKENS_BETWEEN_LOOKS, tokens - done)).T.tolist():
-                chosen = [None if token == end else token for token in together]
-                if all(token is None for token in chosen):
-                    return
-                yield chosen
+        for together in sampler.read(tokens):
+            chosen = [None if token == end else token for token in together]
+            if all(token is None for token in chosen):
+                return
+            yield chosen
 
 
 def _device(name: str) -> torch.device:

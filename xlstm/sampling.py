@@ -1,7 +1,7 @@
 """Continues prompts a token at a time on the model's own device: the host reads what was written when it wants to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,11 @@ class Sampler:
             self._written[:, self._column] = token
             self._column += 1
         return self._written[:, first : self._column]
+
+    def read(self, count: int) -> Iterator[list[int]]:
+        """The next `count` tokens of every row, one after another, of which the host reads several at once."""
+        for done in range(0, count, TOKENS_BETWEEN_LOOKS):
+            yield from self.advance(min(TOKENS_BETWEEN_LOOKS, count - done)).T.tolist()
 
     def _logits(self) -> Tensor:
         """Of the next token of every row, (rows, vocabulary)."""

@@ -74,18 +74,17 @@ class Pruner:
         return {run_id: why for cell in self._cells for run_id, why in self._losers(cell).items()}
 
     def _losers(self, cell: Sequence[RunPlan]) -> dict[str, str]:
-        states = {run.run_id: self.plan.workspace.run(run.run_id).status().state for run in cell}
-        training = [run for run in cell if states[run.run_id] is State.RUNNING]
-        new = [self._is_new(run) for run in training]
+        new = [self._is_new(run) for run in cell]
         if not any(new):
             return {}
+        states = {run.run_id: self.plan.workspace.run(run.run_id).status().state for run in cell}
         held = [run for run in cell if states[run.run_id] in (State.RUNNING, State.PREEMPTED, State.COMPLETED)]
         curves = [curve for run in held if (curve := self._curve(run)) is not None]
         looks = max(
             run.spec.physics.steps // (run.spec.execution.validate_every or run.spec.physics.steps) for run in held
         )
         risk = self.risk / max(1, len(cell) - 1) / looks
-        may_end = {run.run_id for run in training if not run.share.checkpoint_at}
+        may_end = {run.run_id for run in cell if states[run.run_id] is State.RUNNING and not run.share.checkpoint_at}
         return {
             one.run: f"cannot win: it would end below {one.better} with a chance of {one.chance:.1g}"
             for one in self.losers(curves, risk)

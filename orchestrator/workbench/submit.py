@@ -153,8 +153,8 @@ def _under_control(executor: Executor, plan: Plan, part: Plan, console: "Console
         return settled
     display = make_display(console, name, part.document()["runs"])
     fit = partial(live_fit, workspace, name)
-    launches, doomed = part.launches, pruning.pruner(plan)
-    return settled | submission.submit(workspace, name, launches, executor, console, display, fit, doomed=doomed)
+    doomed = pruning.pruner(plan) if part is plan else dict  # what is tried again is asked for by name
+    return settled | submission.submit(workspace, name, part.launches, executor, console, display, fit, doomed=doomed)
 
 
 def _hand_over(executor: Executor, plan: Plan, part: Plan, console: "Console") -> None:

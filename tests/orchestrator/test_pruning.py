@@ -175,3 +175,5 @@ def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
     assert verdict.state is State.PREEMPTED
     assert workspace.run(lost.run_id).has_checkpoint(verdict.step or 0)
     assert (verdict.step or 0) < 3000
+    assert scaling.run("retry", "tiny").code == 0
+    assert look(workspace, "tiny").counts == {State.COMPLETED: 2}

@@ -28,7 +28,7 @@ from xlstm.evaluation.passes import KEPT_EVERY_SECONDS, TOKENS_PER_PASS, Row, St
 from xlstm.quantities import nearest
 from xlstm.run.evaluations import Harness
 from xlstm.run.json_files import write_json
-from xlstm.sampling import TOKENS_BETWEEN_LOOKS, Sampler
+from xlstm.sampling import Sampler
 
 _TOKENS_ON_CPU = 1 << 11
 """Tokens of a pass on CPU, whose activations stay in its caches."""
@@ -185,11 +185,7 @@ class HarnessModel(TemplateLM):
         sampler = Sampler(self._model, [unread], limit, end=self.eot_token_id)
         written: list[int] = []
         text = ""
-        told: Iterator[int] = iter(())
-        for number in range(limit):
-            if number % TOKENS_BETWEEN_LOOKS == 0:
-                told = iter(sampler.advance(min(TOKENS_BETWEEN_LOOKS, limit - number))[0].tolist())
-            token = next(told)
+        for (token,) in sampler.read(limit):
             if token == self.eot_token_id:
                 break
             written.append(token)
