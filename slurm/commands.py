@@ -132,6 +132,18 @@ def scancel(numbers: Sequence[str], *, signal: str | None = None) -> None:
     _call(["scancel", "--quiet", *([f"--signal={signal}"] if signal else []), *numbers])
 
 
+def leave_queue(waiting: Sequence[str]) -> None:
+    """End jobs that wait, array after array, the last one first: jobs wait for such as were submitted before them.
+
+    Slurm forgets a waiting job of an array that is cancelled, and then starts what was to wait for it.
+    """
+    arrays: dict[int, list[str]] = {}
+    for number in waiting:
+        arrays.setdefault(int(number.partition("_")[0]), []).append(number)
+    for array in sorted(arrays, reverse=True):
+        scancel(arrays[array])
+
+
 def _queued(line: str) -> QueuedJob:
     number, state, reason, comment = line.split("|", 3)
     return QueuedJob(number, state, reason, comment)

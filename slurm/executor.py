@@ -10,7 +10,8 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -62,7 +63,6 @@ class SlurmExecutor:
     sweep: str
     site: Site | None = None
     name: str = "slurm"
-    _written: int = field(default=0, init=False)
 
     @property
     def job_name(self) -> str:
@@ -152,8 +152,7 @@ class SlurmExecutor:
         wanted = {number for handle in handles for number in _numbers(handle)}
         shown = [job for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended]
         running = [job.number for job in shown if job.is_running]
-        if waiting := [job.number for job in shown if not job.is_running]:
-            commands.scancel(waiting)
+        commands.leave_queue([job.number for job in shown if not job.is_running])
         if running:
             commands.forbid_requeue(running)
             commands.scancel(running, signal="TERM")
@@ -289,8 +288,9 @@ class SlurmExecutor:
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        batch = Batch(self.workspace.sweep(self.sweep).slurm / f"{stamp}-{self._sequence():04d}-{uuid.uuid4().hex[:8]}")
+        # To the microsecond: the batches of two submissions of one second are told apart by it.
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        batch = Batch(self.workspace.sweep(self.sweep).slurm / f"{stamp}-{uuid.uuid4().hex[:8]}")
         site = Site.model_validate_json(shape.site)
         assert site.cpus_per_task is not None
         contents = Contents(
@@ -314,11 +314,6 @@ class SlurmExecutor:
         )
         batch.script.write_text(text)
         return batch
-
-    def _sequence(self) -> int:
-        """Keeps batches of one second in the order in which they were written."""
-        self._written += 1
-        return self._written
 
     def _sbatch(self, batch: Batch) -> str:
         """Submit a batch once: where sbatch fails, the job may be in the queue all the same.

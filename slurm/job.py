@@ -37,6 +37,8 @@ REMEDY = "give a job more `time`, checkpoint more often (`checkpoint_every`), or
 """What can be done about attempts that end before they leave a checkpoint."""
 REQUEUE_SECONDS = 300.0
 """How long a controller that does not answer is asked again to requeue the job."""
+VISIBLE_SECONDS = 30.0
+"""What a shared file system may take to show here what another node has written."""
 
 
 @dataclass
@@ -57,6 +59,10 @@ class SlurmJob:
         signal.signal(signal.SIGTERM, self._on_end)
         # Sent by hand to all of the job; the supervisors act on it. Not ignored: srun would inherit that.
         signal.signal(signal.SIGUSR2, lambda number, frame: None)
+        if (why := self._nothing_to_fork_from()) is not None:
+            self.run.set_state(State.CANCELLED, why)
+            self._say(why)
+            return 1
         for attempt in range(sys.maxsize):
             if self._is_done():
                 return 0
@@ -73,6 +79,22 @@ class SlurmJob:
             if (code := self._after(token)) is not None:
                 return code
         raise AssertionError("unreachable")
+
+    def _nothing_to_fork_from(self) -> str | None:
+        """Why a fork cannot begin, or None.
+
+        Slurm forgets a waiting job of an array that somebody cancels, and then starts what was to wait for it.
+        """
+        fork = self.part.fork
+        if fork is None or self.run.checkpoint_steps():
+            return None
+        trunk = self.run.workspace.run(fork.run_id)
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while not trunk.has_checkpoint(fork.step):
+            if self._terminated or time.monotonic() > deadline:
+                return f"starts from step {fork.step} of {fork.run_id}, whose job left the queue before that"
+            time.sleep(1.0)
+        return None
 
     def _train(self, token: str) -> None:
         """One attempt on all nodes."""

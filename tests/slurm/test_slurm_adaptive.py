@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from test_slurm_cli import scaling
+from tiny_runs import story
 from waiting import wait_until
 
 from xlstm.run.directory import Workspace
+from xlstm.run.records import State
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 
@@ -41,4 +43,9 @@ def test_the_last_job_of_a_round_has_the_next_one_bought(
     assert sorted(bought) == sorted(row["run_id"] for row in rows if row["decision"] == "seen")
     assert len(set(bought)) == len(bought) == 6
     assert rows[-1]["decision"] == "stopped"
-    assert all(workspace.run(run_id).status().attempt == 1 for run_id in bought)
+    for run_id in bought:
+        run = workspace.run(run_id)
+        assert run.status().state is State.COMPLETED, story(run)
+        # In one attempt or, cut where others fork from it, in several: no step is trained twice.
+        trained = [row["step"] for row in run.history() if "train/loss" in row]
+        assert trained == sorted(set(trained)), story(run)

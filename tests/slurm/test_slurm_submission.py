@@ -220,6 +220,38 @@ def test_forks_of_a_trunk_that_fails_are_cancelled_with_the_reason(cluster: Clus
     assert f"step 6 of {long.run_id}, which can no longer come" in short.status().reason
 
 
+@pytest.mark.slow
+def test_a_fork_does_not_begin_where_its_trunk_was_cancelled_by_hand(cluster: Cluster, workspace: Workspace) -> None:
+    """Slurm forgets a waiting job of an array that is cancelled, and starts what was to wait for it."""
+    # Long enough for the trunk's first job to be cut after its first fork, and not to come to the second.
+    short, middle, long = (
+        make_run(workspace, steps=steps, schedule=WSD, checkpoint_every=5000) for steps in (10, 5004, 8000)
+    )
+    cluster.command("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        handles = SlurmExecutor(workspace, "by-hand").submit(
+            [
+                job(short, fork=Fork(run_id=long.run_id, step=6)),
+                job(middle, fork=Fork(run_id=long.run_id, step=5000)),
+                job(long, checkpoint_at=(6, 5000)),
+            ]
+        )
+        commands.scancel(handles[2].job.split(",")[1:])
+    finally:
+        cluster.command("scontrol", "update", "partitionname=main", "state=up")
+    wait_for(middle, State.CANCELLED)
+    assert f"step 5000 of {long.run_id}, whose job left the queue" in middle.status().reason
+    assert not middle.attempt_numbers()
+    wait_for(short, State.COMPLETED)
+
+
+def test_what_waits_for_others_leaves_the_queue_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[list[str]] = []
+    monkeypatch.setattr(commands, "scancel", ended.append)
+    commands.leave_queue(["9", "10_0", "10_1", "11_3", "11_0"])
+    assert ended == [["11_3", "11_0"], ["10_0", "10_1"], ["9"]]
+
+
 def test_a_fork_whose_checkpoint_nobody_makes_is_refused(workspace: Workspace) -> None:
     run = make_run(workspace, steps=10, schedule=WSD)
     with pytest.raises(ValueError, match="submit absent with it"):
@@ -237,6 +269,15 @@ def test_a_fork_whose_checkpoint_nobody_makes_is_refused(workspace: Workspace) -
 )
 def test_a_row_of_the_accounts_may_stand_for_many_jobs(numbers: str, jobs: list[str]) -> None:
     assert commands.expand(numbers) == jobs
+
+
+def test_the_latest_of_several_submissions_of_one_second_is_found(nothing_starts: None, workspace: Workspace) -> None:
+    run = make_run(workspace)
+    for _ in range(8):
+        executor = SlurmExecutor(workspace, "again")
+        handles = executor.submit([job(run)])
+        assert executor.adopt([run]) == handles
+        executor.cancel(handles)
 
 
 def test_runs_whose_jobs_were_cancelled_before_they_began_are_cancelled(
