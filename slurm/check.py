@@ -65,7 +65,12 @@ def look(workspace: Workspace) -> list[Finding]:
     try:
         configuration = commands.configuration()
     except SlurmError as error:
-        return [*findings, Finding("controller", False, str(error)), _settings(workspace)]
+        # Slurm tells the same in several lines; its last one is the verdict.
+        return [
+            *findings,
+            Finding("controller", False, f"no answer: {str(error).splitlines()[-1]}"),
+            _settings(workspace),
+        ]
     findings.append(Finding("controller", True, configuration.get("SLURM_VERSION", "answers")))
     findings += [_settings(workspace), _file_system(workspace), _node_names(), _gpus(), _accounting()]
     return [*findings, *_policies(configuration)]

@@ -76,7 +76,9 @@ def find(source: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1 or path.exists():
         if path.is_file():
             return path
-        raise SweepError([Problem(str(source), 0, "no such file")])
+        wrong = "a folder, and not a sweep's file" if path.is_dir() else "no such file"
+        named = "" if path.suffix else "; a sweep is a .yaml file, or the name of a shipped one"
+        raise SweepError([Problem(str(source), 0, wrong + named)])
     shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
     if str(source) in shipped:
         return shipped[str(source)]

@@ -41,7 +41,9 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InputError(f"{spec}: {where}: {first['msg']}") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise InputError(f"{spec}: {error.strerror}") from None
+        except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{spec}: {error}") from None
     from orchestrator.workbench.submit import train as carry_out
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 from orchestrator.errors import InputError
 from orchestrator.execution.shipping import publish, ship
@@ -16,7 +17,12 @@ from xlstm.run.tracking.secrets import masked
 
 
 def sync(workspace: Workspace, say: Callable[[str], object] = lambda line: None) -> list[str]:
-    """Ship all that was submitted; returns what is damaged or was refused. InputError where there is no store."""
+    """Ship all that was submitted; returns what is damaged or was refused. InputError where there is no store.
+
+    ModuleNotFoundError where MLflow is not installed.
+    """
+    if find_spec("mlflow") is None:
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")

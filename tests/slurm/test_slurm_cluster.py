@@ -86,6 +86,7 @@ def test_check_says_when_the_controller_is_away(
     commands, controller, settings = check.examine(workspace, nodes=0)
     assert commands.ok
     assert controller.ok is False
+    assert len(controller.detail.splitlines()) == 1
     assert settings.what == "settings"
 
 
