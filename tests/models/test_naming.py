@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xlstm.accounting import size_label
 from xlstm.models.configs import LlamaConfig, XLSTMConfig
 from xlstm.models.naming import family_label, parse_family, place_slstm
-from xlstm.models.published import DIMENSIONS, LEARNING_RATES
+from xlstm.models.published import DIMENSIONS, LEARNING_RATES, learning_rate
 from xlstm.models.sizes import config_for
 from xlstm.quantities import compact
 
@@ -86,6 +86,19 @@ def test_learning_rates_are_published_for_sizes_that_are() -> None:
     assert LEARNING_RATES["15B"]["xlstm"]["350M"] == 1e-3
     assert LEARNING_RATES["300B"]["rwkv4"]["1.3B"] == 2e-4
     assert "2.7B" not in LEARNING_RATES["300B"]["xlstm"]
+    assert LEARNING_RATES["15B"]["gla"] == {"350M": 1e-3}
+    # GPT-3's rates (arXiv 2005.14165, Table 2.1) times five.
+    gpt3 = {"125M": 6e-4, "350M": 3e-4, "760M": 2.5e-4, "1.3B": 2e-4, "2.7B": 1.6e-4}
+    for family in ("llama", "mamba", "mamba2"):
+        assert LEARNING_RATES["15B"][family] == pytest.approx({size: 5 * rate for size, rate in gpt3.items()})
+
+
+def test_a_rate_that_was_not_published_is_xlstms() -> None:
+    assert [learning_rate("hgrn", size) for size in ("125M", "350M", "760M")] == [3e-3, 1e-3, 9e-4]
+    assert learning_rate("mamba2", "760M") == 1.25e-3
+    assert learning_rate("rwkv7", "1.3B", "300B") == 5e-4
+    with pytest.raises(KeyError, match=r"2\.7B"):
+        learning_rate("rwkv7", "2.7B", "300B")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from sweeps.expand import SweepRun
 from sweeps.sweep import SHIPPED, Sweep
 from xlstm.accounting import parameters, size_label
 from xlstm.models.naming import family_label
-from xlstm.models.published import LEARNING_RATES
+from xlstm.models.published import LEARNING_RATES, learning_rate
 from xlstm.models.sizes import config_for
 
 
@@ -33,6 +33,16 @@ def test_scaling_sweeps_have_the_published_learning_rates_and_budgets(
         assert physics.optimizer.learning_rate == LEARNING_RATES[tokens][physics.model.family][size], run.point
         assert physics.steps == (300_000 if (tokens, size) == ("300B", "1.3B") else steps)
         assert (physics.data.context_length, physics.schedule.warmup_steps) == (2048, 750)
+
+
+def test_rivals_have_published_learning_rates_or_xlstms() -> None:
+    expanded = runs("paper/rivals-15b")
+    assert len(expanded) == 13 * 5
+    for run in expanded:
+        physics = run.spec.physics
+        size = str(run.point["size"])
+        assert physics.optimizer.learning_rate == learning_rate(physics.model.family, size), run.point
+        assert (physics.steps, physics.schedule.warmup_steps, physics.precision) == (28_170, 750, "bf16-mixed")
 
 
 TABLE_1_MILLIONS = {
