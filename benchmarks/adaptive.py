@@ -151,18 +151,21 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(found), figsize=(1.6 + 3.2 * len(found), 3.0), sharey=True, squeeze=False, layout="constrained"
     )
+    widest = max(one["whole"]["target"]["interval"][1] - one["whole"]["target"]["interval"][0] for one in found)
+    losses = [one["loss"] for one in found]
     for ax, one in zip(axes[0], found, strict=True):
         known = [step for step in one["path"] if step["target"]["interval"] is not None]
         share = [step["share"] for step in known]
         low, high = zip(*(step["target"]["interval"] for step in known), strict=True)
         ax.fill_between(share, low, high, alpha=0.25, step="post")
         ax.step(share, [step["target"]["loss"] for step in known], where="post", label="bought so far")
-        a, b = one["whole"]["target"]["interval"]
-        ax.errorbar([1.0], [(a + b) / 2], [[(b - a) / 2]], fmt="none", capsize=4, color="C1", label="the whole pool")
+        ends = (("all that was bought", share[-1], "bought", "C0"), ("the whole pool", 1.0, "whole", "C1"))
+        for label, at, which, color in ends:
+            a, b = one[which]["target"]["interval"]
+            ax.errorbar([at], [(a + b) / 2], [[(b - a) / 2]], fmt="none", capsize=4, color=color, label=label)
         ax.axhline(one["loss"], color="black", linewidth=0.8, linestyle="--", label="the target, trained")
-        wide = 6 * (b - a)
         ax.set(title=f"seed {one['seed']}", xlabel="share of the pool's cost", xlim=(0, 1.05))
-        ax.set_ylim(one["loss"] - wide, one["loss"] + wide)
+        ax.set_ylim(min(losses) - widest, max(losses) + widest)
     axes[0, 0].set_ylabel("loss at the target, new run")
     axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=120)

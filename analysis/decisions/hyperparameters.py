@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import optimize
 
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import LEVEL, percentile
@@ -64,6 +65,8 @@ class HyperparameterLaw:
     """(draws, k): log K and the exponents, about the cells' mean log N and log D."""
     center: tuple[float, float]
     """Mean log N and log D of the cells that were fitted."""
+    departures: Array
+    """(draws,): how far the logarithm of a new cell's best value, searched as these were, lies from the law."""
 
     @property
     def formula(self) -> str:
@@ -72,8 +75,12 @@ class HyperparameterLaw:
         return " ".join([f"{self.axis} = {self.exponents['K']:.4g}", *factors])
 
     def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
-        """The best value at (N, D), and the bounds of its interval."""
+        """What the law says at (N, D), and the bounds of its interval."""
         return self.kept.at(parameters, tokens)
+
+    def predict_cell(self, parameters: float, tokens: float) -> tuple[float, float]:
+        """Bounds of the interval for the best value that a search at (N, D) finds: `predict`'s, with `departures`."""
+        return percentile(self.kept.drawn(parameters, tokens)[1:] * np.exp(self.departures))
 
     @cached_property
     def kept(self) -> RateLaw:
@@ -253,4 +260,28 @@ def _law(
         {name: percentile(values[1:]) for name, values in constants.items()},
         spread.T,
         center,
+        _departures(known, columns, deviation),
     )
+
+
+def _departures(minima: Array, columns: Array, deviation: Array) -> Array:
+    """Draws of a new cell's best value about the law, in logarithms: what cells scatter, and a search's own error.
+
+    The scatter is the variance that makes the residuals of the cells' minima (cells, 1 + draws) as large as they are
+    expected (Paule & Mandel 1982); the error is that of any cell, deviations (cells,). Student's t allows for how
+    few cells tell the scatter.
+    """
+    freedom = columns.shape[0] - columns.shape[1]
+    random = np.random.default_rng(SEED + 1)
+    own = random.choice(deviation, DRAWS) ** 2
+    if freedom <= 0:
+        return np.asarray(np.sqrt(own) * random.standard_normal(DRAWS))
+
+    def excess(variance: float) -> float:
+        root = 1 / np.sqrt(deviation**2 + variance)
+        solved = np.linalg.lstsq(columns * root[:, None], minima[:, 0] * root, rcond=None)[0]
+        return float((((minima[:, 0] - columns @ solved) * root) ** 2).sum() - freedom)
+
+    widest = float(np.ptp(minima[:, 0])) ** 2 + 1e-12
+    between = optimize.brentq(excess, 0.0, widest) if excess(0.0) > 0 > excess(widest) else 0.0
+    return np.asarray(np.sqrt(between + own) * random.standard_t(freedom, DRAWS))

@@ -27,6 +27,7 @@ def fit_hyperparameters(source: str, columns: str | None, axis: str, targets: li
         console.print(cells_table(document))
         for one in document["predictions"]:
             at = f"at N = {one['parameters']:.4g}, D = {one['tokens']:.4g}"
-            told = f"best {axis} {one['best']:.4g} [{one['low']:.4g}, {one['high']:.4g}] {at}"
-            console.print(told, highlight=False)
+            low, high = one["new_cell_interval"]
+            told = f"best {axis} {one['best']:.4g} [{one['low']:.4g}, {one['high']:.4g}]"
+            console.print(f"{told}, a new cell's [{low:.4g}, {high:.4g}] {at}", highlight=False, soft_wrap=True)
     console.print(f"drawn in {figure}", highlight=False, soft_wrap=True)

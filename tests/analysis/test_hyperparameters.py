@@ -1,6 +1,7 @@
 """Laws of the best learning rate: found again where they are known, edges told, and as a verb."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from orchestrator.cli import app
 from xlstm.run.rates.law import RateLaws
 
 SIZES, BUDGETS = (1e7, 4e7, 1.6e8), (1e9, 4e9, 1.6e10)
+GRID = [(n, d) for n in SIZES for d in BUDGETS]
 K, P, Q = 2.0, -0.4, 0.1
 
 
@@ -21,15 +23,23 @@ def truth(n: float, d: float) -> float:
     return float(K * n**P * d**Q)
 
 
-def ladder(scatter: float = 1e-4, factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> pl.DataFrame:
-    """Losses that are a parabola in the log of the rate, on rates that were chosen knowing nothing of the best."""
-    random, rows = np.random.default_rng(0), []
-    for n in SIZES:
-        for d in BUDGETS:
-            for factor in factors:
-                rate = 2.0 ** round(np.log2(truth(n, d))) * factor
-                loss = (1.7 + 400 / n**0.34 + 2000 / d**0.36) * np.exp(0.01 * np.log(rate / truth(n, d)) ** 2)
-                rows.append((n, d, 6 * n * d, rate, loss * np.exp(scatter * random.standard_normal())))
+def ladder(
+    scatter: float = 1e-4,
+    factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0),
+    points: Sequence[tuple[float, float]] = GRID,
+    shift: float = 0.0,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Losses that are a parabola in the log of the rate, on rates that were chosen knowing nothing of the best, which
+    lies off the law by a factor of its own, of deviation `shift` in logarithms.
+    """
+    random, rows = np.random.default_rng(seed), []
+    for n, d in points:
+        best = truth(n, d) * np.exp(shift * random.standard_normal()) if shift else truth(n, d)
+        for factor in factors:
+            rate = 2.0 ** round(np.log2(truth(n, d))) * factor
+            loss = (1.7 + 400 / n**0.34 + 2000 / d**0.36) * np.exp(0.01 * np.log(rate / best) ** 2)
+            rows.append((n, d, 6 * n * d, rate, loss * np.exp(scatter * random.standard_normal())))
     frame = pl.DataFrame(rows, schema=["parameters", "tokens", "flops", "learning_rate", "loss"], orient="row")
     return frame.with_columns(pl.lit("one").alias("family"), pl.lit(None, pl.String).alias("excluded"))
 
@@ -71,6 +81,27 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert held >= 51  # 57 of 60 are expected; fewer than 51 have a chance below 1 %
 
 
+def best_of_five(frame: pl.DataFrame) -> float:
+    """Where the parabola through the losses of one cell is lowest, by numpy's own polynomial."""
+    bend, slope, _ = np.polyfit(np.log(frame["learning_rate"]), np.log(frame["loss"]), 2)
+    return float(np.exp(-slope / (2 * bend)))
+
+
+@pytest.mark.parametrize(("scatter", "shift"), [(1e-3, 0.0), (1e-3, 0.1), (3e-3, 0.1)])
+def test_the_interval_of_a_new_cell_holds_what_a_search_finds_there(scatter: float, shift: float) -> None:
+    """Beyond the cells that were fitted, the new one searched as they were and as far off the law as they are."""
+    at, of_cell, of_law = (6.4e8, 3e10), 0, 0
+    for seed in range(100):
+        (law,) = hyperparameters.fit(ladder(scatter, shift=shift, seed=seed), "learning_rate")
+        best = best_of_five(ladder(scatter, points=[at], shift=shift, seed=1000 + seed))
+        low, high = law.predict_cell(*at)
+        of_cell += low <= best <= high
+        _, low, high = law.predict(*at)
+        of_law += low <= best <= high
+    assert of_cell >= 89  # 95 of 100 are expected; fewer than 89 have a chance below 1 %
+    assert of_cell > of_law
+
+
 def test_too_few_cells_are_refused() -> None:
     with pytest.raises(RefusalError, match="no size and budget has three values"):
         hyperparameters.fit(ladder(factors=(1.0, 2.0)), "learning_rate")
@@ -83,12 +114,17 @@ def test_it_is_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke(app, [*asked, "--at", "640M,30B", "--json"])
     assert run.exit_code == 0, run.output
     (document,) = json.loads(run.output)
-    assert document["predictions"][0]["best"] == pytest.approx(truth(6.4e8, 3e10), rel=0.05)
+    (predicted,) = document["predictions"]
+    assert predicted["best"] == pytest.approx(truth(6.4e8, 3e10), rel=0.05)
+    assert predicted["new_cell_interval"][0] < predicted["low"] < predicted["high"] < predicted["new_cell_interval"][1]
     assert len(document["cells"]) == 9
     assert document["published"]["at_cells"][0] == pytest.approx(1.79 * 1e7**-0.713 * 1e9**0.307)
     (kept,) = (tmp_path / "workspace" / "fits").glob("rates-*/best-learning_rate.json")
     (law,) = RateLaws.model_validate_json(kept.read_text()).laws
-    assert list(law.at(6.4e8, 3e10)) == [document["predictions"][0][name] for name in ("best", "low", "high")]
+    assert list(law.at(6.4e8, 3e10)) == [predicted[name] for name in ("best", "low", "high")]
+    low, high = predicted["new_cell_interval"]
+    printed = " ".join(CliRunner().invoke(app, [*asked, "--at", "640M,30B"]).output.split())
+    assert f"a new cell's [{low:.4g}, {high:.4g}] at N = 6.4e+08" in printed
     for wrong, said in ((["--at", "640M"], "write N,D"), (["--axis", "momentum"], "no column for momentum")):
         run = CliRunner().invoke(app, [*asked, *wrong])
         assert run.exit_code == 2

@@ -51,7 +51,7 @@ def fit(
     write_json(figure_stem.with_suffix(".json"), kept.model_dump(mode="json"))
     documents = []
     for law in laws:
-        predicted = [(n, d, *law.predict(n, d)) for n, d in targets]
-        names = ("parameters", "tokens", "best", "low", "high")
+        predicted = [(n, d, *law.predict(n, d), list(law.predict_cell(n, d))) for n, d in targets]
+        names = ("parameters", "tokens", "best", "low", "high", "new_cell_interval")
         documents.append(law.to_json() | {"predictions": [dict(zip(names, one, strict=True)) for one in predicted]})
     return documents, path

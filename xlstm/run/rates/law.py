@@ -1,8 +1,13 @@
 """Laws of the best learning rate as a fit keeps them, and what they say at (N, D). Imports without torch."""
 
 import math
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LEVEL = 0.95
 
@@ -22,12 +27,18 @@ class RateLaw(BaseModel):
     draws: tuple[tuple[float, ...], ...]
     """Log rate at the center and the exponents: of what was measured, then of each draw."""
 
+    def drawn(self, parameters: float, tokens: float) -> "NDArray[np.float64]":
+        """The best rate at (N, D): of what was measured, then of each draw."""
+        import numpy as np
+
+        about = {"N": math.log(parameters) - self.center[0], "D": math.log(tokens) - self.center[1]}
+        return np.asarray(np.exp(np.array(self.draws) @ np.array([1.0, *(about[name] for name in self.varying)])))
+
     def at(self, parameters: float, tokens: float) -> tuple[float, float, float]:
         """The best rate at (N, D), and the bounds of its interval at LEVEL."""
         import numpy as np
 
-        about = {"N": math.log(parameters) - self.center[0], "D": math.log(tokens) - self.center[1]}
-        drawn = np.exp(np.array(self.draws) @ np.array([1.0, *(about[name] for name in self.varying)]))
+        drawn = self.drawn(parameters, tokens)
         low, high = np.quantile(drawn[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(drawn[0]), float(low), float(high)
 
