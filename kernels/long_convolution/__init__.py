@@ -1,14 +1,19 @@
 """A causal convolution as long as the sequence, a filter per channel: the memory of H3 and Hyena (arXiv 2212.14052)."""
 
 import math
+from typing import Final
 
 from torch import Tensor
 
+from kernels import cpu
 from kernels.dispatch import Implementation, choose, expect_resets, modules
 from kernels.long_convolution.reference import long_convolution_reference
 from kernels.operator import Operator
 
 __all__ = ["long_convolution"]
+
+MOST_TAPS: Final = 1024
+"""Taps beyond which transforms are faster on a CPU than sums tap by tap, which are quadratic."""
 
 
 def long_convolution(
@@ -32,7 +37,9 @@ def long_convolution(
             "and a token and a tap at least"
         )
     expect_resets(name, resets, batch, time)
-    chosen = choose(name, implementation, x, shape_obstacle=None)
+    chosen = choose(name, implementation, x, shape_obstacle=None, cpu_obstacle=lambda: cpu.obstacle(x, filters))
+    if chosen == "numba" and implementation == "auto" and min(time, len(filters)) > MOST_TAPS:
+        chosen = "torch"
     if chosen == "reference":
         return long_convolution_reference(x, filters, resets)
     return _convolution(x, filters, resets, chosen)
@@ -47,7 +54,7 @@ _convolution = Operator[Tensor](
     "long_convolution",
     "(Tensor x, Tensor filters, Tensor? resets, str implementation) -> Tensor y",
     backward="(grad_y, x, filters, resets, implementation) -> (x, filters)",
-    modules=modules(__name__, torch="torch_fft"),
+    modules=modules(__name__, torch="torch_fft", numba="numba_taps"),
     results=lambda x: x.new_empty(x.shape),
     flops=_flops,
 )

@@ -28,6 +28,7 @@ from kernels.cpu.table import Rows
 from kernels.dispatch import ImplementationError, prefer
 from kernels.gated_head_norm import gated_head_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.long_convolution import long_convolution
 from kernels.lstm import lstm
 from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
@@ -52,6 +53,7 @@ def operands(batch: int) -> dict[Callable[..., Any], list[Tensor]]:
         block_diagonal: [x, blocks],
         causal_conv_silu: [x, torch.ones(CHANNELS, 4), vector],
         gated_head_norm: [heads, vector, x],
+        long_convolution: [x, torch.ones(3, CHANNELS)],
         mlstm: [*3 * [heads.transpose(1, 2)], gate, gate],
         mlstm_inputs: [x, x, blocks, blocks, blocks, torch.ones(4, 3 * CHANNELS), torch.ones(4)],
         rms_norm: [x, vector],

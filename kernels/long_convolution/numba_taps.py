@@ -1,0 +1,217 @@
+"""The long convolution for CPUs tap by tap: quadratic in time, but at rates of matrix products, which transforms miss.
+
+A piece of work is one sequence in as many channels as a vector has. What it reads is packed, a vector a token, a
+document at a time between zeros, so that each is convolved as if it stood alone. A tile of ROWS outputs stays in vector
+registers while STEP taps at a time are added. Both gradients are the same sum: that of x over the reversed gradient of
+y, that of the filters of the gradient of y over the reversed x.
+"""
+
+# mypy: disable-error-code="no-untyped-def, misc"
+
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from torch import Tensor
+
+from kernels.cpu import kernel, most_threads, rows, run
+from kernels.cpu.functions import ZERO, given, inlined, row, thread
+from kernels.cpu.products import FLAGS, after
+from kernels.cpu.table import Flags, Rows
+
+LANES = 16 if "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2] else 8
+"""Channels of a piece: one vector register."""
+ROWS = 8
+"""Outputs of a tile."""
+STEP = 4
+"""Taps that are added to a tile at a time: they share the inputs that are read for one another."""
+BLOCK = 64
+"""Taps whose sum is formed by itself, so that rounding does not grow with their number."""
+MARGIN = 16
+"""Rows of zeros before a document, more than a tile and its last taps reach beyond its beginning."""
+
+
+@intrinsic
+def _tile(typing: Any, out: Any, known: Any, factors: Any, turns: Any) -> Any:
+    """out[r] += sum over l < STEP * turns of factors[l] * known[r - l], for r < ROWS; rows are LANES apart."""
+    numbers, integer = types.CPointer(types.float32), types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out, known, factors, turns = arguments
+        vector = ir.VectorType(ir.FloatType(), LANES)
+
+        def at(base: Any, offset: Any) -> Any:
+            return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
+
+        def number(value: int) -> Any:
+            return context.get_constant(integer, value)
+
+        zero = ir.Constant(vector, [0.0] * LANES)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(ROWS)]
+        with cgutils.for_range(builder, turns) as loop:
+            first = builder.mul(loop.index, number(STEP * LANES))
+            taps = [builder.load(at(factors, builder.add(first, number(i * LANES))), align=4) for i in range(STEP)]
+            window = {
+                place: builder.load(at(known, builder.sub(number(place * LANES), first)), align=4)
+                for place in range(1 - STEP, ROWS)
+            }
+            for r, total in enumerate(sums):
+                for i, tap in enumerate(taps):
+                    term = builder.fmul(tap, window[r - i], flags=FLAGS)
+                    builder.store(builder.fadd(builder.load(total), term, flags=FLAGS), total)
+        for r, total in enumerate(sums):
+            place = at(out, number(r * LANES))
+            builder.store(builder.fadd(builder.load(place, align=4), builder.load(total), flags=FLAGS), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(numbers, numbers, numbers, integer), generate
+
+
+@inlined
+def _add(out, known, factors, begin, end):
+    """A tile of sums over l from `begin` to `end`, block by block; `known` is at the tile's first row less `begin`."""
+    for l in range(begin, end, BLOCK):
+        turns = (min(BLOCK, end - l) + STEP - 1) // STEP
+        _tile(out, after(known, (begin - l) * LANES), after(factors, l * LANES), turns)
+
+
+@inlined
+def _pack(out, view, sequence, begin, end, left, width):
+    """Rows of a tensor from `begin` to `end`, a vector each, and zeros for a tile beyond."""
+    for t in range(begin, end):
+        x, place = row(view, sequence, t), (t - begin) * LANES
+        for c in range(width):
+            out[place + c] = x[left + c]
+    for place in range((end - begin) * LANES, (end - begin + ROWS) * LANES):
+        out[place] = ZERO
+
+
+@inlined
+def _pack_reversed(out, view, sequence, begin, end, left, width):
+    """As `_pack`, the last row first."""
+    for t in range(begin, end):
+        x, place = row(view, sequence, t), (end - 1 - t) * LANES
+        for c in range(width):
+            out[place + c] = x[left + c]
+    for place in range((end - begin) * LANES, (end - begin + ROWS) * LANES):
+        out[place] = ZERO
+
+
+@inlined
+def _document(resets, sequence, begin, time):
+    """Where the document that begins at `begin` ends."""
+    end = begin + 1
+    if given(resets):
+        starts = row(resets, sequence)
+        while end < time and starts[end] == 0:
+            end += 1
+    else:
+        end = time
+    return end
+
+
+@kernel
+def _forward(
+    first, last, time: int, taps: int, channels: int, xs: Rows, filters: Rows, resets: Flags | None, ys: Rows,
+    work: Rows,
+):  # fmt: skip
+    """`xs` and `ys` (batch, time, channels), `filters` (1, taps, channels), `work` (thread, 3, rows of vectors)."""
+    blocks = (channels + LANES - 1) // LANES
+    known = after(row(work, thread(), 0), MARGIN * LANES)
+    factors, out = row(work, thread(), 1), row(work, thread(), 2)
+    for piece in range(first, last):
+        sequence, left = piece // blocks, piece % blocks * LANES
+        width = min(LANES, channels - left)
+        _pack(factors, filters, 0, 0, taps, left, width)
+        begin = 0
+        while begin < time:
+            end = _document(resets, sequence, begin, time)
+            _pack(known, xs, sequence, begin, end, left, width)
+            for t in range(0, end - begin, ROWS):
+                for place in range(ROWS * LANES):
+                    out[place] = ZERO
+                _add(out, after(known, t * LANES), factors, 0, min(taps, t + ROWS))
+                for r in range(min(ROWS, end - begin - t)):
+                    y, place = row(ys, sequence, begin + t + r), r * LANES
+                    for c in range(width):
+                        y[left + c] = out[place + c]
+            begin = end
+
+
+@kernel
+def _backward(
+    first, last, time: int, taps: int, channels: int, xs: Rows, filters: Rows, resets: Flags | None, grad_ys: Rows,
+    grad_xs: Rows, grad_filters: Rows, work: Rows,
+):  # fmt: skip
+    """As `_forward`; `grad_filters` (batch, taps, channels), `work` (thread, 6, rows of vectors)."""
+    blocks, mine = (channels + LANES - 1) // LANES, thread()
+    upstream = after(row(work, mine, 0), MARGIN * LANES)
+    known = after(row(work, mine, 1), MARGIN * LANES)
+    factors, grads = row(work, mine, 2), row(work, mine, 3)
+    out, of_filters = row(work, mine, 4), row(work, mine, 5)
+    for piece in range(first, last):
+        sequence, left = piece // blocks, piece % blocks * LANES
+        width = min(LANES, channels - left)
+        _pack(factors, filters, 0, 0, taps, left, width)
+        for place in range((taps + ROWS) * LANES):
+            of_filters[place] = ZERO
+        begin = 0
+        while begin < time:
+            end = _document(resets, sequence, begin, time)
+            length = end - begin
+            _pack_reversed(upstream, grad_ys, sequence, begin, end, left, width)
+            _pack_reversed(known, xs, sequence, begin, end, left, width)
+            _pack(grads, grad_ys, sequence, begin, end, left, width)
+            for t in range(0, length, ROWS):
+                for place in range(ROWS * LANES):
+                    out[place] = ZERO
+                _add(out, after(upstream, t * LANES), factors, 0, min(taps, t + ROWS))
+                for r in range(min(ROWS, length - t)):
+                    grad_x, place = row(grad_xs, sequence, end - 1 - t - r), r * LANES
+                    for c in range(width):
+                        grad_x[left + c] = out[place + c]
+            for lag in range(0, min(taps, length), ROWS):  # sum over t of grads[t] * known[length - 1 + lag - t]
+                _add(after(of_filters, lag * LANES), after(known, (length - 1) * LANES), grads, lag, length)
+            begin = end
+        for lag in range(taps):
+            grad, place = row(grad_filters, sequence, lag), lag * LANES
+            for c in range(width):
+                grad[left + c] = of_filters[place + c]
+
+
+def _shared(x: Tensor, filters: Tensor, resets: Tensor | None, buffers: int) -> dict[str, Any]:
+    time, channels = x.shape[1:]
+    length = max(time, len(filters)) + 2 * MARGIN
+    return {
+        "time": time, "taps": len(filters), "channels": channels, "xs": rows(x), "filters": rows(filters)[None],
+        "resets": None if resets is None else rows(resets),
+        "work": x.new_zeros(most_threads(), buffers, length * LANES),
+    }  # fmt: skip
+
+
+def _pieces(x: Tensor) -> int:
+    return x.shape[0] * -(-x.shape[2] // LANES)
+
+
+def forward(x: Tensor, filters: Tensor, resets: Tensor | None) -> Tensor:
+    """Arguments as in the package's public function."""
+    y = x.new_empty(x.shape)
+    run(_forward, _pieces(x), **_shared(x, filters[: x.shape[1]], resets, 3), ys=y)
+    return y
+
+
+def backward(grad_y: Tensor, x: Tensor, filters: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of x and the filters."""
+    used = filters[: x.shape[1]]
+    grad_x, by_sequence = x.new_empty(x.shape), x.new_empty(x.shape[0], *used.shape)
+    run(
+        _backward, _pieces(x), **_shared(x, used, resets, 6), grad_ys=rows(grad_y), grad_xs=grad_x,
+        grad_filters=by_sequence,
+    )  # fmt: skip
+    grad_filters = torch.zeros_like(filters, memory_format=torch.contiguous_format)
+    torch.sum(by_sequence, 0, out=grad_filters[: len(used)])
+    return grad_x, grad_filters
