@@ -22,13 +22,20 @@ from typing import Any
 
 from orchestrator.execution.forks import Forked, fork
 from xlstm.run.processes import die_with_parent, redirect_output
+from xlstm.run.spec import Execution
 
 COLD_START_VARIABLE = "SCALING_COLD_START"
-"""Environment variable that has every run of this machine start anew, under torchrun, when it is not empty."""
+"""Environment variable that has every run start anew, under torchrun, when it is not empty: where it is submitted, or
+on the machine that carries it."""
 PRELOADED = ("xlstm.training.attempt", "torch._dynamo", "scipy.linalg", "numba.typed", "numba.np.polynomial")
 """What trainers import, or the libraries they use for them, beside our models and kernels."""
 START_SECONDS = 120.0
 """How long importing it all may take, on a busy machine."""
+
+
+def can_be_forked(execution: Execution) -> bool:
+    """Whether a run is one process with one thread, which is what a server of warm starts makes."""
+    return execution.ranks == 1 and execution.threads_per_rank in (None, 1)
 
 
 class WarmStart:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from orchestrator.execution.command import arguments, command
 from orchestrator.execution.forks import Forked
-from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
+from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart, can_be_forked
 from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
@@ -187,9 +187,7 @@ class LocalExecutor:
         if self.gpus:
             given = slots if self._need(job.spec.execution).kind == "gpu" else ()
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(self.gpus)[slot] for slot in given)
-        execution = job.spec.execution
-        alone = execution.ranks == 1 and execution.threads_per_rank in (None, 1)
-        if alone and not environment.get(COLD_START_VARIABLE):
+        if can_be_forked(job.spec.execution) and not environment.get(COLD_START_VARIABLE):
             self._warm = self._warm or WarmStart()
             try:
                 return self._warm.supervise(arguments(job, self.name), environment, job.run.supervisor_log)

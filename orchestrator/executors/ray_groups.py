@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.errors import InputError
 from orchestrator.execution.command import arguments
+from orchestrator.execution.warm import can_be_forked
 from orchestrator.executors.ray_member import Member
 from orchestrator.executors.ray_runtime import NAMESPACE, dead_nodes
 from xlstm.run.directory import RunDirectory
@@ -98,8 +99,9 @@ class WorkerGroup:
         """Start the supervisors of a job."""
         self.run, self.token = job.run, job.token
         self.jobs += 1
+        told, forked = arguments(job, "ray"), can_be_forked(job.spec.execution)
         self.ends = [
-            member.carry.remote(str(job.run.path), job.token, rank, len(self.members), arguments(job, "ray"))
+            member.carry.remote(str(job.run.path), job.token, rank, len(self.members), told, forked)
             for rank, member in enumerate(self.members)
         ]
 

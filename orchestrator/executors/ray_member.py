@@ -1,7 +1,8 @@
 """One node's part of a worker group on Ray: an actor that starts supervisors as subprocesses, and waits for them.
 
 Everything it started dies with it. It answers while a supervisor runs, also to a controller that did not ask for it.
-It imports next to nothing, as the first run waits for that.
+It imports next to nothing, as the first run waits for that. Supervisors of runs of one rank with one thread are forked
+from a server of its own that has imported torch, so that those that come after the first start at once.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +21,8 @@ import ray
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
 from orchestrator.execution.command import command, free_port
+from orchestrator.execution.forks import Forked
+from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
 from xlstm.run.directory import RunDirectory
 from xlstm.run.processes import die_with_parent, kill_tagged
 
@@ -42,7 +46,9 @@ class Member:
         self._placement = get_current_placement_group()
         self._asker = asker[0]
         self._job: tuple[str, str] | None = None
-        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | Forked | None = None
+        self._asked_to_stop = False
+        self._warm: WarmStart | None = None
         self._idle_since: float | None = -math.inf
         """On the monotonic clock; None while it carries a run."""
         threading.Thread(target=self._watch, daemon=True).start()
@@ -51,22 +57,24 @@ class Member:
         """The id of the node that this lives on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    async def carry(self, run: str, token: str, rank: int, nodes: int, arguments: list[str]) -> int:
-        """Be rank `rank` of the `nodes` supervisors, told `arguments`, of one attempt of the run at `run`; as `end`."""
+    async def carry(self, run: str, token: str, rank: int, nodes: int, arguments: list[str], forked: bool) -> int:
+        """Be rank `rank` of the `nodes` supervisors, told `arguments`, of one attempt of the run at `run`; as `end`.
+
+        `forked`: the run is such as a server of warm starts makes.
+        """
         self._idle_since = None
-        self._job, self._supervisor = (run, token), None
+        self._job, self._supervisor, self._asked_to_stop = (run, token), None, False
         directory = RunDirectory(Path(run))
-        parent = os.getpid()
         meeting = await asyncio.to_thread(_meet, directory.meeting_file(token), rank) if nodes > 1 else ""
-        with open(directory.supervisor_log, "ab") as log:
-            self._supervisor = subprocess.Popen(
-                command(arguments, node_rank=rank, rendezvous=meeting, parent=parent),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=lambda: die_with_parent(parent),
-            )
+        supervisor: subprocess.Popen[bytes] | Forked | None = None
+        if forked and not os.environ.get(COLD_START_VARIABLE):
+            supervisor = await self._fork(arguments, directory.supervisor_log)
+        if supervisor is None:
+            line = command(arguments, node_rank=rank, rendezvous=meeting, parent=os.getpid())
+            supervisor = _start(line, directory.supervisor_log)
+        self._supervisor = supervisor
+        if self._asked_to_stop:
+            await self.stop(token)
         return await self.end()
 
     async def carried(self) -> tuple[str, str] | None:
@@ -83,8 +91,11 @@ class Member:
         return code
 
     async def stop(self, token: str) -> None:
-        """If this carries the job with that token, ask for a checkpoint and the end."""
-        if self._carries(token) and self._supervisor is not None and self._supervisor.poll() is None:
+        """If this carries the job with that token, ask for a checkpoint and the end, as soon as it has begun."""
+        if not self._carries(token):
+            return
+        self._asked_to_stop = True
+        if self._supervisor is not None and self._supervisor.poll() is None:
             self._supervisor.send_signal(signal.SIGTERM)
 
     async def abandon(self, token: str) -> None:
@@ -97,6 +108,18 @@ class Member:
         """If the job with that token was the last, end, and the group with it."""
         if self._carries(token):
             self._end_group()
+
+    async def _fork(self, arguments: list[str], log: Path) -> Forked | None:
+        """A supervisor with torch imported; None where the server that makes them has ended."""
+        # The server dies with the thread that starts it: in this one, which lasts.
+        self._warm = self._warm or WarmStart()
+        try:
+            return await asyncio.to_thread(self._warm.supervise, arguments, dict(os.environ), log)
+        except (ConnectionError, TimeoutError) as error:
+            print(f"{error}; a supervisor is started without it", file=sys.stderr)
+            self._warm.close()
+            self._warm = None
+            return None
 
     def _carries(self, token: str) -> bool:
         return self._job is not None and self._job[1] == token
@@ -131,6 +154,20 @@ class Member:
         if self._placement is not None:
             remove_placement_group(self._placement)
         ray.kill(self._me)
+
+
+def _start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A supervisor that starts anew with this command line, its output appended to `log`."""
+    parent = os.getpid()
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),
+        )
 
 
 def _meet(meeting: Path, rank: int) -> str:

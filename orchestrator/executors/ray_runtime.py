@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import InputError
 from orchestrator.execution import provenance
+from orchestrator.execution.warm import COLD_START_VARIABLE
 from xlstm.run.directory import Workspace
 
 CHECK_SECONDS = 300.0
@@ -61,8 +62,7 @@ def shipped(folder: Path) -> dict[str, Any]:
     packages = [importlib.import_module(name).__path__[0] for name in PACKAGES]
     packages.append(str(provenance.leave_for_shipping(folder)))
     variables = {"PYTHONSAFEPATH": "1"}  # what lies where a raylet was started is not what was submitted
-    if "PYTHONPATH" in os.environ:
-        variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    variables |= {name: os.environ[name] for name in ("PYTHONPATH", COLD_START_VARIABLE) if name in os.environ}
     return {"py_modules": packages, "excludes": ["__pycache__"], "env_vars": variables}
 
 

@@ -19,6 +19,14 @@ def trainers_past(run: RunDirectory, step: int) -> list[int]:
     return found
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs: one that has ended, and whose code nobody has taken, does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def submits(process: psutil.Process, workspace: Workspace) -> bool:
     """Whether a process is the controller of this workspace's sweep."""
     try:

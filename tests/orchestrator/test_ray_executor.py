@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from ray_processes import members, nothing_is_left
+from ray_processes import lives, members, nothing_is_left
 from waiting import wait_until
 
 from orchestrator.errors import InputError
@@ -18,13 +19,22 @@ from sweeps.sweep import Sweep
 from xlstm.data import prepare
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
 from xlstm.run.executor import PlannedRun
-from xlstm.run.processes import tagged
 from xlstm.run.records import State
 from xlstm.run.spec import RunSpec
 
 WriteSweep = Callable[..., str]
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
+
+ANOTHER_TRAINER = """
+
+ours = run_attempt
+
+
+def run_attempt(*arguments):
+    print("trained by", __file__, flush=True)
+    return ours(*arguments)
+"""
 
 
 @pytest.fixture
@@ -53,13 +63,36 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_process(
     executor = RayExecutor(workspace, cluster.address)
     (handle,) = executor.submit([Job(directory, run.spec, "token-of-the-cancelled")])
     wait_until(lambda: executor.poll([handle]) == [JobState.RUNNING] and bool(directory.metrics()))
+    lease = directory.status().lease
+    assert lease is not None
+    carrying = [psutil.Process(lease.pid), *psutil.Process(lease.pid).children(recursive=True)]
     executor.cancel([handle])
     assert directory.status().state is State.PREEMPTED
     verdict = directory.verdict(1)
     assert verdict is not None
     assert verdict.step is not None
     assert directory.has_checkpoint(verdict.step)
-    assert not list(tagged("token-of-the-cancelled"))
+    assert len(carrying) > 1
+    wait_until(lambda: not any(lives(process) for process in carrying))
+    wait_until(lambda: nothing_is_left(cluster))
+
+
+def test_a_job_that_is_cancelled_while_its_server_imports_torch_ends_as_soon_as_it_has_begun(
+    cluster: Any, planned: Callable[..., tuple[Workspace, PlannedRun]]
+) -> None:
+    from orchestrator.executors.ray import RayExecutor
+    from xlstm.run.executor import Job, JobState
+
+    workspace, run = planned("cancelled-early", 400_000, "")
+    directory = workspace.run(run.run_id)
+    directory.create(run.spec)
+    executor = RayExecutor(workspace, cluster.address)
+    (handle,) = executor.submit([Job(directory, run.spec, "token-of-the-early")])
+    wait_until(lambda: executor.poll([handle]) and directory.supervisor_log.exists())
+    executor.cancel([handle])
+    assert executor.poll([handle]) == [JobState.ENDED]
+    assert directory.status().lease is None
+    assert directory.status().state in (State.PLANNED, State.PREEMPTED)
     wait_until(lambda: nothing_is_left(cluster))
 
 
@@ -153,9 +186,8 @@ def test_the_code_that_submits_is_the_code_that_trains_wherever_it_lies(
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(Path(__file__).parents[2] / package, code / package, ignore=ignored)
-    (code / "xlstm" / "training" / "__init__.py").write_text(
-        '"""Another trainer."""\nprint("trained by", __file__, flush=True)\n'
-    )
+    with open(code / "xlstm" / "training" / "attempt.py", "a") as trainer:
+        trainer.write(ANOTHER_TRAINER)
     path = write_sweep()
     workspace = Workspace(scaling.workspace)
     environment = os.environ | {

@@ -1,4 +1,7 @@
-"""On PYTHONPATH, makes the first attempt of a run that `faults.json` names crash, hang, leak or be killed at a step."""
+"""On PYTHONPATH, makes the first attempt of a run crash, hang, leak, be killed or lose its server at a step.
+
+Which of them befalls which run says `faults.json` in its workspace.
+"""
 
 import json
 import os
@@ -6,12 +9,12 @@ import resource
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 AT_STEP = 4
 
 if "orchestrator.execution.warm" in sys.orig_argv:
+    import psutil
     import torch
 
     from xlstm.training.trainer import Trainer
@@ -30,13 +33,16 @@ if "orchestrator.execution.warm" in sys.orig_argv:
         Trainer._add_gradients = None
 
     def faulty(trainer: Any, *arguments: Any) -> Any:
-        fault = json.loads(Path(os.environ["FAULTS"]).read_text()).get(trainer.run.run_id)
+        fault = json.loads((trainer.run.path.parents[1] / "faults.json").read_text()).get(trainer.run.run_id)
         last = trainer.step + 1 == trainer.spec.physics.steps
         if trainer.attempt == 1 and trainer.step == AT_STEP:
             if fault == "crash":
                 os.abort()
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "server":
+                os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+                time.sleep(1e6)
             if fault == "hang":
                 time.sleep(1e6)
         result = step(trainer, *arguments)
