@@ -154,6 +154,21 @@ def log1p(x):
     return TWO * s * (ONE + square * rest)
 
 
+_SQRT_HALF, _MANTISSA = i32(0x3F3504F3), i32(23)
+
+
+@inlined
+def log(x):
+    """The logarithm of a positive normal number: of its power of two, and 2 artanh((m - 1) / (m + 1)) of the rest."""
+    bits = f32(x).view(np.int32)
+    power = (bits - _SQRT_HALF) >> _MANTISSA
+    m = i32(bits - (power << _MANTISSA)).view(np.float32)  # from sqrt(1/2) to sqrt(2)
+    s = (m - ONE) / (m + ONE)
+    square = s * s
+    rest = (((_L4 * square + _L3) * square + _L2) * square + _L1) * square
+    return f32(power) * _LOG2_HIGH + (f32(power) * _LOG2_LOW + TWO * s * (ONE + rest))
+
+
 @inlined
 def add_rows(out, width, x, begin, end, matrix, stride):
     """out[:width] += x[begin:end] @ matrix[begin:end], rows of `width` numbers that begin `stride` numbers apart."""

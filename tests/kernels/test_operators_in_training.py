@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import kernels
 from kernels.attention import attention
 from kernels.block_diagonal import block_diagonal
+from kernels.bounded_gate import bounded_gate
 from kernels.causal_conv import causal_conv_silu
 from kernels.delta_rule import delta_rule
 from kernels.dispatch import prefer
@@ -108,6 +109,7 @@ def cases() -> dict[str, Case]:
             lambda gates, r: slstm(gates, r)[0], [normal(BATCH, TIME, 4, 2, 8)], [normal(4, 2, 8, 8) / 3]
         ),
         "attention": Case(_attention, [normal(BATCH, TIME, 3 * CHANNELS)], [normal(3 * CHANNELS)]),
+        "bounded_gate": Case(lambda x, w: torch.cat(bounded_gate(x, w.sigmoid()), -1), x[:1], [normal(CHANNELS)]),
         "block_diagonal": Case(block_diagonal, x[:1], [normal(4, 4, 4)]),
         "causal_conv_silu": Case(
             lambda x, w, b: causal_conv_silu(x, w, b)[0], x[:1], [normal(CHANNELS, 4), normal(CHANNELS)]

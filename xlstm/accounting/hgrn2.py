@@ -27,8 +27,8 @@ def saved(config: HGRN2Config, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
     The query before and after its activation and its factor, key, value, the memory's output, normed; in float32 the
-    norm's scale and what the bounded gate is made of.
+    gate and its logits, and the norm's scale.
     """
     d, head_dim = config.embedding_dim, config.head_dim
-    mixer = Saved(7 * d, 7 * d + 1) + attention_saved(d // head_dim, head_dim, head_dim)
+    mixer = Saved(7 * d, 2 * d + 1) + attention_saved(d // head_dim, head_dim, head_dim)
     return [swiglu_block_saved(mixer, d, config.feedforward_dim)] * config.num_blocks

@@ -11,18 +11,6 @@ from xlstm.models.dropout import Dropout
 from xlstm.models.swiglu_block import SwiGLUBlocks
 
 
-def bounded_gate(logits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """log f and 1 - f of f = bound + (1 - bound) sigmoid(logits), each to full relative accuracy.
-
-    1 - f is (1 - bound) sigmoid(-logits): as a difference from 1 it would be 0 in bfloat16 from a logit of 4 on. log f
-    is that of 1 - (1 - f) where f is near 1, and of the sum itself where it is small.
-    """
-    rest = (1 - bound) * torch.sigmoid(-logits)
-    kept = bound + (1 - bound) * torch.sigmoid(logits)
-    small = torch.log(kept.clamp_min(torch.finfo(kept.dtype).tiny))
-    return torch.where(rest < 0.5, torch.log1p(-rest.clamp_max(0.5)), small), rest
-
-
 class LowerBounds(nn.Module):
     """What forget gates of each block keep at least (HGRN, arXiv 2311.04823, section 3.2): none in the first block.
 

@@ -7,9 +7,10 @@ blocks. The paper's own recurrence is complex. Embedding and head are untied.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.bounded_gate import bounded_gate
 from kernels.linear_recurrence import linear_recurrence
 from kernels.swiglu import swiglu
-from xlstm.models.bounded_gates import Bound, BoundedBlocks, bounded_gate
+from xlstm.models.bounded_gates import Bound, BoundedBlocks
 from xlstm.models.linear_configs import HGRNConfig
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import NORM_EPSILON, at_least_float32

@@ -7,8 +7,9 @@ blocks. Embedding and head are untied.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.bounded_gate import bounded_gate
 from kernels.gated_linear_attention import gated_linear_attention
-from xlstm.models.bounded_gates import Bound, BoundedBlocks, bounded_gate
+from xlstm.models.bounded_gates import Bound, BoundedBlocks
 from xlstm.models.linear_configs import HGRN2Config
 from xlstm.models.norm import RMSNorm
 from xlstm.models.swiglu_block import at_least_float32
