@@ -9,6 +9,7 @@ intervals relative to the exponents. Prints a table.
 """
 
 import argparse
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def replicate(law: str, seed: int, draws: int, starts: int) -> dict[str, Any]:
     found: dict[str, Any] = {"new run": bool(low[0] <= measured(*far)[0] <= high[0])}
     for name, truth in (("alpha", alpha), ("beta", beta)):
         if name in fitted.parameters:
-            low_end, high_end = fitted.interval(lambda parameters, name=name: parameters[name])
+            low_end, high_end = fitted.interval(itemgetter(name))
             found[name] = bool(low_end <= truth <= high_end)
             found[f"{name} half width"] = (high_end - low_end) / 2 / truth
     return found
