@@ -33,16 +33,16 @@ from xlstm.run.records import Launch, State, Status, Validation, Verdict
 RUNS = "runs"
 ROWS = 100
 POLLS = 10
-SIZES = ("50K", "150K", "500K")
+SIZES = ("50K", "200K", "500K")
 BUDGETS = ("150K", "300K", "600K", "1.2M")
 
 
 def planned(workspace: Workspace, count: int) -> Plan:
     """About so many runs of two families, three sizes and four budgets."""
     seeds = list(range(max(1, round(count / 24))))
-    grid = [f"grid.seed={seeds}", f"grid.tokens=[{', '.join(BUDGETS)}]"]
-    data = "data={corpus: text, revision: r, context_length: 128}"
-    return make_plan(Sweep.load("quickstart", [*grid, data, "name=many", "resources=[]"]), workspace)
+    grid = [f"grid.seed={seeds}", f"grid.size=[{', '.join(SIZES)}]", f"grid.tokens=[{', '.join(BUDGETS)}]"]
+    others = ["data={corpus: text, revision: r, context_length: 128}", "train.schedule=cosine", "resources=[]"]
+    return make_plan(Sweep.load("quickstart", [*grid, *others, "name=many"]), workspace)
 
 
 def finish(plan: Plan) -> None:

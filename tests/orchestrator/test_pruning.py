@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray_processes import nothing_is_left
+from waiting import wait_until
 
 from analysis.curves.curve import Curve, schedule
 from analysis.curves.laws import LAWS
@@ -154,20 +156,18 @@ def test_a_rate_that_cannot_win_ends_while_it_trains_and_that_is_final(
         Sweep.load(path, ("best_of=null",))
 
 
-@pytest.mark.serial
-@pytest.mark.slow
-def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
-    scaling: Any, write_sweep: Callable[..., str]
-) -> None:
-    path = write_sweep(
+def searched(write_sweep: Callable[..., str]) -> str:
+    """Two rates of a run of 3000 steps, of which one learns nothing."""
+    return write_sweep(
         ("tokens: [2560, 5120]", "tokens: [768000]\n  learning_rate: [1e-2, 1e-6]"),
         ("learning_rate: 1e-2, warmup_steps: 2", "warmup_steps: 2"),
         ("checkpoint_every: 5", "validate_every: 50, checkpoint_every: 1000000"),
         ("evaluation: {sequences: 16}\n", "evaluation: {sequences: 16}\nbest_of: learning_rate\nprune: 0.05\n"),
     )
-    said = scaling.run("submit", path, "--on", "local")
-    assert said.code == 0, said
-    workspace = Workspace(scaling.workspace)
+
+
+def lost_with_its_checkpoint(workspace: Workspace) -> str:
+    """The run of the lower rate, which was pruned before its end, at a step of which it left a checkpoint."""
     won, lost = sorted(look(workspace, "tiny").runs, key=lambda run: -run.planned["learning_rate"])
     assert (won.state, lost.state) == (State.COMPLETED, State.PRUNED)
     verdict = workspace.run(lost.run_id).verdict(1)
@@ -175,5 +175,34 @@ def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
     assert verdict.state is State.PREEMPTED
     assert workspace.run(lost.run_id).has_checkpoint(verdict.step or 0)
     assert (verdict.step or 0) < 3000
+    return lost.run_id
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
+    scaling: Any, write_sweep: Callable[..., str]
+) -> None:
+    said = scaling.run("submit", searched(write_sweep), "--on", "local")
+    assert said.code == 0, said
+    workspace = Workspace(scaling.workspace)
+    lost_with_its_checkpoint(workspace)
     assert scaling.run("retry", "tiny").code == 0
     assert look(workspace, "tiny").counts == {State.COMPLETED: 2}
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_a_trainer_that_is_pruned_on_a_ray_cluster_leaves_its_checkpoint_there_too(
+    cluster: Any, scaling: Any, write_sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    path = searched(write_sweep)
+    said = scaling.run("submit", path, "--on", "ray")
+    assert said.code == 0, said
+    workspace = Workspace(scaling.workspace)
+    lost = lost_with_its_checkpoint(workspace)
+    wait_until(lambda: nothing_is_left(cluster))
+    attempts = workspace.run(lost).status().attempt
+    assert scaling.run("submit", path, "--on", "ray").code == 0  # final there, as here
+    assert workspace.run(lost).status().attempt == attempts
