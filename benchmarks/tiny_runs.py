@@ -34,7 +34,7 @@ def start_cluster() -> None:
     """A Ray cluster of one core that ends with this process, known to what is submitted from here on."""
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
