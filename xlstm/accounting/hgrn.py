@@ -23,8 +23,8 @@ def outside(config: HGRNConfig) -> Cost:
 def saved(config: HGRNConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
-    The input before and after its activation, the gate, the normed state, their product; in float32 the forget gate's
-    logits and what it lets in, the recurrence's input, gates and states, and the norm's scale.
+    The gate, the normed state, their product; in float32 the input, the forget gate's logits and what it lets in, the
+    recurrence's input, gates and states, and the norm's scale.
     """
     d = config.embedding_dim
-    return [swiglu_block_saved(Saved(5 * d, 5 * d + 1), d, config.feedforward_dim)] * config.num_blocks
+    return [swiglu_block_saved(Saved(3 * d, 6 * d + 1), d, config.feedforward_dim)] * config.num_blocks

@@ -4,7 +4,7 @@ Per block, with F = r256(8 d / 3): 4 d² + d + 3 d F + 2 d parameters, and d of 
 blocks. The paper's own recurrence is complex. Embedding and head are untied.
 """
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from kernels.bounded_gate import bounded_gate
@@ -38,5 +38,8 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None, resets: Tensor | None, bound: Bound) -> tuple[Tensor, Tensor]:
         """`x` (batch, time, d) to the same shape, and the state (batch, d)."""
         keep, rest = bounded_gate(at_least_float32(self.forget(x)), bound.value)
-        h = linear_recurrence(F.silu(self.input(x)) * rest, keep, initial_state=state, resets=resets)
+        entering = at_least_float32(self.input(x))
+        with torch.autocast(x.device.type, enabled=False):  # what is let in may be little, and stays in float32
+            entering = swiglu(entering, rest)
+        h = linear_recurrence(entering, keep, initial_state=state, resets=resets)
         return self.out(swiglu(self.gate(x), self.output_norm(h).to(x.dtype))), h[:, -1]
