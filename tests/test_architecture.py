@@ -62,7 +62,7 @@ def test_laws_of_a_table_need_nothing_of_what_trains(tmp_path: Path) -> None:
 
     for verb in (("fit",), ("plot",), ("predict", "--parameters", "1B", "--tokens", "20B")):
         assert (said := scaling(verb[0], str(table), *verb[1:])).returncode == 0, said.stderr
-    for verb in (("submit", "quickstart"), ("sync",), ("ui",)):
-        refused = scaling(*verb)
+    for needs_more in (["submit", "quickstart"], ["sync"], ["ui"]):
+        refused = scaling(*needs_more)
         assert refused.returncode == 2
         assert "pip install -c constraints.txt '.[train]'" in refused.stderr

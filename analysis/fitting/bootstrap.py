@@ -140,6 +140,10 @@ def _errors(experiment: Experiment, objective: Objective, random: np.random.Gene
 
 
 def percentile(values: Array) -> tuple[float, float]:
-    """The interval that holds the middle 95 % of drawn values."""
-    low, high = np.quantile(values, TAILS)
+    """The interval that holds the middle 95 % of drawn values; a bound is infinite where the draws beyond it are."""
+    if np.isfinite(values).all():
+        low, high = np.quantile(values, TAILS)
+    else:  # between infinite values there is nothing to interpolate
+        low = np.quantile(values, TAILS[0], method="lower")
+        high = np.quantile(values, TAILS[1], method="higher")
     return float(low), float(high)

@@ -127,7 +127,8 @@ def _other_forms(fitted: Fit) -> Iterator[FitWarning]:
     center, low, high = (float(value) for value in alone.predict(n, d))
     for rival in fitted.rivals:
         other = float(rival.predict(n, d)[0])
-        if not low <= other <= high:
+        # A law that gives no number there, of exponents that cancel, contradicts nothing.
+        if not np.isnan(other) and not low <= other <= high:
             yield FitWarning(
                 "forms-disagree",
                 f"{rival.form.name} fits as well as {fitted.form.name} and predicts {other:.4f}, not {center:.4f} "

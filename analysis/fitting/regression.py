@@ -151,7 +151,13 @@ def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -
         )
     if certificate.bounds_hit:
         listed = ", ".join(certificate.bounds_hit)
-        found.append(FitWarning("bounds-hit", f"{listed} lies on its bound: the data do not determine it"))
+        one = len(certificate.bounds_hit) == 1
+        where = (
+            "lies on its bound: the data do not determine it"
+            if one
+            else "lie on their bounds: the data leave them open"
+        )
+        found.append(FitWarning("bounds-hit", f"{listed} {where}"))
     if certificate.condition_number > UNDETERMINED:
         found.append(
             FitWarning(

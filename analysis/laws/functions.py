@@ -17,7 +17,8 @@ Complex = NDArray[Any]
 
 def log_sum(*terms: Complex) -> Complex:
     top = reduce(np.maximum, [term.real for term in terms])
-    return np.asarray(top + np.log(sum(np.exp(term - top) for term in terms)))
+    with np.errstate(invalid="ignore"):  # of terms that no number holds there is no sum
+        return np.asarray(top + np.log(sum(np.exp(term - top) for term in terms)))
 
 
 def power(theta: Complex, x: Complex) -> Complex:
@@ -39,7 +40,8 @@ def coupled(theta: Complex, x: Complex) -> Complex:
 
 def kaplan(theta: Complex, x: Complex) -> Complex:
     by_size, by_data = theta[:, 2], theta[:, 3]
-    return by_data * log_sum((theta[:, 0] - x[0]) * by_size / by_data, theta[:, 1] - x[1])
+    with np.errstate(invalid="ignore"):
+        return by_data * log_sum((theta[:, 0] - x[0]) * by_size / by_data, theta[:, 1] - x[1])
 
 
 def overtraining(theta: Complex, x: Complex) -> Complex:

@@ -150,7 +150,8 @@ class SweepProgress:
         ):
             if number := self.count(*states):
                 parts.append(f"{number} {word}")
-        parts.append(f"{self.flops_done / max(1.0, self.flops):.0%} of the FLOPs")
+        # Rounded down: all of them are done when every run is.
+        parts.append(f"{int(100 * self.flops_done / max(1.0, self.flops) + 1e-9)}% of the FLOPs")
         if self.seconds_left:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(parts)

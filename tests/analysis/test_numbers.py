@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.data.numbers import plain_numbers, read_number
+from analysis.fitting.bootstrap import percentile
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,11 @@ def test_a_column_of_plain_numbers_is_read_as_each_of_its_cells(cells: list[obje
     read = plain_numbers(cells)
     assert (read is None) == (cells not in PLAIN)
     assert read is None or read == [read_number(cell) for cell in cells]
+
+
+def test_the_interval_of_draws_of_which_some_are_infinite_ends_there_and_is_a_number() -> None:
+    draws = np.arange(100.0)
+    assert percentile(draws) == pytest.approx((2.475, 96.525))
+    assert percentile(np.append(draws, [np.inf] * 10)) == (2, np.inf)
+    assert percentile(np.append(draws, [-np.inf] * 10)) == (-np.inf, 97)
+    assert percentile(np.append(draws, np.inf)) == (2, 98)

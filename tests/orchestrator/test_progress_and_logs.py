@@ -52,6 +52,21 @@ def test_a_sweep_whose_runs_have_all_ended_has_no_time_left(planned: Plan) -> No
     assert lines[-1] == "1 of 2 runs complete, 1 failed, 33% of the FLOPs"
 
 
+def test_all_of_the_flops_are_done_when_every_run_is_and_not_before(planned: Plan) -> None:
+    from rich.console import Console
+
+    rows = [{**row, "flops": {"exact": flops}} for row, flops in zip(planned.document()["runs"], (999, 1), strict=True)]
+    said = io.StringIO()
+    for state in (State.RUNNING, State.COMPLETED):
+        with make_display(Console(file=said, width=200), "tiny", rows) as display:
+            for row, becomes in zip(rows, (State.COMPLETED, state), strict=True):
+                run = planned.workspace.run(row["run_id"])
+                run.set_state(becomes)
+                display.happened(Event(run, Happening.ENDED, run.status()))
+    shares = [line.rpartition(", ")[2] for line in said.getvalue().splitlines() if line.endswith("of the FLOPs")]
+    assert shares == ["99% of the FLOPs", "100% of the FLOPs"]
+
+
 def test_logs_show_the_latest_attempt_and_follow_it_until_its_end(planned: Plan) -> None:
     run = planned.workspace.run(planned.runs[0].run_id)
     with pytest.raises(InputError, match="never started"):
