@@ -108,7 +108,8 @@ def test_a_plan_is_json_and_reads_back_as_it_was_kept(planned: Callable[..., Pla
 def test_memory_on_cpu_is_that_of_the_process(planned: Callable[..., Plan]) -> None:
     """Peaks of processes of the quickstart's sizes, 1,024 tokens a step, as the system counts them, in GiB."""
     measured = {"llama-49.3K": 0.53, "llama-492K": 0.56, "xlstm-3-1-51.8K": 0.54, "xlstm-3-1-502K": 0.60}
-    found = {run.run_id.rpartition("-100K")[0]: run.capacity.memory_gib for run in planned("quickstart").runs}
+    plan = planned("quickstart", "grid.size=[50K, 500K]", "grid.tokens=[250K]")
+    found = {run.run_id.rpartition("-250K")[0]: run.capacity.memory_gib for run in plan.runs}
     assert {name: found[name] for name in measured} == pytest.approx(measured, rel=0.03)
 
 
