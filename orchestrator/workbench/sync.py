@@ -19,11 +19,11 @@ from xlstm.run.tracking.secrets import masked
 def sync(workspace: Workspace, say: Callable[[str], object] = lambda line: None) -> list[str]:
     """Ship all that was submitted; returns what is damaged or was refused. InputError where there is no store.
 
-    ModuleNotFoundError where MLflow is not installed.
+    ModuleNotFoundError where there is something to ship and MLflow is not installed.
     """
-    if find_spec("mlflow") is None:
-        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
     complaint = tracking.open_store(workspace.tracking_uri, workspace.artifacts)
+    if complaint and find_spec("mlflow") is None:
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
     if complaint:
         raise InputError(f"MLflow cannot be reached: {complaint}")
     problems: list[str] = []
