@@ -95,6 +95,10 @@ def test_the_parent_run_carries_plan_ledger_and_the_law_so_far(
     metrics = parent.client.get_run(parent.id).data.metrics
     (llama,) = (one for one in parent.json("fit/fit.json") if one["family"] == "llama")
     assert {name: metrics[f"law/llama/{name}"] for name in llama["parameters"]} == llama["parameters"]
+    (chosen,) = (one for one in llama["forms"] if one["chosen"])
+    described = parent.client.get_run(parent.id).data.tags["mlflow.note.content"]
+    assert f"L(N, D) = {chosen['law']}, intervals" in described
+    assert f"| family | {' | '.join(chosen['parameters'])} | runs |" in described
 
 
 def test_artifacts_are_refreshed_while_runs_end(

@@ -36,12 +36,12 @@ def live_fit(workspace: "Workspace", sweep: str) -> dict[str, str | Path]:
         (figure,) = plots.save(drawn := plots.law_figure(fits), source.folder / "law", ("png",))
         plt.close(drawn)
     documents = laws.documents(fits, source.question)
-    told = f"{_table(documents)}\n\n![law](fit/law.png)"
+    told = f"{_table([laws.of_chosen(one) for one in documents])}\n\n![law](fit/law.png)"
     return {"fit/fit.json": json.dumps(documents, indent=2) + "\n", "fit/law.png": figure, DESCRIPTION: told}
 
 
 def _table(documents: Sequence[Mapping[str, Any]]) -> str:
-    """The laws in Markdown: a row for each family, with the interval of every parameter."""
+    """The laws of the chosen form in Markdown: a row for each family, with the interval of every parameter."""
     names = list(documents[0]["parameters"])
     lines = [f"L(N, D) = {documents[0]['law']}, intervals at {documents[0]['interval_level']:.0%}", ""]
     lines += [f"| family | {' | '.join(names)} | runs |", "| --- " * (len(names) + 2) + "|"]
