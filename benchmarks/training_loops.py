@@ -24,6 +24,7 @@ from xlstm.models.initialization import initialize
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import Launch, write_json
 from xlstm.run.spec import Execution, Optimizer, Physics, RunSpec, Schedule
+from xlstm.training import trainer
 from xlstm.training.attempt import _Attempt
 
 CONTEXT, SEQUENCES = 128, 4
@@ -78,7 +79,8 @@ class Ours:
         self.inside: list[float] = []
         """Seconds of each step's forward and backward passes, and of its update."""
         _time(self.trainer, "_add_gradients", self.inside)
-        _time(self.trainer, "_update", self.inside)
+        for name in ("clip_gradients", "update"):
+            _time(trainer, name, self.inside)
 
     def __call__(self, steps: int) -> float:
         last = self.trainer.step + steps
@@ -105,7 +107,7 @@ def our_model(config: ModelConfig) -> tuple[nn.Module, Losses]:
 
 def their_model(config: ModelConfig) -> tuple[nn.Module, Losses]:
     """The same of `transformers`, with the same weights. ImportError where it is not installed."""
-    return theirs(config, our_model(config)[0], CONTEXT, "cpu")
+    return theirs(config, our_model(config)[0], CONTEXT)
 
 
 def plain(workspace: Workspace, model: nn.Module, mean_loss: Losses) -> Advance:
