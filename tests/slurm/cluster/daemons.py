@@ -150,7 +150,9 @@ class Cluster:
     def restore_node(self, node: str) -> None:
         """Bring a killed node back and wait until it can be given jobs."""
         self.start_node(node)
-        self.command("scontrol", "update", f"nodename={node}", "state=resume")
+        # Refused where the node has registered before and is back already, which is waited for.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.command("scontrol", "update", f"nodename={node}", "state=resume")
         usable = {"idle", "mixed", "allocated", "completing"}
         self._wait(f"{node} to be up", lambda: set(self._node_states(node)) <= usable, f"slurmd-{node}")
 
