@@ -9,6 +9,7 @@ intervals relative to the exponents. Prints a table.
 """
 
 import argparse
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ LAWS = {
 """Whose runs, and E, A, B, alpha and beta: about what fits of quickstarts gave, with a floor."""
 
 
+@cache
 def points(family: str) -> tuple[Array, Array]:
     """N and D of a family's runs, size by size."""
     runs = make_plan(Sweep.load("quickstart"), Workspace(Path("/nowhere"))).runs

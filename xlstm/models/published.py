@@ -60,13 +60,8 @@ _RATES: Final[Mapping[str, Mapping[str, tuple[float | None, ...]]]] = {
         "hgrn2": (3e-3, 1e-3, 9e-4, 9e-4, 8e-4),
         "rwkv5": (3e-3, 1e-3, 9e-4, 9e-4, 8e-4),
         "rwkv6": (3e-3, 1e-3, 9e-4, 9e-4, 8e-4),
-        "mamba2": (
-            3e-3,
-            1.5e-3,
-            1.25e-3,
-            1e-3,
-            8e-4,
-        ),  # GPT-3's times five, as Mamba's; its authors' too (arXiv 2405.21060)
+        # GPT-3's times five, as Mamba's; its authors' too (arXiv 2405.21060).
+        "mamba2": (3e-3, 1.5e-3, 1.25e-3, 1e-3, 8e-4),
         "gpt": _AT_350M,  # Table 1, as those that follow
         "retnet": _AT_350M,
         "h3": _AT_350M,
