@@ -5,6 +5,9 @@ VENV := .venv
 PARITY := .venv-parity
 BIN := $(VENV)/bin
 JOBS ?= 2
+# Every worker imports the files that it is given, and with them torch: it is given those that have such tests.
+SERIAL = $(sort $(shell grep -rl --include='test_*.py' 'mark\.serial' tests))
+SLOW = $(sort $(shell grep -rl --include='test_*.py' 'mark\.slow' tests))
 
 # The tests start hundreds of processes, each of which compiles every module anew where an image forbids keeping bytecode.
 export PYTHONDONTWRITEBYTECODE :=
@@ -32,11 +35,11 @@ lint: $(VENV)/installed
 # order is that of tests/conftest.py, long files first, and not by how many tests a file has.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and not slow"
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and not slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and not slow" $(SERIAL)
 
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and slow"
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and slow" $(SLOW)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and slow" $(filter $(SLOW),$(SERIAL))
 
 # What it finds becomes a fixed example of its property, which `make test` then tries.
 FUZZ ?= 50

@@ -161,7 +161,7 @@ def test_what_was_trained_here_is_measured_there_and_not_trained_again(
     cluster: Any, scaling: Any, write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))
-    assert scaling.run("submit", path).code == 0
+    assert scaling("submit", path).code == 0
     workspace = Workspace(scaling.workspace)
     (row,) = workspace.sweep("tiny").plan()["runs"]
     run = workspace.run(row["run_id"])
