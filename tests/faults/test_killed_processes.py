@@ -53,11 +53,11 @@ def the_run(workspace: Path) -> RunDirectory:
     return RunDirectory(directory)
 
 
-def trained_past(workspace: Path, step: int) -> bool:
+def trained_past(workspace: Path, step: int, attempt: int = 1) -> bool:
     runs = Workspace(workspace).runs
     if not runs.exists() or not any(runs.iterdir()):
         return False
-    return any(row["step"] >= step for row in the_run(workspace).metrics())
+    return any(row["step"] >= step and row["attempt"] == attempt for row in the_run(workspace).metrics())
 
 
 def processes_of(workspace: Path) -> dict[str, list[psutil.Process]]:
@@ -95,19 +95,19 @@ def undisturbed(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-@pytest.mark.parametrize("victim", ["worker", "torchrun"])
-def test_a_killed_worker_or_torchrun_is_replaced_and_leaves_no_trace_in_the_result(
-    victim: str, sweep: Path, undisturbed: Path, tmp_path: Path
+def test_a_killed_worker_and_a_killed_torchrun_are_replaced_and_leave_no_trace_in_the_result(
+    sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     controller = submit(sweep, tmp_path)
-    wait_until(lambda: trained_past(tmp_path, 25))
-    processes = processes_of(tmp_path)
-    assert len(processes["worker"]) == 2
-    processes[victim][0].send_signal(signal.SIGKILL)
-    old = {process.pid for process in survivors(tmp_path)} - {process.pid for process in processes["supervisor"]}
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), seconds=60)
+    for attempt, (victim, step) in enumerate([("worker", 25), ("torchrun", 50)], start=1):
+        wait_until(lambda attempt=attempt, step=step: trained_past(tmp_path, step, attempt))
+        processes = processes_of(tmp_path)
+        assert len(processes["worker"]) == 2
+        processes[victim][0].send_signal(signal.SIGKILL)
+        old = {process.pid for process in survivors(tmp_path)} - {process.pid for process in processes["supervisor"]}
+        wait_until(lambda old=old: not any(psutil.pid_exists(pid) for pid in old), seconds=60)
     assert controller.wait(timeout=300) == 0, (tmp_path / "submit.log").read_text()
-    assert_same_result(tmp_path, undisturbed, attempts=2)
+    assert_same_result(tmp_path, undisturbed, attempts=3)
     assert survivors(tmp_path) == []
 
 
