@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 from waiting import wait_until
 
+from orchestrator.cli import app
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State
 from xlstm.training.checkpoints import complete_checkpoints
@@ -46,6 +48,13 @@ def submit(sweep: Path, workspace: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "orchestrator.cli", "submit", str(sweep), "--on", "local"]
     with open(workspace / "submit.log", "ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def submit_here(sweep: Path, workspace: Path) -> None:
+    """Submit in this process, to the end."""
+    variables = {"SCALING_WORKSPACE": str(workspace), "MLFLOW_TRACKING_URI": None}
+    said = CliRunner().invoke(app, ["submit", str(sweep), "--on", "local"], env=variables)
+    assert said.exit_code == 0, said.output
 
 
 def the_run(workspace: Path) -> RunDirectory:
@@ -91,7 +100,7 @@ def losses(workspace: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def undisturbed(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("undisturbed")
-    assert submit(sweep, workspace).wait(timeout=300) == 0, (workspace / "submit.log").read_text()
+    submit_here(sweep, workspace)
     return workspace
 
 
@@ -123,7 +132,7 @@ def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
     newest = complete_checkpoints(the_run(tmp_path))[0].step
     assert newest >= 20
 
-    assert submit(sweep, tmp_path).wait(timeout=300) == 0, (tmp_path / "submit.log").read_text()
+    submit_here(sweep, tmp_path)
     assert_same_result(tmp_path, undisturbed, attempts=2)
     resumed = [json.loads(line) for line in the_run(tmp_path).metrics_file.read_text().splitlines() if "resume" in line]
     assert [row["step"] for row in resumed] == [newest]
@@ -131,7 +140,7 @@ def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
 
 def test_submitting_a_finished_sweep_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
     before = the_run(undisturbed).status()
-    assert submit(sweep, undisturbed).wait(timeout=300) == 0
+    submit_here(sweep, undisturbed)
     assert the_run(undisturbed).status() == before
 
 

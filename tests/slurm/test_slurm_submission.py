@@ -75,7 +75,7 @@ HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n* 
 @pytest.mark.slow
 def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Cluster, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / HOSTILE)
-    run = make_run(workspace, nodes=2)
+    run = make_run(workspace)
     SlurmExecutor(workspace, "hostile").submit([job(run)])
     wait_for(run, State.COMPLETED)
     assert not list(tmp_path.rglob("pwned"))
