@@ -1,5 +1,6 @@
 """What the tests of all rooms share."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from xlstm.accounting.cards import count_gpus
+
+# What imports and collection make stays: looking for garbage among it takes a quarter of their time.
+gc.disable()
 
 if not count_gpus():
     # Before anything imports triton: without a GPU its kernels run in the interpreter.
@@ -28,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files begin before short ones, in the order of their length; within a file nothing moves."""
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
