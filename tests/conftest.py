@@ -21,9 +21,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 LONGEST_FIRST = (
-    *("test_slurm_faults", "test_ray_losses", "test_slow_checkpoints", "test_submission", "test_ray_executor"),
-    *("test_shared_stable_phase", "test_killed_processes", "test_slurm_submission", "test_many_runs"),
-    *("test_warm_start", "test_tracking_outages", "test_slurm_adaptive", "test_machines", "test_lost_workspace"),
+    *("test_slurm_faults", "test_slow_checkpoints", "test_ray_losses", "test_ray_executor", "test_killed_processes"),
+    *("test_slurm_submission", "test_submission", "test_warm_start", "test_pruning", "test_tracking_outages"),
+    *("test_slurm_adaptive", "test_slurm_runs", "test_slurm_cluster", "test_cancelling", "test_machines"),
+    *("test_lost_workspace", "test_many_runs", "test_noise", "test_shared_stable_phase"),
 )
 """Files of minutes: whoever takes one of them last has the others wait for it."""
 
