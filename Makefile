@@ -1,15 +1,18 @@
 # quickstart: fresh machine -> environment -> sweep -> law -> plot.
-# test: every claim that can be checked without a GPU, in minutes.   test-slow: what takes longer.   fuzz: many examples.
+# test: every claim that can be checked without a GPU, in minutes.   test-slow: what takes longer.   test-all: both.   fuzz: many examples.
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
 BIN := $(VENV)/bin
 JOBS ?= 2
+# Every worker imports the files that it is given, and with them torch: it is given those that have such tests.
+SERIAL = $(sort $(shell grep -rl --include='test_*.py' 'mark\.serial' tests))
+SLOW = $(sort $(shell grep -rl --include='test_*.py' 'mark\.slow' tests))
 
 # The tests start hundreds of processes, each of which compiles every module anew where an image forbids keeping bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-slow fuzz lint parity clean
+.PHONY: quickstart test test-slow test-all fuzz lint parity clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,11 +35,16 @@ lint: $(VENV)/installed
 # order is that of tests/conftest.py, long files first, and not by how many tests a file has.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and not slow"
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and not slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and not slow" $(SERIAL)
 
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and slow"
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and slow" $(SLOW)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and slow" $(filter $(SLOW),$(SERIAL))
+
+# As one, which imports every file and starts every cluster once.
+test-all: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m serial $(SERIAL)
 
 # What it finds becomes a fixed example of its property, which `make test` then tries.
 FUZZ ?= 50

@@ -104,6 +104,7 @@ def serve(connection: socket.socket) -> None:
 
 def preload() -> None:
     """Import what trainers import: all but what is for GPUs, which no process may have touched that is forked."""
+    gc.disable()  # as for a trainer that starts anew
     import kernels.cpu
     from xlstm import models
 
@@ -118,6 +119,7 @@ def preload() -> None:
     kernels.cpu.prepare()
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _supervise(server: int, arguments: list[str], environment: dict[str, str], log: str) -> int:

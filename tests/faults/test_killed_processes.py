@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 from waiting import wait_until
 
+from orchestrator.cli import app
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State
 from xlstm.training.checkpoints import complete_checkpoints
@@ -48,16 +50,23 @@ def submit(sweep: Path, workspace: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
+def submit_here(sweep: Path, workspace: Path) -> None:
+    """Submit in this process, to the end."""
+    variables = {"SCALING_WORKSPACE": str(workspace), "MLFLOW_TRACKING_URI": None}
+    said = CliRunner().invoke(app, ["submit", str(sweep), "--on", "local"], env=variables)
+    assert said.exit_code == 0, said.output
+
+
 def the_run(workspace: Path) -> RunDirectory:
     (directory,) = Workspace(workspace).runs.iterdir()
     return RunDirectory(directory)
 
 
-def trained_past(workspace: Path, step: int) -> bool:
+def trained_past(workspace: Path, step: int, attempt: int = 1) -> bool:
     runs = Workspace(workspace).runs
     if not runs.exists() or not any(runs.iterdir()):
         return False
-    return any(row["step"] >= step for row in the_run(workspace).metrics())
+    return any(row["step"] >= step and row["attempt"] == attempt for row in the_run(workspace).metrics())
 
 
 def processes_of(workspace: Path) -> dict[str, list[psutil.Process]]:
@@ -91,23 +100,23 @@ def losses(workspace: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def undisturbed(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("undisturbed")
-    assert submit(sweep, workspace).wait(timeout=300) == 0, (workspace / "submit.log").read_text()
+    submit_here(sweep, workspace)
     return workspace
 
 
-@pytest.mark.parametrize("victim", ["worker", "torchrun"])
-def test_a_killed_worker_or_torchrun_is_replaced_and_leaves_no_trace_in_the_result(
-    victim: str, sweep: Path, undisturbed: Path, tmp_path: Path
+def test_a_killed_worker_and_a_killed_torchrun_are_replaced_and_leave_no_trace_in_the_result(
+    sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     controller = submit(sweep, tmp_path)
-    wait_until(lambda: trained_past(tmp_path, 25))
-    processes = processes_of(tmp_path)
-    assert len(processes["worker"]) == 2
-    processes[victim][0].send_signal(signal.SIGKILL)
-    old = {process.pid for process in survivors(tmp_path)} - {process.pid for process in processes["supervisor"]}
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), seconds=60)
+    for attempt, (victim, step) in enumerate([("worker", 25), ("torchrun", 50)], start=1):
+        wait_until(lambda attempt=attempt, step=step: trained_past(tmp_path, step, attempt))
+        processes = processes_of(tmp_path)
+        assert len(processes["worker"]) == 2
+        processes[victim][0].send_signal(signal.SIGKILL)
+        old = {process.pid for process in survivors(tmp_path)} - {process.pid for process in processes["supervisor"]}
+        wait_until(lambda old=old: not any(psutil.pid_exists(pid) for pid in old), seconds=60)
     assert controller.wait(timeout=300) == 0, (tmp_path / "submit.log").read_text()
-    assert_same_result(tmp_path, undisturbed, attempts=2)
+    assert_same_result(tmp_path, undisturbed, attempts=3)
     assert survivors(tmp_path) == []
 
 
@@ -123,7 +132,7 @@ def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
     newest = complete_checkpoints(the_run(tmp_path))[0].step
     assert newest >= 20
 
-    assert submit(sweep, tmp_path).wait(timeout=300) == 0, (tmp_path / "submit.log").read_text()
+    submit_here(sweep, tmp_path)
     assert_same_result(tmp_path, undisturbed, attempts=2)
     resumed = [json.loads(line) for line in the_run(tmp_path).metrics_file.read_text().splitlines() if "resume" in line]
     assert [row["step"] for row in resumed] == [newest]
@@ -131,7 +140,7 @@ def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
 
 def test_submitting_a_finished_sweep_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
     before = the_run(undisturbed).status()
-    assert submit(sweep, undisturbed).wait(timeout=300) == 0
+    submit_here(sweep, undisturbed)
     assert the_run(undisturbed).status() == before
 
 

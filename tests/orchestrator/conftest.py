@@ -1,5 +1,6 @@
 """The command line on a workspace of its own."""
 
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 from ray_processes import start_cluster
 from typer.testing import CliRunner
 
-from orchestrator.execution.warm import COLD_START_VARIABLE
+from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
+from orchestrator.executors import local
 from orchestrator.planning.plan import RunPlan
 from xlstm.data import prepare
 from xlstm.run.directory import Workspace
@@ -82,8 +84,15 @@ class Shell:
         return Said(process.returncode, out, err)
 
 
+@functools.cache
+def _warm_start() -> WarmStart:
+    return WarmStart()
+
+
 @pytest.fixture
 def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    # What is submitted in this process is forked from one server: torch is imported once for all tests.
+    monkeypatch.setattr(local, "WarmStart", _warm_start)
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Shell(tmp_path / "workspace")

@@ -350,7 +350,7 @@ def test_a_submission_killed_while_it_buys_goes_on_and_the_command_line_tells_of
     wait_until(lambda: len(decisions()) > 4)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    said = scaling.run("submit", path, finer)
+    said = scaling("submit", path, finer)
     assert said.code == 0, said.err
     assert "every target is known as well as asked" in said.out
     status = scaling("status", "tiny", "--json").json

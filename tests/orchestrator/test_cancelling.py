@@ -105,7 +105,7 @@ def test_a_real_sweep_that_is_cancelled_while_its_trunk_trains_starts_nothing_mo
         rows = len(trunk.history())
         process = scaling.start("submit", path)
         wait_until(lambda rows=rows: trunk.is_held() and len(trunk.history()) > rows + 2)
-        said = scaling.run("cancel", "tiny")
+        said = scaling("cancel", "tiny")
         assert (said.code, said.out) == (0, "3 runs cancelled\n")
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, (out, err)

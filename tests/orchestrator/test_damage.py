@@ -351,7 +351,7 @@ def test_an_interrupted_run_with_damaged_files_is_continued(
             (path / "step-abc").mkdir()
         else:
             overwrite_with_junk(path)
-    said = scaling.run("submit", str(workspace.root.parent / "interrupted.yaml"))
+    said = scaling("submit", str(workspace.root.parent / "interrupted.yaml"))
     assert said.code == 0, said
     assert run.status().state is State.COMPLETED
     assert all(str(path) in said.out for path in paths), said

@@ -87,7 +87,7 @@ def test_on_slurm_it_asks_for_cores(tmp_path: Path, spec: RunSpec) -> None:
 def test_it_trains(scaling: Any, write_sweep: WriteSweep) -> None:
     path = write_sweep(("[{set: {", "[{set: {device: cpu, "), ("tokens: [2560, 5120]", "tokens: [2560]"))
     assert os.environ["CUDA_VISIBLE_DEVICES"]
-    assert scaling.run("submit", path).code == 0
+    assert scaling("submit", path).code == 0
     (row,) = scaling("status", "tiny", "--json").json["runs"]
     assert row["state"] == "COMPLETED"
     assert Workspace(scaling.workspace).run(row["run_id"]).launch(1).execution.device == "cpu"

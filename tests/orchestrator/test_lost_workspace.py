@@ -61,7 +61,7 @@ def test_a_workspace_deleted_under_a_running_sweep_ends_it_with_a_line(
     assert f"{scaling.workspace}: the workspace is gone" in err
     assert not processes_of(scaling.workspace)
     assert not (scaling.workspace / "runs").exists()
-    again = scaling.run("submit", path)
+    again = scaling("submit", path)
     assert again.code == 0, again
 
 
@@ -85,7 +85,7 @@ def test_a_workspace_moved_under_a_running_sweep_ends_it_with_a_line_and_goes_on
     assert not processes_of(scaling.workspace)
     assert not (scaling.workspace / "runs").exists()
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "moved"))
-    again = scaling.run("submit", path)
+    again = scaling("submit", path)
     assert again.code == 0, again
     for run in planned.runs:
         assert Workspace(tmp_path / "moved").run(run.run_id).status().state is State.COMPLETED
@@ -105,7 +105,7 @@ def test_a_run_deleted_under_a_running_sweep_is_given_up_by_name_and_the_other_g
     assert f"{gone.path}: is gone" in out
     assert not gone.path.exists()
     assert other.status().state is State.COMPLETED
-    again = scaling.run("submit", write_sweep(trivial.runs(2)))
+    again = scaling("submit", write_sweep(trivial.runs(2)))
     assert again.code == 0, again
     assert gone.status().state is State.COMPLETED
 
@@ -173,7 +173,7 @@ def test_a_sweep_whose_disk_is_full_ends_with_a_line_and_continues_afterwards(
     assert not processes_of(workspace.root)
     assert not list(run.path.rglob(".*.json.*"))
     filler.unlink()
-    again = scaling.run("submit", path)
+    again = scaling("submit", path)
     assert again.code == 0, again
     assert run.status().state is State.COMPLETED
     assert any(row.get("event") == "resume" and row["step"] > 0 for row in run.history())

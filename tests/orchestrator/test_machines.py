@@ -66,7 +66,7 @@ def test_what_only_reads_answers_on_a_workspace_that_cannot_be_written(
     scaling: Any, write_sweep: Callable[..., str]
 ) -> None:
     path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))
-    assert scaling.run("submit", path).code == 0
+    assert scaling("submit", path).code == 0
     table = Path(path).with_name("runs.csv")
     sizes, budgets = (1e6, 4e6, 16e6, 64e6), (1e8, 4e8, 16e8)
     rows = [f"{n},{d},{1.7 + 400 / n**0.34 + 400 / d**0.28}" for n in sizes for d in budgets]
@@ -104,7 +104,7 @@ def test_a_poor_machine_trains_to_the_same_loss(
     variables["PYTHONPATH"] = os.pathsep.join([str(folder / "other"), str(REPOSITORY)])
     said = inside("--mount", commands, **variables)
     assert said.returncode == 0, said.stdout + said.stderr
-    assert scaling.run("submit", path).code == 0
+    assert scaling("submit", path).code == 0
     monkeypatch.setenv("SCALING_WORKSPACE", str(folder / "workspace"))
     (there,) = scaling("status", "tiny", "--json").json["runs"]
     monkeypatch.undo()

@@ -50,7 +50,7 @@ def test_repeats_lie_in_the_folder_of_the_run_and_touch_nothing_of_it(
     trivial.prepare([planned.spec], {})  # every repeat comes to a loss of 1
     run.noise.mkdir()
     (run.noise / "trivial").symlink_to(trivial.folder)
-    said = scaling.run("noise", "llama", "--yes")
+    said = scaling("noise", "llama", "--yes")
     assert said.code == 0, said
     floor = statistics.stdev([math.log(2), 0, 0, 0])
     assert f"moves the logarithm of its loss by {floor:.2g}" in said.out
@@ -144,11 +144,11 @@ def test_real_repeats_of_a_run_differ_by_rounding_alone(scaling: Any, write_swee
         ("model: [llama]", 'model: ["xlstm[1:1]"]'),
         ("num_blocks: 1,", "num_blocks: 2,"),
     )
-    assert scaling.run("submit", path).code == 0
+    assert scaling("submit", path).code == 0
     (folder,) = Workspace(scaling.workspace).runs.iterdir()
     run = Workspace(scaling.workspace).run(folder.name)
     before = contents(run)
-    said = scaling.run("noise", "xlstm", "--yes", "--json")
+    said = scaling("noise", "xlstm", "--yes", "--json")
     assert said.code == 0, said
     assert contents(run) == before
     assert 0 < said.json["floor"] < 1e-3

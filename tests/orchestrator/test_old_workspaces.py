@@ -101,7 +101,7 @@ def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scali
     if sweep == "interrupted":
         shutil.rmtree(moved / "workspace" / "data")  # prepared anew from the corpus
     as_it_measured = ("--set", "evaluation.windows=first")
-    submitted = scaling.run("submit", str(moved / f"{sweep}.yaml"), *as_it_measured)
+    submitted = scaling("submit", str(moved / f"{sweep}.yaml"), *as_it_measured)
     assert submitted.code == 0, submitted
     ours, theirs = scaling("status", sweep, "--json").json, said[sweep]["status"]
     for run, expected in zip(ours["runs"], theirs["runs"], strict=True):
@@ -124,10 +124,10 @@ def test_its_runs_are_continued_and_forked_to_the_same_losses(moved: Path, scali
 @pytest.mark.serial
 @pytest.mark.slow
 def test_what_failed_is_tried_again(moved: Path, scaling: Any) -> None:
-    left = scaling.run("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]", "--replace")
+    left = scaling("submit", str(moved / "troubled.yaml"), "--set", "grid.learning_rate=[0.02]", "--replace")
     assert "nothing to train; 1 diverged or were set aside: `scaling retry`" in left.out
     assert left.code == 1
-    again = scaling.run("retry", "troubled")
+    again = scaling("retry", "troubled")
     assert again.code == 0, again
     (run,) = scaling("status", "troubled", "--json").json["runs"]
     assert run["state"] == "COMPLETED"

@@ -157,11 +157,11 @@ def test_a_rate_that_cannot_win_ends_while_it_trains_and_that_is_final(
 
 
 def searched(write_sweep: Callable[..., str]) -> str:
-    """Two rates of a run of 3000 steps, of which one learns nothing."""
+    """Two rates of a run of 1500 steps, of which one learns nothing."""
     return write_sweep(
-        ("tokens: [2560, 5120]", "tokens: [768000]\n  learning_rate: [1e-2, 1e-6]"),
+        ("tokens: [2560, 5120]", "tokens: [384000]\n  learning_rate: [1e-2, 1e-6]"),
         ("learning_rate: 1e-2, warmup_steps: 2", "warmup_steps: 2"),
-        ("checkpoint_every: 5", "validate_every: 50, checkpoint_every: 1000000"),
+        ("checkpoint_every: 5", "validate_every: 25, checkpoint_every: 1000000"),
         ("evaluation: {sequences: 16}\n", "evaluation: {sequences: 16}\nbest_of: learning_rate\nprune: 0.05\n"),
     )
 
@@ -174,7 +174,7 @@ def lost_with_its_checkpoint(workspace: Workspace) -> str:
     assert verdict is not None
     assert verdict.state is State.PREEMPTED
     assert workspace.run(lost.run_id).has_checkpoint(verdict.step or 0)
-    assert (verdict.step or 0) < 3000
+    assert (verdict.step or 0) < 1500
     return lost.run_id
 
 
@@ -183,11 +183,11 @@ def lost_with_its_checkpoint(workspace: Workspace) -> str:
 def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
     scaling: Any, write_sweep: Callable[..., str]
 ) -> None:
-    said = scaling.run("submit", searched(write_sweep), "--on", "local")
+    said = scaling("submit", searched(write_sweep), "--on", "local")
     assert said.code == 0, said
     workspace = Workspace(scaling.workspace)
     lost_with_its_checkpoint(workspace)
-    assert scaling.run("retry", "tiny").code == 0
+    assert scaling("retry", "tiny").code == 0
     assert look(workspace, "tiny").counts == {State.COMPLETED: 2}
 
 

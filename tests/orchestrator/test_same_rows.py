@@ -226,9 +226,10 @@ def postgresql() -> Iterator[str]:
 @pytest.mark.serial
 @pytest.mark.slow
 def test_a_sweep_and_its_experiment_in_postgresql_are_fitted_on_the_same_rows(
-    scaling: Any, complete: Callable[..., Plan], postgresql: str, monkeypatch: pytest.MonkeyPatch
+    scaling: Any, complete: Callable[..., Plan], postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgresql)
+    monkeypatch.chdir(tmp_path)  # below which MLflow keeps the files of runs, where a database says nothing of them
     complete("rates")
     law, rows = used(scaling, "rates")
     assert rows["used"] == 8

@@ -122,7 +122,7 @@ def test_shared_runs_cost_less_and_equal_runs_trained_alone(
 ) -> None:
     """Four budgets 1:2:4:8 with 20 % decay: at most 0.63 of the independent steps, and the same losses bit for bit."""
     path = write_sweep(WSD, BUDGETS)
-    said = scaling.run("submit", path)
+    said = scaling("submit", path)
     assert said.code == 0, said
     shared = scaling("status", "tiny", "--json").json
     tokens_alone = sum(run["tokens"] for run in shared["runs"])
@@ -133,7 +133,7 @@ def test_shared_runs_cost_less_and_equal_runs_trained_alone(
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "alone"))
     alone = {}
     for budget in ("2560", "10240"):
-        assert scaling.run("submit", path, "--set", f"grid.tokens=[{budget}]", "--replace").code == 0
+        assert scaling("submit", path, "--set", f"grid.tokens=[{budget}]", "--replace").code == 0
         (run,) = scaling("status", "tiny", "--json").json["runs"]
         alone[run["run_id"]] = run["validation"]["loss"]
     together = {run["run_id"]: run["validation"]["loss"] for run in shared["runs"]}

@@ -23,7 +23,7 @@ def test_a_sweep_is_trained_once_and_extended_by_what_is_new(
     path = write_sweep()
     with monkeypatch.context() as anew:  # a forked rank shares the libraries' memory, which plans count for each
         anew.setenv(COLD_START_VARIABLE, "1")
-        first = scaling.run("submit", path)
+        first = scaling("submit", path)
     assert first.code == 0, first
     status = scaling("status", "tiny", "--json").json
     assert {run["state"] for run in status["runs"]} == {"COMPLETED"}
@@ -33,11 +33,11 @@ def test_a_sweep_is_trained_once_and_extended_by_what_is_new(
     assert_the_plan_was_right(workspace, scaling("plan", path, "--json").json)
     results = {run["run_id"]: (workspace.run(run["run_id"]).path / "result.json").stat() for run in status["runs"]}
 
-    again = scaling.run("submit", path)
+    again = scaling("submit", path)
     assert again.code == 0
     assert "2 runs, all complete: nothing to train" in again.out
 
-    more = scaling.run("submit", write_sweep(("size: [small]", "size: [small, large]")))
+    more = scaling("submit", write_sweep(("size: [small]", "size: [small, large]")))
     assert more.code == 0, more
     assert "4 runs, 2 complete; to train: 2 runs" in more.out
     for run_id, before in results.items():
@@ -95,7 +95,7 @@ def test_a_run_that_fails_is_reported_and_the_others_are_trained(scaling: Any, w
         ("tokens: [2560, 5120]", "tokens: [2560]\n  learning_rate: [1e-2, 1e30]"),
         ("warmup_steps: 2", "warmup_steps: 0"),
     )
-    said = scaling.run("submit", path)
+    said = scaling("submit", path)
     assert said.code == 1, said
     states = {run["state"]: run for run in scaling("status", "tiny", "--json").json["runs"]}
     assert states.keys() == {"COMPLETED", "DIVERGED"}
@@ -112,10 +112,10 @@ def test_a_detached_sweep_is_cancelled_with_a_checkpoint(scaling: Any, write_swe
         lambda: long.metrics() and short.status().state is State.COMPLETED,
         lambda: f"{long.status()} {short.status()}",
     )
-    said = scaling.run("cancel", "tiny")
+    said = scaling("cancel", "tiny")
     assert (said.code, said.out) == (0, "1 run cancelled\n")
     assert long.status().state is State.CANCELLED
     assert not long.is_held()
     assert long.checkpoints.exists()
-    assert scaling.run("cancel", "tiny").out.startswith("nothing to cancel")
-    assert "cancelled" in scaling.run("watch", "tiny").out  # every run has ended, so it ends too
+    assert scaling("cancel", "tiny").out.startswith("nothing to cancel")
+    assert "cancelled" in scaling("watch", "tiny").out  # every run has ended, so it ends too

@@ -88,7 +88,7 @@ def test_a_task_that_reads_files_trains_on_those_of_its_user_alone(scaling: Any,
     refused = scaling("submit", str(tmp_path / "reviews.yaml"))
     assert refused.code == 2
     assert "task bytes reads files, and `data.paths` does not say where they lie" in refused.err
-    said = scaling.run("submit", str(tmp_path / "reviews.yaml"), f"data.paths=[{tmp_path}]")
+    said = scaling("submit", str(tmp_path / "reviews.yaml"), f"data.paths=[{tmp_path}]")
     assert said.code == 0, said
     assert scaling("table", "reviews", "--measure", "accuracy").out.splitlines()[-1] in (
         "| lstm | 0.000 |",

@@ -101,14 +101,14 @@ def test_what_befalls_a_run_befalls_no_other(
 
     disturbed = disturb("local", "crash", "leak", "kill", "hang")
     disturbed += disturb("ray", "crash", "leak", "kill", "server")  # one run at a time, so that none loses it beside it
+    wait_until(lambda: not any(str(tmp_path) in told(one, "SCALING_WORKSPACE") for one in psutil.process_iter()))
 
     monkeypatch.delenv("PYTHONPATH")
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "undisturbed"))
-    assert scaling.run("submit", path).code == 0
+    assert scaling("submit", path).code == 0
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "cold"))
     monkeypatch.setenv(COLD_START_VARIABLE, "1")
-    assert scaling.run("submit", write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))).code == 0
+    assert scaling("submit", write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"))).code == 0
     for run in disturbed:
         assert numbers(run) == numbers(Workspace(tmp_path / "undisturbed").run(run.run_id))
     assert numbers(disturbed[0]) == numbers(Workspace(tmp_path / "cold").run(ids[0]))
-    assert not [process for process in psutil.process_iter() if str(tmp_path) in told(process, "SCALING_WORKSPACE")]

@@ -1,8 +1,10 @@
 """What may happen to a job on a cluster happens here; the run ends as if it had not."""
 
+import functools
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,20 @@ STEPS, EVERY = 120, 10
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
-    """Losses of the run that every test here disturbs, trained on this machine with as many ranks."""
-    run = make_run(Workspace(tmp_path_factory.mktemp("undisturbed")), steps=STEPS, devices=2, checkpoint_every=EVERY)
-    local = LocalExecutor()
-    handles = local.submit([job(run)])
-    wait_until(lambda: local.poll(handles) == [JobState.ENDED])
-    assert run.status().state is State.COMPLETED
-    return losses(run)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[tuple[int, float]]]:
+    """Losses of the run that every test here disturbs, trained on this machine with so many ranks."""
+
+    @functools.cache
+    def train(ranks: int) -> list[tuple[int, float]]:
+        alone = Workspace(tmp_path_factory.mktemp(f"undisturbed-{ranks}"))
+        run = make_run(alone, steps=STEPS, devices=ranks, checkpoint_every=EVERY)
+        local = LocalExecutor()
+        handles = local.submit([job(run)])
+        wait_until(lambda: local.poll(handles) == [JobState.ENDED])
+        assert run.status().state is State.COMPLETED
+        return losses(run)
+
+    return train
 
 
 def submitted(workspace: Workspace, **execution: Any) -> tuple[SlurmExecutor, RunDirectory, Handle]:
@@ -65,7 +73,7 @@ def all_rows(run: RunDirectory) -> list[dict[str, int]]:
 
 
 def test_a_requeued_job_and_a_controller_that_was_away_cost_no_step(
-    cluster: Cluster, workspace: Workspace, undisturbed: list[tuple[int, float]]
+    cluster: Cluster, workspace: Workspace, undisturbed: Callable[[int], list[tuple[int, float]]]
 ) -> None:
     executor, run, handle = submitted(workspace)
     cluster.command("scontrol", "requeue", handle.job)
@@ -75,15 +83,15 @@ def test_a_requeued_job_and_a_controller_that_was_away_cost_no_step(
     cluster.start_controller()
     wait_for(run, State.COMPLETED)
     wait_until(lambda: executor.poll([handle]) == [JobState.ENDED], lambda: story(run))
-    assert losses(run) == undisturbed
+    assert losses(run) == undisturbed(2)
     assert no_step_lost(run)
     assert run.status().attempt == 2
 
 
 def test_five_signals_ahead_of_the_limit_and_a_dead_worker_and_a_run_still_ends_complete(
-    cluster: Cluster, workspace: Workspace, undisturbed: list[tuple[int, float]]
+    cluster: Cluster, workspace: Workspace, undisturbed: Callable[[int], list[tuple[int, float]]]
 ) -> None:
-    _, run, handle = submitted(workspace, devices=2)
+    _, run, handle = submitted(workspace, devices=1)
     for attempt in range(1, 6):
         wait_for_attempt(run, attempt)
         cluster.command("scancel", "--signal=USR2", handle.job)
@@ -95,7 +103,7 @@ def test_five_signals_ahead_of_the_limit_and_a_dead_worker_and_a_run_still_ends_
     wait_for_attempt(run, 7)
     wait_for(run, State.COMPLETED)
     assert verdict_of(run, 6).state is State.FAILED
-    assert losses(run) == undisturbed
+    assert losses(run) == undisturbed(1)
     assert no_step_lost(run)
     # Each signal cost a turn in the queue; the crash was tried again where it happened.
     assert "Restarts=5" in cluster.command("scontrol", "show", "job", handle.job)
@@ -116,14 +124,14 @@ def test_a_time_limit_too_short_costs_another_turn_in_the_queue_and_nothing_else
 
 
 def test_a_node_that_dies_takes_no_run_with_it(
-    cluster: Cluster, workspace: Workspace, undisturbed: list[tuple[int, float]]
+    cluster: Cluster, workspace: Workspace, undisturbed: Callable[[int], list[tuple[int, float]]]
 ) -> None:
     _, run, _ = submitted(workspace)
     cluster.kill_node("n2")
     wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
     cluster.restore_node("n2")
     wait_for(run, State.COMPLETED)
-    assert losses(run) == undisturbed
+    assert losses(run) == undisturbed(2)
     assert no_step_lost(run)
 
 

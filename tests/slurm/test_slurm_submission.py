@@ -75,7 +75,7 @@ HOSTILE = "a b'c\"d $(touch pwned) `touch pwned`; touch pwned #\ntouch pwned\n* 
 @pytest.mark.slow
 def test_a_hostile_workspace_trains_and_nothing_in_its_name_is_run(cluster: Cluster, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / HOSTILE)
-    run = make_run(workspace, nodes=2)
+    run = make_run(workspace)
     SlurmExecutor(workspace, "hostile").submit([job(run)])
     wait_for(run, State.COMPLETED)
     assert not list(tmp_path.rglob("pwned"))
@@ -182,19 +182,18 @@ WSD = Schedule(kind="wsd", warmup_steps=3, decay_steps=4)
 
 
 @pytest.mark.slow
-def test_forks_wait_for_their_own_checkpoint_and_equal_runs_trained_alone(
+def test_a_fork_waits_for_its_checkpoint_and_equals_the_run_trained_alone(
     cluster: Cluster, workspace: Workspace
 ) -> None:
-    short, middle, long = (make_run(workspace, steps=steps, schedule=WSD) for steps in (10, 16, 24))
+    short, long = (make_run(workspace, steps=steps, schedule=WSD) for steps in (10, 24))
     jobs = [
         job(short, fork=Fork(run_id=long.run_id, step=6)),
-        job(middle, fork=Fork(run_id=long.run_id, step=12)),
-        job(long, checkpoint_at=(6, 12)),
+        job(long, checkpoint_at=(6,)),
     ]
     executor = SlurmExecutor(workspace, "forks")
     handles = executor.submit(jobs)
-    assert [len(handle.job.split(",")) for handle in handles] == [1, 1, 3]
-    for run in (short, middle, long):
+    assert [len(handle.job.split(",")) for handle in handles] == [1, 2]
+    for run in (short, long):
         wait_for(run, State.COMPLETED)
     alone = make_run(Workspace(workspace.root.with_name("alone")), steps=10, schedule=WSD)
     SlurmExecutor(Workspace(workspace.root.with_name("alone")), "alone").submit([job(alone)])

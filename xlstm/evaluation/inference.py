@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize, special
 from torch import Tensor, nn
 
 from xlstm import accounting
@@ -112,6 +111,8 @@ class Timings:
 
 def _law(rows: list[Row], name: str, work: str | None) -> Row:
     """How a number goes with the context: its power with the 95 % interval, its parts, and those by the work."""
+    from scipy import special  # every trainer imports this module, and few ask for this
+
     context, y = _column(rows, "context"), np.maximum(_column(rows, name), 1e-12)
     x = np.log(context)
     about = x - x.mean()
@@ -133,6 +134,8 @@ def _column(rows: list[Row], name: str) -> NDArray[np.float64]:
 
 def _parts(y: NDArray[np.float64], *terms: NDArray[np.float64]) -> list[float]:
     """How much of each term makes up `y`, none below 0, by least squares of relative errors."""
+    from scipy import optimize
+
     scales = [term.max() for term in terms]
     shares = [term / scale / y for term, scale in zip(terms, scales, strict=True)]
     found, _ = optimize.nnls(np.stack(shares, axis=1), np.ones_like(y))
