@@ -205,7 +205,7 @@ class Fit:
         low, high = np.quantile(drawn, TAILS, axis=0)
         if rivals:
             apart = np.stack(rivals) - center
-            low, high = low + np.minimum(apart.min(axis=0), 0), high + np.maximum(apart.max(axis=0), 0)
+            low, high = np.maximum(low + np.minimum(apart.min(axis=0), 0), 0), high + np.maximum(apart.max(axis=0), 0)
         if self.rollout is not None and self.rollout.widening > 1:
             low, high = (center * (bound / center) ** self.rollout.widening for bound in (low, high))
         return low, high

@@ -333,11 +333,14 @@ def predict(
         print_json(rows)
         return
     for row in rows:
-        (low, high), (least, most) = row["interval"], row["new_run_interval"]
-        print(
-            f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}; "
-            f"a new run [{least:.4f}, {most:.4f}]" + (f"; {row['beyond']}" if row["beyond"] else "")
-        )
+        told = [f"at N = {size:,}, D = {budget:,}"]
+        if row["interval"] is not None:
+            low, high = row["interval"]
+            told = [f"loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] {told[0]}"]
+        if row["new_run_interval"] is not None:
+            least, most = row["new_run_interval"]
+            told.append(f"a new run [{least:.4f}, {most:.4f}]")
+        print(f"{row['family']}: {'; '.join(filter(None, [*told, row['withheld'], row['beyond']]))}")
     _warn(warning for row in rows for warning in row["warnings"])
 
 

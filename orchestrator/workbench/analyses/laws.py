@@ -24,6 +24,7 @@ from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
 from analysis.findings import RefusalError
+from analysis.fitting.bootstrap import is_bounded
 from analysis.fitting.fit import Fit
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
@@ -117,7 +118,8 @@ def fit(
     source = open_source(typed, columns, wishes)
     found = documents(source.fits, source.question)
     told = [document | _noise(source, one) for document, one in zip(found, source.fits, strict=True)]
-    return told, source.notes, source.folder
+    remembered = [source.remembered] if source.remembered else []
+    return told, [*remembered, *source.notes], source.folder
 
 
 def _noise(source: Source, fitted: Fit) -> dict[str, Any]:
@@ -231,19 +233,32 @@ def report(typed: Sequence[str], columns: Mapping[str, str], references: Sequenc
 def predict(
     typed: Sequence[str], columns: Mapping[str, str], parameters: int, tokens: int, unique_tokens: int | None = None
 ) -> list[dict[str, Any]]:
-    """The loss of a model of N parameters trained on D tokens, a document per family."""
+    """The loss of a model of N parameters trained on D tokens, a document per family.
+
+    Where an interval is unbounded it is None, and so is the loss where its own is; `withheld` says what is not told.
+    """
     rows = []
     for fitted in open_source(typed, columns).fits:
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
+        told, told_of_run = (_bounded(fitted, bounds) for bounds in (interval, run))
+        withheld = "" if told_of_run else "what a new run would show" if told else "the loss"
         asked = at | {"flops": float(fitted.flops_per_token(parameters)) * tokens}
         rows.append(
-            {"family": fitted.family, **at, "loss": loss, "interval": interval, "new_run_interval": run}
+            {"family": fitted.family, **at, "loss": loss if told else None, "interval": told}
+            | {"new_run_interval": told_of_run if told else None}
+            | {"withheld": f"{withheld} is not told: its interval is unbounded" if withheld else ""}
             | {"form": fitted.form.name, "extrapolation": fitted.extrapolation(asked), "beyond": fitted.beyond(asked)}
             | {"warnings": _warnings([fitted])}
         )
     return rows
+
+
+def _bounded(fitted: Fit, bounds: list[float]) -> list[float] | None:
+    """An interval of a loss; None where it is unbounded."""
+    low, high = bounds
+    return bounds if is_bounded(low, high, fitted.used["loss"].to_numpy()) else None
 
 
 @refusals_in_a_line()
