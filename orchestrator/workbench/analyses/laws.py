@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
+_PROPOSED = {"model", "size", "seed", "tokens", "tokens_per_parameter", "flops", "steps"}
+"""Axes that a proposed run states, or that follow from what it states."""
 
 
 @contextmanager
@@ -185,12 +187,23 @@ def design(
         for one, cost in zip(source.fits, costs, strict=True)
     ]
     if fragment is not None:
-        pairs = zip(found, source.fits, strict=True)
-        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
+        pairs, swept = zip(found, source.fits, strict=True), _further_axes(source)
+        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted, swept) for one, fitted in pairs))
     return [
         asdict(one) | {"unit": unit, "warnings": _warnings([fitted])}
         for one, fitted in zip(found, source.fits, strict=True)
     ]
+
+
+def _further_axes(source: Source) -> dict[str, dict[str, Any]]:
+    """Of a sweep's runs, by id, the axes that have several values and that a proposal says nothing of."""
+    points = {run["run_id"]: run.get("point", {}) for run in source.plan["runs"]} if source.plan is not None else {}
+    values: dict[str, set[str]] = {}
+    for point in points.values():
+        for axis, value in point.items():
+            values.setdefault(axis, set()).add(repr(value))
+    further = {axis for axis, seen in values.items() if len(seen) > 1} - _PROPOSED
+    return {run: {axis: value for axis, value in point.items() if axis in further} for run, point in points.items()}
 
 
 @refusals_in_a_line()
@@ -264,14 +277,27 @@ def _bounded(fitted: Fit, bounds: list[float]) -> list[float] | None:
 @refusals_in_a_line()
 def allocate(
     typed: Sequence[str], columns: Mapping[str, str], flops: float, inference_tokens: float
-) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier], list[str]]:
+) -> tuple[list[tuple[str, allocation.Allocation | str]], list[allocation.ComputeMultiplier], list[str]]:
     """The best split of a budget for each family, how much compute the first one needs for the others' loss, and what
     the fits warn of.
+
+    A family whose law has no optimum has the reason in the place of a split, and is compared with none.
     """
     fits = open_source(typed, columns).fits
-    splits = [(one.family, allocation.allocate_runs(one, flops, inference_tokens=inference_tokens)) for one in fits]
-    multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+    splits = [(one.family, _split(one, flops, inference_tokens)) for one in fits]
+    known = [not isinstance(split, str) for _, split in splits]
+    others = [other for other, is_known in zip(fits[1:], known[1:], strict=True) if is_known and known[0]]
+    multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in others]
     return splits, multipliers, _warnings(fits)
+
+
+def _split(fitted: Fit, flops: float, inference_tokens: float) -> allocation.Allocation | str:
+    try:
+        return allocation.allocate_runs(fitted, flops, inference_tokens=inference_tokens)
+    except RefusalError as refusal:
+        if refusal.code != "no-optimum":
+            raise
+        return str(refusal)
 
 
 def _warnings(fits: Sequence[Fit]) -> list[str]:
