@@ -111,6 +111,11 @@ def nodes() -> list[str]:
     return sorted(set(_call(["sinfo", "--noheader", "--Node", "--format=%N"]).split()))
 
 
+def partitions() -> list[str]:
+    """Names of all partitions that this user may see."""
+    return sorted(set(_call(["sinfo", "--noheader", "--format=%R"]).split()))
+
+
 def configuration() -> dict[str, str]:
     """The controller's settings, by name."""
     lines = (line.partition("=") for line in _call(["scontrol", "show", "config"]).splitlines())
