@@ -31,6 +31,8 @@ OTHERS = "others"
 """Folder, beside a saved fit, of the other forms that were fitted to the same rows."""
 SAME_INFORMATION, SAME_ROLLOUT = 2.0, 1.25
 """Another form fits as well where its AICc is at most this much more, its rollout's error this many times as large."""
+BEYOND = 1.005
+"""Times the largest, or the smallest, from which on a number is outside the runs: less is how people round it."""
 METHOD = 3
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another law or draws."""
 JUDGEMENT = 2
@@ -260,9 +262,9 @@ class Fit:
         told = []
         for name, value in asked.items():
             low, high = (float(end(self.used[name].to_numpy())) for end in (np.min, np.max))
-            if value > 1.001 * high:
+            if value > BEYOND * high:
                 told.append(f"{LETTERS[name]} {value / high:.3g} times the largest")
-            elif value < low / 1.001:
+            elif value < low / BEYOND:
                 told.append(f"{LETTERS[name]} {value / low:.3g} times the smallest")
         return f"{', '.join(told)} of its runs" if told else ""
 

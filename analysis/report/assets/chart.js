@@ -144,8 +144,8 @@ function answer() {
     }));
     const beyond = Object.entries({ N: n, D: d, C: flops }).flatMap(([letter, value]) => {
       const [least, most] = family.ranges[letter];
-      if (value > 1.001 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
-      return value < least / 1.001 ? [`${letter} ${+(value / least).toPrecision(3)} times the smallest`] : [];
+      if (value > 1.005 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
+      return value < least / 1.005 ? [`${letter} ${+(value / least).toPrecision(3)} times the smallest`] : [];
     }).join(", ");
     const far = beyond && `; ${beyond} of its runs`;
     const law = bounds(drawn), unbounded = "is not told: its interval is unbounded";
