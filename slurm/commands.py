@@ -16,6 +16,8 @@ _ENDED = frozenset(
     }
 )
 _RUNNING = frozenset(("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED"))
+_ORDINARY = frozenset({"", "None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Cleaning"})
+"""Reasons for which a job waits where all is well."""
 
 
 class SlurmError(RuntimeError):
@@ -42,6 +44,11 @@ class QueuedJob:
     @property
     def is_running(self) -> bool:
         return self.state in _RUNNING
+
+    @property
+    def obstacle(self) -> str:
+        """What keeps a waiting job from its turn, in Slurm's words, where that is more than its place in the queue."""
+        return self.reason if self.state == "PENDING" and self.reason not in _ORDINARY else ""
 
 
 def sbatch(script: Path) -> str:

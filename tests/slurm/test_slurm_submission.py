@@ -324,3 +324,18 @@ def test_runs_whose_jobs_were_cancelled_before_they_began_are_cancelled(
     commands.scancel([handle.job for handle in handles])
     executor.reconcile()
     assert {run.status().state for run in runs} == {State.CANCELLED}
+
+
+@pytest.mark.slow
+def test_what_keeps_a_job_from_its_turn_is_told(nothing_starts: None, cluster: Cluster, workspace: Workspace) -> None:
+    run = make_run(workspace)
+    executor = SlurmExecutor(workspace, "kept")
+    executor.submit([job(run)])
+
+    def told() -> str:
+        executor.reconcile()
+        return run.status().reason
+
+    wait_until(lambda: told().startswith("waiting for Slurm: Partition"))
+    assert run.status().state is State.QUEUED
+    executor.cancel(executor.adopt([run]))
