@@ -32,7 +32,7 @@ OTHERS = "others"
 SAME_INFORMATION, SAME_ROLLOUT = 2.0, 1.25
 """Another form fits as well where its AICc is at most this much more, its rollout's error this many times as large."""
 BEYOND = 1.005
-"""Times the largest, or the smallest, from which on a number is outside the runs: less is how people round it."""
+"""Times the largest or smallest from which on a number is outside the runs: less is how people round it."""
 METHOD = 3
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another law or draws."""
 JUDGEMENT = 2
@@ -198,9 +198,9 @@ class Fit:
         exponents, far = self.noise_exponents.reshape(each), self._far(flops)
         seen = np.minimum(far, self._far(np.max(self.used["flops"].to_numpy())))
         scale = np.exp(exponents * np.where(exponents < 0, seen, far))
-        return np.asarray(
-            drawn * self.noise.reshape(each) ** (scale if self.noise_exponent else np.maximum(scale, 1.0))
-        )
+        power = scale if self.noise_exponent else np.maximum(scale, 1.0)
+        with np.errstate(over="ignore"):  # far outside the runs the scatter may have no end
+            return np.asarray(drawn * self.noise.reshape(each) ** power)
 
     def _bounds(self, center: Array, drawn: Array, rivals: Sequence[Array]) -> tuple[Array, Array]:
         """Quantiles of the draws, apart by what rivals say, and widened in log loss by the rollout."""

@@ -339,3 +339,14 @@ def test_what_keeps_a_job_from_its_turn_is_told(nothing_starts: None, cluster: C
     wait_until(lambda: told().startswith("waiting for Slurm: Partition"))
     assert run.status().state is State.QUEUED
     executor.cancel(executor.adopt([run]))
+
+
+def test_mistakes_in_the_settings_are_told_where_there_is_no_slurm(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(workspace.root))
+    workspace.root.mkdir()
+    (workspace.root / "config.yaml").write_text("slurm: {partitoin: fast}")
+    told = {finding.what: finding for finding in look(workspace)}
+    assert (told["commands"].ok, told["settings"].ok) == (False, False)
+    assert "did you mean `partition`?" in told["settings"].detail
