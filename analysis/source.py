@@ -133,12 +133,26 @@ class Source:
 
     @cached_property
     def read_as(self) -> Reading:
-        """How the columns are read now, or were read for the last question."""
-        if self.reading is not None:
+        """How the columns are read now, or, where none are named, were read for the last question."""
+        if self.reading is not None and self.reading.columns:
             return self.reading
-        if self.asked is not None:
-            return Reading()
-        return Reading(self._asked_before.get("columns", {}), self._asked_before.get("decimal_comma", False))
+        try:
+            before = self._asked_before
+        except DamagedFileError:
+            if self.asked is None:
+                raise
+            before = {}  # it is written anew
+        comma = before.get("decimal_comma", False) or (self.reading is not None and self.reading.decimal_comma)
+        return Reading(before.get("columns", {}), comma)
+
+    @property
+    def remembered(self) -> str:
+        """What is read as the last question had it, though a new one says nothing of it; empty where nothing is."""
+        if self.asked is None or self.reading is None or self.read_as == self.reading:
+            return ""
+        pairs = ",".join(f"{ours}={theirs}" for ours, theirs in self.read_as.columns.items())
+        comma = ", decimal commas" if self.read_as.decimal_comma and not self.reading.decimal_comma else ""
+        return f"columns are read as the last fit read them: {pairs}{comma}; --columns says otherwise"
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -220,10 +234,15 @@ class Source:
         question = self.question
         further = () if question.form is None else question.form.inputs
         reading = replace(self.read_as, further=further)
-        each = [
-            runs.read(name, reading, workspace=self.workspace, rules=question.rules, best_of=question.best_of)
-            for name in self.names
-        ]
+        try:
+            each = [
+                runs.read(name, reading, workspace=self.workspace, rules=question.rules, best_of=question.best_of)
+                for name in self.names
+            ]
+        except RefusalError as refusal:
+            if refusal.code != "missing-column" or not self.remembered:
+                raise
+            raise RefusalError(refusal.code, f"{refusal}; {self.remembered}, such as --columns loss=loss") from None
         if not self.others:
             return each[0]
         return several.beside(self.names, each, pooled=question.pooled, rules=question.rules)

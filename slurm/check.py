@@ -19,6 +19,7 @@ from pathlib import Path
 from slurm import commands
 from slurm.commands import NoAccountingError, SlurmError
 from slurm.site import Site, SiteError
+from xlstm.quantities import nearest
 from xlstm.run.directory import Workspace
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
@@ -72,7 +73,8 @@ def look(workspace: Workspace) -> list[Finding]:
             _settings(workspace),
         ]
     findings.append(Finding("controller", True, configuration.get("SLURM_VERSION", "answers")))
-    findings += [_settings(workspace), _file_system(workspace), _node_names(), _gpus(), _accounting()]
+    findings += [_settings(workspace, commands.partitions()), _file_system(workspace)]
+    findings += [_node_names(), _gpus(), _accounting()]
     return [*findings, *_policies(configuration)]
 
 
@@ -116,11 +118,18 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
     ]
 
 
-def _settings(workspace: Workspace) -> Finding:
+def _settings(workspace: Workspace, partitions: Sequence[str] | None = None) -> Finding:
+    """Whether the settings can be read, and, where it is known which `partitions` there are, theirs is one of them."""
     try:
         site = Site.load(workspace)
     except SiteError as error:
         return Finding("settings", False, str(error))
+    if partitions is not None:
+        unknown = [name for name in (site.partition or "").split(",") if name and name not in partitions]
+        if unknown:
+            return Finding(
+                "settings", False, f"partition: there is no `{unknown[0]}`; {nearest(unknown[0], partitions)}"
+            )
     stated = ", ".join(sorted(site.model_fields_set)) or "none; the site's defaults are used"
     return Finding("settings", True, stated)
 

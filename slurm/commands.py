@@ -16,6 +16,8 @@ _ENDED = frozenset(
     }
 )
 _RUNNING = frozenset(("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED"))
+_ORDINARY = frozenset({"", "None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Cleaning"})
+"""Reasons for which a job waits where all is well."""
 
 
 class SlurmError(RuntimeError):
@@ -42,6 +44,11 @@ class QueuedJob:
     @property
     def is_running(self) -> bool:
         return self.state in _RUNNING
+
+    @property
+    def obstacle(self) -> str:
+        """What keeps a waiting job from its turn, in Slurm's words, where that is more than its place in the queue."""
+        return self.reason if self.state == "PENDING" and self.reason not in _ORDINARY else ""
 
 
 def sbatch(script: Path) -> str:
@@ -109,6 +116,11 @@ def has_gpus() -> bool:
 def nodes() -> list[str]:
     """Names of all nodes."""
     return sorted(set(_call(["sinfo", "--noheader", "--Node", "--format=%N"]).split()))
+
+
+def partitions() -> list[str]:
+    """Names of all partitions that this user may see."""
+    return sorted(set(_call(["sinfo", "--noheader", "--format=%R"]).split()))
 
 
 def configuration() -> dict[str, str]:

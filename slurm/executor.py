@@ -27,6 +27,7 @@ from xlstm.run.locks import locked
 from xlstm.run.records import State
 from xlstm.run.spec import RunSpec
 
+_WAITING = "waiting for Slurm"
 SEARCH_SECONDS = 30.0
 """How long a job is looked for in the queue after sbatch failed: it may have been accepted all the same."""
 
@@ -108,7 +109,7 @@ class SlurmExecutor:
         before = {job.token: job.run.status() for job in jobs}
         for job in jobs:
             if not job.run.is_held():
-                job.run.set_state(State.QUEUED, "waiting for Slurm")
+                job.run.set_state(State.QUEUED, _WAITING)
         numbers: dict[str, str] = {}
         for shape, group in arrays:
             batch = self._write(group, shape, promised[shape.after] if shape.after else "")
@@ -197,6 +198,11 @@ class SlurmExecutor:
                 shown |= {job.number: job for job in commands.sacct(missing)}
         for handle in ended:
             self._settle(handle, _found(shown, handle))
+        for run, status, jobs in ((h.run, h.run.status(), _found(shown, h)) for h in unsettled):
+            obstacle = next((job.obstacle for job in jobs if job is not None and job.obstacle), "")
+            told = f"{_WAITING}: {obstacle}" if obstacle else _WAITING
+            if status.state is State.QUEUED and status.reason.startswith(_WAITING) and status.reason != told:
+                run.queue(told)
 
     def _settle(self, handle: Handle, jobs: Sequence[QueuedJob | None]) -> None:
         """Give a run whose jobs have all ended, and which has no verdict, its state."""

@@ -25,6 +25,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from xlstm.quantities import nearest
 from xlstm.run.directory import Workspace
 
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -50,7 +51,20 @@ def _one_line(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
 
-Minutes = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}|infinite|unlimited", re.IGNORECASE)
+
+
+def _as_sbatch_reads(value: str) -> str:
+    if not _TIME.fullmatch(value):
+        raise ValueError(f"{value!r} is no limit of time; write minutes, such as 90, or D-HH:MM:SS")
+    return value
+
+
+Minutes = Annotated[
+    Text,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    AfterValidator(_as_sbatch_reads),
+]
 
 
 class Options(BaseModel):
@@ -160,8 +174,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = reader.load(text) or {}
     except YAMLError as error:
-        raise SiteError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    section = content.get("slurm", {}) if isinstance(content, dict) else None
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise SiteError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {what}") from None
+    if isinstance(content, dict) and (unknown := [str(key) for key in content if key != "slurm"]):
+        raise SiteError(f"{path}: `{unknown[0]}` is no key of this file; {nearest(unknown[0], ['slurm'])}")
+    section = content.get("slurm") or {} if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise SiteError(f"{path}: `slurm` must be a mapping of settings such as partition and account")
     _validated(Site, section, f"{path}: slurm")
@@ -176,7 +194,7 @@ def _validated(kind: type[_Settings], values: Mapping[str, Any], where: str) -> 
         for detail in error.errors(include_url=False):
             key = ".".join(str(part) for part in detail["loc"])
             if detail["type"] == "extra_forbidden":
-                problems.append(f"{where}.{key}: no such setting; valid are {', '.join(sorted(kind.model_fields))}")
+                problems.append(f"{where}.{key}: no such setting; {nearest(key, kind.model_fields)}")
             else:
                 problems.append(f"{where}.{key}: {detail['msg'].removeprefix('Value error, ')}")
         raise SiteError("\n".join(problems)) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.decisions.frontier import Frontier, LogCost
+from analysis.decisions.frontier import LEAST, MOST, Frontier, LogCost
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.fit import Fit
@@ -17,6 +17,9 @@ from analysis.laws.token_cost import six_n
 
 TrainingCost = Callable[[Array], Array]
 """Training FLOPs per token of models of N parameters."""
+
+AT_THE_END = 1e-3
+"""Distance in log N from the last size that is looked at within which an optimum is none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def allocate(
 
     `training_cost(N)` is FLOPs per training token, from exact counting where 6N is not good enough; a served token
     costs a third of it, the forward pass (Sardana et al. 2024, arXiv 2401.00448). RefusalError where nothing is left
-    for training at any size.
+    for training at any size, or the law has no optimum inside the sizes that are looked at.
     """
     everywhere = _frontier(fitted, lambda log_n: np.log(training_cost(np.exp(log_n))))
     return _allocate(fitted, everywhere, flops, inference_tokens)
@@ -111,6 +114,14 @@ def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: f
         )
     n, d, loss = (percentile(drawn) for drawn in answers[:, 1:])
     size, budget, lowest = (float(value) for value in answers[:, 0])
+    # The sizes that are looked at end where C = 6ND has so many tokens per parameter.
+    ends = [np.sqrt(flops / (6 * ratio)) for ratio in (MOST, LEAST)]
+    if min(abs(np.log(size / end)) for end in ends) < AT_THE_END:
+        raise RefusalError(
+            "no-optimum",
+            f"no split of {flops:.3g} FLOPs is told: its law has no optimum between {LEAST:g} and {MOST:,.0f} tokens "
+            f"per parameter, but falls to the end, N = {size:.3g}",
+        )
     asked = {"flops": flops, "parameters": size, "tokens": budget}
     far = [fitted.extrapolation(asked)[name] for name in ("flops", "parameters", "tokens")]
     beyond = fitted.beyond(asked)

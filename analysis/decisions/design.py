@@ -5,7 +5,8 @@ explain them as well. Runs are taken one at a time, the most drop of the predict
 given those before it as if they had shown the loss that is expected of them.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,22 +130,44 @@ def design(
     return Design(fitted.family, target, budget, before, tuple(proposals), ended, *far)
 
 
-def sweep_fragment(found: Design, fitted: Fit) -> str:
-    """The runs as `include:` points of a sweep file; a size that no fitted run had is written as its N."""
+def sweep_fragment(found: Design, fitted: Fit, swept: Mapping[str, Mapping[str, object]] | None = None) -> str:
+    """The runs as `include:` points of a sweep file; a size that no fitted run had is written as its N.
+
+    `swept` are, by run id, the values of further axes that the sweep has: each point takes those of the fitted run that
+    is nearest in N and D, and of several the one of the lowest loss.
+    """
     names = dict(fitted.used.select("parameters", "size").drop_nulls().iter_rows())
     seen = [seed for seed in fitted.rows["seed"].to_list() if seed is not None]
     lines = [
         f"# The next runs of {found.family} for the loss at N = {found.target[0]:.4g}, D = {found.target[1]:.4g}.",
-        "include:",
+        "include:  # in a sweep that has `include` already, the points belong under that one",
     ]
+    if axes := sorted({axis for values in (swept or {}).values() for axis in values}):
+        lines.insert(1, f"# {' and '.join(axes)}: as the best of the fitted runs that is nearest in N and D.")
     seeds: dict[tuple[float, float], int] = {}
     for proposal in found.proposals:
         key = (proposal.parameters, proposal.tokens)
         seeds[key] = seeds.get(key, max(seen, default=-1)) + 1  # none that was trained
         size = names.get(proposal.parameters) or _size(proposal.parameters)
         point = f'model: "{found.family}", size: {size}, tokens: {round(proposal.tokens)}, seed: {seeds[key]}'
+        point += "".join(f", {axis}: {json.dumps(value)}" for axis, value in _nearest(swept or {}, fitted, key).items())
         lines.append(f"  - {{{point}}}")
     return "\n".join(lines) + "\n"
+
+
+def _nearest(
+    swept: Mapping[str, Mapping[str, object]], fitted: Fit, point: tuple[float, float]
+) -> Mapping[str, object]:
+    """Further axes of the fitted run that is nearest to (N, D), of several of that of the lowest loss."""
+    rows = [row for row in fitted.used.iter_rows(named=True) if row["run_id"] in swept]
+    if not rows:
+        return {}
+
+    def far(row: Mapping[str, float]) -> tuple[float, float]:
+        away = abs(np.log(row["parameters"] / point[0])) + abs(np.log(row["tokens"] / point[1]))
+        return round(float(away), 6), row["loss"]
+
+    return swept[min(rows, key=far)["run_id"]]
 
 
 def _size(parameters: float) -> str:

@@ -17,6 +17,8 @@ from analysis.laws.objectives import Objective
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 """Quantiles between which an interval at LEVEL lies."""
+UNBOUNDED = 1e3
+"""Times the largest loss that was fitted above which an upper bound of a loss is none."""
 Scheme = Literal["cases", "wild", "parametric"]
 CASES_FROM = 40
 """Clusters from which resampling whole clusters is safe; with fewer, a resample may not determine five parameters."""
@@ -147,3 +149,8 @@ def percentile(values: Array) -> tuple[float, float]:
         low = np.quantile(values, TAILS[0], method="lower")
         high = np.quantile(values, TAILS[1], method="higher")
     return float(low), float(high)
+
+
+def is_bounded(low: float, high: float, fitted: Array) -> bool:
+    """Whether an interval of a loss says anything, held against the losses that were fitted."""
+    return bool(np.isfinite([low, high]).all() and high <= UNBOUNDED * fitted.max())

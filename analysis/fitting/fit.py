@@ -31,6 +31,8 @@ OTHERS = "others"
 """Folder, beside a saved fit, of the other forms that were fitted to the same rows."""
 SAME_INFORMATION, SAME_ROLLOUT = 2.0, 1.25
 """Another form fits as well where its AICc is at most this much more, its rollout's error this many times as large."""
+BEYOND = 1.005
+"""Times the largest or smallest from which on a number is outside the runs: less is how people round it."""
 METHOD = 3
 """Which way of fitting a saved fit comes from: raise it when the same rows would now give another law or draws."""
 JUDGEMENT = 2
@@ -196,16 +198,16 @@ class Fit:
         exponents, far = self.noise_exponents.reshape(each), self._far(flops)
         seen = np.minimum(far, self._far(np.max(self.used["flops"].to_numpy())))
         scale = np.exp(exponents * np.where(exponents < 0, seen, far))
-        return np.asarray(
-            drawn * self.noise.reshape(each) ** (scale if self.noise_exponent else np.maximum(scale, 1.0))
-        )
+        power = scale if self.noise_exponent else np.maximum(scale, 1.0)
+        with np.errstate(over="ignore"):  # far outside the runs the scatter may have no end
+            return np.asarray(drawn * self.noise.reshape(each) ** power)
 
     def _bounds(self, center: Array, drawn: Array, rivals: Sequence[Array]) -> tuple[Array, Array]:
         """Quantiles of the draws, apart by what rivals say, and widened in log loss by the rollout."""
         low, high = np.quantile(drawn, TAILS, axis=0)
         if rivals:
             apart = np.stack(rivals) - center
-            low, high = low + np.minimum(apart.min(axis=0), 0), high + np.maximum(apart.max(axis=0), 0)
+            low, high = np.maximum(low + np.minimum(apart.min(axis=0), 0), 0), high + np.maximum(apart.max(axis=0), 0)
         if self.rollout is not None and self.rollout.widening > 1:
             low, high = (center * (bound / center) ** self.rollout.widening for bound in (low, high))
         return low, high
@@ -260,9 +262,9 @@ class Fit:
         told = []
         for name, value in asked.items():
             low, high = (float(end(self.used[name].to_numpy())) for end in (np.min, np.max))
-            if value > 1.001 * high:
+            if value > BEYOND * high:
                 told.append(f"{LETTERS[name]} {value / high:.3g} times the largest")
-            elif value < low / 1.001:
+            elif value < low / BEYOND:
                 told.append(f"{LETTERS[name]} {value / low:.3g} times the smallest")
         return f"{', '.join(told)} of its runs" if told else ""
 

@@ -5,7 +5,7 @@ information criterion and by rollout (fit the cheap runs, predict the dear ones)
 the error of its prediction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,13 +132,18 @@ def sweep_delta(frame: pl.DataFrame, form: Form, deltas: Sequence[float], *, hel
     return pl.DataFrame(rows)
 
 
-def evaluate(frame: pl.DataFrame, form: Form, theta: Array, objective: Objective = HUBER) -> float:
-    """The objective at given parameters: whether a published or earlier fit is at the optimum of its own objective."""
+def evaluate(
+    frame: pl.DataFrame, form: Form, given: Array | Mapping[str, float], objective: Objective = HUBER
+) -> float:
+    """The objective at given parameters: whether a published or earlier fit is at the optimum of its own objective.
+
+    They are given by name, such as `{"E": 1.69, "A": 406.4, …}`, or as the form's coordinates (k,).
+    """
     rows = usable(frame)
     problem = Problem.of(rows, form, objective)
-    given = np.asarray(theta, float)[None]
+    theta = form.theta(given) if isinstance(given, Mapping) else np.asarray(given, float)
     data = (problem.log_inputs, problem.measured, problem.weights)
-    return float(levenberg_marquardt.totals(given, form, objective, *data)[0])
+    return float(levenberg_marquardt.totals(theta[None], form, objective, *data)[0])
 
 
 def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[FitWarning, ...]:

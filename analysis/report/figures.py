@@ -242,7 +242,10 @@ def _is_near_runs(fitted: Fit, flops: float) -> bool:
     """Whether the best split of a budget lies within a factor of three of the models and budgets that were trained."""
     if not 0 < flops < np.inf:
         return False
-    best = allocation.allocate_runs(replace(fitted, draws=fitted.draws[:2]), flops)
+    try:
+        best = allocation.allocate_runs(replace(fitted, draws=fitted.draws[:2]), flops)
+    except RefusalError:  # its law has no optimum
+        return False
     of_n = plots.is_near(np.array([best.parameters]), fitted.used["parameters"])
     return bool(of_n.all() and plots.is_near(np.array([best.tokens]), fitted.used["tokens"]).all())
 

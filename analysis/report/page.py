@@ -18,7 +18,7 @@ from analysis.data.runs import EVALUATION
 from analysis.data.several import SWEEP
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
-from analysis.fitting.bootstrap import LEVEL
+from analysis.fitting.bootstrap import LEVEL, UNBOUNDED
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, law_of
@@ -167,6 +167,7 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
     }
     look: dict[str, Any] = {"color": plots.color_of(index), "dash": SVG_DASHES[plots.dash_of(index)]}
     ranges = {name: [float(values.min()), float(values.max())] for name, values in zip("NDC", (n, d, c), strict=True)}
+    look |= {"most": UNBOUNDED * float(used["loss"].to_numpy().max())}
     look |= {"ranges": ranges, "per_token": float(np.median(c / (n * d)))}
     return {"name": fitted.family, **look, "points": points, "lines": lines, "draws": draws, "law": law} | doubt
 

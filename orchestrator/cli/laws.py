@@ -1,7 +1,7 @@
 """Verbs about laws: fit, plot, report, predict, allocate, design; `orchestrator.workbench.analyses.laws` does them."""
 
+import re
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -154,29 +154,37 @@ def fit(
         if "noise" in document:
             console.print(noise_line(document), highlight=False, style="dim", soft_wrap=True)
         left_out = document["rows"]["excluded"]
-        for line in _counted(left_out)[:_LINES]:
+        for line in _left_out(left_out)[:_LINES]:
             console.print(line, highlight=False, style="dim", soft_wrap=True)
-        if len(_counted(left_out)) > _LINES:
+        if len(_left_out(left_out)) > _LINES:
             console.print("left out: more, which --json lists", highlight=False, style="dim")
     _warn(warning["message"] for document in documents for warning in document["warnings"])
-    for note, times in Counter(notes).items():
-        console.print(note if times == 1 else f"{note} ({times} times)", highlight=False, style="yellow")
+    told = (note.partition(": ")[::2] for note in dict.fromkeys(notes))
+    for line in _counted("{}", told, "points"):
+        console.print(line, highlight=False, style="yellow", soft_wrap=True)
     for one in foretold:
         show_downstream(one, console)
     console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
 
 
-def _counted(left_out: list[dict[str, Any]]) -> list[str]:
+def _left_out(rows: list[dict[str, Any]]) -> list[str]:
     """Why rows were left out: a line for each row, or, where many have one reason, a line for the reason."""
-    by_reason: dict[str, list[str]] = {}
-    for row in left_out:
-        by_reason.setdefault(row["reason"], []).append(str(row["row"]))
+    return _counted("left out: {}", ((str(row["row"]), row["reason"]) for row in rows), "rows", " (--json lists all)")
+
+
+def _counted(shape: str, told: Iterable[tuple[str, str]], rows: str, further: str = "") -> list[str]:
+    """What is told of rows: a line for each, or, where the same is told of many, a line for what is told."""
+    by_reason: dict[str, list[tuple[str, str]]] = {}
+    for row, reason in told:
+        # Of a search, which run was better differs from row to row; what was searched does not.
+        by_reason.setdefault(re.sub(r"^\S+( is better in )", r"another run\1", reason), []).append((row, reason))
     lines = []
-    for reason, rows in by_reason.items():
-        if len(rows) <= _FEW:
-            lines += [f"left out: {row}: {reason}" for row in rows]
+    for reason, each in by_reason.items():
+        if len(each) <= _FEW:
+            lines += [shape.format(f"{row}: {own}") for row, own in each]
         else:
-            lines.append(f"left out: {len(rows)} rows: {reason}: {', '.join(rows[:_FEW])}, … (--json lists all)")
+            some = ", ".join(row for row, _ in each[:_FEW])
+            lines.append(shape.format(f"{len(each)} {rows}: {reason}: {some}, …{further}"))
     return lines
 
 
@@ -333,11 +341,14 @@ def predict(
         print_json(rows)
         return
     for row in rows:
-        (low, high), (least, most) = row["interval"], row["new_run_interval"]
-        print(
-            f"{row['family']}: loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] at N = {size:,}, D = {budget:,}; "
-            f"a new run [{least:.4f}, {most:.4f}]" + (f"; {row['beyond']}" if row["beyond"] else "")
-        )
+        told = [f"at N = {size:,}, D = {budget:,}"]
+        if row["interval"] is not None:
+            low, high = row["interval"]
+            told = [f"loss {row['loss']:.4f} [{low:.4f}, {high:.4f}] {told[0]}"]
+        if row["new_run_interval"] is not None:
+            least, most = row["new_run_interval"]
+            told.append(f"a new run [{least:.4f}, {most:.4f}]")
+        print(f"{row['family']}: {'; '.join(filter(None, [*told, row['withheld'], row['beyond']]))}")
     _warn(warning for row in rows for warning in row["warnings"])
 
 
@@ -357,14 +368,17 @@ def allocate(
     if as_json:
         print_json(
             {
-                "allocations": [{"family": family, **asdict(split)} for family, split in splits],
+                "allocations": [
+                    {"family": family} | ({"withheld": split} if isinstance(split, str) else asdict(split))
+                    for family, split in splits
+                ],
                 "compute_multipliers": [asdict(multiplier) for multiplier in multipliers],
                 "warnings": warnings,
             }
         )
         return
     for family, split in splits:
-        print(f"{family}: {split.sentence}")
+        print(f"{family}: {split if isinstance(split, str) else split.sentence}")
     for multiplier in multipliers:
         print(multiplier.sentence)
     _warn(warnings)

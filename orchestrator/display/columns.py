@@ -36,7 +36,8 @@ class Columns:
         """The table, a text per line: print it with `soft_wrap`, so that no line is folded or cut.
 
         Within so many characters, where `width` is given: columns that say nothing, then those that are `dispensable`
-        are left out until the table fits, and the last column is cut with `…`.
+        are left out until the table fits, and the last column is cut with `…`. Where that is not enough, so are long
+        headings of numbers, and of the first column, which names the row, the beginning.
         """
         return Group(*self._lines(width))
 
@@ -52,13 +53,23 @@ class Columns:
             last = list(widths)[-1]
             if (excess := _total(widths.values()) - available) > 0 and last in self.left:
                 widths[last] = max(_LEAST, widths[last] - excess)
+            numbers = [name for name in widths if name not in self.left]
+            for name in sorted(numbers, key=len, reverse=True):
+                if (excess := _total(widths.values()) - available) > 0:
+                    column = self.names.index(name)
+                    longest = max((len(row[column][0]) for row in table[1:]), default=0)
+                    widths[name] = max(min(widths[name], max(longest, _LEAST)), widths[name] - excess)
+            first = next(iter(widths))
+            if (excess := _total(widths.values()) - available) > 0:
+                widths[first] = max(_LEAST + 1, widths[first] - excess)
         for row in table:
             line = Text(no_wrap=True)
             for name, (text, style) in zip(self.names, row, strict=True):
                 if name not in widths:
                     continue
                 width = widths[name]
-                text = text if len(text) <= width else text[: width - 1] + "…"
+                if len(text) > width:
+                    text = "…" + text[1 - width :] if name == self.names[0] else text[: width - 1] + "…"
                 line.append((text.ljust(width) if name in self.left else text.rjust(width)) + _GAP, style or None)
             line.rstrip()
             yield line

@@ -59,6 +59,8 @@ class Attempt:
     first: int
     last: int
     device_hours: float
+    begun: bool = True
+    """Whether it said where it starts; one that loads, or was killed while it did, has not."""
 
 
 def account(run: RunDirectory, planned: Mapping[str, Any]) -> Ledger:
@@ -66,10 +68,12 @@ def account(run: RunDirectory, planned: Mapping[str, Any]) -> Ledger:
     per_step_tokens = planned["batch_tokens"]
     per_step_flops = planned["flops"]["exact"] / planned["steps"]
     attempts = attempts_of(run)
-    # Each attempt keeps what lies before the place where the next one starts; the last one keeps all it did.
-    starts = [attempt.first for attempt in attempts[1:]]
+    # Each attempt keeps what lies before the place where the next one starts; the last one that began keeps all it did.
     wasted_steps, wasted_hours = 0, 0.0
-    for attempt, kept_to in zip(attempts, starts, strict=False):
+    for index, attempt in enumerate(attempts):
+        kept_to = next((later.first for later in attempts[index + 1 :] if later.begun), None)
+        if kept_to is None:
+            break
         lost = max(0, attempt.last - max(kept_to, attempt.first))
         executed = attempt.last - attempt.first
         wasted_steps += lost
@@ -114,7 +118,7 @@ def _attempt(run: RunDirectory, number: int, rows: Iterable[Mapping[str, Any]]) 
     if verdict is not None and verdict.step is not None and verdict.state is not State.FAILED:
         steps.append(verdict.step)
     hours = run.attempt_seconds(number) * launch.execution.devices_taken / 3600
-    return Attempt(first, max([first, *steps]), hours)
+    return Attempt(first, max([first, *steps]), hours, begun=number == 1 or bool(own) or bool(steps))
 
 
 def total(ledgers: Iterable[Ledger]) -> Ledger:

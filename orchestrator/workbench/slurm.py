@@ -76,7 +76,8 @@ def hand_over(executor: Executor, plan: "Plan", part: "Plan", console: "Console"
         if taken:
             raise PartlyHandedOverError(f"{error}; {len(taken)} of {len(jobs)} runs are with Slurm") from None
         raise InputError(str(error)) from None
-    console.print(f"{len(handles)} runs are with Slurm; scaling status {plan.name} tells how they stand")
+    if handles:
+        console.print(f"{len(handles)} runs are with Slurm; scaling status {plan.name} tells how they stand")
 
 
 def next_round(executor: Executor, plan: "Plan", console: "Console") -> None:

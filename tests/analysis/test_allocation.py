@@ -97,3 +97,10 @@ def test_a_split_beyond_all_numbers_is_infinite_and_no_error() -> None:
     n, d = AdditiveLaw(E=1.0, A=1e200, B=1.0, alpha=0.3, beta=0.1).compute_optimal(1e20)
     assert n == np.inf
     assert d == 0
+
+
+def test_a_law_without_an_optimum_splits_no_budget(fitted: Fit) -> None:
+    """Whatever the size is, its loss is the same: the fewer parameters, the more tokens, the better."""
+    flat = replace(fitted, law=AdditiveLaw(E=1.7, A=1e-9, B=400.0, alpha=0.001, beta=0.28))
+    with pytest.raises(RefusalError, match=r"no split of 1e\+22 FLOPs is told: its law has no optimum"):
+        allocation.allocate(flat, 1e22)

@@ -151,3 +151,12 @@ def test_rollout_prefers_the_form_that_made_the_data() -> None:
     candidates = regression.compare(frame, forms, regression.LEAST_SQUARES_OF_LOG)
     assert candidates[0].fit.form.name == "additive"
     assert candidates[0].information == min(candidate.information for candidate in candidates)
+
+
+def test_published_parameters_may_be_given_by_name() -> None:
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 4), np.geomspace(1e9, 1e11, 4)))
+    published = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    loss = 1.69 + 406.4 / n**0.34 + 410.7 / d**0.28
+    frame = pl.DataFrame({"parameters": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
+    assert regression.evaluate(frame, FORMS["additive"], published) == pytest.approx(0, abs=1e-12)
+    assert regression.evaluate(frame, FORMS["additive"], published | {"E": 2.0}) > 1e-6

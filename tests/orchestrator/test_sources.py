@@ -81,3 +81,23 @@ def test_several_sources_stand_side_by_side_or_are_pooled(
     question = ("--parameters", "1B", "--tokens", "20B", "--json")
     (said,) = scaling("predict", "even.csv", "odd.csv", *question).json
     assert said["loss"] == pytest.approx(scaling("predict", "both.csv", *question).json[0]["loss"], rel=1e-5)
+
+
+def test_a_fit_reads_a_table_as_the_last_one_did_and_says_so(scaling: Any, tmp_path: Path) -> None:
+    whole = pl.read_csv(Path(__file__).parents[1] / "analysis/saved_fit/runs.csv")
+    table = tmp_path / "theirs.csv"
+    whole.rename({"parameters": "Model Size", "loss": "final"}).write_csv(table)
+    columns = "parameters=Model Size,loss=final"
+    assert "name it with --columns" in scaling("fit", str(table)).err
+    first = scaling("fit", str(table), "--columns", columns, "--form", "additive")
+    again = scaling("fit", str(table), "--form", "additive")
+    assert again.code == 0, again.err
+    said = f"columns are read as the last fit read them: {columns}; --columns says otherwise\n"
+    assert said not in first.out
+    assert again.out.replace(said, "") == first.out
+    # A table that has other columns now is refused with what was remembered, and may be named anew.
+    whole.write_csv(table)
+    refused = scaling("fit", str(table)).err
+    assert "no column 'Model Size'" in refused
+    assert f"{columns}; --columns says otherwise" in refused
+    assert scaling("fit", str(table), "--columns", "loss=loss", "--form", "additive").code == 0

@@ -36,6 +36,28 @@ def test_plan_and_status_show_swept_axes_within_the_width(scaling: Any, write_sw
         assert all(len(line) <= width for line in (heading, *rows))
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_two_swept_axes_fold_no_line_of_a_narrow_terminal(scaling: Any, write_sweep: WriteSweep, width: int) -> None:
+    axes = f"{SWEPT[1]}\n  gradient_clip: [0.5, 1.5]\n  weight_decay: [0.0, 0.1]"
+    made = Sweep.load(write_sweep((SWEPT[0], axes))).plan()
+    made.save()
+    for table in (plan_table(made.document(), width), runs_table(look(made.workspace, "tiny").runs, width)):
+        heading, *rows = printed(table, width)
+        assert all(len(line) <= width for line in (heading, *rows))
+        for row, run in zip(rows, made.runs, strict=True):
+            assert row.split()[0][-9:].removeprefix("…") in run.run_id
+            assert row.split()[0].endswith(run.run_id[-8:])  # by which `scaling logs` finds it
+            point = run.document()["point"]
+            assert row.split()[2:5] == [f"{point[axis]:g}" for axis in axes_of(heading)]
+
+
+def axes_of(heading: str) -> list[str]:
+    """The swept axes that a heading names, whole or cut."""
+    known = ("learning_rate", "gradient_clip", "weight_decay")
+    words = [word.removesuffix("…") for word in heading.split()]
+    return [axis for word in words for axis in known if axis.startswith(word) and len(word) > 4]
+
+
 def test_status_as_json_has_the_point(scaling: Any, write_sweep: WriteSweep) -> None:
     Sweep.load(write_sweep(SWEPT)).plan().save()
     runs = scaling("status", "tiny", "--json").json["runs"]

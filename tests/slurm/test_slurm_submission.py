@@ -12,6 +12,7 @@ from waiting import wait_until
 
 from slurm import commands
 from slurm.batches import batches_of
+from slurm.check import look
 from slurm.commands import NoAccountingError, SlurmError
 from slurm.executor import SlurmExecutor
 from slurm.site import Site, SiteError
@@ -103,7 +104,7 @@ def test_an_option_with_a_line_break_is_refused_before_anything_is_submitted(
 
 
 def test_what_a_sweep_may_not_set_is_refused_with_the_valid_words(workspace: Workspace) -> None:
-    with pytest.raises(SiteError, match=r"resources\.slurm\.setup: no such setting; valid are account"):
+    with pytest.raises(SiteError, match=r"resources\.slurm\.setup: no such setting; valid here: account"):
         Site().for_run({"setup": "rm -rf /"})
     with pytest.raises(SiteError, match="output is set by this program"):
         Site().for_run({"sbatch": {"output": "x"}})
@@ -124,8 +125,39 @@ def test_settings_of_user_workspace_and_run_lie_over_each_other(
 def test_a_misspelt_setting_is_named_with_its_file(workspace: Workspace) -> None:
     workspace.root.mkdir()
     (workspace.root / "config.yaml").write_text("slurm: {partitoin: fast}")
-    with pytest.raises(SiteError, match=r"config\.yaml: slurm\.partitoin: no such setting"):
+    with pytest.raises(SiteError, match=r"config\.yaml: slurm\.partitoin: no such setting; did you mean `partition`\?"):
         Site.load(workspace)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("slurms: {partition: fast}", r"config\.yaml: `slurms` is no key of this file; did you mean `slurm`\?"),
+        ("partition: fast", r"config\.yaml: `partition` is no key of this file; valid here: slurm"),
+        ("slurm: {time: 1 hour}", r"slurm\.time: '1 hour' is no limit of time; write minutes, such as 90"),
+        ("slurm:\n  time: [", r"config\.yaml:2: not valid YAML: expected the node content"),
+    ],
+)
+def test_what_would_be_passed_over_or_refused_by_sbatch_is_refused_first(
+    workspace: Workspace, text: str, said: str
+) -> None:
+    workspace.root.mkdir()
+    (workspace.root / "config.yaml").write_text(text)
+    with pytest.raises(SiteError, match=said):
+        Site.load(workspace)
+
+
+@pytest.mark.parametrize("limit", ["90", 90, "90:30", "1:30:00", "2-12", "2-12:30", "2-12:30:00", "UNLIMITED"])
+def test_a_limit_of_time_is_written_in_every_way_that_sbatch_reads(workspace: Workspace, limit: str | int) -> None:
+    assert Site().for_run({"time": limit}).time == str(limit)
+
+
+@pytest.mark.slow
+def test_a_partition_that_there_is_not_is_missing(cluster: Cluster, workspace: Workspace) -> None:
+    workspace.root.mkdir()
+    (workspace.root / "config.yaml").write_text("slurm: {partition: mainn}")
+    (settings,) = [finding for finding in look(workspace) if finding.what == "settings"]
+    assert (settings.ok, settings.detail) == (False, "partition: there is no `mainn`; did you mean `main`?")
 
 
 @pytest.mark.slow
@@ -291,3 +323,29 @@ def test_runs_whose_jobs_were_cancelled_before_they_began_are_cancelled(
     commands.scancel([handle.job for handle in handles])
     executor.reconcile()
     assert {run.status().state for run in runs} == {State.CANCELLED}
+
+
+@pytest.mark.slow
+def test_what_keeps_a_job_from_its_turn_is_told(nothing_starts: None, cluster: Cluster, workspace: Workspace) -> None:
+    run = make_run(workspace)
+    executor = SlurmExecutor(workspace, "kept")
+    executor.submit([job(run)])
+
+    def told() -> str:
+        executor.reconcile()
+        return run.status().reason
+
+    wait_until(lambda: told().startswith("waiting for Slurm: Partition"))
+    assert run.status().state is State.QUEUED
+    executor.cancel(executor.adopt([run]))
+
+
+def test_mistakes_in_the_settings_are_told_where_there_is_no_slurm(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(workspace.root))
+    workspace.root.mkdir()
+    (workspace.root / "config.yaml").write_text("slurm: {partitoin: fast}")
+    told = {finding.what: finding for finding in look(workspace)}
+    assert (told["commands"].ok, told["settings"].ok) == (False, False)
+    assert "did you mean `partition`?" in told["settings"].detail

@@ -130,9 +130,11 @@ function answer() {
     const bounds = (values) => {  // of the draws, apart by what other forms say, widened by the rollout
       const sorted = [...values].sort((one, other) => one - other);
       const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
-      const ends = [at(0.025) + Math.min(0, ...apart), at(0.975) + Math.max(0, ...apart)];
-      return ends.map((end) => (center * (end / center) ** family.widening).toFixed(4)).join(", ");
+      const ends = [Math.max(0, at(0.025) + Math.min(0, ...apart)), at(0.975) + Math.max(0, ...apart)];
+      return ends.map((end) => center * (end / center) ** family.widening);
     };
+    const isBounded = ([low, high]) => Number.isFinite(low) && high <= family.most;
+    const written = (ends) => `[${ends.map((end) => end.toFixed(4)).join(", ")}]`;
     // Where the scatter falls with compute, it falls no further beyond the dearest run.
     const flops = family.per_token * n * d;
     const logC = Math.log(flops) - family.meanLogC, seen = Math.min(logC, Math.log(family.ranges.C[1]) - family.meanLogC);
@@ -142,11 +144,14 @@ function answer() {
     }));
     const beyond = Object.entries({ N: n, D: d, C: flops }).flatMap(([letter, value]) => {
       const [least, most] = family.ranges[letter];
-      if (value > 1.001 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
-      return value < least / 1.001 ? [`${letter} ${+(value / least).toPrecision(3)} times the smallest`] : [];
+      if (value > 1.005 * most) return [`${letter} ${+(value / most).toPrecision(3)} times the largest`];
+      return value < least / 1.005 ? [`${letter} ${+(value / least).toPrecision(3)} times the smallest`] : [];
     }).join(", ");
     const far = beyond && `; ${beyond} of its runs`;
-    const said = `${family.name}: loss ${center.toFixed(4)} [${bounds(drawn)}]; a new run [${run}]${far}`;
+    const law = bounds(drawn), unbounded = "is not told: its interval is unbounded";
+    const ofRun = isBounded(run) ? `a new run ${written(run)}` : `what a new run would show ${unbounded}`;
+    const told = isBounded(law) ? `loss ${center.toFixed(4)} ${written(law)}; ${ofRun}` : `the loss ${unbounded}`;
+    const said = `${family.name}: ${told}${far}`;
     answers.append(Object.assign(document.createElement("p"), { textContent: said }));
   }
 }

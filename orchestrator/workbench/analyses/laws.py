@@ -24,6 +24,7 @@ from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
 from analysis.findings import RefusalError
+from analysis.fitting.bootstrap import is_bounded
 from analysis.fitting.fit import Fit
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
+_PROPOSED = {"model", "size", "seed", "tokens", "tokens_per_parameter", "flops", "steps"}
+"""Axes that a proposed run states, or that follow from what it states."""
 
 
 @contextmanager
@@ -117,7 +120,8 @@ def fit(
     source = open_source(typed, columns, wishes)
     found = documents(source.fits, source.question)
     told = [document | _noise(source, one) for document, one in zip(found, source.fits, strict=True)]
-    return told, source.notes, source.folder
+    remembered = [source.remembered] if source.remembered else []
+    return told, [*remembered, *source.notes], source.folder
 
 
 def _noise(source: Source, fitted: Fit) -> dict[str, Any]:
@@ -183,12 +187,23 @@ def design(
         for one, cost in zip(source.fits, costs, strict=True)
     ]
     if fragment is not None:
-        pairs = zip(found, source.fits, strict=True)
-        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted) for one, fitted in pairs))
+        pairs, swept = zip(found, source.fits, strict=True), _further_axes(source)
+        fragment.write_text("\n".join(designs.sweep_fragment(one, fitted, swept) for one, fitted in pairs))
     return [
         asdict(one) | {"unit": unit, "warnings": _warnings([fitted])}
         for one, fitted in zip(found, source.fits, strict=True)
     ]
+
+
+def _further_axes(source: Source) -> dict[str, dict[str, Any]]:
+    """Of a sweep's runs, by id, the axes that have several values and that a proposal says nothing of."""
+    points = {run["run_id"]: run.get("point", {}) for run in source.plan["runs"]} if source.plan is not None else {}
+    values: dict[str, set[str]] = {}
+    for point in points.values():
+        for axis, value in point.items():
+            values.setdefault(axis, set()).add(repr(value))
+    further = {axis for axis, seen in values.items() if len(seen) > 1} - _PROPOSED
+    return {run: {axis: value for axis, value in point.items() if axis in further} for run, point in points.items()}
 
 
 @refusals_in_a_line()
@@ -231,32 +246,58 @@ def report(typed: Sequence[str], columns: Mapping[str, str], references: Sequenc
 def predict(
     typed: Sequence[str], columns: Mapping[str, str], parameters: int, tokens: int, unique_tokens: int | None = None
 ) -> list[dict[str, Any]]:
-    """The loss of a model of N parameters trained on D tokens, a document per family."""
+    """The loss of a model of N parameters trained on D tokens, a document per family.
+
+    Where an interval is unbounded it is None, and so is the loss where its own is; `withheld` says what is not told.
+    """
     rows = []
     for fitted in open_source(typed, columns).fits:
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
+        told, told_of_run = (_bounded(fitted, bounds) for bounds in (interval, run))
+        withheld = "" if told_of_run else "what a new run would show" if told else "the loss"
         asked = at | {"flops": float(fitted.flops_per_token(parameters)) * tokens}
         rows.append(
-            {"family": fitted.family, **at, "loss": loss, "interval": interval, "new_run_interval": run}
+            {"family": fitted.family, **at, "loss": loss if told else None, "interval": told}
+            | {"new_run_interval": told_of_run if told else None}
+            | {"withheld": f"{withheld} is not told: its interval is unbounded" if withheld else ""}
             | {"form": fitted.form.name, "extrapolation": fitted.extrapolation(asked), "beyond": fitted.beyond(asked)}
             | {"warnings": _warnings([fitted])}
         )
     return rows
 
 
+def _bounded(fitted: Fit, bounds: list[float]) -> list[float] | None:
+    """An interval of a loss; None where it is unbounded."""
+    low, high = bounds
+    return bounds if is_bounded(low, high, fitted.used["loss"].to_numpy()) else None
+
+
 @refusals_in_a_line()
 def allocate(
     typed: Sequence[str], columns: Mapping[str, str], flops: float, inference_tokens: float
-) -> tuple[list[tuple[str, allocation.Allocation]], list[allocation.ComputeMultiplier], list[str]]:
+) -> tuple[list[tuple[str, allocation.Allocation | str]], list[allocation.ComputeMultiplier], list[str]]:
     """The best split of a budget for each family, how much compute the first one needs for the others' loss, and what
     the fits warn of.
+
+    A family whose law has no optimum has the reason in the place of a split, and is compared with none.
     """
     fits = open_source(typed, columns).fits
-    splits = [(one.family, allocation.allocate_runs(one, flops, inference_tokens=inference_tokens)) for one in fits]
-    multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in fits[1:]]
+    splits = [(one.family, _split(one, flops, inference_tokens)) for one in fits]
+    known = [not isinstance(split, str) for _, split in splits]
+    others = [other for other, is_known in zip(fits[1:], known[1:], strict=True) if is_known and known[0]]
+    multipliers = [allocation.compute_multiplier(fits[0], other, flops) for other in others]
     return splits, multipliers, _warnings(fits)
+
+
+def _split(fitted: Fit, flops: float, inference_tokens: float) -> allocation.Allocation | str:
+    try:
+        return allocation.allocate_runs(fitted, flops, inference_tokens=inference_tokens)
+    except RefusalError as refusal:
+        if refusal.code != "no-optimum":
+            raise
+        return str(refusal)
 
 
 def _warnings(fits: Sequence[Fit]) -> list[str]:
