@@ -1,5 +1,5 @@
 # quickstart: fresh machine -> environment -> sweep -> law -> plot.
-# test: every claim that can be checked without a GPU, in minutes.   test-slow: what takes longer.   test-all: both.   fuzz: many examples.
+# test: every claim that can be checked without a GPU, in minutes.   test-slow: what takes longer.   fuzz: many examples.
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
@@ -12,7 +12,7 @@ SLOW = $(sort $(shell grep -rl --include='test_*.py' 'mark\.slow' tests))
 # The tests start hundreds of processes, each of which compiles every module anew where an image forbids keeping bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-slow test-all fuzz lint parity clean
+.PHONY: quickstart test test-slow fuzz lint parity clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,11 +40,6 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial and slow" $(SLOW)
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "serial and slow" $(filter $(SLOW),$(SERIAL))
-
-# As one, which imports every file and starts every cluster once.
-test-all: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not serial"
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m serial $(SERIAL)
 
 # What it finds becomes a fixed example of its property, which `make test` then tries.
 FUZZ ?= 50
