@@ -17,6 +17,7 @@ from scipy import special
 from analysis.decisions import next_run
 from analysis.findings import RefusalError
 from analysis.fitting import choice
+from analysis.fitting.bootstrap import is_bounded
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
 from analysis.laws.additive import Array
@@ -86,7 +87,7 @@ def predicted(fitted: Fit, target: tuple[float, float]) -> dict[str, Any]:
     n, d = target
     about = {"parameters": n, "tokens": d, "loss": float(fitted.predict(n, d)[0])}
     low, high = (float(bound) for bound in fitted.predict_run(n, d))
-    if not math.isfinite(low + high):
+    if not is_bounded(low, high, fitted.used["loss"].to_numpy()):
         return {**about, "interval": None, "half_width": None}
     return {**about, "interval": [low, high], "half_width": (high - low) / 2 / about["loss"]}
 
@@ -134,14 +135,16 @@ def pick(
     first: int,
     seed: int,
     spent: float | None = None,
+    *,
+    least: float = next_run.WORTH,
 ) -> Pick | Nothing:
     """The candidate to buy of one family.
 
     Frames have `parameters`, `tokens` and `flops`, and those seen `loss`; `costs` are of the candidates, in the unit of
-    what is `left`. Until `first` runs are seen or trained, the cheapest of each of the smaller half of the
-    sizes in turn; then the one of most worth per cost. Where it is said what those known have `spent`, a run that costs
-    c is bought only if it takes c / (spent + c) off the targets' variance: so much would repeats of all of them for as
-    much, as the variance of a mean goes with one over its measurements.
+    what is `left`. Until `first` runs are seen or trained, the cheapest of each size in turn; then the one of most worth
+    per cost. Where it is said what those known have `spent`, a run that costs c is bought only if it takes
+    c / (spent + c) off the targets' variance: so much would repeats of all of them for as much, as the variance of a
+    mean goes with one over its measurements. One that promises less than `least` is not bought either way.
     """
     if not candidates.height:
         return Nothing("pool")
@@ -153,21 +156,16 @@ def pick(
         return Nothing("wait")
     at = _with_flops(targets, pl.concat([seen, training, candidates], how="diagonal"))
     knowledge = next_run.learn(seen, chosen, seed=seed)
-    least = next_run.WORTH if spent is None else np.maximum(next_run.WORTH, costs / (spent + costs))
-    row = next_run.choose(knowledge, candidates, at, costs, left, training, power=1.0, least=least)
+    needed = least if spent is None else np.maximum(least, costs / (spent + costs))
+    row = next_run.choose(knowledge, candidates, at, costs, left, training, power=1.0, least=needed)
     if row is None:
         return Nothing("worth")
     return Pick(row, "worth", float(knowledge.worth(candidates[[row]], at, training)[0]))
 
 
 def _first(known: pl.DataFrame, candidates: pl.DataFrame, costs: Array, left: float) -> int:
-    sizes = sorted({*known["parameters"].to_list(), *candidates["parameters"].to_list()})
-    smaller = sizes[: max(2, math.ceil(len(sizes) / 2))]
     times = [known.filter(pl.col("parameters") == size).height for size in candidates["parameters"]]
-    ranks = [
-        (cost > left, size not in smaller, count, cost)
-        for cost, size, count in zip(costs.tolist(), candidates["parameters"], times, strict=True)
-    ]
+    ranks = [(cost > left, count, cost) for cost, count in zip(costs.tolist(), times, strict=True)]
     return min(range(len(ranks)), key=ranks.__getitem__)
 
 

@@ -253,8 +253,8 @@ class Buyer:
 
     def _spent(self, family: str) -> float | None:
         """What the family's runs have cost, those trained before as if alone; None where it is said how narrow
-        intervals are to be, whatever that costs."""
-        if self.design.until is not None:
+        intervals are to be, or how much may be spent."""
+        if self.design.until is not None or self.design.budget is not None:
             return None
         bought = sum(row["cost"][self._unit] for row in self._bought if row["family"] == family)
         found = [self.laws.runs[run_id] for run_id in self._found if self.laws.family(run_id) == family]

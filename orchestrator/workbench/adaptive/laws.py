@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from analysis.data import quality, runs
-from analysis.decisions import pool
+from analysis.decisions import next_run, pool
 from analysis.fitting.fit import Fit
 from orchestrator.planning.plan import Plan, RunPlan
 from sweeps.design import Design
@@ -92,6 +92,7 @@ class Laws:
             max(self.design.first or size + 2, size + 1),
             self.design.seed + 1000 * rows.height + len(training),
             spent,
+            least=0.0 if self.design.until is None and self.design.budget is not None else next_run.WORTH,
         )
 
     def _law(self, family: str, seen: Sequence[str]) -> Fit | None:
