@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from kernels.cpu.functions import FAST
+from kernels.cpu.functions import FAST, ZERO
 
 ROWS = 4
 """Rows of a tile; of one with few columns, twice as many."""
@@ -113,3 +113,19 @@ def add_product(out, stride, rows, columns, x, x_row, x_step, steps, matrix, nex
         done = _four(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
         done = _two(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
         _one(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
+
+
+@njit(error_model="numpy", fastmath=FAST)
+def clear(out, stride, rows, columns):
+    """Zeros in `rows` rows, `stride` numbers apart."""
+    for r in range(rows):
+        for c in range(columns):
+            out[r * stride + c] = ZERO
+
+
+@njit(error_model="numpy", fastmath=FAST)
+def turn(out, stride, x, next_, rows, columns):
+    """out[c][r] = x[r][c]; rows of x begin `next_` numbers apart, those of the result `stride`."""
+    for c in range(columns):
+        for r in range(rows):
+            out[c * stride + r] = x[r * next_ + c]
