@@ -96,7 +96,11 @@ def parse(text: str, file: str) -> Document:
         node = yaml.compose(io.StringIO(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
+        began = error.context_mark.line + 1 if error.context_mark and error.context else None
+        within = (
+            f"{error.context} (from line {began} on)" if began and mark and began != mark.line + 1 else error.context
+        )
+        what = " ".join(part for part in (within, error.problem) if part)
         raise SweepError([Problem(file, mark.line + 1 if mark else 1, f"not valid YAML: {what}")]) from None
     except (YAMLError, ValueError) as error:
         raise SweepError([Problem(file, 1, f"not valid YAML: {str(error).splitlines()[0]}")]) from None

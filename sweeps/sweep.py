@@ -107,7 +107,7 @@ def _laid_over(document: Document, path: Path, extended_by: tuple[Path, ...]) ->
         base_path = beside if beside.is_file() else find(base)
     except (SweepError, ValueError) as error:
         what = error.problems[0].message if isinstance(error, SweepError) else str(error)
-        raise SweepError([document.problem(("extends",), what)]) from None
+        raise SweepError([document.problem(("extends",), f"`extends: {base}`: {what}")]) from None
     here = path.resolve()
     if base_path.resolve() in (*extended_by, here):
         raise SweepError([document.problem(("extends",), f"`{base}` extends itself")])

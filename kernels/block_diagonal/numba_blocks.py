@@ -27,6 +27,48 @@ def multiply(y, x, w, blocks, adding):
 
 
 @inlined
+def split(parts, x, blocks):
+    """A token's channels, four of each block, as four planes."""
+    n = blocks
+    for b in range(blocks):
+        x0, x1, x2, x3 = x[4 * b], x[4 * b + 1], x[4 * b + 2], x[4 * b + 3]
+        parts[b], parts[n + b], parts[2 * n + b], parts[3 * n + b] = x0, x1, x2, x3
+
+
+@inlined
+def join(x, parts, blocks):
+    """Four planes as a token's channels."""
+    n = blocks
+    for b in range(blocks):
+        x[4 * b], x[4 * b + 1], x[4 * b + 2], x[4 * b + 3] = parts[b], parts[n + b], parts[2 * n + b], parts[3 * n + b]
+
+
+@inlined
+def multiply_planes_transposed(x, y, w, blocks):
+    """x[i, n] += sum_o w[o, i, n] y[o, n] for one token, in planes."""
+    n = blocks
+    for i in range(CPU_WIDTH):
+        for b in range(blocks):
+            x[i * n + b] += (
+                w[i * n + b] * y[b]
+                + w[(4 + i) * n + b] * y[n + b]
+                + w[(8 + i) * n + b] * y[2 * n + b]
+                + w[(12 + i) * n + b] * y[3 * n + b]
+            )
+
+
+@inlined
+def add_weight_gradient_of_planes(grad_w, grad_y, x, blocks):
+    """grad_w[o, i, n] += grad_y[o, n] x[i, n] for one token, in planes."""
+    n = blocks
+    for out in range(CPU_WIDTH):
+        for i in range(CPU_WIDTH):
+            at = (4 * out + i) * n
+            for b in range(blocks):
+                grad_w[at + b] += grad_y[out * n + b] * x[i * n + b]
+
+
+@inlined
 def multiply_transposed(x, y, w, blocks, adding):
     """x[n, i] (+)= sum_o w[o, i, n] y[n, o] for one token."""
     n = blocks

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from kernels.cpu import Kernel
 from kernels.cpu.table import Doubles, Flags, Integers, Rows
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -44,6 +45,11 @@ def _pointer(typing: Any, view: Any, offset: Any) -> Any:
 
 def inlined(function: Any) -> Any:
     return njit(function, error_model="numpy", fastmath=FAST, inline="always")
+
+
+def called(kernel: Kernel) -> Any:
+    """A kernel's body as a function, for another kernel to call on pieces that it chooses."""
+    return njit(kernel.body, error_model="numpy", fastmath=FAST)
 
 
 @inlined

@@ -14,14 +14,14 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from kernels.cpu.functions import FAST, f32
+from kernels.cpu.functions import FAST, ZERO
 
 ROWS = 4
-"""Rows of a tile."""
+"""Rows of a tile; of one with few columns, twice as many."""
 COLUMNS = 32 if "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2] else 16
 """Columns of a tile: with ROWS, eight vector registers, which is enough not to wait for a sum."""
 NARROW = 8
-"""Columns of the tiles that take what wide ones leave."""
+"""Few columns: what tiles of this width, and of 4, 2 and 1, take of what wide ones leave."""
 
 FLAGS = tuple(sorted(FAST))
 
@@ -68,10 +68,6 @@ def _tile(num_rows: int, num_columns: int) -> Callable[..., None]:
     return tile
 
 
-_wide, _narrow = _tile(ROWS, COLUMNS), _tile(ROWS, NARROW)
-_wide_row, _narrow_row = _tile(1, COLUMNS), _tile(1, NARROW)
-
-
 @intrinsic
 def after(typing: Any, pointer: Any, offset: Any) -> Any:
     """The pointer that lies `offset` numbers after another."""
@@ -82,30 +78,54 @@ def after(typing: Any, pointer: Any, offset: Any) -> Any:
     return pointer(pointer, types.int64), generate
 
 
+def _columns(num: int) -> Callable[..., int]:
+    """A function that adds to columns from `begin` on, `num` at once, and says where it left off."""
+    num_rows = ROWS if num > NARROW else 2 * ROWS
+    tile, single = _tile(num_rows, num), _tile(1, num)
+
+    def columns(out, stride, rows, begin, end, x, x_row, x_step, steps, matrix, next_):
+        whole = rows - rows % num_rows
+        for c in range(begin, end - num + 1, num):
+            into, part = after(out, c), after(matrix, c)
+            for r in range(0, whole, num_rows):
+                tile(after(into, r * stride), stride, after(x, r * x_row), x_row, x_step, steps, part, next_)
+            for r in range(whole, rows):
+                single(after(into, r * stride), stride, after(x, r * x_row), x_row, x_step, steps, part, next_)
+        return end - (end - begin) % num
+
+    return njit(columns, error_model="numpy", fastmath=FAST)
+
+
+_wide, _half, _narrow = _columns(COLUMNS), _columns(COLUMNS // 2), _columns(NARROW)
+_four, _two, _one = _columns(4), _columns(2), _columns(1)
+
+
 @njit(error_model="numpy", fastmath=FAST)
 def add_product(out, stride, rows, columns, x, x_row, x_step, steps, matrix, next_):
     """out[r][c] += sum over j < steps of x[r, j] * matrix[j][c], for `rows` and `columns` of the result.
 
     Rows of the result begin `stride` numbers apart, those of the matrix `next_`; x[r, j] at x_row * r + x_step * j.
     """
-    for r in range(0, rows - ROWS + 1, ROWS):
-        into, by, done = after(out, r * stride), after(x, r * x_row), 0
-        for c in range(0, columns - COLUMNS + 1, COLUMNS):
-            _wide(after(into, c), stride, by, x_row, x_step, steps, after(matrix, c), next_)
-            done = c + COLUMNS
-        for c in range(done, columns - NARROW + 1, NARROW):
-            _narrow(after(into, c), stride, by, x_row, x_step, steps, after(matrix, c), next_)
-            done = c + NARROW
-    whole = rows - rows % ROWS
-    for r in range(whole, rows):
-        into, by = after(out, r * stride), after(x, r * x_row)
-        for c in range(0, columns - COLUMNS + 1, COLUMNS):
-            _wide_row(after(into, c), stride, by, x_row, x_step, steps, after(matrix, c), next_)
-        for c in range(columns - columns % COLUMNS, columns - NARROW + 1, NARROW):
-            _narrow_row(after(into, c), stride, by, x_row, x_step, steps, after(matrix, c), next_)
-    for c in range(columns - columns % NARROW, columns):
+    done = _wide(out, stride, rows, 0, columns, x, x_row, x_step, steps, matrix, next_)
+    done = _half(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
+    done = _narrow(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
+    if done < columns:
+        done = _four(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
+        done = _two(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
+        _one(out, stride, rows, done, columns, x, x_row, x_step, steps, matrix, next_)
+
+
+@njit(error_model="numpy", fastmath=FAST)
+def clear(out, stride, rows, columns):
+    """Zeros in `rows` rows, `stride` numbers apart."""
+    for r in range(rows):
+        for c in range(columns):
+            out[r * stride + c] = ZERO
+
+
+@njit(error_model="numpy", fastmath=FAST)
+def turn(out, stride, x, next_, rows, columns):
+    """out[c][r] = x[r][c]; rows of x begin `next_` numbers apart, those of the result `stride`."""
+    for c in range(columns):
         for r in range(rows):
-            total = f32(0.0)
-            for j in range(steps):
-                total += x[r * x_row + j * x_step] * matrix[j * next_ + c]
-            out[r * stride + c] += total
+            out[c * stride + r] = x[r * next_ + c]

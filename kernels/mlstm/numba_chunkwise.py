@@ -10,8 +10,10 @@ from torch import Tensor
 
 from kernels.cpu import Kernel, empty_rows_like, rows, run
 from kernels.cpu.table import Argument
+from kernels.mlstm import numba_heads
 from kernels.mlstm import numba_passes as passes
 from kernels.mlstm import numba_passes_back as passes_back
+from kernels.mlstm.numba_heads import copied
 from kernels.mlstm.numba_passes import KEYS_AT_ONCE
 from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
 
@@ -94,18 +96,15 @@ def forward(
     inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.forward`."""
+    if numba_heads.fits(inputs.q, inputs.v):
+        return numba_heads.forward(inputs, state, resets, options, save_states)
     q, v = inputs.q, inputs.v
     C, n, m = (None, None, None) if state is None else state
     spans = _Spans(inputs, m, resets, options)
     shape = (spans.rows, spans.key_dim, spans.value_dim)
     slots = spans.chunks if save_states else spans.spans[0][1]
     states_C, states_n = q.new_empty(slots, *shape), q.new_empty(slots, *shape[:2])
-    final_C = q.new_zeros(shape) if C is None else C.reshape(shape).float().clone(memory_format=torch.contiguous_format)
-    final_n = (
-        q.new_zeros(shape[:2])
-        if n is None
-        else n.reshape(shape[:2]).float().clone(memory_format=torch.contiguous_format)
-    )
+    final_C, final_n = copied(C, q, shape), copied(n, q, shape[:2])
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
     s = q.new_empty(spans.rows, spans.time if options.normalize else 0)
     for span in spans.spans:
@@ -145,16 +144,13 @@ def backward(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.backward`."""
+    if numba_heads.fits(inputs.q, inputs.v):
+        return numba_heads.backward(grad_h, grad_C, grad_n, inputs, m, resets, saved, options)
     q, k, v, i, f = inputs
     h, states_C, states_n, s = saved
     spans = _Spans(inputs, m, resets, options)
     shape = (spans.rows, spans.key_dim, spans.value_dim)
-    dC = q.new_zeros(shape) if grad_C is None else grad_C.reshape(shape).clone(memory_format=torch.contiguous_format)
-    dn = (
-        q.new_zeros(shape[:2])
-        if grad_n is None
-        else grad_n.reshape(shape[:2]).clone(memory_format=torch.contiguous_format)
-    )
+    dC, dn = copied(grad_C, q, shape), copied(grad_n, q, shape[:2])
     # As the inputs lie, so that none is copied on its way through the block.
     grads = [empty_rows_like(x) for x in (q, k, v)]
     grad_i, grad_f = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (i, f))

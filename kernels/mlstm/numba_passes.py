@@ -7,7 +7,7 @@ into a multiple of 1/16 and a remainder, as there.
 # mypy: disable-error-code="no-untyped-def"
 
 from kernels.cpu import kernel
-from kernels.cpu.functions import ZERO, exp, exp_of_double, f32, given, log1p, row, split
+from kernels.cpu.functions import ZERO, exp, exp_of_double, f32, given, inlined, log1p, row, split
 from kernels.cpu.table import Doubles, Flags, Integers, Rows
 
 KEYS_AT_ONCE = 16
@@ -80,11 +80,22 @@ def gates(
             row(carries, r)[start // chunk] = exp_of_double(end + before - now) if begin < 0 else ZERO
 
 
+@inlined
+def copy(out, x, width, known):
+    """x, or zeros where it is not known."""
+    if known:
+        for d in range(width):
+            out[d] = x[d]
+    else:
+        for d in range(width):
+            out[d] = ZERO
+
+
 @kernel
 def operands(
     first, last, heads: int, time: int, chunk: int, num_rows: int, first_chunk: int, key_dim: int, value_dim: int,
-    gate_weights: Rows, qs: Rows, ks: Rows, vs: Rows, q_copies: Rows, v_copies: Rows, q_reads: Rows, k_fines: Rows,
-    k_writes: Rows, n_written: Rows,
+    gate_weights: Rows, qs: Rows, ks: Rows, vs: Rows, q_copies: Rows | None, v_copies: Rows | None, q_reads: Rows,
+    k_fines: Rows, k_writes: Rows, n_written: Rows,
 ):  # fmt: skip
     """The operands of products, (chunks, batch * heads, chunk, dim), from queries, keys and values as they are given.
 
@@ -101,24 +112,21 @@ def operands(
             written[d] = ZERO
         for at in range(chunk):
             t = start + at
-            q_copy, q_read = row(q_copies, c, r, at), row(q_reads, c, r, at)
-            k_fine, k_write = row(k_fines, c, r, at), row(k_writes, c, r, at)
-            v_copy = row(v_copies, c, r, at)
+            q_read, k_fine, k_write = row(q_reads, c, r, at), row(k_fines, c, r, at), row(k_writes, c, r, at)
             if t < time:
                 q, k = row(qs, r // heads, r % heads, t), row(ks, r // heads, r % heads, t)
-                v = row(vs, r // heads, r % heads, t)
                 by_read, by_fine, by_write = read[t], fine[t], write[t]
                 for d in range(key_dim):
-                    q_copy[d], q_read[d] = q[d], q[d] * by_read
+                    q_read[d] = q[d] * by_read
                     k_fine[d], k_write[d] = k[d] * by_fine, k[d] * by_write
                     written[d] += k[d] * by_write
-                for d in range(value_dim):
-                    v_copy[d] = v[d]
             else:
                 for d in range(key_dim):
-                    q_copy[d], q_read[d], k_fine[d], k_write[d] = ZERO, ZERO, ZERO, ZERO
-                for d in range(value_dim):
-                    v_copy[d] = ZERO
+                    q_read[d], k_fine[d], k_write[d] = ZERO, ZERO, ZERO
+            if given(q_copies):
+                copy(row(q_copies, c, r, at), row(qs, r // heads, r % heads, t), key_dim, t < time)
+            if given(v_copies):
+                copy(row(v_copies, c, r, at), row(vs, r // heads, r % heads, t), value_dim, t < time)
 
 
 @kernel

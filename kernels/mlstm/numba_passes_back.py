@@ -127,15 +127,6 @@ def states_back(
             row(carrying, piece % slices, r)[place] = total * carry
 
 
-(
-    D_Q, D_K, D_V, D_READ, D_WRITE, READS, WRITES, N_AFTER_GRAD, N_SEEN, D_S,
-    TO_Q, TO_K, TO_V, READING, WRITING, TO_LOG_I,
-) = range(8, 24)  # fmt: skip
-"""Of the operands' gradients: those of queries, fine keys and values from the pairs, (chunks, batch * heads, chunk,
-dim), those of `Q_READ` and `K_WRITE`, and these; `TO_…` (batch, heads, time, dim); the last three (batch * heads,
-time)."""
-
-
 @kernel
 def operands_back(
     first, last, heads: int, time: int, chunk: int, num_rows: int, first_chunk: int, key_dim: int, value_dim: int,

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from kernels.block_diagonal import CPU_WIDTH
-from kernels.block_diagonal.numba_blocks import add_weight_gradient, by_block, multiply, multiply_transposed, planes
+from kernels.block_diagonal.numba_blocks import (
+    add_weight_gradient_of_planes,
+    by_block,
+    join,
+    multiply,
+    multiply_planes_transposed,
+    planes,
+    split,
+)
 from kernels.cpu import PIECES, by_row, kernel, run
-from kernels.cpu.functions import add_rows, row
+from kernels.cpu.functions import ZERO, add_rows, row
 from kernels.cpu.table import Rows
 
 
@@ -37,8 +45,8 @@ def _backward(
 ):  # fmt: skip
     """As `_forward`; `gates` (gates, 3 * channels), `grad_gates` (tokens, gates).
 
-    `grad_weights` (pieces, 3, out * in, blocks); `total` (pieces, 3, channels): the gradient of a token's queries, keys
-    and values.
+    `grad_weights` (pieces, 3, out * in, blocks); `total` (pieces, 10, channels): the gradient of a token's queries,
+    keys and values; these, the inputs and their gradients in planes (`numba_blocks.split`).
     """
     channels = CPU_WIDTH * blocks
     for piece in range(first, last):
@@ -48,14 +56,21 @@ def _backward(
             for d in range(channels):
                 q[d], k[d], v[d] = grad_q[d], grad_k[d], grad_v[d]
             add_rows(q, 3 * channels, row(grad_gates, token), 0, num_gates, row(gates), 3 * channels)
-            convolved, inner = row(convolved_rows, token), row(inner_rows, token)
-            to_convolved = row(grad_convolved, token)
-            multiply_transposed(to_convolved, q, row(weights, 0), blocks, False)
-            multiply_transposed(to_convolved, k, row(weights, 1), blocks, True)
-            multiply_transposed(row(grad_inner, token), v, row(weights, 2), blocks, False)
-            add_weight_gradient(row(grad_weights, piece, 0), q, convolved, blocks)
-            add_weight_gradient(row(grad_weights, piece, 1), k, convolved, blocks)
-            add_weight_gradient(row(grad_weights, piece, 2), v, inner, blocks)
+            convolved, inner = row(total, piece, 6), row(total, piece, 7)
+            to_convolved, to_inner = row(total, piece, 8), row(total, piece, 9)
+            split(convolved, row(convolved_rows, token), blocks)
+            split(inner, row(inner_rows, token), blocks)
+            for d in range(channels):
+                to_convolved[d], to_inner[d] = ZERO, ZERO
+            for part in range(3):
+                grad, x, to_x = row(total, piece, 3 + part), convolved, to_convolved
+                if part == 2:
+                    x, to_x = inner, to_inner
+                split(grad, row(total, piece, part), blocks)
+                multiply_planes_transposed(to_x, grad, row(weights, part), blocks)
+                add_weight_gradient_of_planes(row(grad_weights, piece, part), grad, x, blocks)
+            join(row(grad_convolved, token), to_convolved, blocks)
+            join(row(grad_inner, token), to_inner, blocks)
 
 
 def forward(
@@ -88,7 +103,7 @@ def backward(
         inner_rows=by_row(inner), weights=torch.stack([planes(t) for t in weights]), num_gates=gates.shape[0],
         gates=gates.contiguous(), grad_gates=of_gates, grad_qs=grad_q, grad_ks=grad_k, grad_vs=grad_v,
         grad_convolved=by_row(grad_convolved), grad_inner=by_row(grad_inner), grad_weights=parts,
-        total=gates.new_empty(PIECES, 3, CPU_WIDTH * blocks),
+        total=gates.new_empty(PIECES, 10, CPU_WIDTH * blocks),
     )  # fmt: skip
     query, key, value = (by_block(part) for part in parts.sum(0))
     grad_gates = torch.cat([of_gates.t() @ by_row(t) for t in outputs], dim=1)

@@ -1,5 +1,7 @@
 """The fast forms of mLSTM and sLSTM against the float64 recurrence: outputs, final states and every gradient."""
 
+from unittest import mock
+
 import pytest
 import torch
 from examples import examples
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.mlstm import MLSTMState, mlstm, numba_chunkwise
+from kernels.mlstm import MLSTMState, mlstm, numba_chunkwise, numba_heads
 from kernels.slstm import SLSTMState, slstm
 
 FLOAT32_BOUND = 1e-5
@@ -87,14 +89,16 @@ def test_chunkwise_mlstm_is_the_recurrence(
     expected = run(mlstm, tensors, state, "reference", torch.float64, **options)
     exact = run(mlstm, tensors, state, "torch", torch.float64, chunk_size=chunk_size, **options)
     single = run(mlstm, tensors, state, "torch", torch.float32, chunk_size=chunk_size, **options)
-    compiled = run(mlstm, tensors, state, "numba", torch.float32, chunk_size=chunk_size, **options)
+    by_way = []
+    for way in (False, True):  # spans of chunks, and heads by themselves
+        with mock.patch.object(numba_heads, "fits", lambda *_, way=way: way):
+            by_way.append(run(mlstm, tensors, state, "numba", torch.float32, chunk_size=chunk_size, **options))
     plain = run(mlstm, tensors, state, "reference", torch.float32, **options)
-    for a, b, c, d, e in zip(expected, exact, single, compiled, plain, strict=True):
+    for a, b, c, *compiled, e in zip(expected, exact, single, *by_way, plain, strict=True):
         assert relative_error(b, a) < 1e-10
         # Drawn signs may cancel in the denominator; then the recurrence itself loses digits.
         bound = max(FLOAT32_BOUND, 4 * relative_error(e, a))
-        assert relative_error(c, a) < bound
-        assert relative_error(d, a) < bound
+        assert all(relative_error(d, a) < bound for d in (c, *compiled))
 
 
 def test_spans_of_one_chunk_equal_one_span(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +107,24 @@ def test_spans_of_one_chunk_equal_one_span(monkeypatch: pytest.MonkeyPatch) -> N
     whole = run(mlstm, tensors, state, "numba", torch.float32, **options)
     monkeypatch.setattr(numba_chunkwise, "SPAN_ELEMENTS", 1)
     for a, b in zip(run(mlstm, tensors, state, "numba", torch.float32, **options), whole, strict=True):
+        assert relative_error(a, b) < FLOAT32_BOUND
+
+
+@pytest.mark.parametrize(("heads", "dims"), [(16, (8, 12)), (16, (37, 130)), (3, (8, 12))])
+def test_many_small_heads_are_taken_one_by_one(heads: int, dims: tuple[int, int]) -> None:
+    tensors, state = mlstm_problem(1, heads, 70, *dims)
+    with mock.patch.object(numba_heads, "run", wraps=numba_heads.run) as kernel:
+        run(mlstm, tensors, state, "numba", torch.float32)
+    assert kernel.call_count == (2 if heads >= numba_heads.FEWEST and max(dims) <= numba_heads.WIDEST else 0)
+
+
+@pytest.mark.parametrize("dims", [(37, 64), (128, 33)])
+def test_heads_taken_one_by_one_equal_spans_at_any_width(dims: tuple[int, int]) -> None:
+    tensors, state = mlstm_problem(4, 4, 150, *dims)
+    alone = run(mlstm, tensors, state, "numba", torch.float32, resets=some_resets(4, 150, 0.02))
+    with mock.patch.object(numba_heads, "fits", return_value=False):
+        spans = run(mlstm, tensors, state, "numba", torch.float32, resets=some_resets(4, 150, 0.02))
+    for a, b in zip(alone, spans, strict=True):
         assert relative_error(a, b) < FLOAT32_BOUND
 
 

@@ -126,3 +126,17 @@ def test_a_text_file_that_is_not_utf8_is_named_at_the_paths(load: Load, tmp_path
     assert complaint.startswith("2: ")
     assert "latin.txt" in complaint
     assert "UTF-8" in complaint
+
+
+def test_what_is_extended_and_is_not_there_is_named(load: Load) -> None:
+    assert complaints(load, "name: x\nextends: nothing.yaml\n") == ["2: `extends: nothing.yaml`: no such file"]
+
+
+def test_a_family_is_told_by_the_nearest_name(load: Load) -> None:
+    (said,) = complaints(load, GOOD.replace("[llama]", "[llamma]"))
+    assert said.startswith("6: unknown model family `llamma`; did you mean `llama`? There are xlstm[a:b]")
+
+
+def test_a_bracket_that_nobody_closed_is_told_with_the_line_where_it_opened(load: Load) -> None:
+    (said,) = complaints(load, GOOD.replace("model: [llama]", "model: [llama"))
+    assert said == "7: not valid YAML: while parsing a flow sequence (from line 6 on) expected ',' or ']', but got ':'"

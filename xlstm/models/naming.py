@@ -1,6 +1,7 @@
 """Names of model families: from `xlstm[7:1]` to what it says, and from a configuration to `xlstm[7:1]`."""
 
 import dataclasses
+import difflib
 import math
 import re
 from functools import lru_cache
@@ -33,11 +34,13 @@ def parse_family(label: str) -> Family:
         return Family("hybrid", variant=label)
     if label in FAMILIES and label not in ("xlstm", "hybrid"):
         return Family(label)
+    known = [name for name in FAMILIES if name != "hybrid"]
+    meant = [f"; did you mean `{name}`? There" for name in difflib.get_close_matches(label, known, n=1)] or ["; there"]
     others = ", ".join(
         [*(name for name in FAMILIES if name not in ("xlstm", "hybrid")), "lstm[vanilla]", "lstm[residual]"]
     )
     raise ValueError(
-        f"unknown model family `{label}`; there are xlstm[a:b] for a mLSTM to b sLSTM blocks "
+        f"unknown model family `{label}`{meant[0]} are xlstm[a:b] for a mLSTM to b sLSTM blocks "
         f"(xlstm[1:0], xlstm[7:1], xlstm[0:1]), {others}; and blocks in turns, such as gated-deltanet[3]+llama[1]"
     )
 
