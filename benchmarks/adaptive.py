@@ -33,7 +33,7 @@ from xlstm.run.executor import Handle, Job, JobState
 from xlstm.run.records import State
 from xlstm.run.spec import RunSpec
 
-SEEDS = (0, 1, 2)
+SEEDS = (6, 7, 8)
 SWEEP = "sweeps/laptop/adaptive.yaml"
 RESULTS = Path(__file__).parent / "results"
 TARGET = ("grid.size=[w32]", "grid.steps=[3500]")

@@ -40,7 +40,7 @@ class Design(Section):
     until: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Half the width of each target's interval for a new run, over its loss, at which it ends; left "
-        "out, as long as runs are worth their cost.",
+        "out, when the budget is spent, or without one when no run is worth its cost.",
     )
     budget: Annotated[Budget, BeforeValidator(_as_budget, json_schema_input_type=float | Budget)] | None = Field(
         None, description="The most that is spent: FLOPs, or a mapping that says flops or device_hours."

@@ -283,6 +283,18 @@ def test_a_budget_is_kept_and_idle_devices_are_used(bench: Callable[..., Bench])
     assert len(set(one.trained)) == len(one.trained)
 
 
+def test_a_budget_alone_is_spent_from_every_size_on(bench: Callable[..., Bench]) -> None:
+    one = bench("a", "design.budget={flops: 4.0e10}", "design.until=null")
+    buyer, _ = one.go()
+    assert buyer.stopped == "budget"
+    runs = {run.run_id: run for run in one.plan().runs}
+    sizes = {run.parameters.total for run in runs.values()}
+    assert {runs[run_id].parameters.total for run_id in one.bought[: len(sizes)]} == sizes
+    spent = sum(row["cost"]["flops"] for row in one.rows if row["decision"] == "bought")
+    forks = [run.flops["exact"] for run_id, run in runs.items() if run_id not in one.bought]
+    assert 4.0e10 - min(forks) < spent <= 4.0e10
+
+
 def test_a_cancelled_run_ends_the_buying_until_it_is_submitted_again(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
