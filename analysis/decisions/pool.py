@@ -141,8 +141,8 @@ def pick(
     """The candidate to buy of one family.
 
     Frames have `parameters`, `tokens` and `flops`, and those seen `loss`; `costs` are of the candidates, in the unit of
-    what is `left`. Until `first` runs are seen or trained, the cheapest of each size in turn; then the one of most worth
-    per cost. Where it is said what those known have `spent`, a run that costs c is bought only if it takes
+    what is `left`. Until `first` runs are seen or trained, the cheapest of each size in turn; then the one of most
+    worth per cost. Where it is said what those known have `spent`, a run that costs c is bought only if it takes
     c / (spent + c) off the targets' variance: so much would repeats of all of them for as much, as the variance of a
     mean goes with one over its measurements. One that promises less than `least` is not bought either way.
     """

@@ -109,6 +109,8 @@ def same_limits(axes: Sequence[Axes], losses: Array) -> None:
 
 _PANELS_ACROSS = 4
 """Beyond which the panels of a figure go on below."""
+_SIZES = 6
+"""Lines of sizes in a panel, at most."""
 
 
 def law_figure(
@@ -129,8 +131,10 @@ def law_figure(
     _loss_against_compute(axes[-1], fits)
     for index, reference in enumerate(references):
         _draw_reference(axes[-1], reference, fits, "sD^v"[index % 4])
-    bottom, top = axes[-1].get_ylim()
-    axes[-1].set_ylim(bottom, top + 0.09 * (len(fits) + len(references)) * (top - bottom))  # room for the legend
+    lines = max(len(fits) + len(references), _SIZES // 2)
+    for axis in axes:  # room for the legends
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(bottom, top + 0.09 * lines * (top - bottom))
     axes[-1].legend(fontsize=8, loc="upper right")
     for axis in axes[::across]:
         axis.set_ylabel(f"validation loss ({unit})")
@@ -189,7 +193,7 @@ def name_ticks(figure: Figure) -> None:
 def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
     used = fitted.used
     every = sorted(used["parameters"].unique().to_list())
-    sizes = spread(every, 6)
+    sizes = spread(every, _SIZES)
     tokens = np.geomspace(used["tokens"].min() / 1.3, used["tokens"].max() * 1.3, 60)
     for size in sizes:
         color = shade(every.index(size), len(every))
@@ -205,7 +209,7 @@ def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
         axis.set_xticks(budgets, [rounded(budget) for budget in budgets])
     axis.set_xlabel("training tokens D")
     axis.set_title(fitted.family)
-    axis.legend(fontsize=8, handletextpad=0.2)
+    axis.legend(fontsize=8, handletextpad=0.2, columnspacing=1.0, ncols=2, loc="upper right")
 
 
 def measured(axis: Axes, used: pl.DataFrame, along: str, shaded_by: str) -> None:

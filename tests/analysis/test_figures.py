@@ -86,6 +86,17 @@ def test_a_figure_without_its_data_is_refused_not_drawn_empty(evidence: Evidence
         FIGURES[name](Evidence(evidence.fits[:1]))
 
 
+def test_why_a_family_has_no_envelope_stands_in_its_panel(evidence: Evidence) -> None:
+    one_size = evidence.fits[0].used.filter(pl.col("parameters") == pl.col("parameters").min())["run_id"]
+    curves = evidence.curves.filter(pl.col("run_id").is_in(one_size.implode()))
+    with plots.style():
+        figure = FIGURES["envelope"](Evidence(evidence.fits[:1], curves))
+    words = " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+    assert "no envelope" in words
+    assert "an envelope of" in words
+    plots.plt.close(figure)
+
+
 def test_a_figure_is_saved_in_every_format(evidence: Evidence, tmp_path: Path) -> None:
     with plots.style():
         paths = plots.save(figures.residuals(evidence), tmp_path / "residuals")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from orchestrator import Sweep
 
@@ -47,8 +48,13 @@ def test_the_printed_link_opens_the_runs_with_validation_perplexity_first(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    opened = tmp_path / "opened"
+    opener = tmp_path / "opener"
+    opener.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    opener.chmod(0o755)
     server = subprocess.Popen(
-        [python, "-m", "orchestrator.cli", "ui", "--port", str(port)],
+        [python, "-m", "orchestrator.cli", "ui", "--port", str(port), "--open"],
+        env=os.environ | {"BROWSER": str(opener)},
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -56,6 +62,7 @@ def test_the_printed_link_opens_the_runs_with_validation_perplexity_first(
     try:
         assert server.stdout is not None
         link = next(line for line in server.stdout if line.startswith("charts of tiny")).split(": ", 1)[1].strip()
+        wait_until(lambda: opened.exists() and opened.read_text().strip() == link)
         assert BROWSER is not None
         page = subprocess.run(
             [
