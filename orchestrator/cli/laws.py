@@ -153,10 +153,10 @@ def fit(
     for document in documents:
         if "noise" in document:
             console.print(noise_line(document), highlight=False, style="dim", soft_wrap=True)
-        left_out = document["rows"]["excluded"]
-        for line in _left_out(left_out)[:_LINES]:
+        left_out = _left_out(document["rows"]["excluded"])
+        for line in left_out[:_LINES]:
             console.print(line, highlight=False, style="dim", soft_wrap=True)
-        if len(_left_out(left_out)) > _LINES:
+        if len(left_out) > _LINES:
             console.print("left out: more, which --json lists", highlight=False, style="dim")
     _warn(warning["message"] for document in documents for warning in document["warnings"])
     told = (note.partition(": ")[::2] for note in dict.fromkeys(notes))
