@@ -186,15 +186,19 @@ class Cluster:
         self._wait("munged to listen", self.layout.munge_socket.exists, "munged")
 
     def _start_database(self) -> None:
-        data, password = self.folder / "database", secrets.token_hex(16)
-        account = [f"--user={self.layout.user}"]
+        data, scratch, password = self.folder / "database", self.folder / "scratch", secrets.token_hex(16)
+        scratch.mkdir()
+        # A server that starts removes every temporary table in its --tmpdir, those of another cluster's server too.
+        account = [f"--user={self.layout.user}", f"--tmpdir={scratch}"]
         install = [
             "mariadb-install-db",
             "--no-defaults",
             f"--datadir={data}",
             "--auth-root-authentication-method=normal",
         ]
-        subprocess.run([*install, "--skip-test-db", *account], check=True, capture_output=True)
+        run = subprocess.run([*install, "--skip-test-db", *account], capture_output=True, text=True)
+        if run.returncode != 0:
+            raise ClusterError(f"{install[0]} ended with status {run.returncode} and said:\n{run.stderr}{run.stdout}")
         start = self.folder / "database.sql"
         start.touch(mode=0o600)
         start.write_text(
