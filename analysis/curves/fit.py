@@ -1,7 +1,7 @@
 """A law of curves fitted to runs, with its certificate, its covariance and what it predicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +22,8 @@ COARSE_ROWS = 48
 SCATTER = 3e-3
 """Of whole runs' log losses about the law, which rows of few runs do not show: beliefs are weighed against it, and a
 new run scatters by no less."""
+STEADY = 0.02
+"""Standard deviation of the steadied coordinate about what it comes to where the believed ones are held."""
 BLOCKS = 8
 """Into how many stretches a curve is cut, whose residuals are taken to be independent of each other."""
 LEVEL, WIDTH = 0.95, 1.96
@@ -70,6 +72,7 @@ class CurveFit:
         """Plain values from which `of_saved` makes it again."""
         return {
             "form": self.law.name,
+            "beliefs": [list(belief) for belief in self.law.beliefs],
             "theta": self.theta.tolist(),
             "objective": self.objective.name,
             "objective_value": self.objective_value,
@@ -83,8 +86,10 @@ class CurveFit:
     def of_saved(cls, stored: Mapping[str, Any]) -> "CurveFit":
         """From what `saved` gave. RefusalError for a law that is no longer known."""
         certificate = stored["certificate"] | {"bounds_hit": tuple(stored["certificate"]["bounds_hit"])}
+        law = find(stored["form"])
+        beliefs = tuple((name, mean, width) for name, mean, width in stored.get("beliefs", law.beliefs))
         return cls(
-            find(stored["form"]),
+            replace(law, beliefs=beliefs),
             np.array(stored["theta"]),
             Objective.of(stored["objective"]),
             stored["objective_value"],
@@ -126,12 +131,19 @@ class _Problem:
     law: CurveLaw
     objective: Objective
     curves: Sequence[Curve]
+    errors: Array | None = None
+    """(beliefs, causes): by how many of its standard deviations each belief errs by each of independent causes, which
+    are of size one; None where each has a cause of its own."""
 
     @property
     def weights(self) -> Array:
-        """Of each row: a curve is read evenly in log step, and all its rows together weigh as much as there are."""
+        """Of each row, one in the mean: curves are read evenly in log step, however densely they were measured.
+
+        A curve of one row stands for a factor of e.
+        """
         each = [np.gradient(np.log(curve.steps)) if len(curve.steps) > 1 else np.ones(1) for curve in self.curves]
-        return np.concatenate([one * len(one) / one.sum() for one in each])
+        weights = np.concatenate(each)
+        return np.asarray(weights / weights.mean())
 
     def evaluate(self, theta: Array) -> tuple[Array, Array]:
         """Residuals of log loss (rows,), and their derivatives (rows, k)."""
@@ -181,8 +193,9 @@ class _Problem:
 def fit(curves: Sequence[Curve], law: CurveLaw, objective: Objective = HUBER, *, seed: int = SEED) -> CurveFit:
     """The law with the least objective over all rows of the curves after their warm-ups.
 
-    Descents begin from STARTS points on few rows of each curve; the ends that differ, the best FINALISTS of them, go on
-    on all rows. RefusalError where the rows are too few.
+    Descents begin from STARTS points on few rows of each curve; the best FINALISTS of the ends that differ go on on
+    all rows.
+    RefusalError where the rows are too few.
     """
     curves = [curve.after_warmup for curve in curves]
     rows = sum(len(curve.steps) for curve in curves)
@@ -190,19 +203,13 @@ def fit(curves: Sequence[Curve], law: CurveLaw, objective: Objective = HUBER, *,
         raise RefusalError(
             "too-few-rows", f"{rows} losses after the warm-up; {law.name} has {len(law.coordinates)} constants"
         )
-    problem = _Problem(law, objective, curves)
-    coarse = _Problem(law, objective, [_thinned(curve) for curve in curves])
-    least = min(float(curve.losses.min()) for curve in curves)
-    random = np.random.default_rng(seed)
-    begin = np.stack([random.uniform(low, high, STARTS) for low, high in law.starts], axis=1)
-    begin[:, 0] *= least
-    ends = sorted((coarse.descend(one, 200) for one in begin), key=lambda end: end[1])
-    best = ends[0][1]
-    agreeing = sum(end[1] <= best * (1 + 1e-3) for end in ends) / len(ends)
-    finals = [problem.descend(theta, 300) for theta, _ in ends[:FINALISTS]]
+    problem = _steadied(_Problem(law, objective, curves), seed)
+    ends = _ends(replace(problem, curves=[_thinned(curve) for curve in curves]), seed)
+    agreeing = sum(end[1] <= ends[0][1] * (1 + 1e-3) for end in ends) / len(ends)
+    finals = [problem.descend(theta, 300) for theta in _distinct([theta for theta, _ in ends])[:FINALISTS]]
     theta, value = min(finals, key=lambda end: end[1])
     return CurveFit(
-        law,
+        problem.law,
         theta,
         objective,
         value,
@@ -211,6 +218,55 @@ def fit(curves: Sequence[Curve], law: CurveLaw, objective: Objective = HUBER, *,
         float(np.sqrt(np.mean(problem.evaluate(theta)[0] ** 2))),
         tuple(curve.run for curve in curves),
     )
+
+
+def _ends(problem: _Problem, seed: int) -> list[tuple[Array, float]]:
+    """Where descents from STARTS points end, and the objective there, the least first."""
+    least = min(float(curve.losses.min()) for curve in problem.curves)
+    random = np.random.default_rng(seed)
+    begin = np.stack([random.uniform(low, high, STARTS) for low, high in problem.law.starts], axis=1)
+    begin[:, 0] *= least
+    return sorted((problem.descend(one, 200) for one in begin), key=lambda end: end[1])
+
+
+def _distinct(ends: Sequence[Array]) -> list[Array]:
+    """Ends without those that are where one before them is."""
+    kept: list[Array] = []
+    for end in ends:
+        if not any(np.allclose(end, other, rtol=1e-3, atol=1e-3) for other in kept):
+            kept.append(end)
+    return kept
+
+
+def _steadied(problem: _Problem, seed: int) -> _Problem:
+    """The problem with a belief about the steadied coordinate: what it comes to where the believed ones are held.
+
+    Few curves tell it from those together by their last digits alone (a large drop that comes slowly from a small one
+    that is quick), and where all are free it runs along that valley. Its belief errs with those that it is made of: by
+    how much is found by holding each of them one standard deviation off, either way. The problem stays as it is where
+    nothing is to be steadied, or where the rate does not fall.
+    """
+    law = problem.law
+    rates = np.concatenate([curve.path.total(np.ones(len(curve.path.row))) for curve in problem.curves])
+    if law.steadied is None or np.ptp(rates) <= 1e-6 * np.abs(rates).max():
+        return problem
+    believed = {name: mean for name, mean, _ in law.beliefs}
+    held = replace(problem, law=law.holding(believed), curves=[_thinned(curve) for curve in problem.curves])
+    place = held.law.coordinates.index(law.steadied)
+    theta = min(_ends(held, seed), key=lambda end: end[1])[0]
+    own = float(np.sqrt(_covariance(held, theta)[place, place]))
+    by_others = []
+    for name, mean, width in law.beliefs:
+        moved = [
+            replace(held, law=law.holding(believed | {name: mean + way * width})).descend(theta, 100)[0][place]
+            for way in (1, -1)
+        ]
+        by_others.append(max(moved[0] - theta[place], theta[place] - moved[1], key=abs))
+    width = float(np.hypot(STEADY, own))
+    errors = np.eye(len(believed) + 1)
+    errors[-1, :-1] = np.array(by_others) / width
+    belief = (law.steadied, float(theta[place]), width)
+    return replace(problem, law=replace(law, beliefs=(*law.beliefs, belief)), errors=errors)
 
 
 def _thinned(curve: Curve) -> Curve:
@@ -256,7 +312,8 @@ def _covariance(problem: _Problem, theta: Array) -> Array:
     bread = (slopes * (weights * objective.weights(residual))[:, None]).T @ slopes
     believed = problem.beliefs(theta)[1]
     prior = believed.T @ believed
+    erring = believed.T if problem.errors is None else believed.T @ problem.errors
     inverse = np.linalg.pinv(bread + prior)
     summed = np.stack(stretches)
     spread = len(stretches) / max(len(stretches) - len(theta), 1)
-    return np.asarray(inverse @ (spread * summed.T @ summed + prior * SCATTER**2) @ inverse)
+    return np.asarray(inverse @ (spread * summed.T @ summed + SCATTER**2 * erring @ erring.T) @ inverse)

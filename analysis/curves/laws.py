@@ -1,7 +1,7 @@
 """The two laws of curves: loss as a function of the rate's path."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,29 @@ class CurveLaw:
     """Between what each coordinate's starts are drawn; L0's are shares of the least loss."""
     beliefs: tuple[tuple[str, float, float], ...] = ()
     """Coordinates of which something is known beforehand: name, mean, standard deviation."""
+    steadied: str | None = None
+    """A coordinate that few curves hardly tell from the believed ones together: see `fit`."""
+
+    def holding(self, values: Mapping[str, float]) -> "CurveLaw":
+        """The law of the other coordinates, these held at values."""
+        free = [place for place, name in enumerate(self.coordinates) if name not in values]
+        whole = np.array([values.get(name, 0.0) for name in self.coordinates])
+
+        def evaluate(path: Path, theta: Array) -> tuple[Array, Array]:
+            at = whole.copy()
+            at[free] = theta
+            loss, slopes = self.evaluate(path, at)
+            return loss, slopes[:, free]
+
+        return replace(
+            self,
+            coordinates=tuple(self.coordinates[place] for place in free),
+            lower=tuple(self.lower[place] for place in free),
+            upper=tuple(self.upper[place] for place in free),
+            starts=tuple(self.starts[place] for place in free),
+            evaluate=evaluate,
+            beliefs=tuple(belief for belief in self.beliefs if belief[0] not in values),
+        )
 
     def parameters(self, theta: Array) -> dict[str, float]:
         """Constants by their names in the formula."""
@@ -90,6 +113,7 @@ MULTI_POWER = CurveLaw(
     (_FLOOR, (-1.5, 1.0), (0.2, 1.0), (3.0, 7.0), (-0.5, 2.0), (0.3, 0.9), (0.3, 0.9)),
     # What the paper's fits to curves of two sizes came to. A few curves hardly tell these three from each other.
     (("log C", float(np.log(2.1)), 0.5), ("beta", 0.6, 0.1), ("gamma", 0.65, 0.1)),
+    steadied="log B",
 )
 ANNEALING = CurveLaw(
     "annealing",

@@ -34,7 +34,7 @@ def from_table(
 ) -> list[Group]:
     """The curves of a table with a row for each update at which a loss was measured; all are one group.
 
-    A row without a loss still says what the rate was. Left out, `warmup_steps` are those up to a run's first row.
+    A row without a loss still says what the rate was. Left out, `warmup_steps` are those up to the table's first step.
     RefusalError says which column, cell or row is wrong.
     """
     if unknown := sorted(set(columns) - set(COLUMNS)):
@@ -63,13 +63,14 @@ def from_table(
         if (run := as_text(table.cells[theirs["run"]][place])) is None:
             raise RefusalError("no-run", f"{line}: {theirs['run']} is empty")
         rows.setdefault(run, []).append((values[0], values[1], values[2]))
-    curves = [_from_rows(path, one, np.array(found), warmup_steps) for one, found in rows.items()]
-    if not curves:
+    if not rows:
         raise RefusalError("empty-table", f"{path}: no rows")
+    warm = min(step for found in rows.values() for step, *_ in found) if warmup_steps is None else warmup_steps
+    curves = [_from_rows(path, one, np.array(found), warm) for one, found in rows.items()]
     return [Group("all", tuple(curves))]
 
 
-def _from_rows(path: Path, name: str, rows: Array, warmup_steps: float | None) -> Curve:
+def _from_rows(path: Path, name: str, rows: Array, warmup_steps: float) -> Curve:
     step, rate, loss = rows[np.argsort(rows[:, 0], kind="stable")].T
     if (twice := np.flatnonzero(np.diff(step) == 0)).size:
         raise RefusalError("step-twice", f"{path}: run {name} has step {step[twice[0]]:g} twice")
@@ -78,8 +79,7 @@ def _from_rows(path: Path, name: str, rows: Array, warmup_steps: float | None) -
         raise RefusalError("no-losses", f"{path}: run {name} has no loss")
     if not (rate > 0).any():
         raise RefusalError("no-rate", f"{path}: run {name} has a learning rate of 0 throughout")
-    warm = float(step[0]) if warmup_steps is None else warmup_steps
-    return Curve(name, step[measured], loss[measured], step, rate, warm)
+    return Curve(name, step[measured], loss[measured], step, rate, warmup_steps)
 
 
 def from_runs(workspace: Workspace, frame: pl.DataFrame) -> list[Group]:
