@@ -9,7 +9,7 @@ is drop / cost^0.4).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -135,10 +135,9 @@ def learn(rows: pl.DataFrame, forms: Sequence[Form], before: Knowledge | None = 
 def _descended(problem: Problem, known: Sequence[Mode], count: int, seed: int) -> list[Mode]:
     """Ends of descents from new starts, and from the modes of fewer rows."""
     if isinstance(problem, General):
-        begin = levenberg_marquardt.starts(problem.form, problem.log_inputs, np.log(problem.measured), count, seed)
-        begin = np.concatenate([begin, *(mode.free[None] for mode in known)])
-        free = levenberg_marquardt.descend(begin, *problem.data, iterations=STEPS)
-        value = levenberg_marquardt.totals(free, *problem.data)
+        begin = np.concatenate([problem.starts(count, seed), *(mode.free[None] for mode in known)])
+        free = levenberg_marquardt.descend(begin, problem, iterations=STEPS)
+        value = levenberg_marquardt.totals(free, problem)
     else:
         ends = [problem.search(count, seed)]
         ends += [problem.descend(problem.about_own_centre(mode.free[None], mode.problem)) for mode in known]
@@ -177,11 +176,8 @@ def _refits(mode: Mode, count: int, scatter: float, random: np.random.Generator)
     measured = np.maximum(predicted + scatter * random.standard_normal((count, len(predicted))), 1e-6)
     weights = np.tile(problem.weights, (count, 1))
     if isinstance(problem, General):
-        form, objective, log_inputs, _, _ = problem.data
-        begin = np.tile(mode.free, (count, 1))
-        return levenberg_marquardt.descend(
-            begin, form, objective, log_inputs, measured, weights, iterations=REFIT_STEPS
-        )
+        each = replace(problem, measured=measured, weights=weights)
+        return levenberg_marquardt.descend(np.tile(mode.free, (count, 1)), each, iterations=REFIT_STEPS)
     return problem.theta(problem.refit(mode.free, measured, weights).free)
 
 

@@ -113,10 +113,9 @@ class _Valley:
         """The ratio at one value, and where the others end: from `near`, or from the optimum."""
         begin = np.stack([near, self.best])
         begin[:, self.column] = value
-        problem, objective = self.problem, self.problem.objective
-        there = newton.minimise(begin, problem.points, problem.structure, objective, held=self.column)
+        there = newton.minimise(begin, self.problem.points, held=self.column)
         lost = np.log(float(there.value[there.best]) / self.least)
-        return float(2 * len(self.problem.measured) * objective.power * lost), there.free[there.best]
+        return float(2 * len(self.problem.measured) * self.problem.objective.power * lost), there.free[there.best]
 
     def side(self, bound: float, threshold: float) -> tuple[list[float], list[float], float | None]:
         """Values from the optimum to `bound`, their ratios, and where the threshold is crossed, if it is."""

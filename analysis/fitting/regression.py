@@ -142,8 +142,7 @@ def evaluate(
     rows = usable(frame)
     problem = Problem.of(rows, form, objective)
     theta = form.theta(given) if isinstance(given, Mapping) else np.asarray(given, float)
-    data = (problem.log_inputs, problem.measured, problem.weights)
-    return float(levenberg_marquardt.totals(theta[None], form, objective, *data)[0])
+    return float(levenberg_marquardt.totals(theta[None], problem)[0])
 
 
 def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[FitWarning, ...]:
