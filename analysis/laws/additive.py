@@ -41,11 +41,6 @@ class AdditiveLaw:
         """a of N* ~ C^a: the compute-optimal split under C = 6ND."""
         return self.beta / (self.alpha + self.beta)
 
-    @property
-    def frontier_exponent(self) -> float:
-        """k of the reducible loss at the compute-optimal split, which goes as C^-k."""
-        return self.alpha * self.beta / (self.alpha + self.beta)
-
     def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
         """(N*, D*) that minimise the loss at C = 6ND (Hoffmann et al. 2022, equation 4), infinite for some."""
         c = np.asarray(flops, float)

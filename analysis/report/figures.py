@@ -243,7 +243,7 @@ def _is_near_runs(fitted: Fit, flops: float) -> bool:
     if not 0 < flops < np.inf:
         return False
     try:
-        best = allocation.allocate_runs(replace(fitted, draws=fitted.draws[:2]), flops)
+        best = allocation.allocate(replace(fitted, draws=fitted.draws[:2]), flops)
     except RefusalError:  # its law has no optimum
         return False
     of_n = plots.is_near(np.array([best.parameters]), fitted.used["parameters"])

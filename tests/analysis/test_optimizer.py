@@ -114,6 +114,6 @@ def test_a_scheme_that_cannot_serve_is_refused() -> None:
 
 
 def test_clusters_are_drawn_whole() -> None:
-    cluster = bootstrap.clusters_of(["a", "a", None, "b", None])
+    cluster = bootstrap.clusters_of(pl.DataFrame({"cluster": ["a", "a", None, "b", None]}))
     assert len(set(cluster.tolist())) == 4
     assert cluster[0] == cluster[1]

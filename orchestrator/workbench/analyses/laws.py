@@ -257,7 +257,7 @@ def predict(
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
         told, told_of_run = (_bounded(fitted, bounds) for bounds in (interval, run))
         withheld = "" if told_of_run else "what a new run would show" if told else "the loss"
-        asked = at | {"flops": float(fitted.flops_per_token(parameters)) * tokens}
+        asked = at | {"flops": float(fitted.token_cost.per_token(parameters)) * tokens}
         rows.append(
             {"family": fitted.family, **at, "loss": loss if told else None, "interval": told}
             | {"new_run_interval": told_of_run if told else None}
@@ -293,7 +293,7 @@ def allocate(
 
 def _split(fitted: Fit, flops: float, inference_tokens: float) -> allocation.Allocation | str:
     try:
-        return allocation.allocate_runs(fitted, flops, inference_tokens=inference_tokens)
+        return allocation.allocate(fitted, flops, inference_tokens=inference_tokens)
     except RefusalError as refusal:
         if refusal.code != "no-optimum":
             raise
