@@ -22,7 +22,7 @@ from analysis.fitting.bootstrap import LEVEL, UNBOUNDED
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, law_of
-from analysis.report import figures, plots
+from analysis.report import plots
 from analysis.report.figures import Evidence
 from xlstm.quantities import compact
 
@@ -50,21 +50,15 @@ CAPTIONS = {
 }
 
 
-def write(path: Path, title: str, evidence: Evidence) -> Path:
-    """Draw the figures and write the page; returns its path."""
-    with figures.drawn(evidence) as drawn:
-        return write_with(path, title, evidence, drawn, {})
-
-
-def write_with(
+def write(
     path: Path,
     title: str,
     evidence: Evidence,
     drawn: Mapping[str, Figure | RefusalError],
-    about: Mapping[str, str],
+    about: Mapping[str, str] | None = None,
     decisions: Sequence[str] = (),
 ) -> Path:
-    """Write the page with figures that were drawn; returns its path.
+    """Write the page with the figures that `figures.drawn` gives; returns its path.
 
     `decisions` say, a line each, which runs an adaptive sweep bought and what was known of its targets after each.
     `about` says what the page was made of and how, by what each is called; an `http` address becomes a link.

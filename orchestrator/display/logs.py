@@ -1,7 +1,7 @@
 """Prints what a run's latest attempt says of itself: its metrics, a line a row, and its log files. Follows it too."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +12,14 @@ from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric
 
 FOLLOW_SECONDS = 0.5
+_SAID: dict[str, Callable[[Any], str]] = {
+    Metric.LOSS: "loss {:.4f}".format,
+    Metric.VALIDATION_LOSS: "validation loss {:.4f}".format,
+    Metric.LEARNING_RATE: "learning rate {:.2e}".format,
+    Metric.TOKENS: lambda tokens: f"{compact(tokens)} tokens",
+    Metric.TOKENS_PER_SECOND: lambda speed: f"{compact(round(speed))} tokens/s",
+}
+"""What is said of a row, in this order."""
 
 
 class _Tail:
@@ -64,15 +72,5 @@ def _sentence(row: Mapping[str, Any], attempt: int) -> str:
         return ""
     if row.get("event") == "resume":
         return f"attempt {attempt} continues from step {row['step']}"
-    parts = []
-    if Metric.LOSS in row:
-        parts.append(f"loss {row[Metric.LOSS]:.4f}")
-    if Metric.VALIDATION_LOSS in row:
-        parts.append(f"validation loss {row[Metric.VALIDATION_LOSS]:.4f}")
-    if Metric.LEARNING_RATE in row:
-        parts.append(f"learning rate {row[Metric.LEARNING_RATE]:.2e}")
-    if Metric.TOKENS in row:
-        parts.append(f"{compact(row[Metric.TOKENS])} tokens")
-    if Metric.TOKENS_PER_SECOND in row:
-        parts.append(f"{compact(round(row[Metric.TOKENS_PER_SECOND]))} tokens/s")
+    parts = [said(row[metric]) for metric, said in _SAID.items() if metric in row]
     return f"step {row['step']}: {', '.join(parts)}" if parts else ""

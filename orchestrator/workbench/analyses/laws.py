@@ -336,7 +336,7 @@ def _write_page(
 
     decided = source.workspace.sweep(source.name).decisions() if source.plan is not None else []
     about, told = _about(source), [sentence(row) for row in decided]
-    path = pages.write_with(source.folder / "report.html", source.title, evidence, drawn, about, told)
+    path = pages.write(source.folder / "report.html", source.title, evidence, drawn, about, told)
     if source.plan is None:
         return path, None
     return path, log_artifact(source.name, source.workspace.tracking_uri, path, source.workspace.artifacts)
