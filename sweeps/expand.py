@@ -124,7 +124,7 @@ class _Expansion:
         config = self._config(point, vocabulary, {} if data.task is None else data.task.ends)
         if config is not None and self.evaluations.cannot(data, config):
             return None
-        batch = self._batch(values, data, point)
+        batch = self._batch(values, data)
         if config is None or batch is None:
             return None
         if values.get("learning_rate") == LAW:
@@ -275,7 +275,7 @@ class _Expansion:
             self.complain(where, f"size `{size}` of `{model}`: {error}")
             return None
 
-    def _batch(self, values: Mapping[str, Any], data: Data, point: Point) -> int | None:
+    def _batch(self, values: Mapping[str, Any], data: Data) -> int | None:
         if values.get("batch_tokens"):
             return int(values["batch_tokens"])
         if values.get("batch_sequences"):

@@ -115,11 +115,16 @@ def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> d
         try:
             found[name] = pl.Series(name, [reading.number(name, cell) for cell in values], pl.Float64)
         except ValueError:
-            found[name] = pl.Series(name, [as_text(cell) for cell in values], pl.String)
+            found[name] = texts_of(name, values)
     return found
 
 
-def numbers_of(
+def texts_of(ours: str, cells: Sequence[object]) -> pl.Series:
+    """A column of texts."""
+    return pl.Series(ours, [as_text(cell) for cell in cells], pl.String)
+
+
+def column_of(
     ours: str,
     cells: Sequence[object],
     reading: Reading,
@@ -128,10 +133,14 @@ def numbers_of(
     grouped: bool = True,
     lines: Sequence[int] = (),
 ) -> pl.Series:
-    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so.
+    """A column of ours as SCHEMA has it: whole numbers, texts, or numbers.
 
-    They name the line where the rows are `lines` of a file.
+    A number is null where a cell is none; in a column that a law is fitted to, `reasons` then say so. They name the
+    line where the rows are `lines` of a file.
     """
+    kind = reading.kinds[ours]
+    if kind != pl.Float64:
+        return _whole_numbers(ours, cells) if kind == pl.Int64 else texts_of(ours, cells)
     if not reading.decimal_comma and (plain := plain_numbers(cells)) is not None:
         return pl.Series(ours, plain, pl.Float64)
     numbers: list[float | None] = []
@@ -155,7 +164,7 @@ def number_or_none(cell: object) -> float | None:
         return None
 
 
-def whole_numbers(ours: str, cells: Sequence[object]) -> pl.Series:
+def _whole_numbers(ours: str, cells: Sequence[object]) -> pl.Series:
     """Seeds or context lengths; where one is none, distinct texts are numbered: only which are equal matters."""
     words = [as_text(cell) for cell in cells]
     numbers = [_whole(word) for word in words]
@@ -178,7 +187,7 @@ def axis_values(axis: str, cells: Sequence[object], reading: Reading) -> pl.Seri
     try:
         numbers = [read_number(cell, count=True, decimal_comma=reading.decimal_comma) for cell in cells]
     except ValueError:
-        return pl.Series(name, [as_text(cell) for cell in cells], pl.String)
+        return texts_of(name, cells)
     return pl.Series(name, numbers, pl.Float64)
 
 

@@ -6,16 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from analysis.data import tracking_store
-from analysis.data.columns import (
-    Reading,
-    as_text,
-    axis_values,
-    completed,
-    number_or_none,
-    numbers_of,
-    unique_keys,
-    whole_numbers,
-)
+from analysis.data.columns import Reading, axis_values, column_of, completed, number_or_none, unique_keys
 from analysis.data.selection import SEARCHED
 from analysis.data.tracking_store import TrackedRun
 from analysis.findings import RefusalError
@@ -99,14 +90,7 @@ def from_mlflow(
         "quality": [(found or "").replace(",", ", ") for found in cells["quality"]],
     }
     frame = pl.DataFrame(
-        {
-            ours: whole_numbers(ours, texts[ours])
-            if reading.kinds[ours] == pl.Int64
-            else pl.Series(ours, [as_text(cell) for cell in texts[ours]], pl.String)
-            if reading.kinds[ours] == pl.String
-            else numbers_of(ours, texts[ours], reading, reasons)
-            for ours in places
-        }
+        {ours: column_of(ours, texts[ours], reading, reasons) for ours in places}
         | {SEARCHED + axis: axis_values(axis, [run.value(axis) for run in tracked], reading) for axis in searched}
     )
     frame = frame.with_columns(pl.Series("excluded", reasons, pl.String))

@@ -166,6 +166,13 @@ def envelope(curves: pl.DataFrame, *, bins: int = 100) -> Frontier:
     return _line("envelope", grid[inside], np.log(winner[inside]), ())
 
 
+def along_runs(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """Validations during training (run_id, tokens, loss) with N and the compute so far, as `envelope` takes them."""
+    per_token = runs.select("run_id", "parameters", flops=pl.col("flops") / pl.col("tokens"))
+    points = curves.filter(pl.col("tokens") > 0).join(per_token, on="run_id")
+    return points.with_columns(flops=pl.col("tokens") * pl.col("flops"))
+
+
 def budgets(frame: pl.DataFrame, *, merged: bool = True) -> list[pl.DataFrame]:
     """The rows of each compute budget, ascending in FLOPs, within a budget in parameters; best loss per size.
 

@@ -21,9 +21,8 @@ from analysis.fitting import levenberg_marquardt
 from analysis.fitting.problem import General, Problem
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form
-from analysis.laws.objectives import Objective
+from analysis.laws.objectives import LEAST_SQUARES
 
-OBJECTIVE = Objective(logarithmic=False, delta=None)
 FIRST_STARTS, STARTS, DRAWS = 32, 8, 64
 """Descents before anything is known, new ones after each run beside those from known modes, and refits."""
 STEPS, REFIT_STEPS = 100, 25
@@ -111,7 +110,7 @@ def learn(rows: pl.DataFrame, forms: Sequence[Form], before: Knowledge | None = 
     """
     found: list[Mode] = []
     for form in forms:
-        problem = Problem.of(rows, form, OBJECTIVE)
+        problem = Problem.of(rows, form, LEAST_SQUARES)
         known = [mode for mode in before.modes if mode.problem.form is form] if before is not None else []
         found += _descended(problem, known, STARTS if known else FIRST_STARTS, seed)
     if not found:

@@ -136,11 +136,7 @@ def envelope(evidence: Evidence) -> Figure:
     fits = [fitted for fitted in evidence.fits if fitted.used["run_id"].is_in(curved).any()]
     figure, axes = _panels(len(fits))
     for axis, fitted in zip(axes, fits, strict=True):
-        rows = fitted.used.with_columns(per_token=pl.col("flops") / pl.col("tokens"))
-        points = evidence.curves.filter(pl.col("tokens") > 0).join(
-            rows.select("run_id", "parameters", "per_token"), on="run_id"
-        )
-        points = points.with_columns(flops=pl.col("tokens") * pl.col("per_token")).sort("flops")
+        points = isoflop.along_runs(evidence.curves, fitted.used).sort("flops")
         models = sorted(points["parameters"].unique().to_list())
         for run in points.partition_by("run_id"):
             color = plots.shade(models.index(run["parameters"][0]), len(models))
