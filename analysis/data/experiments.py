@@ -1,6 +1,6 @@
 """Runs of an MLflow experiment as rows, whether ours or others' made them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -43,18 +43,18 @@ MLFLOW_COLUMNS = {
 def from_mlflow(
     experiment: str,
     tracking_uri: str,
-    columns: Mapping[str, str] | Reading | None = None,
+    reading: Reading | None = None,
     *,
     workspace: Workspace | None = None,
     searched: Sequence[str] = (),
 ) -> pl.DataFrame:
     """One row per run of an MLflow experiment; of ours, the child runs.
 
-    `columns` maps our names to `params.NAME`, `metrics.NAME` or `tags.NAME` where they differ from `MLFLOW_COLUMNS`.
+    Columns are read from `params.NAME`, `metrics.NAME` or `tags.NAME` where they differ from `MLFLOW_COLUMNS`.
     Where `workspace` has submitted a sweep of this name, its plan says which runs are of it, in which order; others
     are excluded.
     """
-    reading = columns if isinstance(columns, Reading) else Reading(columns or {})
+    reading = reading or Reading()
     places = MLFLOW_COLUMNS | dict(reading.columns)
     misplaced = [
         place for place in (*places.values(), *searched) if place.partition(".")[0] not in ("params", "metrics", "tags")

@@ -187,17 +187,16 @@ def _of_family(family: str, axis: str, rows: pl.DataFrame) -> HyperparameterLaw:
         noise = scatter * random.standard_normal((DRAWS, len(near)))
         drawn.append(one.minima(np.concatenate([near[None], near + noise])))  # the first is of what was measured
     cells = [_cell(one, minima) for one, minima in zip(searches, drawn, strict=True)]
-    inside = [index for index, cell in enumerate(cells) if not cell.at_edge]
-    varying = _varying([searches[index] for index in inside])
+    inside = [(one, minima) for one, minima, cell in zip(searches, drawn, cells, strict=True) if not cell.at_edge]
+    varying = _varying([one for one, _ in inside])
     if len(inside) < 1 + len(varying) or not varying:
         raise RefusalError(
             "too-few-cells",
             f"{len(inside)} of {len(cells)} sizes and budgets have their best {axis} inside the values tried; a law "
             "needs several of different N or D",
         )
-    return _law(
-        family, axis, cells, [searches[index] for index in inside], np.stack([drawn[i] for i in inside]), varying
-    )
+    fitted, minima = zip(*inside, strict=True)
+    return _law(family, axis, cells, fitted, np.stack(minima), varying)
 
 
 def _scatter(searches: Sequence[_Search]) -> float:

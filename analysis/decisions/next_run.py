@@ -202,17 +202,13 @@ def choose(
 class Simulation:
     """What would have been bought of a pool whose runs are all known, and how well the targets would be predicted."""
 
-    forms: tuple[str, ...]
-    started: list[int]
+    forms: list[str]
+    start: list[int]
     """Rows of the pool to begin with."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Of each run: its row, the share of the pool's cost spent with it, and R² of the targets after it."""
     r2: dict[str, float] = field(default_factory=dict)
     """By each share that could be spent."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, in the shape of `scaling design --simulate --json`."""
-        return {"forms": list(self.forms), "start": self.started, "rounds": self.rounds, "r2": self.r2}
 
 
 def first_runs(costs: Array, size: int) -> list[int]:
@@ -240,7 +236,7 @@ def simulate(
             f"{len(bought)} runs cost at most {FIRST_SHARE:.0%} of the pool together, and there are {targets.height} "
             f"targets; more than {size} and at least 2 are needed",
         )
-    found = Simulation(tuple(form.name for form in forms), list(bought))
+    found = Simulation([form.name for form in forms], list(bought))
     measured = targets["loss"].to_numpy()
     knowledge, spent = learn(pool[bought], forms, seed=seed), float(costs[bought].sum())
     now = r_squared(measured, knowledge.losses(targets).mean(axis=0))

@@ -113,9 +113,7 @@ _SIZES = 6
 """Lines of sizes in a panel, at most."""
 
 
-def law_figure(
-    fits: Sequence[Fit], *, unit: str = "nats per token", references: Sequence[Table | PublishedLaw] = ()
-) -> Figure:
+def law_figure(fits: Sequence[Fit], *, references: Sequence[Table | PublishedLaw] = ()) -> Figure:
     """One panel per family (loss against tokens, a line per size) and one of loss against compute for all of them."""
     across = min(len(fits) + 1, _PANELS_ACROSS)
     down = -(-(len(fits) + 1) // across)
@@ -137,7 +135,7 @@ def law_figure(
         axis.set_ylim(bottom, top + 0.09 * lines * (top - bottom))
     axes[-1].legend(fontsize=8, loc="upper right")
     for axis in axes[::across]:
-        axis.set_ylabel(f"validation loss ({unit})")
+        axis.set_ylabel("validation loss (nats per token)")
     return figure
 
 
