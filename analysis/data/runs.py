@@ -191,11 +191,7 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     columns["run_id"] = pl.Series("run_id", _row_keys(columns.get("run_id"), table.height), pl.String)
     if "state" in columns:
         done = columns["state"].str.to_uppercase().is_in(["FINISHED", "COMPLETED"])
-        columns["state"] = pl.Series(
-            "state",
-            ["COMPLETED" if one else other for one, other in zip(done, columns["state"], strict=True)],
-            pl.String,
-        )
+        columns["state"] = columns["state"].set(done, "COMPLETED")
     given = columns.get("excluded", pl.Series("excluded", [None] * table.height, pl.String))
     columns["excluded"] = pl.Series(
         "excluded", [_stated(one) or reason for one, reason in zip(given, reasons, strict=True)], pl.String

@@ -109,7 +109,7 @@ def _frontier(fitted: Fit) -> Frontier:
     cost = fitted.token_cost
     coefficients = np.concatenate([cost.coefficients[None], cost.draws(len(fitted.draws))])
     theta = np.concatenate([fitted.theta[None], fitted.draws])
-    return Frontier(fitted.form, theta, lambda log_n: cost.log_per_token(log_n, coefficients))
+    return Frontier(fitted.form, theta, cost, coefficients)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def write(
     if about:
         parts.append("<h2>How this page was made</h2><dl>" + "".join(map(_said, about.items())) + "</dl>")
     # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
-    data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
+    families = [_family(fitted, index) for index, fitted in enumerate(fits)]
+    data = json.dumps({"families": families}, separators=(",", ":")).replace("<", "\\u003c")
     parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text('utf-8')}</script></html>")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file's name may be no text; the page says so, as a terminal does.
@@ -120,12 +121,8 @@ def _formula(fitted: Fit) -> str:
     return html.escape(fitted.form.formula)
 
 
-def _data(fits: Sequence[Fit]) -> dict[str, Any]:
-    """What the chart draws: per family its runs, lines with bands along each axis, and draws for the calculator."""
-    return {"families": [_family(fitted, index) for index, fitted in enumerate(fits)]}
-
-
 def _family(fitted: Fit, index: int) -> dict[str, Any]:
+    """What the chart draws of a family: its runs, lines with bands along each axis, and draws for the calculator."""
     used = fitted.used
     n, d, c = (used[name].to_numpy() for name in ("parameters", "tokens", "flops"))
     residual = 100 * fitted.residuals

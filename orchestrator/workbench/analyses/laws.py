@@ -181,11 +181,10 @@ def design(
     if unit not in ("flops", "device-hours"):
         raise InputError(f"--unit {unit}: write flops or device-hours")
     source = open_source((typed,), columns)
-    costs = [_planned_hours(typed, source, one) if unit == "device-hours" else None for one in source.fits]
-    found = [
-        designs.design(one, target, budget, sizes=sizes, cost=cost)
-        for one, cost in zip(source.fits, costs, strict=True)
-    ]
+    found = []
+    for one in source.fits:
+        cost = _planned_hours(typed, source, one) if unit == "device-hours" else None
+        found.append(designs.design(one, target, budget, sizes=sizes, cost=cost))
     if fragment is not None:
         pairs, swept = zip(found, source.fits, strict=True), _further_axes(source)
         fragment.write_text("\n".join(designs.sweep_fragment(one, fitted, swept) for one, fitted in pairs))
