@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.data.columns import NO_FAMILY, ROW_OF_A_NAME
+from analysis.data.columns import NO_FAMILY, NUMBERS, ROW_OF_A_NAME
 from analysis.data.selection import SEARCHED
 from analysis.findings import FitWarning, RefusalError
 
@@ -33,7 +33,6 @@ CODES = {
     "loss-rose": "loss-rose",
 }
 """The code of a run's result that a rule looks for."""
-RANGED = ("parameters", "tokens", "flops", "loss")
 COMPARABLE = {
     "evaluation": "losses of different evaluations (data, context or tokens)",
     "data": "runs on different texts",
@@ -60,7 +59,7 @@ class Rules:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for given, known in ((self.keep, tuple(RULES)), (self.ranges, RANGED)):
+        for given, known in ((self.keep, tuple(RULES)), (self.ranges, NUMBERS)):
             unknown = sorted(set(given) - set(known))
             if unknown:
                 raise RefusalError("unknown-rule", f"no rule {unknown[0]!r}; there are: {', '.join(known)}")
@@ -247,7 +246,7 @@ def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
     searched = [name for name in frame.columns if name.startswith(SEARCHED)]
     copies = [
         usable.filter(pl.col("run_id").is_not_null() & ~pl.struct(keys).is_first_distinct()).select("_row")
-        for keys in (["run_id"], ["family", "seed", "evaluation", *RANGED, *searched])
+        for keys in (["run_id"], ["family", "seed", "evaluation", *NUMBERS, *searched])
     ]
     copied = pl.concat(copies)["_row"].unique().implode()
     reason = pl.when(pl.col("_row").is_in(copied)).then(pl.lit("duplicate"))

@@ -31,7 +31,7 @@ from analysis.data.columns import (
     unique_keys,
 )
 from analysis.data.experiments import curves_from_mlflow, from_mlflow
-from analysis.data.numbers import is_absent
+from analysis.data.numbers import ABSENT
 from analysis.data.selection import SEARCHED, Rows
 from analysis.findings import RefusalError
 from xlstm.quantities import nearest
@@ -252,7 +252,7 @@ def _row(run: RunDirectory, result: Result) -> dict[str, object]:
 def _stated(reason: str | None) -> str | None:
     """A table's own reason for leaving a row out; some only say that they do."""
     word = (reason or "").strip().lower()
-    if is_absent(word) or word in ("false", "no", "0", "0.0"):
+    if word in ABSENT | {"false", "no", "0", "0.0"}:
         return None
     return "excluded in the table" if word in ("true", "yes", "1", "1.0") else reason
 

@@ -51,10 +51,6 @@ class Design:
     beyond: str
     """How far the target lies outside the fitted runs, in words."""
 
-    @property
-    def cost(self) -> float:
-        return sum(proposal.cost for proposal in self.proposals)
-
 
 def flops_of_runs(fitted: Fit) -> Cost:
     """FLOPs as the fit's own runs counted them (exact where a plan made them), interpolated in N."""

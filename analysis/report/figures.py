@@ -242,8 +242,7 @@ def _is_near_runs(fitted: Fit, flops: float) -> bool:
         best = allocation.allocate(replace(fitted, draws=fitted.draws[:2]), flops)
     except RefusalError:  # its law has no optimum
         return False
-    of_n = plots.is_near(np.array([best.parameters]), fitted.used["parameters"])
-    return bool(of_n.all() and plots.is_near(np.array([best.tokens]), fitted.used["tokens"]).all())
+    return bool(plots.is_near(fitted, best.parameters, best.tokens))
 
 
 FIGURES: dict[str, Callable[[Evidence], Figure]] = {

@@ -142,7 +142,7 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
     draws, law = [], None
     if fitted.can_split:
         best_n, best_d = fitted.law.compute_optimal(x)
-        near = plots.is_near(best_n, used["parameters"]) & plots.is_near(best_d, used["tokens"])
+        near = plots.is_near(fitted, best_n, best_d)
         if near.any():
             lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
         some = fitted.draws[:DRAWS_ON_PAGE]

@@ -13,7 +13,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter, NullLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from analysis.data.references import PublishedLaw, Table
 from analysis.fitting.fit import Fit
@@ -217,11 +217,12 @@ def measured(axis: Axes, used: pl.DataFrame, along: str, shaded_by: str) -> None
     axis.scatter(used[along], used["loss"], c=colors, s=18 if used.height < 60 else 7, zorder=3, linewidths=0)
 
 
-def is_near(values: Array, measured: pl.Series) -> NDArray[np.bool_]:
-    """Which values lie within a factor of three of the measured range."""
-    low, high = float(np.min(measured.to_numpy())), float(np.max(measured.to_numpy()))
-    near: NDArray[np.bool_] = (values >= low / 3) & (values <= high * 3)
-    return near
+def is_near(fitted: Fit, n: ArrayLike, d: ArrayLike) -> NDArray[np.bool_]:
+    """Which models and budgets lie within a factor of three of those that were trained."""
+    trained = fitted.used.select("parameters", "tokens").to_numpy()
+    low, high = trained.min(axis=0) / 3, trained.max(axis=0) * 3
+    asked = np.stack(np.broadcast_arrays(n, d), axis=-1)
+    return np.asarray(((asked >= low) & (asked <= high)).all(axis=-1))
 
 
 def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
@@ -236,7 +237,7 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
         elif fitted.can_split:
             n, d = fitted.law.compute_optimal(flops)
             # A frontier through models and budgets unlike any that was trained would be an invention.
-            near = is_near(n, used["parameters"]) & is_near(d, used["tokens"])
+            near = is_near(fitted, n, d)
             flops = flops[near]
             center, low, high = fitted.predict(n[near], d[near])
             if near.any():
