@@ -161,15 +161,12 @@ def several_losses(rows: pl.DataFrame, family: str, inputs: Sequence[str] = ()) 
     """
     known = dict.fromkeys(("parameters", "tokens", "unique_tokens", *inputs))
     points = [name for name in known if name in rows.columns and name != "flops"]
-    with_seed = rows.filter(pl.col("seed").is_not_null()) if "seed" in rows.columns else rows.clear()
+    seeded = rows if "seed" in rows.columns else rows.with_columns(seed=pl.lit(None, pl.Int64))
+    of_seeds = seeded.filter(pl.col("seed").is_not_null()).group_by(points)
     spread = pl.col("loss").max() / pl.col("loss").min() - 1
-    same = (rows.group_by([*points, "seed"]) if "seed" in rows.columns else rows.group_by(points)).agg(spread=spread)
-    seeds = with_seed.group_by(points).agg(spread=spread)
     apart = pl.concat(
-        [
-            same.filter(pl.col("spread") > NOISE).select(*points, "spread"),
-            seeds.filter(pl.col("spread") > NOISE_OF_SEEDS).select(*points, "spread"),
-        ]
+        alike.agg(spread=spread).filter(pl.col("spread") > most).select(*points, "spread")
+        for alike, most in ((seeded.group_by([*points, "seed"]), NOISE), (of_seeds, NOISE_OF_SEEDS))
     )
     if apart.height:
         count, of = apart.select(points).n_unique(), rows.select(points).n_unique()

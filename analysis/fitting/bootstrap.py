@@ -148,8 +148,3 @@ def percentile(values: Array) -> tuple[float, float]:
         low = np.quantile(values, TAILS[0], method="lower")
         high = np.quantile(values, TAILS[1], method="higher")
     return float(low), float(high)
-
-
-def is_bounded(low: float, high: float, fitted: Array) -> bool:
-    """Whether an interval of a loss says anything, held against the losses that were fitted."""
-    return bool(np.isfinite([low, high]).all() and high <= UNBOUNDED * fitted.max())

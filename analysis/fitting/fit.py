@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
-from analysis.fitting.bootstrap import LEVEL, TAILS, percentile
+from analysis.fitting.bootstrap import LEVEL, TAILS, UNBOUNDED, percentile
 from analysis.fitting.certificate import Certificate, Rollout
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.laws.forms import ADDITIVE, FORMS, LETTERS, Form, FormLaw, Law, find, law_of
@@ -211,6 +211,10 @@ class Fit:
         if self.rollout is not None and self.rollout.widening > 1:
             low, high = (center * (bound / center) ** self.rollout.widening for bound in (low, high))
         return low, high
+
+    def is_bounded(self, low: float, high: float) -> bool:
+        """Whether an interval of a loss says anything, held against the losses that were fitted."""
+        return bool(np.isfinite([low, high]).all() and high <= UNBOUNDED * self.used["loss"].to_numpy().max())
 
     def log_inputs(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None = None) -> Array:
         """`Form.log_inputs`, compute being what the fit's own runs would have cost."""

@@ -200,13 +200,11 @@ def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
         axis.plot(tokens, center, color=color, linewidth=1.4)
         axis.plot([], [], "o-", color=color, markersize=4.5, label=f"N = {compact(round(size))}")
     measured(axis, used, "tokens", "parameters")
-    axis.set_xscale("log")
+    axis.set(xscale="log", xlabel="training tokens D", title=fitted.family)
     budgets = sorted(used["tokens"].unique().to_list())
     quantity_axis(axis)
     if len(budgets) <= 5:
         axis.set_xticks(budgets, [rounded(budget) for budget in budgets])
-    axis.set_xlabel("training tokens D")
-    axis.set_title(fitted.family)
     axis.legend(fontsize=8, handletextpad=0.2, columnspacing=1.0, ncols=2, loc="upper right")
 
 
@@ -247,9 +245,8 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
         axis.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
         axis.plot(flops, center, dash_of(index), color=color, linewidth=1.6, label=label)
         axis.plot(used["flops"], used["loss"], marker_of(index), color=color, markersize=4.5, alpha=0.7)
-    axis.set_xscale("log")
-    axis.set_xlabel("training compute C (FLOPs)")
-    axis.set_title("compute-optimal frontier" if fits[0].can_split else "loss against compute")
+    title = "compute-optimal frontier" if fits[0].can_split else "loss against compute"
+    axis.set(xscale="log", xlabel="training compute C (FLOPs)", title=title)
 
 
 def _draw_reference(axis: Axes, reference: Table | PublishedLaw, fits: Sequence[Fit], marker: str) -> None:

@@ -24,7 +24,6 @@ from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
 from analysis.findings import RefusalError
-from analysis.fitting.bootstrap import is_bounded
 from analysis.fitting.fit import Fit
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
@@ -254,7 +253,7 @@ def predict(
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
-        told, told_of_run = (_bounded(fitted, bounds) for bounds in (interval, run))
+        told, told_of_run = (bounds if fitted.is_bounded(*bounds) else None for bounds in (interval, run))
         withheld = "" if told_of_run else "what a new run would show" if told else "the loss"
         asked = at | {"flops": float(fitted.token_cost.per_token(parameters)) * tokens}
         rows.append(
@@ -265,12 +264,6 @@ def predict(
             | {"warnings": _warnings([fitted])}
         )
     return rows
-
-
-def _bounded(fitted: Fit, bounds: list[float]) -> list[float] | None:
-    """An interval of a loss; None where it is unbounded."""
-    low, high = bounds
-    return bounds if is_bounded(low, high, fitted.used["loss"].to_numpy()) else None
 
 
 @refusals_in_a_line()
