@@ -17,3 +17,7 @@ class FitWarning:
 
     code: str
     message: str
+
+    def about(self, family: str) -> "FitWarning":
+        """The same, beginning with the family that it is about."""
+        return FitWarning(self.code, f"{family}: {self.message}")

@@ -19,6 +19,7 @@ from analysis.data import runs, several
 from analysis.data.columns import NUMBERS, Reading
 from analysis.data.quality import Rules
 from analysis.data.runs import Kind
+from analysis.data.selection import Rows
 from analysis.decisions import agreement
 from analysis.findings import RefusalError
 from analysis.fitting import choice, doubts, families
@@ -230,7 +231,7 @@ class Source:
             return False  # it is written anew
 
     @cached_property
-    def _loaded(self) -> runs.Rows:
+    def _loaded(self) -> Rows:
         question = self.question
         further = () if question.form is None else question.form.inputs
         reading = replace(self.read_as, further=further)

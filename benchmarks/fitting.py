@@ -30,7 +30,7 @@ from scipy import optimize
 from analysis.data import runs
 from analysis.fitting import choice, families, regression
 from analysis.fitting.fit import Fit
-from analysis.laws.additive import AdditiveLaw, Array, log_loss
+from analysis.laws.additive import AdditiveLaw, Array, log_terms
 from analysis.laws.forms import ADDITIVE, FORMS
 from benchmarks.machine import describe
 
@@ -150,10 +150,14 @@ def _timed(work: Any) -> tuple[float, Any]:
 def _value(theta: Array, n: Array, d: Array, loss: Array, weights: Array) -> tuple[float, Array]:
     """The sum of Huber losses and its gradient, written for one fit at a time as one would for SciPy."""
     log_n, log_d = np.log(n), np.log(d)
-    predicted, shares = log_loss(theta[None], log_n, log_d)
-    residual = predicted[0] - np.log(loss)
+    terms = np.stack(np.broadcast_arrays(*log_terms(theta, log_n, log_d)))
+    top = terms.max(axis=0)
+    shares = np.exp(terms - top)
+    total = shares.sum(axis=0)
+    residual = top + np.log(total) - np.log(loss)
     clipped = np.clip(residual, -DELTA, DELTA)
-    slope = np.concatenate([shares[0], -shares[0, :1] * log_n, -shares[0, 1:2] * log_d])
+    shares /= total
+    slope = np.concatenate([shares, -shares[:1] * log_n, -shares[1:2] * log_d])
     return float((weights * clipped * (residual - clipped / 2)).sum()), slope @ (weights * clipped)
 
 

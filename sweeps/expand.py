@@ -124,7 +124,7 @@ class _Expansion:
         config = self._config(point, vocabulary, {} if data.task is None else data.task.ends)
         if config is not None and self.evaluations.cannot(data, config):
             return None
-        batch = self._batch(values, data, point)
+        batch = self._batch(values, data)
         if config is None or batch is None:
             return None
         if values.get("learning_rate") == LAW:
@@ -259,23 +259,20 @@ class _Expansion:
         model, size = point.values()["model"], point.values()["size"]
         own = self.file.sizes.get(size)
         where: Path = ("sizes", size) if own is not None else point.choices["size"][1]
-        dimensions: Any = size
-        if own is not None:
-            by_family = all(isinstance(value, dict) for value in own.values()) and bool(own)
-            if by_family:
-                name = next((name for name in (model, parse_family(model)[0]) if name in own), None)
-                if name is None:
-                    self.complain(where, f"size `{size}` says nothing of `{model}`")
-                    return None
-                where = (*where, name)
-            dimensions = own[name] if by_family and name else own
+        dimensions: Any = size if own is None else own
+        if own and all(isinstance(value, dict) for value in own.values()):  # by family
+            name = next((name for name in (model, parse_family(model)[0]) if name in own), None)
+            if name is None:
+                self.complain(where, f"size `{size}` says nothing of `{model}`")
+                return None
+            where, dimensions = (*where, name), own[name]
         try:
             return config_for(model, dimensions, vocabulary, **ends)
         except (TypeError, ValueError) as error:
             self.complain(where, f"size `{size}` of `{model}`: {error}")
             return None
 
-    def _batch(self, values: Mapping[str, Any], data: Data, point: Point) -> int | None:
+    def _batch(self, values: Mapping[str, Any], data: Data) -> int | None:
         if values.get("batch_tokens"):
             return int(values["batch_tokens"])
         if values.get("batch_sequences"):

@@ -7,7 +7,7 @@ raised one by one: a `Problem` has the file, the line, what is wrong and what wo
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,14 +78,28 @@ class Document:
     def problem(self, path: Sequence[str | int], message: str) -> Problem:
         return Problem(*self.place(path), message)
 
-    def over(self, base: "Document", prepend: Iterable[str] = ()) -> "Document":
+    def over(self, base: "Document", prepend: Collection[str] = ()) -> "Document":
         """This document laid over another: mappings merge key by key, anything else replaces what it covers.
 
         Lists at the top-level keys `prepend` are put before those of the base instead of replacing them.
         """
         places = dict(base.places)
-        value = _lay_over(self.value, base.value, (), self.places, places, frozenset(prepend))
-        return Document(self.file, value, places)
+
+        def lay(above: Any, below: Any, path: Path) -> Any:
+            if isinstance(above, dict) and isinstance(below, dict):
+                places[path] = self.places.get(path, places.get(path, ("", 0)))
+                return below | {key: lay(value, below.get(key), (*path, key)) for key, value in above.items()}
+            moved = {}
+            together = isinstance(above, list) and isinstance(below, list) and len(path) == 1 and path[0] in prepend
+            if together:
+                moved = {_shifted(place, len(above)): where for place, where in places.items() if place[:1] == path}
+            for place in [place for place in places if place[: len(path)] == path]:
+                del places[place]
+            places.update(moved)
+            places.update({place: where for place, where in self.places.items() if place[: len(path)] == path})
+            return above + below if together else above
+
+        return Document(self.file, lay(self.value, base.value, ()), places)
 
 
 def parse(text: str, file: str) -> Document:
@@ -111,38 +125,8 @@ def parse(text: str, file: str) -> Document:
     return Document(file, value, reader.places)
 
 
-def _lay_over(
-    above: Any,
-    below: Any,
-    path: Path,
-    places_above: Mapping[Path, tuple[str, int]],
-    places: dict[Path, tuple[str, int]],
-    prepend: frozenset[str],
-) -> Any:
-    if isinstance(above, dict) and isinstance(below, dict):
-        places[path] = places_above.get(path, places.get(path, ("", 0)))
-        merged = dict(below)
-        for key, value in above.items():
-            merged[key] = _lay_over(value, below.get(key), (*path, key), places_above, places, prepend)
-        return merged
-    if isinstance(above, list) and isinstance(below, list) and len(path) == 1 and path[0] in prepend:
-        moved = {_shifted(place, len(above)): where for place, where in places.items() if place[:1] == path}
-        _forget(path, places)
-        places.update(moved)
-        places.update({place: where for place, where in places_above.items() if place[:1] == path})
-        return above + below
-    _forget(path, places)
-    places.update({place: where for place, where in places_above.items() if place[: len(path)] == path})
-    return above
-
-
 def _shifted(path: Path, by: int) -> Path:
     return path if len(path) < 2 or isinstance(path[1], str) else (path[0], path[1] + by, *path[2:])
-
-
-def _forget(path: Path, places: dict[Path, tuple[str, int]]) -> None:
-    for place in [place for place in places if place[: len(path)] == path]:
-        del places[place]
 
 
 class _Reader:

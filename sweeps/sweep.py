@@ -97,8 +97,12 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> Document:
 
 def _laid_over(document: Document, path: Path, extended_by: tuple[Path, ...]) -> Document:
     """A document laid over what it extends, its paths relative to the folder of `path`."""
-    document = _with_located_corpora(_without_extensions(document), path.parent)
-    base = document.value.get("extends") if isinstance(document.value, dict) else None
+    if not isinstance(document.value, dict):
+        return document
+    # Keys `x-…` at its top hold what the others refer to.
+    kept = {key: value for key, value in document.value.items() if not key.startswith("x-")}
+    document = _with_located_corpora(Document(document.file, kept, document.places), path.parent)
+    base = document.value.get("extends")
     if not isinstance(base, str):
         return document
     try:
@@ -112,14 +116,6 @@ def _laid_over(document: Document, path: Path, extended_by: tuple[Path, ...]) ->
     if base_path.resolve() in (*extended_by, here):
         raise SweepError([document.problem(("extends",), f"`{base}` extends itself")])
     return _over(document, _read(base_path, (*extended_by, here)))
-
-
-def _without_extensions(document: Document) -> Document:
-    """A document without the keys `x-…` at its top, which hold what the others refer to."""
-    if not isinstance(document.value, dict):
-        return document
-    kept = {key: value for key, value in document.value.items() if not key.startswith("x-")}
-    return Document(document.file, kept, document.places)
 
 
 def _over(document: Document, base: Document) -> Document:
@@ -139,15 +135,20 @@ def _over(document: Document, base: Document) -> Document:
     return document.over(base, prepend=_STACKED)
 
 
-def _states_corpus(document: Document) -> bool:
+def _data_of(document: Document) -> dict[str, Any]:
+    """What a document says of the data; empty where that is no mapping."""
     data = document.value.get("data") if isinstance(document.value, dict) else None
-    return isinstance(data, dict) and not data.keys().isdisjoint(("corpus", "mixture"))
+    return data if isinstance(data, dict) else {}
+
+
+def _states_corpus(document: Document) -> bool:
+    return not _data_of(document).keys().isdisjoint(("corpus", "mixture"))
 
 
 def _without_corpus(document: Document) -> Document:
     """A document without its corpus and what belongs to it: another is laid over it."""
-    data = document.value.get("data") if isinstance(document.value, dict) else None
-    if not isinstance(data, dict):
+    data = _data_of(document)
+    if not data:
         return document
     others = {key: value for key, value in data.items() if key not in CORPUS}
     return Document(document.file, document.value | {"data": others}, document.places)
@@ -186,8 +187,6 @@ def _override(text: str) -> Document:
 def _with_located_corpora(document: Document, folder: Path) -> Document:
     """Spell out `corpus: text:PATH`, and make paths independent of where the sweep is read from. Changes the value."""
     value = document.value
-    if not isinstance(value, dict):
-        return document
     rules = value.get("rules")
     rules = rules if isinstance(rules, list) else []
     places = dict(document.places)

@@ -1,7 +1,6 @@
 """One run's losses and its learning rate at every step, as laws of curves need them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,7 +36,7 @@ class Curve:
     def after_warmup(self) -> "Curve":
         """The curve without the losses within the warm-up, of which no law speaks."""
         late = self.steps >= self.warmup_steps
-        return Curve(self.run, self.steps[late], self.losses[late], self.rate_steps, self.rates, self.warmup_steps)
+        return replace(self, steps=self.steps[late], losses=self.losses[late])
 
     @cached_property
     def path(self) -> "Path":
@@ -143,8 +142,3 @@ def metrics(measured: Array, predicted: Array) -> dict[str, float]:
         "mean_relative_error": float((np.abs(miss) / measured).mean()),
         "worst_relative_error": float((np.abs(miss) / measured).max()),
     }
-
-
-def mean_metrics(each: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of several runs' metrics."""
-    return {name: float(np.mean([one[name] for one in each])) for name in each[0]} if each else {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from analysis.curves.curve import Curve, mean_metrics, metrics
+from analysis.curves.curve import Curve, metrics
 from analysis.curves.laws import CurveLaw, find
 from analysis.findings import RefusalError
 from analysis.fitting.certificate import Certificate
@@ -107,6 +107,7 @@ class CurveFit:
             inside = float(((low <= curve.losses) & (curve.losses <= high)).mean())
             told = {"run": curve.run, "fitted": curve.run in self.fitted, "rows": len(curve.steps)}
             runs.append(told | metrics(curve.losses, loss) | {"inside_interval": inside})
+        unseen = [run for run in runs if not run["fitted"]]
         return {
             "form": self.law.name,
             "law": self.law.formula,
@@ -120,7 +121,7 @@ class CurveFit:
             "certificate": vars(self.certificate),
             "warmup_steps": sorted({curve.warmup_steps for curve in curves}),
             "runs": runs,
-            "prediction": mean_metrics([{name: run[name] for name in MEASURES} for run in runs if not run["fitted"]]),
+            "prediction": {name: float(np.mean([run[name] for run in unseen])) for name in MEASURES} if unseen else {},
         }
 
 
@@ -273,7 +274,7 @@ def _thinned(curve: Curve) -> Curve:
     """COARSE_ROWS of a curve's rows, evenly spread in log step."""
     wanted = np.geomspace(curve.steps[0], curve.steps[-1], COARSE_ROWS) if len(curve.steps) else curve.steps
     kept = np.unique(np.clip(np.searchsorted(curve.steps, wanted), 0, len(curve.steps) - 1))
-    return Curve(curve.run, curve.steps[kept], curve.losses[kept], curve.rate_steps, curve.rates, curve.warmup_steps)
+    return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])
 
 
 def _certificate(

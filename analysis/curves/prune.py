@@ -48,9 +48,9 @@ def losers(curves: Sequence[Curve], risk: float) -> list[Loser]:
     if len(known) < 2 or rows - size < LEAST_FREEDOM:
         return []
     measured = np.concatenate([curve.losses for curve in known])
-    features = [_Features.of(curve, max(one.rate_steps[-1] for one in known)) for curve in known]
+    features = [_features(curve, max(one.rate_steps[-1] for one in known)) for curve in known]
     found = [
-        _solved(known, measured, [(one.sums**-alpha, one.areas[:, felt]) for one in features])
+        _solved(known, measured, [(sums**-alpha, areas[:, felt]) for sums, areas in features])
         for alpha in ALPHAS
         for felt in range(len(FORGOTTEN_IN))
     ]
@@ -76,23 +76,18 @@ def losers(curves: Sequence[Curve], risk: float) -> list[Loser]:
     ]
 
 
-@dataclass(frozen=True)
-class _Features:
-    """What the law reads of a rate's path at each loss and, last, at the end."""
+def _features(curve: Curve, longest: float) -> tuple[Array, Array]:
+    """What the law reads of a rate's path at each loss and, last, at the end.
 
-    sums: Array
-    """(rows + 1,): as shares of the last."""
-    areas: Array
-    """(rows + 1, times): S2 over the highest rate, for each time in which drops are forgotten."""
-
-    @classmethod
-    def of(cls, curve: Curve, longest: float) -> "_Features":
-        at = np.append(curve.steps, curve.rate_steps[-1])
-        path = Path.of(curve.rate_steps, curve.rates, curve.warmup_steps, at)
-        fallen = np.maximum(path.drop, 0.0)  # what the warm-up's rise tells of C is nothing to go by
-        felt = [-np.expm1(-path.steps_since / (share * longest)) for share in FORGOTTEN_IN]
-        areas = [np.bincount(path.row, fallen * one, len(at)) for one in felt]
-        return cls(path.sums / path.sums[-1], np.stack(areas, axis=1) / curve.rates.max())
+    S (rows + 1,) as shares of the last, and S2 over the highest rate (rows + 1, times), for each time in which drops
+    are forgotten.
+    """
+    at = np.append(curve.steps, curve.rate_steps[-1])
+    path = Path.of(curve.rate_steps, curve.rates, curve.warmup_steps, at)
+    fallen = np.maximum(path.drop, 0.0)  # what the warm-up's rise tells of C is nothing to go by
+    felt = [-np.expm1(-path.steps_since / (share * longest)) for share in FORGOTTEN_IN]
+    areas = [np.bincount(path.row, fallen * one, len(at)) for one in felt]
+    return path.sums / path.sums[-1], np.stack(areas, axis=1) / curve.rates.max()
 
 
 def _solved(

@@ -28,6 +28,11 @@ class Group:
     tokens_per_step: int | None = None
     """None where the source does not say."""
 
+    @property
+    def after_warmup(self) -> list[Curve]:
+        """The curves that have losses after their warm-up, with these alone."""
+        return [late for curve in self.curves if len((late := curve.after_warmup).steps)]
+
 
 def from_table(
     path: Path, columns: Mapping[str, str], *, warmup_steps: float | None = None, decimal_comma: bool = False

@@ -1,9 +1,10 @@
 """The columns of a frame of runs, and how the cells of a source that is not ours become them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -110,16 +111,21 @@ def completed(frame: pl.DataFrame, source: str, listed: str = "") -> pl.DataFram
 
 def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> dict[str, pl.Series]:
     """Columns that nobody named: numbers where every cell is one or empty, else texts."""
-    found = {}
-    for name, values in cells.items():
-        try:
-            found[name] = pl.Series(name, [reading.number(name, cell) for cell in values], pl.Float64)
-        except ValueError:
-            found[name] = pl.Series(name, [as_text(cell) for cell in values], pl.String)
-    return found
+    return {name: _numbers_or_texts(name, values, partial(reading.number, name)) for name, values in cells.items()}
 
 
-def numbers_of(
+def _numbers_or_texts(name: str, cells: Sequence[object], number: Callable[[object], float | None]) -> pl.Series:
+    try:
+        return pl.Series(name, [number(cell) for cell in cells], pl.Float64)
+    except ValueError:
+        return _texts(name, cells)
+
+
+def _texts(name: str, cells: Sequence[object]) -> pl.Series:
+    return pl.Series(name, [as_text(cell) for cell in cells], pl.String)
+
+
+def column_of(
     ours: str,
     cells: Sequence[object],
     reading: Reading,
@@ -128,10 +134,14 @@ def numbers_of(
     grouped: bool = True,
     lines: Sequence[int] = (),
 ) -> pl.Series:
-    """A column of numbers, null where a cell is none; in a column that a law is fitted to, `reasons` then say so.
+    """A column of ours as SCHEMA has it: whole numbers, texts, or numbers.
 
-    They name the line where the rows are `lines` of a file.
+    A number is null where a cell is none; in a column that a law is fitted to, `reasons` then say so. They name the
+    line where the rows are `lines` of a file.
     """
+    kind = reading.kinds[ours]
+    if kind != pl.Float64:
+        return _whole_numbers(ours, cells) if kind == pl.Int64 else _texts(ours, cells)
     if not reading.decimal_comma and (plain := plain_numbers(cells)) is not None:
         return pl.Series(ours, plain, pl.Float64)
     numbers: list[float | None] = []
@@ -155,7 +165,7 @@ def number_or_none(cell: object) -> float | None:
         return None
 
 
-def whole_numbers(ours: str, cells: Sequence[object]) -> pl.Series:
+def _whole_numbers(ours: str, cells: Sequence[object]) -> pl.Series:
     """Seeds or context lengths; where one is none, distinct texts are numbered: only which are equal matters."""
     words = [as_text(cell) for cell in cells]
     numbers = [_whole(word) for word in words]
@@ -174,12 +184,8 @@ def _whole(word: str | None) -> int | None:
 
 def axis_values(axis: str, cells: Sequence[object], reading: Reading) -> pl.Series:
     """The values of a searched axis: numbers where all of them are, else texts."""
-    name = SEARCHED + axis
-    try:
-        numbers = [read_number(cell, count=True, decimal_comma=reading.decimal_comma) for cell in cells]
-    except ValueError:
-        return pl.Series(name, [as_text(cell) for cell in cells], pl.String)
-    return pl.Series(name, numbers, pl.Float64)
+    number = partial(read_number, count=True, decimal_comma=reading.decimal_comma)
+    return _numbers_or_texts(SEARCHED + axis, cells, number)
 
 
 def as_text(cell: object) -> str | None:

@@ -1,21 +1,12 @@
 """Runs of an MLflow experiment as rows, whether ours or others' made them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from analysis.data import tracking_store
-from analysis.data.columns import (
-    Reading,
-    as_text,
-    axis_values,
-    completed,
-    number_or_none,
-    numbers_of,
-    unique_keys,
-    whole_numbers,
-)
+from analysis.data.columns import Reading, axis_values, column_of, completed, number_or_none, unique_keys
 from analysis.data.selection import SEARCHED
 from analysis.data.tracking_store import TrackedRun
 from analysis.findings import RefusalError
@@ -52,18 +43,18 @@ MLFLOW_COLUMNS = {
 def from_mlflow(
     experiment: str,
     tracking_uri: str,
-    columns: Mapping[str, str] | Reading | None = None,
+    reading: Reading | None = None,
     *,
     workspace: Workspace | None = None,
     searched: Sequence[str] = (),
 ) -> pl.DataFrame:
     """One row per run of an MLflow experiment; of ours, the child runs.
 
-    `columns` maps our names to `params.NAME`, `metrics.NAME` or `tags.NAME` where they differ from `MLFLOW_COLUMNS`.
+    Columns are read from `params.NAME`, `metrics.NAME` or `tags.NAME` where they differ from `MLFLOW_COLUMNS`.
     Where `workspace` has submitted a sweep of this name, its plan says which runs are of it, in which order; others
     are excluded.
     """
-    reading = columns if isinstance(columns, Reading) else Reading(columns or {})
+    reading = reading or Reading()
     places = MLFLOW_COLUMNS | dict(reading.columns)
     misplaced = [
         place for place in (*places.values(), *searched) if place.partition(".")[0] not in ("params", "metrics", "tags")
@@ -99,14 +90,7 @@ def from_mlflow(
         "quality": [(found or "").replace(",", ", ") for found in cells["quality"]],
     }
     frame = pl.DataFrame(
-        {
-            ours: whole_numbers(ours, texts[ours])
-            if reading.kinds[ours] == pl.Int64
-            else pl.Series(ours, [as_text(cell) for cell in texts[ours]], pl.String)
-            if reading.kinds[ours] == pl.String
-            else numbers_of(ours, texts[ours], reading, reasons)
-            for ours in places
-        }
+        {ours: column_of(ours, texts[ours], reading, reasons) for ours in places}
         | {SEARCHED + axis: axis_values(axis, [run.value(axis) for run in tracked], reading) for axis in searched}
     )
     frame = frame.with_columns(pl.Series("excluded", reasons, pl.String))

@@ -13,15 +13,8 @@ _GROUPED = {
 }
 """Digits in groups of three, by the mark of decimals."""
 _WITH_UNIT = re.compile(r"(.*\d[.,]?)\s*([kmbgt])", re.IGNORECASE)
-_PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?|nan", re.IGNORECASE | re.ASCII)
-
-
-def is_absent(cell: object) -> bool:
-    """Whether a cell is empty, or says that there is nothing in it."""
-    return cell is None or (isinstance(cell, str) and cell.strip().lower() in ABSENT)
-
-
 _OF_PLAIN = frozenset("0123456789.eE+-")
+_PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?|nan", re.IGNORECASE | re.ASCII)
 
 
 def plain_numbers(cells: Sequence[object]) -> list[float] | None:

@@ -4,13 +4,13 @@ A frame's columns `state` and `quality` say what is known; `judge` turns them in
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
-from analysis.data.columns import NO_FAMILY, ROW_OF_A_NAME
+from analysis.data.columns import NO_FAMILY, NUMBERS, ROW_OF_A_NAME
 from analysis.data.selection import SEARCHED
 from analysis.findings import FitWarning, RefusalError
 
@@ -33,7 +33,6 @@ CODES = {
     "loss-rose": "loss-rose",
 }
 """The code of a run's result that a rule looks for."""
-RANGED = ("parameters", "tokens", "flops", "loss")
 COMPARABLE = {
     "evaluation": "losses of different evaluations (data, context or tokens)",
     "data": "runs on different texts",
@@ -60,7 +59,7 @@ class Rules:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for given, known in ((self.keep, tuple(RULES)), (self.ranges, RANGED)):
+        for given, known in ((self.keep, tuple(RULES)), (self.ranges, NUMBERS)):
             unknown = sorted(set(given) - set(known))
             if unknown:
                 raise RefusalError("unknown-rule", f"no rule {unknown[0]!r}; there are: {', '.join(known)}")
@@ -155,84 +154,71 @@ def usable(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(pl.col("excluded").is_null()) if "excluded" in frame.columns else frame
 
 
-def several_losses(family: str, rows: pl.DataFrame, inputs: Sequence[str] = ()) -> list[FitWarning]:
+def several_losses(rows: pl.DataFrame, family: str, inputs: Sequence[str] = ()) -> Iterator[FitWarning]:
     """A warning where usable rows of one (N, D) differ in loss by more than chance; the fit takes each as measured.
 
     Rows that differ in one of the form's other `inputs` are of different points.
     """
     known = dict.fromkeys(("parameters", "tokens", "unique_tokens", *inputs))
     points = [name for name in known if name in rows.columns and name != "flops"]
-    with_seed = rows.filter(pl.col("seed").is_not_null()) if "seed" in rows.columns else rows.clear()
+    seeded = rows if "seed" in rows.columns else rows.with_columns(seed=pl.lit(None, pl.Int64))
+    of_seeds = seeded.filter(pl.col("seed").is_not_null()).group_by(points)
     spread = pl.col("loss").max() / pl.col("loss").min() - 1
-    same = (rows.group_by([*points, "seed"]) if "seed" in rows.columns else rows.group_by(points)).agg(spread=spread)
-    seeds = with_seed.group_by(points).agg(spread=spread)
     apart = pl.concat(
-        [
-            same.filter(pl.col("spread") > NOISE).select(*points, "spread"),
-            seeds.filter(pl.col("spread") > NOISE_OF_SEEDS).select(*points, "spread"),
-        ]
+        alike.agg(spread=spread).filter(pl.col("spread") > most).select(*points, "spread")
+        for alike, most in ((seeded.group_by([*points, "seed"]), NOISE), (of_seeds, NOISE_OF_SEEDS))
     )
-    if not apart.height:
-        return []
-    count, of = apart.select(points).n_unique(), rows.select(points).n_unique()
-    several = " and rows of several families by --columns family=…" if family == NO_FAMILY else ""
-    return [
-        FitWarning(
+    if apart.height:
+        count, of = apart.select(points).n_unique(), rows.select(points).n_unique()
+        several = " and rows of several families by --columns family=…" if family == NO_FAMILY else ""
+        yield FitWarning(
             "several-losses",
-            f"{family}: at {count} of {of} points (N, D) several rows differ in loss, by up to "
+            f"at {count} of {of} points (N, D) several rows differ in loss, by up to "
             f"{100 * float(apart['spread'].max()):.2g} %: if an axis such as the learning rate was searched, "
             f"name it with --best-of{several}",
         )
-    ]
 
 
-def other_units(family: str, rows: pl.DataFrame) -> list[FitWarning]:
+def other_units(rows: pl.DataFrame) -> Iterator[FitWarning]:
     """A warning where numbers of usable rows are too small for counts, or FLOPs far from 6ND: their unit is another."""
     ratio = (rows["flops"] / (6 * rows["parameters"] * rows["tokens"])).log().abs()
     strange = {name: rows.filter(rows[name] < SMALLEST_COUNT)[name] for name in ("parameters", "tokens")} | {
         "flops": rows.filter(ratio > math.log(UNLIKE_6ND))["flops"]
     }
     listed = ", ".join(f"{name} is {found[0]:g} in {len(found)} rows" for name, found in strange.items() if len(found))
-    if not listed:
-        return []
-    message = (
-        f"{family}: {listed}: counts are single parameters, tokens and FLOPs; write 12M or 12e6 for twelve millions"
-    )
-    return [FitWarning("other-units", message)]
+    if listed:
+        units = "counts are single parameters, tokens and FLOPs; write 12M or 12e6 for twelve millions"
+        yield FitWarning("other-units", f"{listed}: {units}")
 
 
-def along_runs(family: str, rows: pl.DataFrame) -> list[FitWarning]:
+def along_runs(rows: pl.DataFrame) -> Iterator[FitWarning]:
     """A warning where rows of a table share a name and N at several D: they may be losses along one run.
 
     Those before the end of a schedule lie above the law of runs that end there (Hoffmann et al. 2022, section 3).
     """
     if "run_id" not in rows.columns:
-        return []
+        return
     named = rows.with_columns(name=pl.col("run_id").str.extract(ROW_OF_A_NAME)).filter(pl.col("name").is_not_null())
     times = named.group_by("name", "parameters").agg(budgets=pl.col("tokens").n_unique()).filter(pl.col("budgets") > 1)
-    if not times.height:
-        return []
-    return [
-        FitWarning(
+    if times.height:
+        yield FitWarning(
             "several-budgets-of-one-run",
-            f"{family}: {times.height} names stand at {int(times['budgets'].sum())} budgets, such as "
+            f"{times.height} names stand at {int(times['budgets'].sum())} budgets, such as "
             f"{times.sort('name')['name'][0]}: if these are losses along one run, those before its end are not of a "
             "finished schedule, and lie above the law; keep the last of each",
         )
-    ]
 
 
-def several_machines(frame: pl.DataFrame) -> list[FitWarning]:
+def several_machines(frame: pl.DataFrame) -> Iterator[FitWarning]:
     """A warning where usable rows were computed on different devices or by different kernels, as far as they tell."""
     if "computed_on" not in frame.columns:
-        return []
+        return
     told = usable(frame).filter(pl.col("computed_on").is_not_null())
     shares = told.group_by("computed_on", maintain_order=True).len()
-    if shares.height < 2:
-        return []
-    listed = "; ".join(f"{place} ({count} runs)" for place, count in shares.iter_rows())
-    what = "so that rounding alone sets their losses apart; `scaling noise RUN` measures by how much"
-    return [FitWarning("several-machines", f"runs were computed on {listed}, {what}")]
+    if shares.height > 1:
+        listed = "; ".join(f"{place} ({count} runs)" for place, count in shares.iter_rows())
+        what = "so that rounding alone sets their losses apart; `scaling noise RUN` measures by how much"
+        yield FitWarning("several-machines", f"runs were computed on {listed}, {what}")
 
 
 def not_comparable(frame: pl.DataFrame) -> str | None:
@@ -257,7 +243,7 @@ def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
     searched = [name for name in frame.columns if name.startswith(SEARCHED)]
     copies = [
         usable.filter(pl.col("run_id").is_not_null() & ~pl.struct(keys).is_first_distinct()).select("_row")
-        for keys in (["run_id"], ["family", "seed", "evaluation", *RANGED, *searched])
+        for keys in (["run_id"], ["family", "seed", "evaluation", *NUMBERS, *searched])
     ]
     copied = pl.concat(copies)["_row"].unique().implode()
     reason = pl.when(pl.col("_row").is_in(copied)).then(pl.lit("duplicate"))

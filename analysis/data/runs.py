@@ -13,7 +13,6 @@ the seed alone are repetitions, and of an axis that was searched the best value 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,15 @@ from analysis.data.columns import (
     EXTRA,
     SCHEMA,
     Reading,
-    as_text,
     axis_values,
+    column_of,
     columns_of_any,
     completed,
-    numbers_of,
     unique_keys,
-    whole_numbers,
 )
 from analysis.data.experiments import curves_from_mlflow, from_mlflow
-from analysis.data.numbers import is_absent
-from analysis.data.selection import SEARCHED
+from analysis.data.numbers import ABSENT
+from analysis.data.selection import SEARCHED, Rows
 from analysis.findings import RefusalError
 from xlstm.quantities import nearest
 from xlstm.run.directory import RunDirectory, Workspace
@@ -61,16 +58,6 @@ class Kind(StrEnum):
         if source.startswith("mlflow:"):
             return cls.EXPERIMENT
         return cls.TABLE if tables.format_of(source) else cls.SWEEP
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a source, judged, and what is to be said of them."""
-
-    frame: pl.DataFrame
-    notes: list[str]
-    at_edge: frozenset[str] = frozenset()
-    """Runs whose best value of a searched axis is the last of those tried."""
 
 
 def load(
@@ -124,8 +111,7 @@ def read(
         frame = _with_points(frame, plan, axes) if plan else frame
     described = {*SCHEMA, *EXTRA, *reading.further, selection.POINT}
     described |= {name for name in frame.columns if name.startswith(EVALUATION)}
-    chosen = selection.best_of(quality.judge(frame, rules), axes, described=described)
-    return Rows(chosen.frame, chosen.edges, chosen.at_edge)
+    return selection.best_of(quality.judge(frame, rules), axes, described=described)
 
 
 def load_curves(source: str, frame: pl.DataFrame, *, workspace: Workspace | None = None) -> pl.DataFrame:
@@ -197,23 +183,15 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
     if "loss" not in cells:
         named = f"name it with --columns loss=…; there are: {table.listed}"
         raise RefusalError("missing-column", f"{path}: no column for loss; {named}")
-    columns: dict[str, pl.Series] = {}
     reasons: list[str | None] = [None] * table.height
-    for ours, values in cells.items():
-        if known[ours] == pl.Int64:
-            columns[ours] = whole_numbers(ours, values)
-        elif known[ours] == pl.String:
-            columns[ours] = pl.Series(ours, [as_text(cell) for cell in values], pl.String)
-        else:
-            columns[ours] = numbers_of(ours, values, reading, reasons, grouped=table.commas_group, lines=table.lines)
+    columns = {
+        ours: column_of(ours, values, reading, reasons, grouped=table.commas_group, lines=table.lines)
+        for ours, values in cells.items()
+    }
     columns["run_id"] = pl.Series("run_id", _row_keys(columns.get("run_id"), table.height), pl.String)
     if "state" in columns:
         done = columns["state"].str.to_uppercase().is_in(["FINISHED", "COMPLETED"])
-        columns["state"] = pl.Series(
-            "state",
-            ["COMPLETED" if one else other for one, other in zip(done, columns["state"], strict=True)],
-            pl.String,
-        )
+        columns["state"] = columns["state"].set(done, "COMPLETED")
     given = columns.get("excluded", pl.Series("excluded", [None] * table.height, pl.String))
     columns["excluded"] = pl.Series(
         "excluded", [_stated(one) or reason for one, reason in zip(given, reasons, strict=True)], pl.String
@@ -274,7 +252,7 @@ def _row(run: RunDirectory, result: Result) -> dict[str, object]:
 def _stated(reason: str | None) -> str | None:
     """A table's own reason for leaving a row out; some only say that they do."""
     word = (reason or "").strip().lower()
-    if is_absent(word) or word in ("false", "no", "0", "0.0"):
+    if word in ABSENT | {"false", "no", "0", "0.0"}:
         return None
     return "excluded in the table" if word in ("true", "yes", "1", "1.0") else reason
 

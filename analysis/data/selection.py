@@ -14,17 +14,17 @@ MEASURED = frozenset({"run_id", "size", "loss", "bits_per_byte", "cluster", "sta
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The frame with the rows left out that another value of an axis beat, and warnings about the best values."""
+class Rows:
+    """The rows of a source, judged, and what is to be said of them."""
 
     frame: pl.DataFrame
-    edges: list[str]
-    """Where the best value lies at the edge of those tried, so that a better one may lie beyond."""
+    notes: list[str]
+    """Where the best value of a searched axis lies at the edge of those tried, so that a better one may lie beyond."""
     at_edge: frozenset[str] = frozenset()
-    """Run ids of those best ones."""
+    """Runs of those best values."""
 
 
-def best_of(frame: pl.DataFrame, axes: Sequence[str], described: Collection[str] | None = None) -> Selection:
+def best_of(frame: pl.DataFrame, axes: Sequence[str], described: Collection[str] | None = None) -> Rows:
     """Keep, of rows that differ in the searched `axes` alone, those whose value of them has the lowest loss.
 
     The values stand in columns named SEARCHED and the axis, which the result no longer has. Rows agree in all the rest
@@ -36,7 +36,7 @@ def best_of(frame: pl.DataFrame, axes: Sequence[str], described: Collection[str]
     columns = [SEARCHED + axis for axis in axes]
     bare = frame.drop([name for name in frame.columns if name.startswith(SEARCHED)])
     if not axes or not frame.height:
-        return Selection(bare, [])
+        return Rows(bare, [])
     values = list(zip(*(frame[name].to_list() for name in columns), strict=True))
     agree = (
         [POINT]
@@ -71,7 +71,7 @@ def best_of(frame: pl.DataFrame, axes: Sequence[str], described: Collection[str]
                 told = f"the best {one}, {best[place]:g}, is the {where} tried; a better one may lie beyond"
                 edges.append(f"{name}: {told}")
                 at_edge.update(names[row] for row in rows if values[row] == best and reasons[row] is None)
-    return Selection(bare.with_columns(pl.Series("excluded", reasons, pl.String)), edges, frozenset(at_edge))
+    return Rows(bare.with_columns(pl.Series("excluded", reasons, pl.String)), edges, frozenset(at_edge))
 
 
 def _groups(frame: pl.DataFrame, agree: Sequence[str]) -> list[list[int]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from analysis.data import quality, tables
-from analysis.data.runs import Kind, Rows
+from analysis.data.runs import Kind
+from analysis.data.selection import Rows
 
 SWEEP = "sweep"
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,6 @@ def _is_no_header(row: Sequence[str]) -> bool:
     return first.startswith("#") or (first.startswith("sep=") and len(first) < 6) or not any(map(str.strip, row))
 
 
-def _read_csv(path: Path, wanted: Collection[str]) -> Table:
-    return _read_separated(path, wanted, SEPARATORS)
-
-
-def _read_tsv(path: Path, wanted: Collection[str]) -> Table:
-    return _read_separated(path, wanted, ("\t",))
-
-
 def _read_json(path: Path, wanted: Collection[str]) -> Table:
     """One array of objects, one object of columns, or lines of objects."""
     text = _text(path)
@@ -274,7 +267,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> Table:
     names = file.schema_arrow.names
     places = _places(path, names, wanted)
     read = file.read(columns=list(places), use_threads=False) if places else None
-    return _from_arrow(path, names, read, places, file.metadata.num_rows)
+    return _from_arrow(names, read, places, file.metadata.num_rows)
 
 
 def _read_arrow(path: Path, wanted: Collection[str]) -> Table:
@@ -285,7 +278,7 @@ def _read_arrow(path: Path, wanted: Collection[str]) -> Table:
     if magic.startswith(b"FEA1"):
         whole = pyarrow.feather.read_table(source, memory_map=False)
         places = _places(path, whole.column_names, wanted)
-        return _from_arrow(path, whole.column_names, whole.select(list(places)), places, whole.num_rows)
+        return _from_arrow(whole.column_names, whole.select(list(places)), places, whole.num_rows)
     opened = pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
     places = _places(path, opened.schema.names, wanted)
     batches, height = [], 0
@@ -295,7 +288,7 @@ def _read_arrow(path: Path, wanted: Collection[str]) -> Table:
         _check_height(height)
         batches.append(batch.select(list(places.values())))
     schema = pa.schema([opened.schema.field(place) for place in places.values()])
-    return _from_arrow(path, opened.schema.names, pa.Table.from_batches(batches, schema), places, height)
+    return _from_arrow(opened.schema.names, pa.Table.from_batches(batches, schema), places, height)
 
 
 def _opened(path: Path) -> Any:
@@ -307,7 +300,7 @@ def _opened(path: Path) -> Any:
     return pa.OSFile(str(path))
 
 
-def _from_arrow(path: Path, names: list[str], read: Any, places: Mapping[str, int], height: int) -> Table:
+def _from_arrow(names: list[str], read: Any, places: Mapping[str, int], height: int) -> Table:
     if read is None or not places:
         return Table(names, {}, height)
     read.validate(full=True)
@@ -328,8 +321,8 @@ def _check_height(height: int) -> None:
 
 
 _READERS: Mapping[str, Callable[[Path, Collection[str]], Table]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_separated, separators=SEPARATORS),
+    ".tsv": partial(_read_separated, separators=("\t",)),
     ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,

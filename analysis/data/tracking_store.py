@@ -58,9 +58,9 @@ def read_runs(experiment: str, tracking_uri: str) -> list[TrackedRun]:
         runs = {run: TrackedRun(run, name or run, status) for run, name, status in found}
         selected = f"WHERE run_uuid IN (SELECT run_uuid FROM runs WHERE {within})"
         quoted = connection.dialect.identifier_preparer.quote("key")
-        for table, values in (("params", "params"), ("tags", "tags")):
+        for table in ("params", "tags"):
             for run, name, value in _rows(connection, f"SELECT run_uuid, {quoted}, value FROM {table} {selected}"):
-                getattr(runs[run], values)[name] = value
+                getattr(runs[run], table)[name] = value
         statement = f"SELECT run_uuid, {quoted}, value, is_nan FROM latest_metrics {selected}"
         for run, name, value, is_nan in _rows(connection, statement):
             runs[run].metrics[name] = float("nan") if is_nan else value

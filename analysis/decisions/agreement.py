@@ -29,9 +29,9 @@ class Agreement:
         return abs(exponent - self.profiles.exponent) / max(allowed, 1e-9)
 
 
-def compare(fitted: Fit, method: str = "akima") -> Agreement:
+def compare(fitted: Fit) -> Agreement:
     """Both approaches on the runs of a fit. RefusalError where the runs are no profiles, or the form splits nothing."""
-    profiles = isoflop.frontier(fitted.used, method)
+    profiles = isoflop.frontier(fitted.used)
     budgets = [profile.flops for profile in profiles.profiles if profile.optimum is not None]
     return Agreement(profiles, allocation.exponents_between(fitted, min(budgets), max(budgets)))
 

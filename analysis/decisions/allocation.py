@@ -3,20 +3,14 @@
 Every answer is taken per bootstrap draw, so that its interval carries the uncertainty of the whole law.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.decisions.frontier import LEAST, MOST, Frontier, LogCost
+from analysis.decisions.frontier import LEAST, MOST, Frontier
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.fit import Fit
-from analysis.laws.additive import Array
-from analysis.laws.token_cost import six_n
-
-TrainingCost = Callable[[Array], Array]
-"""Training FLOPs per token of models of N parameters."""
 
 AT_THE_END = 1e-3
 """Distance in log N from the last size that is looked at within which an optimum is none."""
@@ -59,54 +53,19 @@ class Allocation:
         )
 
 
-def allocate(
-    fitted: Fit, flops: float, *, inference_tokens: float = 0.0, training_cost: TrainingCost = six_n
-) -> Allocation:
+def allocate(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -> Allocation:
     """Model size and training tokens that minimise the loss when training and inference cost `flops` together.
 
-    `training_cost(N)` is FLOPs per training token, from exact counting where 6N is not good enough; a served token
-    costs a third of it, the forward pass (Sardana et al. 2024, arXiv 2401.00448). RefusalError where nothing is left
-    for training at any size, or the law has no optimum inside the sizes that are looked at.
+    A training token costs what the fit's own runs counted (`Fit.token_cost`); the intervals carry how far the sizes
+    scatter about that, too. A served token costs a third of it, the forward pass (Sardana et al. 2024, arXiv
+    2401.00448). RefusalError where nothing is left for training at any size, or the law has no optimum inside the sizes
+    that are looked at.
     """
-    everywhere = _frontier(fitted, lambda log_n: np.log(training_cost(np.exp(log_n))))
-    return _allocate(fitted, everywhere, flops, inference_tokens)
-
-
-def allocate_runs(fitted: Fit, flops: float, *, inference_tokens: float = 0.0) -> Allocation:
-    """`allocate`, with a token's cost as the fit's own runs counted it: `Fit.token_cost`.
-
-    The intervals carry how far the sizes scatter about that cost, too.
-    """
-    return _allocate(fitted, _frontier_of_runs(fitted), flops, inference_tokens)
-
-
-def exponent_between(fitted: Fit, low: float, high: float) -> tuple[float, tuple[float, float]]:
-    """Mean slope a of log N* by log C between two budgets, with its interval: that of `exponents_between`."""
-    return exponents_between(fitted, low, high)["parameters"]
-
-
-def exponents_between(fitted: Fit, low: float, high: float) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Mean slopes by log C of log N* (`parameters`) and log D* (`tokens`) between two budgets, with their intervals.
-
-    A token costs what the fit's runs counted. Under C = 6ND the first is the closed form beta/(alpha + beta) at any two
-    budgets, and both add up to 1; under exact FLOPs they depend on the budgets.
-    """
-    if not 0 < low < high:
-        raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
-    frontier = _frontier_of_runs(fitted)
-    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops))) for flops in (low, high)]
-    slopes = [(ends[1][place] - ends[0][place]) / np.log(high / low) for place in (0, 1)]
-    return {
-        name: (float(slope[0]), percentile(slope[1:]))
-        for name, slope in zip(("parameters", "tokens"), slopes, strict=True)
-    }
-
-
-def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: float) -> Allocation:
     if not (np.isfinite(flops) and flops > 0 and np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise RefusalError(
             "no-budget", f"flops {flops} and inference tokens {inference_tokens}: a budget is positive and finite"
         )
+    frontier = _frontier(fitted)
     answers = np.exp(frontier.best(np.full(len(frontier.theta), np.log(flops)), inference_tokens))
     if np.isnan(answers).any():
         raise RefusalError(
@@ -128,15 +87,29 @@ def _allocate(fitted: Fit, frontier: Frontier, flops: float, inference_tokens: f
     return Allocation(flops, inference_tokens, size, n, budget, d, lowest, loss, far[0], far[1], far[2], beyond)
 
 
-def _frontier(fitted: Fit, cost: LogCost) -> Frontier:
-    """Of the law and, after it, of each draw."""
-    return Frontier(fitted.form, np.concatenate([fitted.theta[None], fitted.draws]), cost)
+def exponents_between(fitted: Fit, low: float, high: float) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Mean slopes by log C of log N* (`parameters`) and log D* (`tokens`) between two budgets, with their intervals.
+
+    A token costs what the fit's runs counted. Under C = 6ND the first is the closed form beta/(alpha + beta) at any two
+    budgets, and both add up to 1; under exact FLOPs they depend on the budgets.
+    """
+    if not 0 < low < high:
+        raise RefusalError("one-budget", f"no slope between budgets of {low:.3g} and {high:.3g} FLOPs")
+    frontier = _frontier(fitted)
+    ends = [frontier.best(np.full(len(frontier.theta), np.log(flops))) for flops in (low, high)]
+    slopes = [(ends[1][place] - ends[0][place]) / np.log(high / low) for place in (0, 1)]
+    return {
+        name: (float(slope[0]), percentile(slope[1:]))
+        for name, slope in zip(("parameters", "tokens"), slopes, strict=True)
+    }
 
 
-def _frontier_of_runs(fitted: Fit) -> Frontier:
+def _frontier(fitted: Fit) -> Frontier:
+    """Of the law and, after it, of each draw, a token costing what the fit's own runs counted."""
     cost = fitted.token_cost
     coefficients = np.concatenate([cost.coefficients[None], cost.draws(len(fitted.draws))])
-    return _frontier(fitted, lambda log_n: cost.log_per_token(log_n, coefficients))
+    theta = np.concatenate([fitted.theta[None], fitted.draws])
+    return Frontier(fitted.form, theta, cost, coefficients)
 
 
 @dataclass(frozen=True)
@@ -172,7 +145,7 @@ def compute_multiplier(baseline: Fit, challenger: Fit, flops: float) -> ComputeM
     if not (np.isfinite(flops) and flops > 0):
         raise RefusalError("no-budget", f"flops {flops}: a budget is positive and finite")
     count = min(len(baseline.draws), len(challenger.draws)) + 1
-    first, second = (_frontier_of_runs(replace(one, draws=one.draws[: count - 1])) for one in (baseline, challenger))
+    first, second = (_frontier(replace(one, draws=one.draws[: count - 1])) for one in (baseline, challenger))
     log_c = np.full(count, np.log(flops))
     *_, log_loss = first.best(log_c)
     multiples = np.exp(log_c - second.budget(log_loss, log_c))

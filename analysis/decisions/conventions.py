@@ -95,9 +95,7 @@ def _answer(approach: str, rows: pl.DataFrame, curves: pl.DataFrame) -> Both:
     if kind == "2":
         frontier = isoflop.frontier(rows, method)
     else:
-        per_token = rows.select("run_id", "parameters", per_token=pl.col("flops") / pl.col("tokens"))
-        points = curves.filter(pl.col("tokens") > 0).join(per_token, on="run_id")
-        frontier = isoflop.envelope(points.with_columns(flops=pl.col("tokens") * pl.col("per_token")))
+        frontier = isoflop.envelope(isoflop.along_runs(curves, rows))
     return frontier.exponent, frontier.interval, frontier.tokens_exponent, frontier.tokens_interval
 
 

@@ -51,14 +51,10 @@ class Design:
     beyond: str
     """How far the target lies outside the fitted runs, in words."""
 
-    @property
-    def cost(self) -> float:
-        return sum(proposal.cost for proposal in self.proposals)
-
 
 def flops_of_runs(fitted: Fit) -> Cost:
     """FLOPs as the fit's own runs counted them (exact where a plan made them), interpolated in N."""
-    return lambda parameters, tokens: np.asarray(fitted.flops_per_token(parameters) * tokens)
+    return lambda parameters, tokens: np.asarray(fitted.token_cost.per_token(parameters) * tokens)
 
 
 def hours_of_plan(fitted: Fit, planned: Sequence[tuple[float, float, float]]) -> Cost:
@@ -122,7 +118,7 @@ def design(
         n, d = (float(value) for value in points[best])
         width = before * float(np.sqrt(knowledge.left(aim, candidates[taken])))
         proposals.append(Proposal(n, d, float(costs[best]), width))
-    flops = float(fitted.flops_per_token(target[0])) * target[1]
+    flops = float(fitted.token_cost.per_token(target[0])) * target[1]
     asked = {"parameters": target[0], "tokens": target[1], "flops": flops}
     far = fitted.extrapolation(asked), fitted.beyond(asked)
     spent = (budget - left) / budget
@@ -187,7 +183,7 @@ def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float
 def _frame(fitted: Fit, points: Array) -> pl.DataFrame:
     """Points (N, D) with the inputs of every form, all tokens being different."""
     n, d = points.T
-    flops = fitted.flops_per_token(n) * d
+    flops = fitted.token_cost.per_token(n) * d
     return pl.DataFrame({"parameters": n, "tokens": d, "flops": flops, "unique_tokens": d})
 
 

@@ -100,7 +100,7 @@ class Link:
         return self.predict(law.predict_rows(frame)), low, high
 
 
-def fit_link(frame: pl.DataFrame, error: str, *, link: str = "exponential", num_draws: int = 0, seed: int = 0) -> Link:
+def fit_link(frame: pl.DataFrame, error: str, *, link: str = "exponential", num_draws: int = 0) -> Link:
     """Fit the error in column `error` (a fraction, lower is better) to the `loss` of the same rows, by least squares.
 
     `link` is one of LINKS: `exponential`, or `sigmoid` for scores that stay at chance, then rise, then saturate.
@@ -112,15 +112,15 @@ def fit_link(frame: pl.DataFrame, error: str, *, link: str = "exponential", num_
         raise RefusalError("no-such-link", f"no link `{link}`; {nearest(link, LINKS)}")
     renamed = rows.select(pl.col("loss").alias(LOSS), pl.col(error).alias("loss"))
     if link == "sigmoid":
-        found = fit_form(renamed, SIGMOID, LEAST_SQUARES, num_draws=num_draws, seed=seed)
+        found = fit_form(renamed, SIGMOID, LEAST_SQUARES, num_draws=num_draws)
         return Link(found, found.warnings)
     loss, wrong = renamed[LOSS].to_numpy(), renamed["loss"].to_numpy()
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     gamma = np.exp(random.uniform(np.log(0.1), np.log(5.0), 64))
     epsilon = wrong.max() * random.uniform(1.0, 1.5, 64)
     k = (epsilon - wrong.min()) * np.exp(gamma * loss.min())
     begin = np.clip(np.log(np.stack([epsilon, k, gamma], axis=1)), LINK.lower, LINK.upper)
-    found = fit_form(renamed, LINK, LEAST_SQUARES, num_draws=num_draws, seed=seed, begin=begin)
+    found = fit_form(renamed, LINK, LEAST_SQUARES, num_draws=num_draws, begin=begin)
     warnings = found.warnings
     if wrong.min() > SATURATED * found.parameters["epsilon"]:
         told = f"the best error, {wrong.min():.3g}, is near that without any skill, {found.parameters['epsilon']:.3g}"
@@ -142,26 +142,23 @@ class Chosen:
     """Root mean square error on the dear runs by form; None where a form cannot be fitted to the others."""
 
 
-def choose_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0, seed: int = 0) -> Chosen:
+def choose_link(frame: pl.DataFrame, error: str, *, num_draws: int = 0) -> Chosen:
     """Fit the link of the form with the least error on the dear fifth of the runs, when fitted to the others.
 
     The exponential form where none can be tried, or both foretell alike. Raises RefusalError as `fit_link` does.
     """
     rows = usable(frame).drop_nulls([error, "loss"]).sort("flops")
-    cheap, dear = rows.head(rows.height - _dear(rows.height)), rows.tail(_dear(rows.height))
-    rollouts = {name: _rollout(cheap, dear, error, name, seed) for name in LINKS}
+    held = max(1, math.ceil(DEAR * rows.height))
+    cheap, dear = rows.head(rows.height - held), rows.tail(held)
+    rollouts = {name: _rollout(cheap, dear, error, name) for name in LINKS}
     known = [(missed, place, name) for place, (name, missed) in enumerate(rollouts.items()) if missed is not None]
     name = min(known)[2] if known else next(iter(LINKS))
-    return Chosen(name, fit_link(rows, error, link=name, num_draws=num_draws, seed=seed), rollouts)
+    return Chosen(name, fit_link(rows, error, link=name, num_draws=num_draws), rollouts)
 
 
-def _dear(rows: int) -> int:
-    return max(1, math.ceil(DEAR * rows))
-
-
-def _rollout(cheap: pl.DataFrame, dear: pl.DataFrame, error: str, name: str, seed: int) -> float | None:
+def _rollout(cheap: pl.DataFrame, dear: pl.DataFrame, error: str, name: str) -> float | None:
     try:
-        link = fit_link(cheap, error, link=name, seed=seed)
+        link = fit_link(cheap, error, link=name)
     except RefusalError:
         return None
     missed = link.predict(dear["loss"].to_numpy()) - dear[error].to_numpy()

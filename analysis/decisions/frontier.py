@@ -4,18 +4,15 @@ Under exact FLOPs no closed form splits a budget, and some forms have none under
 log N, for each law by itself, on a grid and then by golden section.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.findings import RefusalError
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form, no_split
+from analysis.laws.token_cost import TokenCost
 
-LogCost = Callable[[Array], Array]
-"""From log N (problems, points) to the logarithm of FLOPs per training token, of that shape."""
 MOST, LEAST = 1e6, 1e-3
 """Tokens per parameter between which the best split is looked for."""
 GRID, SECTIONS = 61, 28
@@ -26,12 +23,14 @@ STEPS = 60
 
 @dataclass(frozen=True)
 class Frontier:
-    """The best splits of budgets by laws of one form, one cost for all or one for each."""
+    """The best splits of budgets by laws of one form, each with what a token costs it."""
 
     form: Form
     theta: Array
     """(laws, k)"""
-    cost: LogCost
+    cost: TokenCost
+    coefficients: Array
+    """(laws, 3): those of the cost, for each law."""
 
     def __post_init__(self) -> None:
         if not self.form.splits:
@@ -45,7 +44,7 @@ class Frontier:
 
         def tokens(log_n: Array) -> Array:
             with np.errstate(all="ignore"):
-                left = np.exp(log_c[:, None] - self.cost(log_n)) - inference_tokens / 3
+                left = np.exp(log_c[:, None] - self.cost.log_per_token(log_n, self.coefficients)) - inference_tokens / 3
                 return np.where(left > 0, np.log(left), np.nan)
 
         def loss(log_n: Array) -> Array:
@@ -80,7 +79,7 @@ class Frontier:
         log_c, open_rows = near.astype(float).copy(), np.arange(len(near))
         found = np.full(len(near), np.inf)
         for _ in range(STEPS):
-            here = Frontier(self.form, self.theta[open_rows], _of_rows(self.cost, open_rows, len(near)))
+            here = Frontier(self.form, self.theta[open_rows], self.cost, self.coefficients[open_rows])
             log_n, log_d, value = here.best(log_c[open_rows])
             step = 1e-4
             around = [here.log_loss(log_n[:, None], log_d[:, None] + sign * step)[:, 0] for sign in (-1, 1)]
@@ -100,19 +99,8 @@ class Frontier:
         """Log loss (laws, points) at log N and log D (laws, points), tokens all different."""
         known = {"parameters": log_n, "tokens": log_d, "unique_tokens": log_d}
         if "flops" in self.form.inputs:
-            known["flops"] = log_d + self.cost(log_n)
+            known["flops"] = log_d + self.cost.log_per_token(log_n, self.coefficients)
         missing = set(self.form.inputs) - set(known)
         if missing:
             raise RefusalError("other-inputs", f"{self.form.name} is a law of {', '.join(self.form.inputs)}")
         return self.form.log_loss(self.theta, np.stack([known[name] for name in self.form.inputs]))
-
-
-def _of_rows(cost: LogCost, rows: NDArray[np.intp], count: int) -> LogCost:
-    """The cost of some of the laws, for a cost that may be each law's own."""
-
-    def of(log_n: Array) -> Array:
-        full = np.zeros((count, log_n.shape[1]))
-        full[rows] = log_n
-        return np.asarray(cost(full)[rows])
-
-    return of

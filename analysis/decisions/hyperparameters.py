@@ -16,7 +16,7 @@ import polars as pl
 from scipy import optimize
 
 from analysis.findings import RefusalError
-from analysis.fitting.bootstrap import LEVEL, percentile
+from analysis.fitting.bootstrap import LEVEL, TAILS, percentile
 from analysis.laws.additive import Array
 from xlstm.run.rates.law import RateLaw
 
@@ -123,16 +123,20 @@ class _Search:
     log_losses: Array
 
     @property
+    def best(self) -> int:
+        """Which value has the lowest loss."""
+        return int(np.argmin(self.log_losses))
+
+    @property
     def near(self) -> slice:
         """The NEAREST values about the best one, as many on both sides as there are."""
-        best = int(np.argmin(self.log_losses))
-        begin = max(0, min(best - NEAREST // 2, len(self.log_values) - NEAREST))
+        begin = max(0, min(self.best - NEAREST // 2, len(self.log_values) - NEAREST))
         return slice(begin, begin + NEAREST)
 
     @property
     def columns(self) -> Array:
         """(values, 3): 1, x and x² about the best value."""
-        x = self.log_values[self.near] - self.log_values[int(np.argmin(self.log_losses))]
+        x = self.log_values[self.near] - self.log_values[self.best]
         return np.stack([np.ones_like(x), x, x * x], axis=1)
 
     def minima(self, log_losses: Array) -> Array:
@@ -140,8 +144,7 @@ class _Search:
         coefficients = np.linalg.lstsq(self.columns, log_losses.T, rcond=None)[0]
         with np.errstate(all="ignore"):
             lowest = -coefficients[1] / (2 * coefficients[2])
-        best = self.log_values[int(np.argmin(self.log_losses))]
-        return np.asarray(np.where(coefficients[2] > 0, lowest, np.nan) + best)
+        return np.asarray(np.where(coefficients[2] > 0, lowest, np.nan) + self.log_values[self.best])
 
     @property
     def residuals(self) -> Array:
@@ -184,17 +187,16 @@ def _of_family(family: str, axis: str, rows: pl.DataFrame) -> HyperparameterLaw:
         noise = scatter * random.standard_normal((DRAWS, len(near)))
         drawn.append(one.minima(np.concatenate([near[None], near + noise])))  # the first is of what was measured
     cells = [_cell(one, minima) for one, minima in zip(searches, drawn, strict=True)]
-    inside = [index for index, cell in enumerate(cells) if not cell.at_edge]
-    varying = _varying([searches[index] for index in inside])
+    inside = [(one, minima) for one, minima, cell in zip(searches, drawn, cells, strict=True) if not cell.at_edge]
+    varying = _varying([one for one, _ in inside])
     if len(inside) < 1 + len(varying) or not varying:
         raise RefusalError(
             "too-few-cells",
             f"{len(inside)} of {len(cells)} sizes and budgets have their best {axis} inside the values tried; a law "
             "needs several of different N or D",
         )
-    return _law(
-        family, axis, cells, [searches[index] for index in inside], np.stack([drawn[i] for i in inside]), varying
-    )
+    fitted, minima = zip(*inside, strict=True)
+    return _law(family, axis, cells, fitted, np.stack(minima), varying)
 
 
 def _scatter(searches: Sequence[_Search]) -> float:
@@ -207,12 +209,12 @@ def _scatter(searches: Sequence[_Search]) -> float:
 
 def _cell(one: _Search, minima: Array) -> Cell:
     best, tried = minima[0], one.log_values
-    measured = float(one.log_values[int(np.argmin(one.log_losses))])
+    measured = float(one.log_values[one.best])
     inside = bool(tried[0] < measured < tried[-1] and np.isfinite(best) and tried[0] < best < tried[-1])
     values, losses = (tuple(map(float, np.exp(array))) for array in (tried, one.log_losses))
     if not inside:
         return Cell(one.parameters, one.tokens, float(np.exp(measured)), None, True, None, values, losses)
-    low, high = np.exp(np.nanquantile(minima[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.exp(np.nanquantile(minima[1:], TAILS))
     bend = float(np.linalg.lstsq(one.columns, one.log_losses[one.near], rcond=None)[0][2])
     costs = float(np.expm1(bend * np.log(2) ** 2))
     return Cell(

@@ -7,6 +7,7 @@ choice that moves the exponent by up to 0.08 on the same runs, so that it is a v
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -58,23 +59,19 @@ class Frontier:
     """b of D* ~ C^b: 1 - a under C = 6ND alone. None where the budgets' tokens are not known."""
     tokens_interval: tuple[float, float] | None = None
 
-    def parameters(self, flops: float) -> float:
-        """N* at a budget of `flops`."""
-        return float(self.coefficient * flops**self.exponent)
-
 
 Minimum = Callable[[Array, Array], tuple[float, float]]
 """From log N, ascending, and loss to (log N*, loss*)."""
 
 
-def parabola(log_n: Array, loss: Array) -> tuple[float, float]:
-    """Vertex of the parabola in log N through all points (Hoffmann et al. 2022, approach 2)."""
-    return _polynomial(log_n, loss, 2)
-
-
-def cubic(log_n: Array, loss: Array) -> tuple[float, float]:
-    """Lowest point of a cubic, which lets a profile be steeper on one side."""
-    return _polynomial(log_n, loss, 3)
+def polynomial(log_n: Array, loss: Array, degree: int) -> tuple[float, float]:
+    """Lowest point of a polynomial in log N through all points."""
+    center, width = log_n.mean(), np.ptp(log_n) / 2
+    curve = np.polynomial.Polynomial.fit(log_n, loss, degree, domain=[center - width, center + width])
+    turning = [float(root.real) for root in curve.deriv().roots() if abs(root.imag) < 1e-12]
+    minima = [x for x in turning if curve.deriv(2)(x) > 0 and log_n[0] < x < log_n[-1]]
+    best = min([*minima, float(log_n[0]), float(log_n[-1])] if degree > 2 or not minima else minima, key=curve)
+    return best, float(curve(best))
 
 
 def akima(log_n: Array, loss: Array) -> tuple[float, float]:
@@ -93,7 +90,12 @@ def argmin(log_n: Array, loss: Array) -> tuple[float, float]:
     return float(log_n[lowest]), float(loss[lowest])
 
 
-METHODS: dict[str, Minimum] = {"parabola": parabola, "cubic": cubic, "akima": akima, "argmin": argmin}
+METHODS: dict[str, Minimum] = {
+    "parabola": partial(polynomial, degree=2),  # its vertex (Hoffmann et al. 2022, approach 2)
+    "cubic": partial(polynomial, degree=3),  # which lets a profile be steeper on one side
+    "akima": akima,
+    "argmin": argmin,
+}
 LEAST_POINTS = {"parabola": 4, "cubic": 5, "akima": 4, "argmin": 3}
 
 
@@ -164,6 +166,13 @@ def envelope(curves: pl.DataFrame, *, bins: int = 100) -> Frontier:
     return _line("envelope", grid[inside], np.log(winner[inside]), ())
 
 
+def along_runs(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """Validations during training (run_id, tokens, loss) with N and the compute so far, as `envelope` takes them."""
+    per_token = runs.select("run_id", "parameters", flops=pl.col("flops") / pl.col("tokens"))
+    points = curves.filter(pl.col("tokens") > 0).join(per_token, on="run_id")
+    return points.with_columns(flops=pl.col("tokens") * pl.col("flops"))
+
+
 def budgets(frame: pl.DataFrame, *, merged: bool = True) -> list[pl.DataFrame]:
     """The rows of each compute budget, ascending in FLOPs, within a budget in parameters; best loss per size.
 
@@ -198,16 +207,6 @@ def _profile(rows: pl.DataFrame, method: str) -> IsoFlopProfile:
         return IsoFlopProfile(flops, n, loss, None, None, "no minimum inside the sampled sizes")
     tokens = float(np.exp(np.interp(log_n, np.log(n), np.log(rows["tokens"])))) if "tokens" in rows.columns else None
     return IsoFlopProfile(flops, n, loss, float(np.exp(log_n)), lowest, None, tokens)
-
-
-def _polynomial(log_n: Array, loss: Array, degree: int) -> tuple[float, float]:
-    center, width = log_n.mean(), np.ptp(log_n) / 2
-    curve = np.polynomial.Polynomial.fit(log_n, loss, degree, domain=[center - width, center + width])
-    grid = np.linspace(log_n[0], log_n[-1], 2)
-    turning = [float(root.real) for root in curve.deriv().roots() if abs(root.imag) < 1e-12]
-    minima = [x for x in turning if curve.deriv(2)(x) > 0 and log_n[0] < x < log_n[-1]]
-    best = min([*minima, *map(float, grid)] if degree > 2 or not minima else minima, key=curve)
-    return best, float(curve(best))
 
 
 def _line(method: str, log_c: Array, log_n: Array, profiles: tuple[IsoFlopProfile, ...]) -> Frontier:

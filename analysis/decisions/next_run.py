@@ -9,7 +9,7 @@ is drop / cost^0.4).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,8 @@ from analysis.fitting import levenberg_marquardt
 from analysis.fitting.problem import General, Problem
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form
-from analysis.laws.objectives import Objective
+from analysis.laws.objectives import LEAST_SQUARES
 
-OBJECTIVE = Objective(logarithmic=False, delta=None)
 FIRST_STARTS, STARTS, DRAWS = 32, 8, 64
 """Descents before anything is known, new ones after each run beside those from known modes, and refits."""
 STEPS, REFIT_STEPS = 100, 25
@@ -111,7 +110,7 @@ def learn(rows: pl.DataFrame, forms: Sequence[Form], before: Knowledge | None = 
     """
     found: list[Mode] = []
     for form in forms:
-        problem = Problem.of(rows, form, OBJECTIVE)
+        problem = Problem.of(rows, form, LEAST_SQUARES)
         known = [mode for mode in before.modes if mode.problem.form is form] if before is not None else []
         found += _descended(problem, known, STARTS if known else FIRST_STARTS, seed)
     if not found:
@@ -135,10 +134,9 @@ def learn(rows: pl.DataFrame, forms: Sequence[Form], before: Knowledge | None = 
 def _descended(problem: Problem, known: Sequence[Mode], count: int, seed: int) -> list[Mode]:
     """Ends of descents from new starts, and from the modes of fewer rows."""
     if isinstance(problem, General):
-        begin = levenberg_marquardt.starts(problem.form, problem.log_inputs, np.log(problem.measured), count, seed)
-        begin = np.concatenate([begin, *(mode.free[None] for mode in known)])
-        free = levenberg_marquardt.descend(begin, *problem.data, iterations=STEPS)
-        value = levenberg_marquardt.totals(free, *problem.data)
+        begin = np.concatenate([problem.starts(count, seed), *(mode.free[None] for mode in known)])
+        free = levenberg_marquardt.descend(begin, problem, iterations=STEPS)
+        value = levenberg_marquardt.totals(free, problem)
     else:
         ends = [problem.search(count, seed)]
         ends += [problem.descend(problem.about_own_centre(mode.free[None], mode.problem)) for mode in known]
@@ -177,11 +175,8 @@ def _refits(mode: Mode, count: int, scatter: float, random: np.random.Generator)
     measured = np.maximum(predicted + scatter * random.standard_normal((count, len(predicted))), 1e-6)
     weights = np.tile(problem.weights, (count, 1))
     if isinstance(problem, General):
-        form, objective, log_inputs, _, _ = problem.data
-        begin = np.tile(mode.free, (count, 1))
-        return levenberg_marquardt.descend(
-            begin, form, objective, log_inputs, measured, weights, iterations=REFIT_STEPS
-        )
+        each = replace(problem, measured=measured, weights=weights)
+        return levenberg_marquardt.descend(np.tile(mode.free, (count, 1)), each, iterations=REFIT_STEPS)
     return problem.theta(problem.refit(mode.free, measured, weights).free)
 
 
@@ -207,17 +202,13 @@ def choose(
 class Simulation:
     """What would have been bought of a pool whose runs are all known, and how well the targets would be predicted."""
 
-    forms: tuple[str, ...]
-    started: list[int]
+    forms: list[str]
+    start: list[int]
     """Rows of the pool to begin with."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Of each run: its row, the share of the pool's cost spent with it, and R² of the targets after it."""
     r2: dict[str, float] = field(default_factory=dict)
     """By each share that could be spent."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, in the shape of `scaling design --simulate --json`."""
-        return {"forms": list(self.forms), "start": self.started, "rounds": self.rounds, "r2": self.r2}
 
 
 def first_runs(costs: Array, size: int) -> list[int]:
@@ -245,7 +236,7 @@ def simulate(
             f"{len(bought)} runs cost at most {FIRST_SHARE:.0%} of the pool together, and there are {targets.height} "
             f"targets; more than {size} and at least 2 are needed",
         )
-    found = Simulation(tuple(form.name for form in forms), list(bought))
+    found = Simulation([form.name for form in forms], list(bought))
     measured = targets["loss"].to_numpy()
     knowledge, spent = learn(pool[bought], forms, seed=seed), float(costs[bought].sum())
     now = r_squared(measured, knowledge.losses(targets).mean(axis=0))

@@ -17,7 +17,6 @@ from scipy import special
 from analysis.decisions import next_run
 from analysis.findings import RefusalError
 from analysis.fitting import choice
-from analysis.fitting.bootstrap import is_bounded
 from analysis.fitting.fit import Fit
 from analysis.laws import forms
 from analysis.laws.additive import Array
@@ -87,7 +86,7 @@ def predicted(fitted: Fit, target: tuple[float, float]) -> dict[str, Any]:
     n, d = target
     about = {"parameters": n, "tokens": d, "loss": float(fitted.predict(n, d)[0])}
     low, high = (float(bound) for bound in fitted.predict_run(n, d))
-    if not is_bounded(low, high, fitted.used["loss"].to_numpy()):
+    if not fitted.is_bounded(low, high):
         return {**about, "interval": None, "half_width": None}
     return {**about, "interval": [low, high], "half_width": (high - low) / 2 / about["loss"]}
 

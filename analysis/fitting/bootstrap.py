@@ -3,14 +3,15 @@
 Runs of one cluster (a shared trunk) have errors in common: they are drawn together, or given one sign together.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from analysis.fitting.linear import orthonormal
 from analysis.laws.additive import Array
 from analysis.laws.objectives import Objective
 
@@ -60,8 +61,9 @@ class Resamples:
     description: str
 
 
-def clusters_of(labels: Sequence[str | None]) -> NDArray[np.intp]:
-    """The cluster of each run, 0, 1, …; a run without a label is alone in its own."""
+def clusters_of(rows: pl.DataFrame) -> NDArray[np.intp]:
+    """The cluster of each run, 0, 1, …, by the column `cluster`; a run without a label is alone in its own."""
+    labels = rows["cluster"] if "cluster" in rows.columns else [None] * rows.height
     names = [f"run {index}" if label is None else f"cluster {label}" for index, label in enumerate(labels)]
     return np.unique(names, return_inverse=True)[1]
 
@@ -98,10 +100,7 @@ def resample(experiment: Experiment, objective: Objective, scheme: Scheme | None
 def _corrected(experiment: Experiment) -> Array:
     """Residuals as large as they would be had the fit not seen their cluster: (1 - H_gg)^-1 r_g."""
     root = np.sqrt(experiment.weights)
-    scaled = experiment.smooth_slopes * root[:, None]
-    lengths = np.linalg.norm(scaled, axis=0)
-    left, singular, _ = np.linalg.svd(scaled / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
-    basis = left[:, singular > 1e-10 * singular[0]]
+    basis = orthonormal(experiment.smooth_slopes * root[:, None])
     residual = np.zeros(len(root))
     for group in range(experiment.clusters):
         of_group = np.flatnonzero(experiment.cluster == group)
@@ -149,8 +148,3 @@ def percentile(values: Array) -> tuple[float, float]:
         low = np.quantile(values, TAILS[0], method="lower")
         high = np.quantile(values, TAILS[1], method="higher")
     return float(low), float(high)
-
-
-def is_bounded(low: float, high: float, fitted: Array) -> bool:
-    """Whether an interval of a loss says anything, held against the losses that were fitted."""
-    return bool(np.isfinite([low, high]).all() and high <= UNBOUNDED * fitted.max())

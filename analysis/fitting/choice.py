@@ -68,11 +68,10 @@ def fit(
 def _each(frame: pl.DataFrame, forms: Sequence[Form], settings: Mapping[str, Any]) -> list[list[Fit]]:
     """A fit per family, with its rollout, of the first form and of each other that can be fitted to the same."""
     first, *rest = forms
-    few = {"num_starts": STARTS}
     found = [families.fit(frame, form=first, **settings)]
     for other in rest:
         try:
-            fits = families.fit(frame, form=other, **{**few, **settings})
+            fits = families.fit(frame, form=other, **{"num_starts": STARTS, **settings})
         except RefusalError:
             continue  # fewer parameters may still be determined
         if [one.family for one in fits] == [one.family for one in found[0]]:

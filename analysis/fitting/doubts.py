@@ -15,6 +15,7 @@ from scipy import special
 from analysis.findings import FitWarning
 from analysis.fitting import bootstrap, noise
 from analysis.fitting.fit import Fit
+from analysis.fitting.linear import orthonormal
 from analysis.laws.additive import Array
 
 TARGET = 10.0
@@ -29,16 +30,10 @@ them where chance does so less often than this."""
 
 
 def doubted(fitted: Fit) -> Fit:
-    """The fit with what there is against it among its warnings."""
-    return replace(fitted, warnings=(*fitted.warnings, *find(fitted)))
-
-
-def find(fitted: Fit) -> list[FitWarning]:
-    """All doubts about a fit that has its rollout and the other forms."""
+    """A fit that has its rollout and the other forms, with what there is against it among its warnings."""
     kinds = (_dear_runs, _misfit, _other_forms, _collinear, _outlier, _noise)
-    return [
-        FitWarning(warning.code, f"{fitted.family}: {warning.message}") for kind in kinds for warning in kind(fitted)
-    ]
+    found = [warning.about(fitted.family) for kind in kinds for warning in kind(fitted)]
+    return replace(fitted, warnings=(*fitted.warnings, *found))
 
 
 def at_edge(fitted: Fit, runs: Collection[str]) -> Fit:
@@ -84,12 +79,10 @@ def misfit(fitted: Fit) -> tuple[float, float] | None:
     """
     used, form = fitted.used, fitted.form
     scale = noise.scales(fitted)
-    slopes = form.jacobian(fitted.theta[None], form.log_inputs_of(used))[0].T / scale[:, None]
-    columns = np.column_stack([fitted.residuals / scale, slopes])
+    columns = np.column_stack([fitted.residuals / scale, fitted.slopes / scale[:, None]])
     inputs = form.log_inputs_of(used)
     inputs = (inputs - inputs.mean(axis=1, keepdims=True)) / np.maximum(inputs.std(axis=1, keepdims=True), 1e-12)
-    labels = used["cluster"].to_list() if "cluster" in used.columns else [None] * used.height
-    cluster = bootstrap.clusters_of(labels)
+    cluster = bootstrap.clusters_of(used)
     for degree in range(DEGREE, 1, -1):
         powers = [
             inputs[list(which)].prod(axis=0) / scale
@@ -97,9 +90,9 @@ def misfit(fitted: Fit) -> tuple[float, float] | None:
             for which in combinations_with_replacement(range(len(inputs)), size)
         ]
         every = _means(np.column_stack([columns, *powers]), cluster)
-        own, whole = noise.orthonormal(every[:, 1 : columns.shape[1]]), noise.orthonormal(every[:, 1:])
-        if own is None or whole is None:
+        if not np.isfinite(every).all():
             return None
+        own, whole = orthonormal(every[:, 1 : columns.shape[1]]), orthonormal(every[:, 1:])
         more, left = whole.shape[1] - own.shape[1], len(every) - whole.shape[1]
         if more and left >= SPARE:
             by_form, by_all = (float(np.sum((every[:, 0] - of @ (of.T @ every[:, 0])) ** 2)) for of in (own, whole))
@@ -153,7 +146,7 @@ def _outlier(fitted: Fit) -> Iterator[FitWarning]:
     square = residual**2
     worst = int(square.argmax())
     if len(residual) > 3 * size and square.sum() > 0 and square[worst] > CARRIES * square.sum():
-        spread = _robust(residual)
+        spread = 1.4826 * float(np.median(np.abs(residual)))  # the robust standard deviation
         if abs(residual[worst]) > FAR * spread:
             name = fitted.used["run_id"][worst] if "run_id" in fitted.used.columns else worst
             yield FitWarning(
@@ -174,8 +167,3 @@ def _noise(fitted: Fit) -> Iterator[FitWarning]:
         return
     kind = "grows" if exponent > 0 else "falls"
     yield FitWarning("noise-depends-on-compute", f"the scatter about the law {kind} as C^{exponent:.2f}: {done}")
-
-
-def _robust(residual: Array) -> float:
-    """Standard deviation by the median absolute residual."""
-    return 1.4826 * float(np.median(np.abs(residual)))

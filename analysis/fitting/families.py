@@ -5,7 +5,7 @@ rows were used and which left out, each with its reason.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,65 +111,44 @@ def fit(
                 seed=seed,
                 noise_exponent=(noise_exponents or {}).get(family, 0.0),
             )
-            told = [FitWarning(warning.code, f"{family}: {warning.message}") for warning in found.warnings]
-            told += quality.several_losses(family, found.used, form.inputs)
-            told += quality.other_units(family, found.used) + quality.along_runs(family, found.used)
-            fits.append(replace(found, family=family, warnings=(*told, *_weaknesses(family, found))))
+            told = [*found.warnings, *quality.several_losses(found.used, family, form.inputs)]
+            told += [*quality.other_units(found.used), *quality.along_runs(found.used), *_weaknesses(found)]
+            fits.append(replace(found, family=family, warnings=tuple(warning.about(family) for warning in told)))
     if refusals and (not fits or len(families) == 1):
         raise refusals[0]
-    if refusals:
-        names = "; ".join(str(refusal) for refusal in refusals)
-        warning = FitWarning("family-not-fitted", names)
-        fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
-    if machines := quality.several_machines(frame):
-        fits = [replace(fitted, warnings=(*fitted.warnings, *machines)) for fitted in fits]
+    of_all = [FitWarning("family-not-fitted", "; ".join(map(str, refusals)))] if refusals else []
+    of_all += quality.several_machines(frame)
     if len(fits) > 1 and (differ := quality.not_comparable(frame)):
-        warning = FitWarning("families-not-comparable", f"the families' losses do not compare: {differ}")
-        fits = [replace(fitted, warnings=(*fitted.warnings, warning)) for fitted in fits]
-    return fits
+        of_all.append(FitWarning("families-not-comparable", f"the families' losses do not compare: {differ}"))
+    return [replace(fitted, warnings=(*fitted.warnings, *of_all)) for fitted in fits]
 
 
 def _refuse(family: str, all_rows: pl.DataFrame, form: Form, allow_mixed: bool) -> None:
     rows, needed = usable(all_rows), len(form.coordinates)
-    count, why = rows.height, quality.count_reasons(all_rows)
+    count, reasons = rows.height, quality.count_reasons(all_rows)
+    why = f" ({reasons})" if reasons else ""
     if count <= needed:
         raise RefusalError(
             "too-few-points",
-            f"{family}: {count} usable runs cannot determine {needed} parameters; at least {needed + 1}"
-            + (f" ({why})" if why else ""),
+            f"{family}: {count} usable runs cannot determine {needed} parameters; at least {needed + 1}{why}",
         )
     for name, what in (("parameters", "model size"), ("tokens", "token budget"), ("flops", "compute")):
         if name in form.inputs and rows[name].n_unique() < 2:
-            raise RefusalError(
-                "one-value",
-                f"{family}: all runs have the same {what}; the law needs at least two, better four"
-                + (f" ({why})" if why else ""),
-            )
+            told = f"{family}: all runs have the same {what}; the law needs at least two, better four{why}"
+            raise RefusalError("one-value", told)
     if rows["loss"].n_unique() == 1:
-        raise RefusalError(
-            "constant-loss", f"{family}: every run has the same loss {rows['loss'][0]}" + (f" ({why})" if why else "")
-        )
+        raise RefusalError("constant-loss", f"{family}: every run has the same loss {rows['loss'][0]}{why}")
     if not allow_mixed:
         quality.refuse_mixed(family, rows)
 
 
-def _weaknesses(family: str, fitted: Fit) -> list[FitWarning]:
+def _weaknesses(fitted: Fit) -> Iterator[FitWarning]:
     """What the draws say that these rows do not determine."""
-    found = []
-    form, draws = fitted.form, fitted.draws
+    drawn = fitted.form.parameters(fitted.draws)
     for name in ("alpha", "beta", "eta", "gamma"):
-        if name not in form.coordinates:
-            continue
-        low, high = percentile(draws[:, form.coordinates.index(name)])
-        if high > 2 * low:
-            found.append(
-                FitWarning(
-                    "weakly-identified", f"{family}: {name} is only known to lie between {low:.3g} and {high:.3g}"
-                )
-            )
-    floor = form.parameters(draws).get("E")
-    if floor is not None and percentile(floor)[0] < 0.1 * float(np.min(fitted.used["loss"].to_numpy())):
-        found.append(
-            FitWarning("irreducible-loss-open", f"{family}: the data do not tell the irreducible loss from zero")
-        )
-    return found
+        if name in drawn:
+            low, high = percentile(drawn[name])
+            if high > 2 * low:
+                yield FitWarning("weakly-identified", f"{name} is only known to lie between {low:.3g} and {high:.3g}")
+    if "E" in drawn and percentile(drawn["E"])[0] < 0.1 * float(np.min(fitted.used["loss"].to_numpy())):
+        yield FitWarning("irreducible-loss-open", "the data do not tell the irreducible loss from zero")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
-from analysis.fitting.bootstrap import LEVEL, TAILS, percentile
+from analysis.fitting.bootstrap import LEVEL, TAILS, UNBOUNDED, percentile
 from analysis.fitting.certificate import Certificate, Rollout
 from analysis.laws.additive import SMALLEST, AdditiveLaw, Array, log_terms
 from analysis.laws.forms import ADDITIVE, FORMS, LETTERS, Form, FormLaw, Law, find, law_of
@@ -144,7 +144,7 @@ class Fit:
         (Davison & Hinkley 1997, section 6.3.3), and as large as the scatter is found to be at that run's compute.
         """
         center, drawn = self._at(parameters, tokens, unique_tokens)
-        flops = self.flops_per_token(parameters) * np.asarray(tokens, float)
+        flops = self.token_cost.per_token(parameters) * np.asarray(tokens, float)
         return self._bounds(center, self._scattered(drawn, flops), self._rivals_at(parameters, tokens, unique_tokens))
 
     def new_runs(self, frame: pl.DataFrame) -> tuple[Array, Array, Array]:
@@ -212,9 +212,14 @@ class Fit:
             low, high = (center * (bound / center) ** self.rollout.widening for bound in (low, high))
         return low, high
 
+    def is_bounded(self, low: float, high: float) -> bool:
+        """Whether an interval of a loss says anything, held against the losses that were fitted."""
+        return bool(np.isfinite([low, high]).all() and high <= UNBOUNDED * self.used["loss"].to_numpy().max())
+
     def log_inputs(self, parameters: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike | None = None) -> Array:
         """`Form.log_inputs`, compute being what the fit's own runs would have cost."""
-        flops = self.flops_per_token(parameters) * np.asarray(tokens, float) if "flops" in self.form.inputs else None
+        cost = self.token_cost.per_token(parameters) if "flops" in self.form.inputs else None
+        flops = None if cost is None else cost * np.asarray(tokens, float)
         return self.form.log_inputs(parameters, tokens, flops, unique_tokens)
 
     def predict_flops(self, flops: Array) -> tuple[Array, Array, Array]:
@@ -241,6 +246,11 @@ class Fit:
             predicted = self.predict_rows(used)
         return np.asarray(np.log(used["loss"].to_numpy() / predicted))
 
+    @property
+    def slopes(self) -> Array:
+        """Derivatives of log loss by theta at the rows that were fitted: (rows, k)."""
+        return np.asarray(self.form.jacobian(self.theta[None], self.form.log_inputs_of(self.used))[0].T)
+
     @cached_property
     def token_cost(self) -> TokenCost:
         """What a token costs at N parameters, as the fit's own runs counted it, smoothly in N.
@@ -248,10 +258,6 @@ class Fit:
         Runs hold exact FLOPs where they were planned here, so that attention, heads and cells are counted, not only 6N.
         """
         return TokenCost.of(*(self.used[name].to_numpy() for name in ("parameters", "tokens", "flops")))
-
-    def flops_per_token(self, parameters: ArrayLike) -> Array:
-        """FLOPs per token of models of N parameters: `token_cost`."""
-        return self.token_cost.per_token(parameters)
 
     def extrapolation(self, asked: Mapping[str, float]) -> dict[str, float]:
         """Each of N (`parameters`), D (`tokens`) and C (`flops`) over the largest among the fitted runs."""
@@ -301,14 +307,7 @@ class Fit:
             "interval_level": LEVEL,
             "resampling": self.resampling,
             "compute_optimal": split,
-            "certificate": {
-                "converged": self.certificate.converged,
-                "agreeing_starts": self.certificate.agreeing_starts,
-                "scaled_gradient": self.certificate.scaled_gradient,
-                "bounds_hit": list(self.certificate.bounds_hit),
-                "condition_number": self.certificate.condition_number,
-                "converged_draws": self.certificate.converged_draws,
-            },
+            "certificate": asdict(self.certificate) | {"bounds_hit": list(self.certificate.bounds_hit)},
             "rows": {
                 "used": self.used.height,
                 "excluded": [
@@ -316,7 +315,7 @@ class Fit:
                     for row in excluded.iter_rows(named=True)
                 ],
             },
-            "warnings": [{"code": warning.code, "message": warning.message} for warning in self.warnings],
+            "warnings": [asdict(warning) for warning in self.warnings],
         }
 
     def weighed(self) -> dict[str, Any]:

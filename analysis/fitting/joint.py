@@ -13,7 +13,6 @@ import polars as pl
 
 from analysis.data.quality import usable
 from analysis.findings import RefusalError
-from analysis.fitting.bootstrap import Scheme
 from analysis.fitting.fit import Fit
 from analysis.fitting.regression import fit_form
 from analysis.laws.additive import Array
@@ -60,8 +59,6 @@ def fit_together(
     objective: Objective = HUBER,
     *,
     num_draws: int = 0,
-    scheme: Scheme | None = None,
-    seed: int = 0,
 ) -> Together:
     """Fit `form` to all families of `frame` (column `family`) at once, the parameters named in `shared` in common.
 
@@ -78,17 +75,9 @@ def fit_together(
     if unknown:
         raise ValueError(f"{form.name} has no {', '.join(unknown)}; its parameters are {', '.join(plain)}")
     joint = joint_form(form, families, shared)
-    alone = np.stack([fit_form(rows.filter(family=name), form, objective, seed=seed).theta for name in families])
+    alone = np.stack([fit_form(rows.filter(family=name), form, objective).theta for name in families])
     begin = [_begin(form, alone, common, shared) for common in (*alone, alone.mean(axis=0))]
-    found = fit_form(
-        _numbered(rows, families),
-        joint,
-        objective,
-        begin=np.stack(begin),
-        num_draws=num_draws,
-        scheme=scheme,
-        seed=seed,
-    )
+    found = fit_form(_numbered(rows, families), joint, objective, begin=np.stack(begin), num_draws=num_draws)
     return Together(found, families, tuple(shared))
 
 

@@ -1,5 +1,7 @@
 """Fits of forms that `analysis.fitting.newton` does not fit: Levenberg-Marquardt, derivatives by complex step."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from scipy import optimize
 
@@ -11,6 +13,19 @@ from analysis.laws.objectives import Objective
 ITERATIONS = 200
 SCREENED = 100
 """Starts drawn for each one kept, of a form whose coordinates are its own."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A form, an objective, and the rows that are fitted."""
+
+    form: Form
+    objective: Objective
+    log_inputs: Array
+    """(inputs, points)"""
+    measured: Array
+    """(points,) or (problems, points), as the weights: log loss or loss, whichever the residuals are of."""
+    weights: Array
 
 
 def starts(form: Form, log_inputs: Array, log_loss: Array, count: int, seed: int) -> Array:
@@ -71,55 +86,50 @@ def _screened(form: Form, log_inputs: Array, log_loss: Array, count: int, random
     return theta[np.argsort(np.where(np.isfinite(misses), misses, np.inf))[:count]]
 
 
-def residuals(
-    theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array
-) -> tuple[Array, Array]:
-    """Residuals (problems, points), and the factor that turns derivatives of log loss into theirs."""
-    predicted = form.log_loss(theta, log_inputs)
-    if objective.logarithmic:
-        return predicted - measured, np.ones_like(predicted)
-    raised = np.exp(np.minimum(predicted, 300.0))
-    return raised - measured, raised
+def _predicted(theta: Array, data: Data) -> Array:
+    """Log loss or loss, whichever was measured: (problems, points)."""
+    log_loss = data.form.log_loss(theta, data.log_inputs)
+    return log_loss if data.objective.logarithmic else np.exp(np.minimum(log_loss, 300.0))
 
 
-def totals(theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array) -> Array:
+def residuals(theta: Array, data: Data) -> Array:
+    """Predicted minus measured: (problems, points)."""
+    return _predicted(theta, data) - data.measured
+
+
+def linearised(theta: Array, data: Data) -> tuple[Array, Array]:
+    """Residuals (problems, points), and their derivatives by theta (problems, k, points)."""
+    predicted, slope = _predicted(theta, data), data.form.jacobian(theta, data.log_inputs)
+    return predicted - data.measured, slope if data.objective.logarithmic else slope * predicted[:, None]
+
+
+def totals(theta: Array, data: Data) -> Array:
     """The objective at each row of `theta`."""
-    residual, _ = residuals(theta, form, objective, log_inputs, measured)
-    return np.asarray((weights * objective.values(residual)).sum(axis=1))
+    return np.asarray((data.weights * data.objective.values(residuals(theta, data))).sum(axis=1))
 
 
-def descend(
-    theta: Array,
-    form: Form,
-    objective: Objective,
-    log_inputs: Array,
-    measured: Array,
-    weights: Array,
-    *,
-    iterations: int = ITERATIONS,
-) -> Array:
-    """Minimise every row of `theta` by itself; `measured` and `weights` (points,) or (problems, points)."""
-    theta = theta.copy()
-    shape = (len(theta), log_inputs.shape[1])
-    measured, weights = np.broadcast_to(measured, shape), np.broadcast_to(weights, shape)
+def descend(theta: Array, data: Data, *, iterations: int = ITERATIONS) -> Array:
+    """Minimise every row of `theta` by itself."""
+    theta, form = theta.copy(), data.form
+    shape = (len(theta), data.log_inputs.shape[1])
+    measured, weights = np.broadcast_to(data.measured, shape), np.broadcast_to(data.weights, shape)
     diagonal = range(theta.shape[1])
-    value = totals(theta, form, objective, log_inputs, measured, weights)
+    value = totals(theta, data)
     damping, stalled = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
     active = np.flatnonzero(np.isfinite(value))
     for _ in range(iterations):
         if not active.size:
             break
-        current = theta[active]
-        residual, factor = residuals(current, form, objective, log_inputs, measured[active])
-        slope = form.jacobian(current, log_inputs) * factor[:, None]
-        weighted = slope * (weights[active] * objective.weights(residual))[:, None]
+        current, here = theta[active], replace(data, measured=measured[active], weights=weights[active])
+        residual, slope = linearised(current, here)
+        weighted = slope * (here.weights * here.objective.weights(residual))[:, None]
         gradient = (weighted @ residual[:, :, None])[:, :, 0]
         hessian = weighted @ slope.transpose(0, 2, 1)
         trace = np.trace(hessian, axis1=1, axis2=2)[:, None]
         scale = np.maximum(hessian[:, diagonal, diagonal], 1e-12 * trace) + 1e-300
         hessian[:, diagonal, diagonal] += damping[active, None] * scale + 1e-14 * trace + 1e-300
         proposed = np.clip(current - solve(hessian, gradient), form.lower, form.upper)
-        after = totals(proposed, form, objective, log_inputs, measured[active], weights[active])
+        after = totals(proposed, here)
         better = after < value[active]
         gained = better & (value[active] - after > 1e-9 * value[active])
         stalled[active] = np.where(gained, 0, stalled[active] + 1)
@@ -129,39 +139,35 @@ def descend(
     return theta
 
 
-def scaled_gradient(
-    theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array
-) -> Array:
+def scaled_gradient(theta: Array, data: Data) -> Array:
     """The scaled gradient of `newton.Minima`, for each coordinate: (problems, k)."""
-    residual, factor = residuals(theta, form, objective, log_inputs, measured)
-    slope = form.jacobian(theta, log_inputs) * factor[:, None]
-    weighted = weights * objective.weights(residual)
+    residual, slope = linearised(theta, data)
+    weighted = data.weights * data.objective.weights(residual)
     gradient = (slope @ (weighted * residual)[:, :, None])[:, :, 0]
     curvature = (slope**2 @ weighted[:, :, None])[:, :, 0]
-    total = (weights * objective.values(residual)).sum(axis=1)
-    noise = len(log_inputs[0]) * 1e-30 * max(1.0, float(np.max(measured)) ** 2)
+    total = (data.weights * data.objective.values(residual)).sum(axis=1)
+    noise = len(data.log_inputs[0]) * 1e-30 * max(1.0, float(np.max(data.measured)) ** 2)
     return np.asarray(np.abs(gradient) / np.sqrt(np.maximum(curvature * np.maximum(total, noise)[:, None], 1e-300)))
 
 
-def polish(theta: Array, form: Form, objective: Objective, log_inputs: Array, measured: Array, weights: Array) -> Array:
+def polish(theta: Array, data: Data) -> Array:
     """Continue one solution with BFGS, coordinates scaled by curvature, objective of order one; never worse."""
-    start = float(totals(theta[None], form, objective, log_inputs, measured, weights)[0])
+    start = float(totals(theta[None], data)[0])
     if start < 1e-28:
         return theta
 
     def evaluate(x: Array) -> tuple[float, Array, Array]:
-        residual, factor = residuals(x[None], form, objective, log_inputs, measured)
-        slope = (form.jacobian(x[None], log_inputs) * factor[:, None])[0]
-        weighted = weights * objective.weights(residual)[0]
-        total = float((weights * objective.values(residual)[0]).sum())
-        return total / start, slope @ (weighted * residual[0]) / start, (slope * weighted) @ slope.T / start
+        residual, slope = (found[0] for found in linearised(x[None], data))
+        weighted = data.weights * data.objective.weights(residual)
+        total = float((data.weights * data.objective.values(residual)).sum())
+        return total / start, slope @ (weighted * residual) / start, (slope * weighted) @ slope.T / start
 
     hessian = evaluate(theta)[2]
     if not np.isfinite(hessian).all():
         return theta
     values, vectors = np.linalg.eigh(hessian)
     change = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    lower, upper = np.array(form.lower), np.array(form.upper)
+    lower, upper = np.array(data.form.lower), np.array(data.form.upper)
 
     def value_and_slope(z: Array) -> tuple[float, Array]:
         x = theta + change @ z

@@ -1,4 +1,4 @@
-"""Many small linear systems at once, of which some may be singular."""
+"""Linear systems of which some may be singular, many small ones at once, and the space that columns span."""
 
 import numpy as np
 
@@ -17,3 +17,10 @@ def solve(matrices: Array, right: Array) -> Array:
         found = np.zeros_like(right)
         found[sound] = (np.linalg.pinv(matrices[sound], hermitian=True) @ right[sound][:, :, None])[:, :, 0]
         return found
+
+
+def orthonormal(columns: Array) -> Array:
+    """A basis (rows, rank) of the space of `columns` (rows, k)."""
+    lengths = np.linalg.norm(columns, axis=0)
+    left, singular, _ = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
+    return np.asarray(left[:, singular > 1e-10 * singular[0]])

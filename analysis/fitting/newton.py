@@ -40,6 +40,8 @@ class Points:
     measured: Array
     """Log loss or loss, whichever the objective's residuals are of."""
     weights: Array
+    structure: Structure
+    objective: Objective
 
     @cached_property
     def columns(self) -> tuple[Array, Array, Array]:
@@ -86,8 +88,6 @@ class Minima:
 def minimise(
     free: Array,
     points: Points,
-    structure: Structure,
-    objective: Objective,
     *,
     held: int | None = None,
     majorised: int = 3,
@@ -99,7 +99,8 @@ def minimise(
     A problem ends when the reduction predicted for its next step is below `tolerance`, relative to the objective, or
     when PATIENCE steps in a row have gained nothing.
     """
-    lower, upper = LOWER[structure.free], UPPER[structure.free]
+    which = points.structure.free
+    lower, upper = LOWER[which], UPPER[which]
     free = np.clip(free, lower, upper)
     problems, size = free.shape
     diagonal = np.arange(size)
@@ -109,7 +110,7 @@ def minimise(
     active = np.arange(problems)
     for iteration in range(iterations):
         with np.errstate(all="ignore"):  # a step too far has an infinite objective and is not taken
-            after, slope, second = _evaluate(proposed, active, points, structure, objective, iteration < majorised)
+            after, slope, second = _evaluate(proposed, active, points, iteration < majorised)
         better = after < value[active]
         gain = np.where(better, value[active] - after, 0.0)
         stalled[active] = np.where(gain > 1e-15 * value[active], 0, stalled[active] + 1)
@@ -132,7 +133,7 @@ def minimise(
         step = -solve(curvature, slope_here)
         predicted_reduction = np.abs((slope_here * step).sum(axis=1))
         # A coefficient falls at most to a tenth in one step: the model is linear in it, its logarithm is not.
-        floor = np.where(np.array(structure.free) < 3, np.where(here > 1e-6, 0.1 * here, lower), lower)
+        floor = np.where(np.array(which) < 3, np.where(here > 1e-6, 0.1 * here, lower), lower)
         proposed = np.minimum(np.maximum(here + step, floor), upper)
         done = (predicted_reduction <= 2 * tolerance * value[active]) & (damping[active] < 1) & (iteration >= majorised)
         going = ~done & (stalled[active] < PATIENCE)
@@ -141,27 +142,27 @@ def minimise(
             break
     margin = 1e-9
     at_bounds = (free <= lower * (1 + margin)) | (free >= upper * (1 - margin))
-    return Minima(free, value, _scaled_gradient(free, points, structure, objective, at_bounds), at_bounds)
+    return Minima(free, value, _scaled_gradient(free, points, at_bounds), at_bounds)
 
 
-def descend_in_stages(free: Array, points: Points, structure: Structure, objective: Objective) -> Minima:
+def descend_in_stages(free: Array, points: Points) -> Minima:
     """`minimise` from remote starts: first a few steps on smoother objectives, whose valleys have no kinks."""
-    if objective.delta is not None:
-        smooth = replace(objective, delta=None)
-        free = minimise(free, points, structure, smooth, iterations=12, tolerance=1e-5).free
-        softer = replace(objective, delta=10 * objective.delta)
-        free = minimise(free, points, structure, softer, majorised=0, iterations=4, tolerance=1e-5).free
-        return minimise(free, points, structure, objective, majorised=0)
-    return minimise(free, points, structure, objective)
+    delta = points.objective.delta
+    if delta is None:
+        return minimise(free, points)
+    smooth, softer = (replace(points, objective=replace(points.objective, delta=to)) for to in (None, 10 * delta))
+    free = minimise(free, smooth, iterations=12, tolerance=1e-5).free
+    free = minimise(free, softer, majorised=0, iterations=4, tolerance=1e-5).free
+    return minimise(free, points, majorised=0)
 
 
-def starts(points: Points, structure: Structure, objective: Objective, count: int, seed: int) -> Array:
+def starts(points: Points, count: int, seed: int) -> Array:
     """Free coordinates (count, k): exponents log-uniform over 0.05-1, E below the least loss, A and B to match.
 
     Given exponents and E, A and B are the least squares of the relative error of (L - E)^(1/gamma).
     """
-    random = np.random.default_rng(seed)
-    loss = np.exp(points.measured) if objective.logarithmic else points.measured
+    random, structure = np.random.default_rng(seed), points.structure
+    loss = np.exp(points.measured) if points.objective.logarithmic else points.measured
     six = np.tile(structure.constant, (count, 1))
     fitted = np.asarray(structure.matrix.any(axis=1))
     drawn = np.exp(random.uniform(np.log(0.05), np.log(1.0), (count, 2)))
@@ -186,30 +187,29 @@ def starts(points: Points, structure: Structure, objective: Objective, count: in
     return np.asarray(six[:, structure.free])
 
 
-def residuals(free: Array, points: Points, structure: Structure, objective: Objective) -> Array:
+def residuals(free: Array, points: Points) -> Array:
     """Predicted minus measured, of log loss or loss, for each row of `free` (problems, k): (problems, points)."""
-    a, b, e, alpha, beta, gamma = (column[:, None] for column in structure.expand(free).T)
+    a, b, e, alpha, beta, gamma = (column[:, None] for column in points.structure.expand(free).T)
     predicted = e + (a * np.exp(-alpha * points.x) + b * np.exp(-beta * points.y)) ** gamma
-    return np.asarray((np.log(predicted) if objective.logarithmic else predicted) - points.measured)
+    return np.asarray((np.log(predicted) if points.objective.logarithmic else predicted) - points.measured)
 
 
-def slopes(free: Array, points: Points, structure: Structure, objective: Objective) -> Array:
+def slopes(free: Array, points: Points) -> Array:
     """Derivatives of the residuals by the free coordinates at one solution (k,): (points, k)."""
-    a, b, e, alpha, beta, gamma = structure.expand(free)
+    a, b, e, alpha, beta, gamma = points.structure.expand(free)
     u, v = np.exp(-alpha * points.x), np.exp(-beta * points.y)
     inner = a * u + b * v
     power = inner**gamma
     chain = gamma * power / inner
-    by_six = [chain * u, chain * v, np.ones_like(u), -chain * a * points.x * u, -chain * b * points.y * v]
-    by_total = 1 / (e + power) if objective.logarithmic else np.ones_like(u)
-    return np.asarray((np.stack([*by_six, power * np.log(inner)], axis=1) * by_total[:, None]) @ structure.matrix)
+    by_terms = [chain * u, chain * v, np.ones_like(u), -chain * a * points.x * u, -chain * b * points.y * v]
+    by_total = 1 / (e + power) if points.objective.logarithmic else np.ones_like(u)
+    by_six = np.stack([*by_terms, power * np.log(inner)], axis=1)
+    return np.asarray((by_six * by_total[:, None]) @ points.structure.matrix)
 
 
-def _scaled_gradient(
-    free: Array, points: Points, structure: Structure, objective: Objective, at_bounds: NDArray[np.bool_]
-) -> Array:
+def _scaled_gradient(free: Array, points: Points, at_bounds: NDArray[np.bool_]) -> Array:
     with np.errstate(all="ignore"):
-        value, slope, hessian = _evaluate(free, np.arange(len(free)), points, structure, objective, True)
+        value, slope, hessian = _evaluate(free, np.arange(len(free)), points, True)
     size = np.arange(free.shape[1])
     predicted_reduction = np.abs(slope) / np.sqrt(np.maximum(hessian[:, size, size], 1e-300))
     predicted_reduction[at_bounds] = 0.0
@@ -218,43 +218,27 @@ def _scaled_gradient(
     return np.asarray(predicted_reduction.max(axis=1) / np.sqrt(np.maximum(value, noise)))
 
 
-def _evaluate(
-    free: Array,
-    rows: NDArray[np.intp],
-    points: Points,
-    structure: Structure,
-    objective: Objective,
-    majorised: bool,
-) -> tuple[Array, Array, Array]:
+def _evaluate(free: Array, rows: NDArray[np.intp], points: Points, majorised: bool) -> tuple[Array, Array, Array]:
     """Objective, gradient and Hessian by the free coordinates of the problems `rows`, block by block."""
-    size = free.shape[1]
+    size, structure = free.shape[1], points.structure
     value, gradient, hessian = np.empty(len(free)), np.empty((len(free), size)), np.empty((len(free), size, size))
     for piece, measured, weights in points.blocks(rows):
         six = structure.expand(free[piece])
-        value[piece], slope, curvature = _derivatives(
-            six, points, measured, weights, objective, coupled=structure.coupled, majorised=majorised
-        )
+        value[piece], slope, curvature = _derivatives(six, points, measured, weights, majorised=majorised)
         gradient[piece] = slope @ structure.matrix
         hessian[piece] = structure.matrix.T @ curvature @ structure.matrix
     return value, gradient, hessian
 
 
 def _derivatives(
-    six: Array,
-    points: Points,
-    measured: Array,
-    weights: Array,
-    objective: Objective,
-    *,
-    coupled: bool,
-    majorised: bool,
+    six: Array, points: Points, measured: Array, weights: Array, *, majorised: bool
 ) -> tuple[Array, Array, Array]:
-    """Value (m,), gradient (m, 6) and Hessian (m, 6, 6) of the objective; those by gamma only where `coupled`.
+    """Value (m,), gradient (m, 6) and Hessian (m, 6, 6) of the objective; those by gamma only where it is fitted.
 
     With u = (N/N0)^-alpha, v = (D/D0)^-beta, S = A u + B v: every derivative is a sum over points of weights times u, v
     and powers of log N and log D, so that the sums are matrix products with a few columns that all problems share.
     """
-    x, y = points.x, points.y
+    x, y, objective, coupled = points.x, points.y, points.objective, points.structure.coupled
     a, b, e, alpha, beta, gamma = (six[:, i : i + 1] for i in range(6))
     u, v = np.exp(-alpha * x), np.exp(-beta * y)
     inner = a * u

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import special
 
 from analysis.fitting.fit import Fit
+from analysis.fitting.linear import orthonormal
 from analysis.laws.additive import Array
 
 SURPRISING = 0.001
@@ -46,10 +47,11 @@ def growth(fitted: Fit) -> Growth | None:
     x = np.log(used["flops"].to_numpy())
     x = x - x.mean()
     scale = scales(fitted)
-    taken_up = basis(fitted, 1 / scale)
-    if taken_up is None:
+    slopes = fitted.slopes * (1 / scale)[:, None]
+    if not np.isfinite(slopes).all():  # as at the end of what its parameters may be
         return None
-    size = np.abs(fitted.residuals) / scale / np.sqrt(1 - np.minimum((taken_up**2).sum(axis=1), MOST_LEVERAGE))
+    leverage = (orthonormal(slopes) ** 2).sum(axis=1)
+    size = np.abs(fitted.residuals) / scale / np.sqrt(1 - np.minimum(leverage, MOST_LEVERAGE))
     freedom = used.height - len(fitted.form.coordinates) - 2
     if freedom < LEAST_FREEDOM or np.ptp(x) == 0 or not size.sum() > 1e-12:
         return None
@@ -82,21 +84,3 @@ def scales(fitted: Fit) -> Array:
     x = np.log(used["flops"].to_numpy())
     weights = used["weight"].to_numpy() if "weight" in used.columns else np.ones(used.height)
     return np.asarray(np.exp(fitted.noise_exponent * (x - x.mean())) * weights**-fitted.objective.power)
-
-
-def basis(fitted: Fit, root_weights: Array) -> Array | None:
-    """Orthonormal columns (runs, rank) of what the fit follows, by least squares: a row's square is its leverage.
-
-    None where the law has no finite slope at a run, as at the end of what its parameters may be.
-    """
-    slopes = fitted.form.jacobian(fitted.theta[None], fitted.form.log_inputs_of(fitted.used))[0].T
-    return orthonormal(slopes * root_weights[:, None])
-
-
-def orthonormal(columns: Array) -> Array | None:
-    """A basis (rows, rank) of the space of `columns` (rows, k); None where they hold what is no number."""
-    if not np.isfinite(columns).all():
-        return None
-    lengths = np.linalg.norm(columns, axis=0)
-    left, singular, _ = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
-    return np.asarray(left[:, singular > 1e-10 * singular[0]])

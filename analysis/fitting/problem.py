@@ -5,7 +5,7 @@ Forms with a `structure` are fitted by `analysis.fitting.newton` in coordinates 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from analysis.fitting import bootstrap, levenberg_marquardt, newton
 from analysis.fitting.bootstrap import Scheme
+from analysis.fitting.levenberg_marquardt import Data
 from analysis.fitting.newton import Minima, Points
 from analysis.laws.additive import Array
 from analysis.laws.forms import FORMS, Form
@@ -40,15 +41,8 @@ AGREEMENT = 1e-6
 """Relative difference of objectives within which two starts count as having found the same optimum."""
 
 
-@dataclass(frozen=True)
-class Problem(ABC):
+class Problem(Data, ABC):
     """A form on rows under an objective: `free` are the engine's coordinates, theta the form's."""
-
-    form: Form
-    objective: Objective
-    log_inputs: Array
-    measured: Array
-    weights: Array
 
     @classmethod
     def of(cls, rows: pl.DataFrame, form: Form, objective: Objective, noise_exponent: float = 0.0) -> "Problem":
@@ -194,11 +188,10 @@ class Structured(Problem):
         return self.form.from_centered(self.structure.expand(free), self.log_inputs.mean(axis=1))
 
     def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
-        drawn = newton.starts(self.points, self.structure, self.objective, count, seed)
-        return newton.descend_in_stages(drawn, self.points, self.structure, self.objective)
+        return newton.descend_in_stages(newton.starts(self.points, count, seed), self.points)
 
     def descend(self, free: Array) -> Minima:
-        return newton.minimise(free, self.points, self.structure, self.objective)
+        return newton.minimise(free, self.points)
 
     def about_own_centre(self, free: Array, other: Problem) -> Array:
         six = self.structure.expand(free)
@@ -212,19 +205,19 @@ class Structured(Problem):
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         begin, points = np.tile(free, (len(measured), 1)), replace(self.points, measured=measured, weights=weights)
-        return newton.minimise(begin, points, self.structure, self.objective)
+        return newton.minimise(begin, points)
 
     def slopes(self, free: Array) -> Array:
-        return newton.slopes(free, self.points, self.structure, self.objective)
+        return newton.slopes(free, self.points)
 
     def residuals(self, free: Array) -> Array:
-        return np.asarray(newton.residuals(free[None], self.points, self.structure, self.objective)[0])
+        return np.asarray(newton.residuals(free[None], self.points)[0])
 
     @property
     def points(self) -> Points:
         """The rows, as the optimizer takes them."""
         centered = self.log_inputs - self.log_inputs.mean(axis=1, keepdims=True)
-        return Points(centered[0], centered[-1], self.measured, self.weights)
+        return Points(centered[0], centered[-1], self.measured, self.weights, self.structure, self.objective)
 
 
 class General(Problem):
@@ -238,16 +231,18 @@ class General(Problem):
         return free
 
     def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
-        if begin is None:
-            log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
-            begin = levenberg_marquardt.starts(self.form, self.log_inputs, log_loss, count, seed)
-        return self.descend(begin)
+        return self.descend(self.starts(count, seed) if begin is None else begin)
+
+    def starts(self, count: int, seed: int) -> Array:
+        """Where descents begin: (count, k)."""
+        log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
+        return levenberg_marquardt.starts(self.form, self.log_inputs, log_loss, count, seed)
 
     def descend(self, free: Array) -> Minima:
-        ends = levenberg_marquardt.descend(free, *self.data)
-        best = int(np.nanargmin(levenberg_marquardt.totals(ends, *self.data)))
-        ends[best] = levenberg_marquardt.polish(ends[best], *self.data)
-        return self._minima(ends, self.measured, self.weights)
+        ends = levenberg_marquardt.descend(free, self)
+        best = int(np.nanargmin(levenberg_marquardt.totals(ends, self)))
+        ends[best] = levenberg_marquardt.polish(ends[best], self)
+        return self._minima(ends)
 
     def optimum(self, count: int, seed: int, begin: Array | None = None) -> tuple[Minima, float]:
         """As for others; beyond MANY rows all starts descend on ROUGH of them, the best ends on SAMPLE, one on LARGER.
@@ -258,43 +253,30 @@ class General(Problem):
         if len(self.measured) <= MANY:
             return super().optimum(count, seed, begin)
         rough, sample = self.sample(ROUGH, seed), self.sample(SAMPLE, seed)
-        if begin is None:
-            log_loss = rough.measured if self.objective.logarithmic else np.log(rough.measured)
-            begin = levenberg_marquardt.starts(self.form, rough.log_inputs, log_loss, count, seed)
-        ends = rough._minima(
-            levenberg_marquardt.descend(begin, *rough.data, iterations=ROUGH_STEPS), rough.measured, rough.weights
-        )
+        begin = rough.starts(count, seed) if begin is None else begin
+        ends = rough._minima(levenberg_marquardt.descend(begin, rough, iterations=ROUGH_STEPS))
         further = sample.descend(ends.free[np.argsort(ends.value)[:FINALISTS]])
         one, larger = further.free[further.best][None], self.sample(min(LARGER, len(self.measured)), seed)
         for stage, steps in ((larger, ROUGH_STEPS), (self, LAST_STEPS)):
-            one = levenberg_marquardt.descend(one, *stage.data, iterations=steps)
-        return self._minima(one, self.measured, self.weights), _agreeing(ends)
-
-    @property
-    def data(self) -> tuple[Form, Objective, Array, Array, Array]:
-        """What a descent is of."""
-        return self.form, self.objective, self.log_inputs, self.measured, self.weights
+            one = levenberg_marquardt.descend(one, stage, iterations=steps)
+        return self._minima(one), _agreeing(ends)
 
     def bounded(self, free: Array) -> Array:
         return np.clip(free, self.form.lower, self.form.upper)
 
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
-        begin = np.tile(free, (len(measured), 1))
-        ends = levenberg_marquardt.descend(begin, self.form, self.objective, self.log_inputs, measured, weights)
-        return self._minima(ends, measured, weights)
+        each = replace(self, measured=measured, weights=weights)
+        return each._minima(levenberg_marquardt.descend(np.tile(free, (len(measured), 1)), each))
 
     def slopes(self, free: Array) -> Array:
-        _, factor = levenberg_marquardt.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
-        return np.asarray((self.form.jacobian(free[None], self.log_inputs) * factor[:, None])[0].T)
+        return np.asarray(levenberg_marquardt.linearised(free[None], self)[1][0].T)
 
     def residuals(self, free: Array) -> Array:
-        found, _ = levenberg_marquardt.residuals(free[None], self.form, self.objective, self.log_inputs, self.measured)
-        return np.asarray(found[0])
+        return np.asarray(levenberg_marquardt.residuals(free[None], self)[0])
 
-    def _minima(self, ends: Array, measured: Array, weights: Array) -> Minima:
-        data = (self.form, self.objective, self.log_inputs)
-        value = levenberg_marquardt.totals(ends, *data, measured, weights)
-        gradient = levenberg_marquardt.scaled_gradient(ends, *data, measured, weights)
+    def _minima(self, ends: Array) -> Minima:
+        value = levenberg_marquardt.totals(ends, self)
+        gradient = levenberg_marquardt.scaled_gradient(ends, self)
         margin = 1e-9 * (np.array(self.form.upper) - np.array(self.form.lower))
         hit = (ends - self.form.lower <= margin) | (self.form.upper - ends <= margin)
         return Minima(ends, np.where(np.isfinite(value), value, np.inf), np.where(hit, 0.0, gradient).max(axis=1), hit)

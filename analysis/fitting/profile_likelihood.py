@@ -13,7 +13,7 @@ from scipy import optimize, special
 from analysis.data.quality import usable
 from analysis.findings import RefusalError
 from analysis.fitting import newton
-from analysis.fitting.bootstrap import LEVEL
+from analysis.fitting.bootstrap import TAILS
 from analysis.fitting.newton import LOWER, UPPER
 from analysis.fitting.problem import Problem, Structured
 from analysis.fitting.regression import STARTS
@@ -45,16 +45,7 @@ class LikelihoodProfile:
     open_above: bool
 
 
-def profile(
-    frame: pl.DataFrame,
-    form: Form,
-    parameter: str,
-    objective: Objective = HUBER,
-    *,
-    level: float = LEVEL,
-    num_starts: int = STARTS,
-    seed: int = 0,
-) -> LikelihoodProfile:
+def profile(frame: pl.DataFrame, form: Form, parameter: str, objective: Objective = HUBER) -> LikelihoodProfile:
     """Profile `parameter` (E, alpha, beta or gamma) of `form` over the rows that are not excluded.
 
     The likelihood is the objective's own with its scale profiled out, exp(-rho(r)/s): the ratio is 2 n p log(S(v) / S)
@@ -75,13 +66,13 @@ def profile(
     column, size = problem.names.index(parameter), len(problem.names)
     if rows.height <= size:
         raise RefusalError("too-few-points", f"{rows.height} runs leave no freedom beside {size} parameters")
-    ends = problem.search(num_starts, seed)
+    ends = problem.search(STARTS, seed=0)
     best, least = ends.free[ends.best], float(ends.value[ends.best])
     if least < 1e-20 * rows.height:
         raise RefusalError("no-noise", "the law meets every point: there is no error to compare a likelihood with")
 
     freedom = rows.height - size
-    quantile = float(special.stdtrit(freedom, (1 + level) / 2))
+    quantile = float(special.stdtrit(freedom, TAILS[1]))
     threshold = float(rows.height * np.log1p(quantile**2 / freedom))
     coordinate = problem.structure.free[column]
     top = float(np.exp(problem.measured.max()) if objective.logarithmic else problem.measured.max())
@@ -113,10 +104,9 @@ class _Valley:
         """The ratio at one value, and where the others end: from `near`, or from the optimum."""
         begin = np.stack([near, self.best])
         begin[:, self.column] = value
-        problem, objective = self.problem, self.problem.objective
-        there = newton.minimise(begin, problem.points, problem.structure, objective, held=self.column)
+        there = newton.minimise(begin, self.problem.points, held=self.column)
         lost = np.log(float(there.value[there.best]) / self.least)
-        return float(2 * len(self.problem.measured) * objective.power * lost), there.free[there.best]
+        return float(2 * len(self.problem.measured) * self.problem.objective.power * lost), there.free[there.best]
 
     def side(self, bound: float, threshold: float) -> tuple[list[float], list[float], float | None]:
         """Values from the optimum to `bound`, their ratios, and where the threshold is crossed, if it is."""

@@ -60,8 +60,7 @@ def fit_form(
     best = ends.free[ends.best]
     theta = problem.theta(best[None])[0]
     if num_draws:
-        labels = rows["cluster"].to_list() if "cluster" in rows.columns else [None] * rows.height
-        cluster = bootstrap.clusters_of(labels)
+        cluster = bootstrap.clusters_of(rows)
         drawn, description = problem.bootstrap(best, cluster, scheme, num_draws, seed + 1)
         draws, converged = problem.theta(drawn.free), float(np.mean(drawn.scaled_gradient < 100 * CONVERGED))
         clusters = int(cluster.max()) + 1
@@ -142,54 +141,48 @@ def evaluate(
     rows = usable(frame)
     problem = Problem.of(rows, form, objective)
     theta = form.theta(given) if isinstance(given, Mapping) else np.asarray(given, float)
-    data = (problem.log_inputs, problem.measured, problem.weights)
-    return float(levenberg_marquardt.totals(theta[None], form, objective, *data)[0])
+    return float(levenberg_marquardt.totals(theta[None], problem)[0])
 
 
 def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[FitWarning, ...]:
     """What is wrong with a fit of any form; those of its draws where there are any."""
-    found = []
-    size = len(form.coordinates)
-    if not certificate.converged:
-        found.append(
-            FitWarning("not-converged", f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point")
-        )
-    if certificate.bounds_hit:
-        listed = ", ".join(certificate.bounds_hit)
-        one = len(certificate.bounds_hit) == 1
-        where = (
-            "lies on its bound: the data do not determine it"
-            if one
-            else "lie on their bounds: the data leave them open"
-        )
-        found.append(FitWarning("bounds-hit", f"{listed} {where}"))
-    if certificate.condition_number > UNDETERMINED:
-        found.append(
-            FitWarning(
-                "not-determined",
-                f"where these runs lie they do not determine all parameters of {form.name}: two sizes, or two budgets, "
-                "say nothing of a third, nor do tokens in one ratio to size tell them apart",
-            )
-        )
-    if certificate.agreeing_starts < 0.1:
-        found.append(
-            FitWarning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum")
-        )
-    if count <= 3 * size:
-        found.append(
-            FitWarning("few-points", f"{count} runs for {size} parameters: their intervals are not to be trusted")
-        )
-    if clusters < count and clusters <= size:
-        found.append(
-            FitWarning(
-                "few-clusters",
-                f"the {count} runs share {clusters} trunks: too few for intervals of {size} parameters to be trusted",
-            )
-        )
-    if certificate.converged_draws < 0.95:
-        share = f"{certificate.converged_draws:.0%} of the bootstrap fits converged"
-        found.append(FitWarning("draws-not-converged", share))
-    return tuple(found)
+    size, hit = len(form.coordinates), certificate.bounds_hit
+    alone, several = "lies on its bound: the data do not determine it", "lie on their bounds: the data leave them open"
+    all_warnings = (
+        (
+            not certificate.converged,
+            "not-converged",
+            f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point",
+        ),
+        (bool(hit), "bounds-hit", f"{', '.join(hit)} {alone if len(hit) == 1 else several}"),
+        (
+            certificate.condition_number > UNDETERMINED,
+            "not-determined",
+            f"where these runs lie they do not determine all parameters of {form.name}: two sizes, or two budgets, "
+            "say nothing of a third, nor do tokens in one ratio to size tell them apart",
+        ),
+        (
+            certificate.agreeing_starts < 0.1,
+            "few-starts-agree",
+            f"{certificate.agreeing_starts:.0%} of the starts found this optimum",
+        ),
+        (
+            count <= 3 * size,
+            "few-points",
+            f"{count} runs for {size} parameters: their intervals are not to be trusted",
+        ),
+        (
+            clusters < count and clusters <= size,
+            "few-clusters",
+            f"the {count} runs share {clusters} trunks: too few for intervals of {size} parameters to be trusted",
+        ),
+        (
+            certificate.converged_draws < 0.95,
+            "draws-not-converged",
+            f"{certificate.converged_draws:.0%} of the bootstrap fits converged",
+        ),
+    )
+    return tuple(FitWarning(code, message) for holds, code, message in all_warnings if holds)
 
 
 def _refuse(rows: pl.DataFrame, form: Form) -> None:

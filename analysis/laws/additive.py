@@ -41,11 +41,6 @@ class AdditiveLaw:
         """a of N* ~ C^a: the compute-optimal split under C = 6ND."""
         return self.beta / (self.alpha + self.beta)
 
-    @property
-    def frontier_exponent(self) -> float:
-        """k of the reducible loss at the compute-optimal split, which goes as C^-k."""
-        return self.alpha * self.beta / (self.alpha + self.beta)
-
     def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
         """(N*, D*) that minimise the loss at C = 6ND (Hoffmann et al. 2022, equation 4), infinite for some."""
         c = np.asarray(flops, float)
@@ -71,16 +66,3 @@ def log_terms(coordinates: Iterable[Any], log_n: Any, log_d: Any) -> tuple[Any, 
     """Logarithms of A/N^alpha, B/D^beta and E, from (log A, log B, log E, alpha, beta); real or complex, broadcast."""
     log_a, log_b, log_e, alpha, beta = coordinates
     return log_a - alpha * log_n, log_b - beta * log_d, log_e
-
-
-def log_loss(theta: Array, log_n: Array, log_d: Array) -> tuple[Array, Array]:
-    """Logarithm of the additive law at each point, and the shares of its three terms.
-
-    `theta` (starts, 5), `log_n` and `log_d` (points,). Returns (starts, points) and (starts, 3, points); the shares are
-    the derivatives by log A, log B and log E.
-    """
-    terms = np.stack(np.broadcast_arrays(*log_terms(theta.T[:, :, None], log_n, log_d)), axis=1)
-    top = terms.max(axis=1)
-    shares = np.exp(terms - top[:, None])
-    total = shares.sum(axis=1)
-    return top + np.log(total), shares / total[:, None]

@@ -218,11 +218,6 @@ class Split:
     E: float = 0.0
     gamma: float = 1.0
 
-    @property
-    def frontier_exponent(self) -> float:
-        """k of the reducible loss at the compute-optimal split, which goes as C^-k."""
-        return self.inner.frontier_exponent * self.gamma
-
     def to_vector(self) -> Array:
         """(log A, log B, log E, alpha, beta, gamma)."""
         return np.array([*replace(self.inner, E=self.E).to_vector(), self.gamma])

@@ -256,14 +256,10 @@ class FormLaw:
     values: Mapping[str, float]
     """The parameters by name, coefficients as they are."""
 
-    @property
-    def theta(self) -> Array:
-        """The form's coordinates (k,)."""
-        return self.form.theta(self.values)
-
     def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Array:
         """Loss in nats per token at N parameters and D tokens; broadcasts. `Form.log_inputs` says the rest."""
-        return np.asarray(self.form.loss(self.theta[None], self.form.log_inputs(parameters, tokens))[0])
+        theta = self.form.theta(self.values)
+        return np.asarray(self.form.loss(theta[None], self.form.log_inputs(parameters, tokens))[0])
 
     def to_vector(self) -> Array:
         """(log A, log B, log E, alpha, beta, gamma) of E + (A/N^alpha + B/D^beta)^gamma. RefusalError as `split`."""
@@ -277,19 +273,9 @@ class FormLaw:
         return self.form.split(self.values)
 
     @property
-    def E(self) -> float:
-        """The irreducible loss. RefusalError as `split`."""
-        return self.split.E
-
-    @property
     def parameters_exponent(self) -> float:
         """a of N* ~ C^a: the compute-optimal split under C = 6ND. RefusalError as `split`."""
         return self.split.inner.parameters_exponent
-
-    @property
-    def frontier_exponent(self) -> float:
-        """k of the reducible loss at the compute-optimal split, which goes as C^-k. RefusalError as `split`."""
-        return self.split.frontier_exponent
 
     def compute_optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
         """(N*, D*) that minimise the loss at C = 6ND. RefusalError as `split`."""

@@ -17,11 +17,6 @@ FADING = 0.5
 attention and of the head, which grow with width, in models whose parameters grow with its square."""
 
 
-def six_n(parameters: ArrayLike) -> Array:
-    """6N FLOPs per token (Kaplan et al. 2020)."""
-    return np.asarray(6 * np.asarray(parameters, float))
-
-
 @dataclass(frozen=True)
 class TokenCost:
     """log(C / 6ND) as a polynomial in log N: a constant, a line or a parabola, as the sizes tell."""

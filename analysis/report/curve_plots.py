@@ -29,7 +29,7 @@ def curves_figure(found: Sequence[tuple[Group, CurveFit]]) -> Figure:
     figure: Figure = plt.figure(figsize=(max(6.4, 4.4 * columns), 4.2 * rows), layout="constrained")
     axes: Any = figure.subplots(rows, columns, squeeze=False)
     for axis, (group, fitted) in zip(axes.flat, found, strict=False):
-        _panel(axis, [late for curve in group.curves if len((late := curve.after_warmup).steps)], fitted)
+        _panel(axis, group.after_warmup, fitted)
         axis.set_title(f"{group.name}: {fitted.law.name}" if len(found) > 1 else f"law of curves: {fitted.law.name}")
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)

@@ -115,15 +115,11 @@ def frontier(evidence: Evidence) -> Figure:
             axis.fill_between(c, low[row], high[row], color=color, alpha=0.18, linewidth=0)
             axis.plot(c, center[row], dash, color=color, linewidth=1.5, label=fitted.family)
             axis.plot(trained, fitted.used[column], plots.marker_of(index, "."), color=color, markersize=4, alpha=0.4)
-    for axis, name in zip(axes, ("N*", "D*"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="compute C = 6ND (FLOPs)", ylabel=name)
-        measured = np.concatenate(
-            [fitted.used["parameters" if name == "N*" else "tokens"].to_numpy() for fitted in evidence.fits]
-        )
+    for axis, name, column in zip(axes, ("N*", "D*"), ("parameters", "tokens"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="compute C = 6ND (FLOPs)", ylabel=name, title=f"optimal {column}")
+        measured = np.concatenate([fitted.used[column].to_numpy() for fitted in evidence.fits])
         axis.set_ylim(measured.min() / 10, measured.max() * 30)
         plots.quantity_axis(axis, "y")
-    axes[0].set_title("optimal parameters")
-    axes[1].set_title("optimal tokens")
     _legend(axes[0], evidence)
     return figure
 
@@ -136,11 +132,7 @@ def envelope(evidence: Evidence) -> Figure:
     fits = [fitted for fitted in evidence.fits if fitted.used["run_id"].is_in(curved).any()]
     figure, axes = _panels(len(fits))
     for axis, fitted in zip(axes, fits, strict=True):
-        rows = fitted.used.with_columns(per_token=pl.col("flops") / pl.col("tokens"))
-        points = evidence.curves.filter(pl.col("tokens") > 0).join(
-            rows.select("run_id", "parameters", "per_token"), on="run_id"
-        )
-        points = points.with_columns(flops=pl.col("tokens") * pl.col("per_token")).sort("flops")
+        points = isoflop.along_runs(evidence.curves, fitted.used).sort("flops")
         models = sorted(points["parameters"].unique().to_list())
         for run in points.partition_by("run_id"):
             color = plots.shade(models.index(run["parameters"][0]), len(models))
@@ -187,8 +179,7 @@ def residuals(evidence: Evidence) -> Figure:
 
 def exponents(evidence: Evidence) -> Figure:
     """Bootstrap draws of α and β together, with the region of highest density that holds 95 % of them."""
-    figure, axes = _panels(1, width=4.6)
-    axis = axes[0]
+    figure, (axis,) = _panels(1, width=4.6)
     for index, fitted in enumerate(evidence.fits):
         color, marker = plots.color_of(index), plots.marker_of(index, "P")
         cloud = _exponent_draws(fitted)
@@ -214,27 +205,27 @@ def multipliers(evidence: Evidence) -> Figure:
     if len(evidence.fits) < 2:
         raise RefusalError("one-family", "a compute multiplier needs two families")
     baseline, *others = evidence.fits
-    figure, axes = _panels(1, width=4.6)
+    figure, (axis,) = _panels(1, width=4.6)
     trained = baseline.used["flops"].to_numpy()
     c = np.geomspace(trained.min(), trained.max(), 7)
     for index, fitted in enumerate(others, start=1):
         color = plots.color_of(index)
         found = [allocation.compute_multiplier(baseline, fitted, float(flops)) for flops in c]
         low, high = np.array([one.interval for one in found]).T
-        axes[0].fill_between(c, low, high, color=color, alpha=0.18, linewidth=0)
+        axis.fill_between(c, low, high, color=color, alpha=0.18, linewidth=0)
         multiples = np.array([one.value for one in found])
         near = np.array([_is_near_runs(baseline, at) for at in c]) & np.array(
             [_is_near_runs(fitted, at / times) for at, times in zip(c, multiples, strict=True)]
         )
         label = fitted.family if near.all() else f"{fitted.family} (dotted: the optimum is far from the runs)"
-        axes[0].plot(c, multiples, ":", color=color, linewidth=1.2)
+        axis.plot(c, multiples, ":", color=color, linewidth=1.2)
         shown = np.where(near, multiples, np.nan)
-        axes[0].plot(c, shown, plots.dash_of(index), color=color, linewidth=1.6, label=label)
-    axes[0].axhline(1, color="0.5", linewidth=0.8)
-    axes[0].set(xscale="log", xlabel=f"compute of {baseline.family} (FLOPs)", title="compute multiplier")
-    axes[0].set_ylabel(f"compute {baseline.family} needs,\nover the other's")
-    axes[0].set_ylim(0, min(float(axes[0].get_ylim()[1]), 20.0))
-    _legend(axes[0], evidence)
+        axis.plot(c, shown, plots.dash_of(index), color=color, linewidth=1.6, label=label)
+    axis.axhline(1, color="0.5", linewidth=0.8)
+    axis.set(xscale="log", xlabel=f"compute of {baseline.family} (FLOPs)", title="compute multiplier")
+    axis.set_ylabel(f"compute {baseline.family} needs,\nover the other's")
+    axis.set_ylim(0, min(float(axis.get_ylim()[1]), 20.0))
+    _legend(axis, evidence)
     return figure
 
 
@@ -243,11 +234,10 @@ def _is_near_runs(fitted: Fit, flops: float) -> bool:
     if not 0 < flops < np.inf:
         return False
     try:
-        best = allocation.allocate_runs(replace(fitted, draws=fitted.draws[:2]), flops)
+        best = allocation.allocate(replace(fitted, draws=fitted.draws[:2]), flops)
     except RefusalError:  # its law has no optimum
         return False
-    of_n = plots.is_near(np.array([best.parameters]), fitted.used["parameters"])
-    return bool(of_n.all() and plots.is_near(np.array([best.tokens]), fitted.used["tokens"]).all())
+    return bool(plots.is_near(fitted, best.parameters, best.tokens))
 
 
 FIGURES: dict[str, Callable[[Evidence], Figure]] = {

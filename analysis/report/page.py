@@ -22,7 +22,7 @@ from analysis.fitting.bootstrap import LEVEL, UNBOUNDED
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
 from analysis.laws.forms import ADDITIVE, law_of
-from analysis.report import figures, plots
+from analysis.report import plots
 from analysis.report.figures import Evidence
 from xlstm.quantities import compact
 
@@ -50,21 +50,15 @@ CAPTIONS = {
 }
 
 
-def write(path: Path, title: str, evidence: Evidence) -> Path:
-    """Draw the figures and write the page; returns its path."""
-    with figures.drawn(evidence) as drawn:
-        return write_with(path, title, evidence, drawn, {})
-
-
-def write_with(
+def write(
     path: Path,
     title: str,
     evidence: Evidence,
     drawn: Mapping[str, Figure | RefusalError],
-    about: Mapping[str, str],
+    about: Mapping[str, str] | None = None,
     decisions: Sequence[str] = (),
 ) -> Path:
-    """Write the page with figures that were drawn; returns its path.
+    """Write the page with the figures that `figures.drawn` gives; returns its path.
 
     `decisions` say, a line each, which runs an adaptive sweep bought and what was known of its targets after each.
     `about` says what the page was made of and how, by what each is called; an `http` address becomes a link.
@@ -112,7 +106,8 @@ def write_with(
     if about:
         parts.append("<h2>How this page was made</h2><dl>" + "".join(map(_said, about.items())) + "</dl>")
     # Inside a script, `</script` would end it and `<!--` hide its end; JSON may write the character escaped.
-    data = json.dumps(_data(fits), separators=(",", ":")).replace("<", "\\u003c")
+    families = [_family(fitted, index) for index, fitted in enumerate(fits)]
+    data = json.dumps({"families": families}, separators=(",", ":")).replace("<", "\\u003c")
     parts.append(f"<script>const DATA = {data};\n{(page / 'chart.js').read_text('utf-8')}</script></html>")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file's name may be no text; the page says so, as a terminal does.
@@ -126,12 +121,8 @@ def _formula(fitted: Fit) -> str:
     return html.escape(fitted.form.formula)
 
 
-def _data(fits: Sequence[Fit]) -> dict[str, Any]:
-    """What the chart draws: per family its runs, lines with bands along each axis, and draws for the calculator."""
-    return {"families": [_family(fitted, index) for index, fitted in enumerate(fits)]}
-
-
 def _family(fitted: Fit, index: int) -> dict[str, Any]:
+    """What the chart draws of a family: its runs, lines with bands along each axis, and draws for the calculator."""
     used = fitted.used
     n, d, c = (used[name].to_numpy() for name in ("parameters", "tokens", "flops"))
     residual = 100 * fitted.residuals
@@ -151,7 +142,7 @@ def _family(fitted: Fit, index: int) -> dict[str, Any]:
     draws, law = [], None
     if fitted.can_split:
         best_n, best_d = fitted.law.compute_optimal(x)
-        near = plots.is_near(best_n, used["parameters"]) & plots.is_near(best_d, used["tokens"])
+        near = plots.is_near(fitted, best_n, best_d)
         if near.any():
             lines["flops"].append(_line(fitted, x[near], best_n[near], best_d[near], "compute-optimal, C = 6ND"))
         some = fitted.draws[:DRAWS_ON_PAGE]

@@ -13,7 +13,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter, NullLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from analysis.data.references import PublishedLaw, Table
 from analysis.fitting.fit import Fit
@@ -113,9 +113,7 @@ _SIZES = 6
 """Lines of sizes in a panel, at most."""
 
 
-def law_figure(
-    fits: Sequence[Fit], *, unit: str = "nats per token", references: Sequence[Table | PublishedLaw] = ()
-) -> Figure:
+def law_figure(fits: Sequence[Fit], *, references: Sequence[Table | PublishedLaw] = ()) -> Figure:
     """One panel per family (loss against tokens, a line per size) and one of loss against compute for all of them."""
     across = min(len(fits) + 1, _PANELS_ACROSS)
     down = -(-(len(fits) + 1) // across)
@@ -137,7 +135,7 @@ def law_figure(
         axis.set_ylim(bottom, top + 0.09 * lines * (top - bottom))
     axes[-1].legend(fontsize=8, loc="upper right")
     for axis in axes[::across]:
-        axis.set_ylabel(f"validation loss ({unit})")
+        axis.set_ylabel("validation loss (nats per token)")
     return figure
 
 
@@ -202,13 +200,11 @@ def _loss_against_tokens(axis: Axes, fitted: Fit) -> None:
         axis.plot(tokens, center, color=color, linewidth=1.4)
         axis.plot([], [], "o-", color=color, markersize=4.5, label=f"N = {compact(round(size))}")
     measured(axis, used, "tokens", "parameters")
-    axis.set_xscale("log")
+    axis.set(xscale="log", xlabel="training tokens D", title=fitted.family)
     budgets = sorted(used["tokens"].unique().to_list())
     quantity_axis(axis)
     if len(budgets) <= 5:
         axis.set_xticks(budgets, [rounded(budget) for budget in budgets])
-    axis.set_xlabel("training tokens D")
-    axis.set_title(fitted.family)
     axis.legend(fontsize=8, handletextpad=0.2, columnspacing=1.0, ncols=2, loc="upper right")
 
 
@@ -219,11 +215,12 @@ def measured(axis: Axes, used: pl.DataFrame, along: str, shaded_by: str) -> None
     axis.scatter(used[along], used["loss"], c=colors, s=18 if used.height < 60 else 7, zorder=3, linewidths=0)
 
 
-def is_near(values: Array, measured: pl.Series) -> NDArray[np.bool_]:
-    """Which values lie within a factor of three of the measured range."""
-    low, high = float(np.min(measured.to_numpy())), float(np.max(measured.to_numpy()))
-    near: NDArray[np.bool_] = (values >= low / 3) & (values <= high * 3)
-    return near
+def is_near(fitted: Fit, n: ArrayLike, d: ArrayLike) -> NDArray[np.bool_]:
+    """Which models and budgets lie within a factor of three of those that were trained."""
+    trained = fitted.used.select("parameters", "tokens").to_numpy()
+    low, high = trained.min(axis=0) / 3, trained.max(axis=0) * 3
+    asked = np.stack(np.broadcast_arrays(n, d), axis=-1)
+    return np.asarray(((asked >= low) & (asked <= high)).all(axis=-1))
 
 
 def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
@@ -238,7 +235,7 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
         elif fitted.can_split:
             n, d = fitted.law.compute_optimal(flops)
             # A frontier through models and budgets unlike any that was trained would be an invention.
-            near = is_near(n, used["parameters"]) & is_near(d, used["tokens"])
+            near = is_near(fitted, n, d)
             flops = flops[near]
             center, low, high = fitted.predict(n[near], d[near])
             if near.any():
@@ -248,9 +245,8 @@ def _loss_against_compute(axis: Axes, fits: Sequence[Fit]) -> None:
         axis.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
         axis.plot(flops, center, dash_of(index), color=color, linewidth=1.6, label=label)
         axis.plot(used["flops"], used["loss"], marker_of(index), color=color, markersize=4.5, alpha=0.7)
-    axis.set_xscale("log")
-    axis.set_xlabel("training compute C (FLOPs)")
-    axis.set_title("compute-optimal frontier" if fits[0].can_split else "loss against compute")
+    title = "compute-optimal frontier" if fits[0].can_split else "loss against compute"
+    axis.set(xscale="log", xlabel="training compute C (FLOPs)", title=title)
 
 
 def _draw_reference(axis: Axes, reference: Table | PublishedLaw, fits: Sequence[Fit], marker: str) -> None:

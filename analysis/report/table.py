@@ -7,7 +7,7 @@ half of its 95 % interval over seeds, by Student's t.
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -165,7 +165,8 @@ def build_table(
     if measure not in known:
         short = ", ".join(name for name in known if "/" not in name)
         raise ValueError(f"no run has `{measure}`; there are {short}, and some by length")
-    values = {axis: _distinct(run.point.get(axis) for run in runs) for axis in {a: 0 for r in runs for a in r.point}}
+    axes = dict.fromkeys(axis for run in runs for axis in run.point)
+    values = {axis: list(dict.fromkeys(run.point.get(axis) for run in runs)) for axis in axes}
     varying = [axis for axis, found in values.items() if len(found) > 1 and axis not in ("seed", searched)]
     if column_axis is None:
         column_axis = next((axis for axis in _COLUMNS if axis in varying), "size")
@@ -219,10 +220,6 @@ def _cell(found: Mapping[Any, Sequence[float]], measure: str) -> Cell:
 def _place(value: Any) -> float:
     """Numbers in their order; words in that of the plan."""
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
 
 
 def _decided(runs: Sequence[Measured], by: str, axis: str) -> bool:

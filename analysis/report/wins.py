@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,9 +12,6 @@ class Wins:
     other: str
     won: int
     domains: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"run": self.run, "other": self.other, "won": self.won, "domains": self.domains}
 
 
 def count_wins(losses: Mapping[str, Mapping[str, float]]) -> list[Wins]:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -204,7 +205,7 @@ def table(
         with one_line_errors():
             counted = count_wins(workspace_here(), sweep_name(source), evaluation or "")
         if as_json:
-            print_json([one.to_json() for one in counted])
+            print_json([asdict(one) for one in counted])
         else:
             sys.stdout.write(wins_markdown(counted))
         return

@@ -1,7 +1,7 @@
 """Prints what a run's latest attempt says of itself: its metrics, a line a row, and its log files. Follows it too."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,23 +12,25 @@ from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Metric
 
 FOLLOW_SECONDS = 0.5
+_SAID: dict[str, Callable[[Any], str]] = {
+    Metric.LOSS: "loss {:.4f}".format,
+    Metric.VALIDATION_LOSS: "validation loss {:.4f}".format,
+    Metric.LEARNING_RATE: "learning rate {:.2e}".format,
+    Metric.TOKENS: lambda tokens: f"{compact(tokens)} tokens",
+    Metric.TOKENS_PER_SECOND: lambda speed: f"{compact(round(speed))} tokens/s",
+}
+"""What is said of a row, in this order."""
 
 
-class _Tail:
-    """What was added to a file since the last look: whole lines, and at the end what there is."""
-
-    def __init__(self) -> None:
-        self._read = 0
-
-    def lines(self, path: Path, *, end: bool) -> Iterator[str]:
-        if not path.is_file():
-            return
-        with open(path, "rb") as file:
-            file.seek(self._read)
-            added = file.read()
-        whole = added if end else added[: added.rfind(b"\n") + 1]
-        self._read += len(whole)
-        yield from whole.decode(errors="replace").splitlines()
+def _added(path: Path, read: int, *, end: bool) -> tuple[list[str], int]:
+    """Whole lines behind so many bytes that were `read`, at the `end` what there is; and the bytes read by now."""
+    if not path.is_file():
+        return [], read
+    with open(path, "rb") as file:
+        file.seek(read)
+        added = file.read()
+    whole = added if end else added[: added.rfind(b"\n") + 1]
+    return whole.decode(errors="replace").splitlines(), read + len(whole)
 
 
 def print_logs(run: RunDirectory, out: TextIO, *, follow: bool = False) -> None:
@@ -39,13 +41,13 @@ def print_logs(run: RunDirectory, out: TextIO, *, follow: bool = False) -> None:
     """
     if run.status().attempt == 0 and not follow:
         raise InputError(f"{run.run_id} has no logs yet: it was never started")
-    tails: dict[Path, _Tail] = {}
+    read: dict[Path, int] = {}
     latest: Path | None = None
     while True:
         end = not (follow and run.is_held())
         attempt = run.status().attempt
         for path in (run.metrics_file, *run.logs(attempt)):
-            lines = list(tails.setdefault(path, _Tail()).lines(path, end=end))
+            lines, read[path] = _added(path, read.get(path, 0), end=end)
             if path == run.metrics_file:
                 lines = [said for row in metrics.parse(lines) if (said := _sentence(row, attempt))]
             if lines and path != latest:
@@ -64,15 +66,5 @@ def _sentence(row: Mapping[str, Any], attempt: int) -> str:
         return ""
     if row.get("event") == "resume":
         return f"attempt {attempt} continues from step {row['step']}"
-    parts = []
-    if Metric.LOSS in row:
-        parts.append(f"loss {row[Metric.LOSS]:.4f}")
-    if Metric.VALIDATION_LOSS in row:
-        parts.append(f"validation loss {row[Metric.VALIDATION_LOSS]:.4f}")
-    if Metric.LEARNING_RATE in row:
-        parts.append(f"learning rate {row[Metric.LEARNING_RATE]:.2e}")
-    if Metric.TOKENS in row:
-        parts.append(f"{compact(row[Metric.TOKENS])} tokens")
-    if Metric.TOKENS_PER_SECOND in row:
-        parts.append(f"{compact(round(row[Metric.TOKENS_PER_SECOND]))} tokens/s")
+    parts = [said(row[metric]) for metric, said in _SAID.items() if metric in row]
     return f"step {row['step']}: {', '.join(parts)}" if parts else ""

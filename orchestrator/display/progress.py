@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from xlstm.run.records import Metric, Result, State
 PLAIN_SECONDS = 30.0
 """Seconds between the lines that tell a log file how far a submission is."""
 MOST_ROWS = 12
+USUAL = frozenset({"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"})
+"""Axes that the name of a run tells, and its id."""
 
 STYLES = {
     State.PLANNED: "dim",
@@ -73,9 +75,9 @@ class SweepProgress:
     started: float = field(default_factory=time.monotonic)
     latest: deque[_Line] = field(default_factory=lambda: deque(maxlen=MOST_ROWS))
     """Those that were completed last."""
+    shown: dict[str, _Line] = field(default_factory=dict)
+    """What runs, and what ended without a result, by its id."""
     _at_start: float | None = None
-    _shown: dict[str, _Line] = field(default_factory=dict)
-    """What runs, and what ended without a result."""
     _begun: dict[str, _Line] = field(default_factory=dict)
     """What holds tokens and is not complete. However many wait or are complete, a look takes no longer."""
 
@@ -83,12 +85,15 @@ class SweepProgress:
         self.flops = sum(line.flops for line in self.lines.values())
         self._counts = Counter(line.state for line in self.lines.values())
         self._complete = self._gone = 0.0
+        self._directories: dict[str, RunDirectory] = {}
 
     def happened(self, event: Event) -> None:
         if event.what is Happening.DAMAGED:
             return
-        line = self.lines[event.run.run_id]
-        before, run_id = line.state, event.run.run_id
+        run_id = event.run.run_id
+        self._directories[run_id] = event.run
+        line = self.lines[run_id]
+        before = line.state
         line.state, line.reason = event.status.state, event.status.reason
         if event.what is Happening.STARTED:
             line.state = State.RUNNING
@@ -103,25 +108,20 @@ class SweepProgress:
             if before is not State.COMPLETED:
                 self.latest.append(line)
         if line.state is State.RUNNING or line.state.unsuccessful:
-            self._shown[run_id] = line
+            self.shown[run_id] = line
         else:
-            self._shown.pop(run_id, None)
+            self.shown.pop(run_id, None)
 
-    def read(self, run_directories: Mapping[str, RunDirectory]) -> None:
+    def read(self) -> None:
         """Look at the metrics of what runs."""
-        for run_id, line in self._shown.items():
-            if line.state is State.RUNNING and (row := run_directories[run_id].last_row()):
+        for run_id, line in self.shown.items():
+            if line.state is State.RUNNING and (row := self._directories[run_id].last_row()):
                 line.tokens = int(row.get(Metric.TOKENS, line.tokens))
                 line.loss = row.get(Metric.LOSS)
                 line.speed = row.get(Metric.TOKENS_PER_SECOND)
                 self._begun[run_id] = line
         if self._at_start is None:
             self._at_start = self.flops_done
-
-    @property
-    def shown(self) -> Iterable[_Line]:
-        """What runs, and what ended without a result."""
-        return self._shown.values()
 
     @property
     def flops_done(self) -> float:
@@ -136,20 +136,12 @@ class SweepProgress:
         left = self.flops - self._complete - self._gone - begun
         return elapsed * left / done if done > 0 else None
 
-    def count(self, *states: State) -> int:
-        return sum(self._counts[state] for state in states)
-
     def summary(self) -> str:
         """`7 of 18 runs complete, 2 running, 61% of the FLOPs, 3:20 left`."""
-        parts = [f"{self.count(State.COMPLETED)} of {len(self.lines)} runs complete"]
-        for states, word in (
-            ((State.RUNNING,), "running"),
-            ((State.FAILED,), "failed"),
-            ((State.DIVERGED,), "diverged"),
-            ((State.PRUNED,), "pruned"),
-        ):
-            if number := self.count(*states):
-                parts.append(f"{number} {word}")
+        parts = [f"{self._counts[State.COMPLETED]} of {len(self.lines)} runs complete"]
+        for state in (State.RUNNING, State.FAILED, State.DIVERGED, State.PRUNED):
+            if number := self._counts[state]:
+                parts.append(f"{number} {state.value.lower()}")
         # Rounded down: all of them are done when every run is.
         parts.append(f"{int(100 * self.flops_done / max(1.0, self.flops) + 1e-9)}% of the FLOPs")
         if self.seconds_left:
@@ -162,7 +154,6 @@ class LiveDisplay:
 
     def __init__(self, console: Console, progress: SweepProgress) -> None:
         self.console, self.progress = console, progress
-        self._running: dict[str, RunDirectory] = {}
         self._live = Live(self._draw(), console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "LiveDisplay":
@@ -175,22 +166,21 @@ class LiveDisplay:
 
     def happened(self, event: Event) -> None:
         self.progress.happened(event)
-        self._running[event.run.run_id] = event.run
         if event.what in (Happening.RETRIED, Happening.HELD, Happening.DAMAGED) or event.status.state.unsuccessful:
             self._live.console.print(_sentence(event))
 
     def refresh(self) -> None:
-        self.progress.read(self._running)
+        self.progress.read()
         self._live.update(self._draw(), refresh=True)
 
     def _draw(self) -> Group:
         progress = self.progress
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for name, justify in (("run", "left"), ("state", "left"), ("", "left")):
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for name in ("run", "state", ""):
+            table.add_column(name, no_wrap=True)
         for name in ("tokens", "loss", "tokens/s", "left"):
             table.add_column(name, justify="right", no_wrap=True)
-        shown, ended = list(progress.shown)[:MOST_ROWS], list(progress.latest)
+        shown, ended = list(progress.shown.values())[:MOST_ROWS], list(progress.latest)
         for line in [*ended[max(0, len(ended) - (MOST_ROWS - len(shown))) :], *shown]:
             loss = line.result.validation.loss if line.result else line.loss
             left = line.seconds_left if line.state is State.RUNNING else None
@@ -212,7 +202,6 @@ class PlainDisplay:
 
     def __init__(self, console: Console, progress: SweepProgress) -> None:
         self.console, self.progress = console, progress
-        self._directories: dict[str, RunDirectory] = {}
         self._last = time.monotonic()
 
     def __enter__(self) -> "PlainDisplay":
@@ -223,7 +212,6 @@ class PlainDisplay:
 
     def happened(self, event: Event) -> None:
         self.progress.happened(event)
-        self._directories[event.run.run_id] = event.run
         if event.what is not Happening.SUBMITTED:
             self.console.print(_sentence(event), soft_wrap=True, highlight=False)
 
@@ -233,7 +221,7 @@ class PlainDisplay:
 
     def _say(self) -> None:
         self._last = time.monotonic()
-        self.progress.read(self._directories)
+        self.progress.read()
         self.console.print(self.progress.summary(), soft_wrap=True, highlight=False)
 
 
@@ -249,8 +237,7 @@ def state_word(state: State, tokens: int) -> str:
 
 def label(planned: Mapping[str, Any]) -> str:
     """What people call a run: `xlstm[7:1] 125M 15B s0`, and the axes beyond if there are any."""
-    usual = {"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"}
-    more = [f"{axis}={value}" for axis, value in planned.get("point", {}).items() if axis not in usual]
+    more = [f"{axis}={value}" for axis, value in planned.get("point", {}).items() if axis not in USUAL]
     return " ".join([planned["model"], planned["size"], compact(planned["tokens"]), f"s{planned['seed']}", *more])
 
 

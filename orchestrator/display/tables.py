@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.display.columns import Cell, Columns
-from orchestrator.display.progress import STYLES, state_word
+from orchestrator.display.progress import STYLES, USUAL, state_word
 from orchestrator.standing.decisions import sentence
 from orchestrator.standing.ledger import Ledger
 from orchestrator.standing.status import RunStanding
@@ -18,19 +18,15 @@ from xlstm.run.sweep_directory import Decision
 
 _LEFT = frozenset({"run", "state", "starts from", "reason"})
 """Columns of words; the others hold numbers."""
-
-
 WATCHED = 6
 """Decisions of an adaptive sweep that are shown while it is watched: the last ones."""
-_USUAL = frozenset({"model", "size", "seed", "tokens", "flops", "tokens_per_parameter"})
-"""Axes that the id of a run tells."""
 
 
 def swept(planned: Sequence[Mapping[str, Any]]) -> list[str]:
     """What people chose and the ids of the runs do not tell: sizes by own names, and further axes that vary."""
     points = [row.get("point", {}) for row in planned]
     own = any(f"-{row['size']}-" not in row["run_id"] for row in planned)
-    axes = dict.fromkeys(name for point in points for name in point if name not in _USUAL)
+    axes = dict.fromkeys(name for point in points for name in point if name not in USUAL)
     varying = [name for name in axes if len({repr(point.get(name)) for point in points}) > 1]
     return [*(["size"] if own else []), *varying]
 
@@ -170,19 +166,21 @@ def ledger_line(ledger: Ledger) -> str:
     return text
 
 
+def _table(*columns: str | Column, title: str | None = None) -> Table:
+    """A table whose columns are numbers, at the right, where they are not said to be another."""
+    every = [Column(one, justify="right") if isinstance(one, str) else one for one in columns]
+    return Table(*every, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+
+
 def fit_table(documents: Sequence[Mapping[str, Any]]) -> Table:
     """Fitted laws with their intervals, one column per family."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("")
-    for document in documents:
-        table.add_column(document["family"], justify="right", no_wrap=True)
-    names = list(documents[0]["parameters"])
-    for name in names:
+    table = _table(Column(), *(Column(one["family"], justify="right", no_wrap=True) for one in documents))
+    for name in documents[0]["parameters"]:
         table.add_row(name, *(_parameter(fit, name) for fit in documents))
     optimal = [fit["compute_optimal"] for fit in documents]
     if all(optimal):
         bound = [" (bound)" if set(fit["certificate"]["bounds_hit"]) & {"alpha", "beta"} else "" for fit in documents]
-        estimates = (_estimate(one["parameters_exponent"], one["interval"]) for one in optimal)
+        estimates = (estimate(one["parameters_exponent"], one["interval"]) for one in optimal)
         table.add_row("a in N* ~ C^a", *(f"{estimate}{said}" for estimate, said in zip(estimates, bound, strict=True)))
     certificates = [fit["certificate"] for fit in documents]
     table.add_row("converged", *("yes" if one["converged"] else "no" for one in certificates))
@@ -225,18 +223,16 @@ def _parameter(fit: Mapping[str, Any], name: str) -> str:
     return f"{value:.4g}{bound} [{low:.3g}, {high:.3g}]"
 
 
-def _estimate(value: float, interval: Sequence[float]) -> str:
+def estimate(value: float, interval: Sequence[float]) -> str:
+    """A number and its interval."""
     return f"{value:.4g} [{interval[0]:.3g}, {interval[1]:.3g}]"
 
 
 def conventions_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """The exponent a by approach (rows) and by convention of N and C (columns), for each family."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("family")
-    table.add_column("approach")
     columns = list(dict.fromkeys((one["parameters"], one["flops"]) for one in found))
-    for parameters, flops in columns:
-        table.add_column(f"N {parameters.replace('_', ' ')}\nC {flops}", justify="right")
+    counted = (f"N {parameters.replace('_', ' ')}\nC {flops}" for parameters, flops in columns)
+    table = _table(Column("family"), Column("approach"), *counted)
     answers = {(one["family"], one["approach"], one["parameters"], one["flops"]): one for one in found}
     for family, approach in dict.fromkeys((one["family"], one["approach"]) for one in found):
         cells = (_exponent(answers.get((family, approach, *column))) for column in columns)
@@ -255,9 +251,7 @@ def design_table(document: Mapping[str, Any]) -> Table:
     """The next runs in their order, with what each costs and how well the prediction is known after it."""
     n, d = document["target"]
     title = f"{document['family']}: loss at N = {compact(round(n))}, D = {compact(round(d))}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("N", "D", document["unit"], "prediction known to"):
-        table.add_column(name, justify="right")
+    table = _table("N", "D", document["unit"], "prediction known to", title=title)
     table.add_row("", "", "", f"± {document['half_width']:.2%}")
     for one in document["proposals"]:
         cells = (compact(round(one["parameters"])), compact(round(one["tokens"])), f"{one['cost']:.3g}")
@@ -267,20 +261,17 @@ def design_table(document: Mapping[str, Any]) -> Table:
 
 def curves_table(document: Mapping[str, Any]) -> Table:
     """The constants of a law of curves, then how near it comes to each run, those that were not fitted last."""
+    intervals = document["intervals"]
     constants = ", ".join(
-        f"{name} {value:.4g} [{document['intervals'][name][0]:.3g}, {document['intervals'][name][1]:.3g}]"
-        for name, value in document["parameters"].items()
+        f"{name} {estimate(value, intervals[name])}" for name, value in document["parameters"].items()
     )
     certificate = document["certificate"]
     told = f"{certificate['agreeing_starts']:.0%} of starts agree"
     told += "" if certificate["converged"] else "; the descent has not come to rest"
     told += f"; at a bound: {', '.join(certificate['bounds_hit'])}" if certificate["bounds_hit"] else ""
     title = f"{document['group']}: {constants}; {told}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("run", overflow="fold")
-    for name in ("rows", "R²", "MAE", "RMSE", "mean rel.", "worst rel.", "inside"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    numbers = ("rows", "R²", "MAE", "RMSE", "mean rel.", "worst rel.", "inside")
+    table = _table(Column("run", overflow="fold"), *numbers, Column(), title=title)
     measured = sorted(document["runs"], key=lambda run: not run["fitted"])
     if document["prediction"]:
         measured.append({"run": "mean of the predicted", "rows": "", "fitted": True, **document["prediction"]})
@@ -301,9 +292,7 @@ def curves_table(document: Mapping[str, Any]) -> Table:
 
 def cells_table(document: Mapping[str, Any]) -> Table:
     """A row for each size and budget: the best value of the axis, its interval, and what twice or half of it costs."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("N", "D", "tried", f"best {document['axis']}", "interval", "off by 2"):
-        table.add_column(name, justify="right")
+    table = _table("N", "D", "tried", f"best {document['axis']}", "interval", "off by 2")
     for cell in document["cells"]:
         low, high = cell["interval"] or (None, None)
         table.add_row(
@@ -319,9 +308,7 @@ def cells_table(document: Mapping[str, Any]) -> Table:
 
 def coordinates_table(document: Mapping[str, Any]) -> Table:
     """A row for each block and the logits: root mean squares by width, and the largest over the least."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("", *(f"width {width}" for width in document["widths"]), "ratio", ""):
-        table.add_column(name, justify="right")
+    table = _table("", *(f"width {width}" for width in document["widths"]), "ratio", "")
     for one in document["places"]:
         sizes = (f"{size:.4g}" for size in one["sizes"])
         table.add_row(one["place"], *sizes, f"{one['ratio']:.2f}", "flat" if one["flat"] else "not flat")

@@ -46,7 +46,7 @@ def test_on_the_runs_of_one_law_both_approaches_agree_and_give_both_exponents(tm
         value, (low, high) = found.law[name]
         assert low < exponent < high
         assert value == pytest.approx(exponent, abs=0.01)
-    text = page.write(tmp_path / "page.html", "x", Evidence([fitted])).read_text()
+    text = page.write(tmp_path / "page.html", "x", Evidence([fitted]), {}).read_text()
     assert "The best split, by profiles and by the law" in text
     assert "they disagree" not in text
 

@@ -54,17 +54,18 @@ def test_tokens_to_serve_ask_for_a_smaller_model(fitted: Fit) -> None:
 
 
 def test_a_dearer_token_buys_fewer_tokens(fitted: Fit) -> None:
-    attention = allocation.allocate(fitted, 1e22, training_cost=lambda n: 6 * n + 1e4 * np.sqrt(n))
-    plain = allocation.allocate(fitted, 1e22)
-    assert attention.loss > plain.loss
-    spent = (6 * attention.parameters + 1e4 * np.sqrt(attention.parameters)) * attention.tokens
+    # 1.25 times 6N where N is 3e8, and more of it in small models than in large ones: as attention has it.
+    cost = 6 * pl.col("parameters") * 1.25 * (pl.col("parameters") / 3e8) ** -0.05
+    attention = allocation.allocate(replace(fitted, rows=fitted.rows.with_columns(flops=cost * pl.col("tokens"))), 1e22)
+    assert attention.loss > allocation.allocate(fitted, 1e22).loss
+    spent = 7.5 * attention.parameters * (attention.parameters / 3e8) ** -0.05 * attention.tokens
     assert spent == pytest.approx(1e22, rel=1e-4)
 
 
 def test_the_cost_per_token_is_the_runs_own(fitted: Fit) -> None:
     dearer = replace(fitted, rows=fitted.rows.with_columns(flops=pl.col("flops") * 1.25))
     sizes = np.array([1e6, 3e8, 1e12])
-    np.testing.assert_allclose(dearer.flops_per_token(sizes), 7.5 * sizes, rtol=1e-12)
+    np.testing.assert_allclose(dearer.token_cost.per_token(sizes), 7.5 * sizes, rtol=1e-12)
 
 
 def test_a_budget_that_serving_alone_exceeds_is_refused(fitted: Fit) -> None:

@@ -115,14 +115,15 @@ def test_the_same_figure_makes_the_same_bytes(evidence: Evidence, tmp_path: Path
 
 def test_the_page_says_how_it_was_made(evidence: Evidence, tmp_path: Path) -> None:
     about = {"data": "text <1>", "in MLflow": "http://127.0.0.1:5000/#/experiments/1/runs"}
-    text = page.write_with(tmp_path / "report.html", "made", evidence, {}, about).read_text()
+    text = page.write(tmp_path / "report.html", "made", evidence, {}, about).read_text()
     assert "<dt>data</dt><dd>text &lt;1&gt;</dd>" in text
     assert '<a href="http://127.0.0.1:5000/#/experiments/1/runs">' in text
     assert "<button id=csv>" in text
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_holds_the_fit(evidence: Evidence, tmp_path: Path) -> None:
-    text = page.write(tmp_path / "report.html", "a <sweep>", evidence).read_text()
+    with figures.drawn(evidence) as drawn:
+        text = page.write(tmp_path / "report.html", "a <sweep>", evidence, drawn).read_text()
     outside = set(re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)[^\s\"'>]+", text)) | set(
         re.findall(r"@import|fetch\(", text)
     )
@@ -141,8 +142,9 @@ def test_the_page_needs_nothing_from_elsewhere_and_holds_the_fit(evidence: Evide
 
 def test_names_from_a_table_are_shown_as_they_are_written(tmp_path: Path) -> None:
     names = ["<!--<script>", "a $\\frac$ & b"]
-    drawn = _evidence({names[0]: 1.0, names[1]: 0.97})
-    text = page.write(tmp_path / "report.html", "names", drawn).read_text()
+    evidence = _evidence({names[0]: 1.0, names[1]: 0.97})
+    with figures.drawn(evidence) as drawn:
+        text = page.write(tmp_path / "report.html", "names", evidence, drawn).read_text()
     assert "<!--" not in text
     script = text.partition("<script>const DATA = ")[2].partition(";\n")[0]
     assert [family["name"] for family in json.loads(script)["families"]] == names

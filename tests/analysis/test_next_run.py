@@ -40,11 +40,11 @@ POOL, TARGETS = table(150, 1e7, 1e9, 0), table(12, 3e9, 1e10, 1)
 def test_a_simulation_spends_within_the_shares_and_buys_no_run_twice() -> None:
     found = next_run.simulate(POOL, TARGETS, (FORMS["additive"],), SHARES)
     cost = POOL["flops"].to_numpy()
-    bought = [*found.started, *(one["bought"] for one in found.rounds)]
+    bought = [*found.start, *(one["bought"] for one in found.rounds)]
     assert len(set(bought)) == len(bought)
-    assert set(found.started) == set(np.argsort(cost)[: len(found.started)].tolist())
-    assert len(found.started) <= 12  # 2.5 for each of five parameters
-    spent = (np.cumsum(cost[bought]) / cost.sum())[len(found.started) :]
+    assert set(found.start) == set(np.argsort(cost)[: len(found.start)].tolist())
+    assert len(found.start) <= 12  # 2.5 for each of five parameters
+    spent = (np.cumsum(cost[bought]) / cost.sum())[len(found.start) :]
     np.testing.assert_allclose([one["share"] for one in found.rounds], spent)
     assert spent.max() <= 0.1
     assert found.r2["0.1"] > 0.95

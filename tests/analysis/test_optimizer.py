@@ -20,12 +20,13 @@ STRUCTURES = {
 }
 
 
-def points(seed: int = 0, *, logarithmic: bool = True) -> Points:
+def points(structure: Structure, objective: Objective) -> Points:
     """25 points of a law about their means, 3 % of noise."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     x, y = (axis.ravel() for axis in np.meshgrid(np.linspace(-2, 2, 5), np.linspace(-2.5, 2.5, 5)))
     loss = (1.7 + 0.5 * np.exp(-0.35 * x) + 0.4 * np.exp(-0.3 * y)) * np.exp(random.normal(0, 0.03, x.size))
-    return Points(x, y, np.log(loss) if logarithmic else loss, random.uniform(0.5, 2.0, x.size))
+    weights = random.uniform(0.5, 2.0, x.size)
+    return Points(x, y, np.log(loss) if objective.logarithmic else loss, weights, structure, objective)
 
 
 @pytest.mark.parametrize(
@@ -33,15 +34,15 @@ def points(seed: int = 0, *, logarithmic: bool = True) -> Points:
 )
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_gradient_and_hessian_agree_with_central_differences(name: str, objective: Objective) -> None:
-    structure, data = STRUCTURES[name], points(logarithmic=objective.logarithmic)
-    free = newton.starts(data, structure, objective, 6, 0)
+    data = points(STRUCTURES[name], objective)
+    free = newton.starts(data, 6, 0)
     everywhere = np.arange(len(free))
 
     def derivatives(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return newton._evaluate(at, everywhere, data, structure, objective, False)
+        return newton._evaluate(at, everywhere, data, False)
 
     def value(at: np.ndarray) -> np.ndarray:
-        return (data.weights * objective.values(newton.residuals(at, data, structure, objective))).sum(axis=1)
+        return (data.weights * objective.values(newton.residuals(at, data))).sum(axis=1)
 
     total, gradient, hessian = derivatives(free)
     np.testing.assert_allclose(total, value(free), rtol=1e-12)
@@ -113,6 +114,6 @@ def test_a_scheme_that_cannot_serve_is_refused() -> None:
 
 
 def test_clusters_are_drawn_whole() -> None:
-    cluster = bootstrap.clusters_of(["a", "a", None, "b", None])
+    cluster = bootstrap.clusters_of(pl.DataFrame({"cluster": ["a", "a", None, "b", None]}))
     assert len(set(cluster.tolist())) == 4
     assert cluster[0] == cluster[1]

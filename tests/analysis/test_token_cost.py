@@ -1,5 +1,6 @@
 """A budget is split at a smooth cost of a token: jagged shapes do not hold the optimum, and all answers count alike."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,19 +17,21 @@ from analysis.laws.additive import AdditiveLaw, Array
 from analysis.laws.forms import FORMS
 from analysis.laws.token_cost import TokenCost
 
+Cost = Callable[[Array], Array]
+"""Training FLOPs per token of models of N parameters."""
 LAW = AdditiveLaw(E=1.7, A=400.0, B=800.0, alpha=0.34, beta=0.30)
 CHEAPER = replace(LAW, A=330.0, B=700.0)
 JAGGED = np.array([1.72, 2.08, 1.83, 1.97, 1.84, 1.65])
 """Exact FLOPs over 6ND of neighbouring sizes whose shapes differ."""
 
 
-def attention(context: float) -> allocation.TrainingCost:
+def attention(context: float) -> Cost:
     """6N and the attention of a context, with layers and widths that grow together: their product goes as N^(2/3)."""
     return lambda n: 6 * n + 4 * context * np.asarray(n) ** (2 / 3)
 
 
 def frame(
-    law: AdditiveLaw, cost: allocation.TrainingCost, family: str, *, jags: Array | None = None, noise: float = 0.0003
+    law: AdditiveLaw, cost: Cost, family: str, *, jags: Array | None = None, noise: float = 0.0003
 ) -> pl.DataFrame:
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(2e7, 2e9, 12), np.geomspace(1e9, 4e10, 6)))
     errors = np.exp(np.random.default_rng(3).normal(0, noise, n.size))
@@ -45,7 +48,7 @@ def fit(table: pl.DataFrame) -> Fit:
     return found
 
 
-def best(law: AdditiveLaw, cost: allocation.TrainingCost, flops: float) -> tuple[float, float]:
+def best(law: AdditiveLaw, cost: Cost, flops: float) -> tuple[float, float]:
     """log N* and the loss there, by SciPy."""
 
     def loss(log_n: float) -> float:
@@ -60,7 +63,7 @@ def best(law: AdditiveLaw, cost: allocation.TrainingCost, flops: float) -> tuple
 def test_jagged_shapes_do_not_hold_the_optimum(flops: float) -> None:
     """Six ratios, repeated over the sizes, about the smooth cost that has their geometric mean."""
     mean = float(np.exp(np.log(JAGGED).mean()))
-    found = allocation.allocate_runs(fit(frame(LAW, lambda n: 6 * n, "x", jags=JAGGED)), flops)
+    found = allocation.allocate(fit(frame(LAW, lambda n: 6 * n, "x", jags=JAGGED)), flops)
     truth = float(np.exp(best(LAW, lambda n: 6 * mean * n, flops)[0]))
     low, high = found.parameters_interval
     assert found.parameters == pytest.approx(truth, rel=0.03)
@@ -69,7 +72,8 @@ def test_jagged_shapes_do_not_hold_the_optimum(flops: float) -> None:
 
 
 def test_the_exponent_of_jagged_shapes_is_the_laws_own() -> None:
-    exponent, (low, high) = allocation.exponent_between(fit(frame(LAW, lambda n: 6 * n, "x", jags=JAGGED)), 1e19, 1e21)
+    fitted = fit(frame(LAW, lambda n: 6 * n, "x", jags=JAGGED))
+    exponent, (low, high) = allocation.exponents_between(fitted, 1e19, 1e21)["parameters"]
     assert low < LAW.parameters_exponent < high
     assert exponent == pytest.approx(LAW.parameters_exponent, abs=0.02)
     assert 0.001 < high - low < 0.2
@@ -83,8 +87,8 @@ def test_the_multiplier_is_the_ratio_of_the_budgets_that_reach_one_loss_at_their
     _, reached = best(LAW, cost, 1e20)
     needed = optimize.brentq(lambda log_c: best(CHEAPER, plain, np.exp(log_c))[1] - reached, 35, 55, xtol=1e-10)
     assert found.value == pytest.approx(1e20 / np.exp(needed), rel=0.02)
-    split = allocation.allocate_runs(baseline, 1e20)
-    assert allocation.allocate_runs(challenger, 1e20 / found.value).loss == pytest.approx(split.loss, rel=1e-9)
+    split = allocation.allocate(baseline, 1e20)
+    assert allocation.allocate(challenger, 1e20 / found.value).loss == pytest.approx(split.loss, rel=1e-9)
 
 
 def test_a_multiplier_needs_no_closed_form_of_the_split() -> None:

@@ -70,7 +70,7 @@ def test_reading_leaves_the_database_as_it_was(store: str) -> None:
 
 def test_another_experiments_columns_are_named_and_parents_left_out(store: str) -> None:
     frame = runs.quality.judge(
-        experiments.from_mlflow(EXPERIMENT, store, {"parameters": "params.n", "loss": "metrics.other/metric"})
+        experiments.from_mlflow(EXPERIMENT, store, Reading({"parameters": "params.n", "loss": "metrics.other/metric"}))
     )
     assert frame["run_id"].to_list() == ["run-0", "run-1", "run-2", "run-3"]
     assert frame["flops"].to_list() == [6 * 10**index * 100 for index in range(4)]
@@ -93,7 +93,7 @@ def test_another_experiments_columns_are_named_and_parents_left_out(store: str) 
 )
 def test_what_is_not_there_is_named(store: str, experiment: str, columns: dict[str, str], code: str, said: str) -> None:
     with pytest.raises(RefusalError, match=said) as refusal:
-        experiments.from_mlflow(experiment, store, columns)
+        experiments.from_mlflow(experiment, store, Reading(columns))
     assert refusal.value.code == code
 
 

@@ -59,16 +59,12 @@ def _widths(runs: Iterable[Physics]) -> dict[tuple[str, str, str, float], dict[i
 
     Families of one width are left out.
     """
-    found: dict[tuple[str, str, str, float], dict[int, Physics]] = {}
+    found: dict[tuple[str, str, str], dict[float, dict[int, Physics]]] = {}
     for one in runs:
-        key = family_label(one.model), one.parametrization, one.optimizer.name, one.optimizer.learning_rate
-        found.setdefault(key, {}).setdefault(one.model.embedding_dim, one)
-    best: dict[tuple[str, str, str], tuple[int, float]] = {}
-    for (family, parametrization, optimizer, rate), widths in found.items():
-        kind = family, parametrization, optimizer
-        best[kind] = max(best.get(kind, (0, 0.0)), (len(widths), rate))
-    chosen = {(*kind, rate): found[(*kind, rate)] for kind, (number, rate) in best.items() if number > 1}
-    return {key: dict(sorted(widths.items())) for key, widths in chosen.items()}
+        rates = found.setdefault((family_label(one.model), one.parametrization, one.optimizer.name), {})
+        rates.setdefault(one.optimizer.learning_rate, {}).setdefault(one.model.embedding_dim, one)
+    best = {kind: max(rates.items(), key=lambda of: (len(of[1]), of[0])) for kind, rates in found.items()}
+    return {(*kind, rate): dict(sorted(widths.items())) for kind, (rate, widths) in best.items() if len(widths) > 1}
 
 
 def _of_depth(physics: Physics, depth: int) -> Physics:

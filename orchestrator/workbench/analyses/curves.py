@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from analysis.curves import laws, read
-from analysis.curves.curve import Curve
 from analysis.curves.curve import schedule as schedule_of
 from analysis.curves.fit import CurveFit
 from analysis.curves.fit import fit as fit_law
@@ -53,7 +52,8 @@ def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[di
     found, refusals = [], []
     for group in groups:
         try:
-            found.append((group, fit_law(_chosen(group.curves, wishes.fit_runs), law, objective)))
+            chosen = [curve for curve in group.curves if not wishes.fit_runs or curve.run in wishes.fit_runs]
+            found.append((group, fit_law(chosen, law, objective)))
         except RefusalError as refusal:
             refusals.append(f"{group.name}: {refusal}")
     if not found:
@@ -64,7 +64,7 @@ def fit(typed: str, columns: Mapping[str, str], wishes: Wishes) -> tuple[list[di
     with plots.style():
         figure = curve_plots.curves_figure(found)
         written = plots.save(figure, source.folder / "curves", ("png",))
-    documents = [{"group": group.name} | fitted.to_json(_rows(group)) for group, fitted in found]
+    documents = [{"group": group.name} | fitted.to_json(group.after_warmup) for group, fitted in found]
     documents[0]["refused"] = refusals
     return documents, [source.folder / _SAVED, *written]
 
@@ -143,14 +143,6 @@ def _groups(source: Source, columns: Mapping[str, str], wishes: Wishes) -> list[
     if unknown := [run for run in wishes.fit_runs if run not in known]:
         raise InputError(f"--fit-runs {unknown[0]}: {nearest(unknown[0], known)}")
     return groups
-
-
-def _chosen(curves: Sequence[Curve], named: Sequence[str]) -> list[Curve]:
-    return [curve for curve in curves if not named or curve.run in named]
-
-
-def _rows(group: Group) -> list[Curve]:
-    return [late for curve in group.curves if len((late := curve.after_warmup).steps)]
 
 
 def _usual(group: Group) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from analysis.decisions import allocation
 from analysis.decisions import conventions as counting
 from analysis.decisions import design as designs
 from analysis.findings import RefusalError
-from analysis.fitting.bootstrap import is_bounded
 from analysis.fitting.fit import Fit
 from analysis.laws import forms, objectives
 from analysis.source import Question, Source
@@ -181,11 +180,10 @@ def design(
     if unit not in ("flops", "device-hours"):
         raise InputError(f"--unit {unit}: write flops or device-hours")
     source = open_source((typed,), columns)
-    costs = [_planned_hours(typed, source, one) if unit == "device-hours" else None for one in source.fits]
-    found = [
-        designs.design(one, target, budget, sizes=sizes, cost=cost)
-        for one, cost in zip(source.fits, costs, strict=True)
-    ]
+    found = []
+    for one in source.fits:
+        cost = _planned_hours(typed, source, one) if unit == "device-hours" else None
+        found.append(designs.design(one, target, budget, sizes=sizes, cost=cost))
     if fragment is not None:
         pairs, swept = zip(found, source.fits, strict=True), _further_axes(source)
         fragment.write_text("\n".join(designs.sweep_fragment(one, fitted, swept) for one, fitted in pairs))
@@ -255,9 +253,9 @@ def predict(
         loss, *interval = (float(value) for value in fitted.predict(parameters, tokens, unique_tokens))
         at = {"parameters": parameters, "tokens": tokens}
         run = [float(bound) for bound in fitted.predict_run(parameters, tokens, unique_tokens)]
-        told, told_of_run = (_bounded(fitted, bounds) for bounds in (interval, run))
+        told, told_of_run = (bounds if fitted.is_bounded(*bounds) else None for bounds in (interval, run))
         withheld = "" if told_of_run else "what a new run would show" if told else "the loss"
-        asked = at | {"flops": float(fitted.flops_per_token(parameters)) * tokens}
+        asked = at | {"flops": float(fitted.token_cost.per_token(parameters)) * tokens}
         rows.append(
             {"family": fitted.family, **at, "loss": loss if told else None, "interval": told}
             | {"new_run_interval": told_of_run if told else None}
@@ -266,12 +264,6 @@ def predict(
             | {"warnings": _warnings([fitted])}
         )
     return rows
-
-
-def _bounded(fitted: Fit, bounds: list[float]) -> list[float] | None:
-    """An interval of a loss; None where it is unbounded."""
-    low, high = bounds
-    return bounds if is_bounded(low, high, fitted.used["loss"].to_numpy()) else None
 
 
 @refusals_in_a_line()
@@ -293,7 +285,7 @@ def allocate(
 
 def _split(fitted: Fit, flops: float, inference_tokens: float) -> allocation.Allocation | str:
     try:
-        return allocation.allocate_runs(fitted, flops, inference_tokens=inference_tokens)
+        return allocation.allocate(fitted, flops, inference_tokens=inference_tokens)
     except RefusalError as refusal:
         if refusal.code != "no-optimum":
             raise
@@ -336,7 +328,7 @@ def _write_page(
 
     decided = source.workspace.sweep(source.name).decisions() if source.plan is not None else []
     about, told = _about(source), [sentence(row) for row in decided]
-    path = pages.write_with(source.folder / "report.html", source.title, evidence, drawn, about, told)
+    path = pages.write(source.folder / "report.html", source.title, evidence, drawn, about, told)
     if source.plan is None:
         return path, None
     return path, log_artifact(source.name, source.workspace.tracking_uri, path, source.workspace.artifacts)

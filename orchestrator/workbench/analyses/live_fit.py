@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.display.tables import estimate
 from orchestrator.execution.shipping import DESCRIPTION
 
 if TYPE_CHECKING:
@@ -46,11 +47,7 @@ def _table(documents: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"L(N, D) = {documents[0]['law']}, intervals at {documents[0]['interval_level']:.0%}", ""]
     lines += [f"| family | {' | '.join(names)} | runs |", "| --- " * (len(names) + 2) + "|"]
     for one in documents:
-        cells = (
-            f"{one['parameters'][name]:.4g} [{low:.3g}, {high:.3g}]"
-            for name in names
-            for low, high in [one["intervals"][name]]
-        )
+        cells = (estimate(one["parameters"][name], one["intervals"][name]) for name in names)
         lines.append(f"| {one['family']} | {' | '.join(cells)} | {one['rows']['used']} |")
     warnings = dict.fromkeys(warning["message"] for one in documents for warning in one["warnings"])
     return "\n".join([*lines, "", *(f"- {warning}" for warning in warnings)])

@@ -44,9 +44,7 @@ def measure_table(
             raise InputError(f"--evaluation {evaluation}: it lies in the folders of runs; give the submitted sweep")
         runs = _tracked(workspace, source.removeprefix("mlflow:"), column)
     else:
-        plan = workspace.sweep(source).known_plan()
-        if plan is None:
-            raise InputError(f"no sweep `{source}` was submitted here")
+        plan = _submitted(workspace, source)
         best_of = best_of or plan.get("best_of")
         if evaluation is None:
             runs = _planned(workspace, plan["runs"], column)
@@ -57,6 +55,13 @@ def measure_table(
         return build_table(runs, measure, column, best_of)
     except ValueError as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def _submitted(workspace: Workspace, sweep: str) -> dict[str, Any]:
+    """The plan of a sweep. InputError where it was not submitted."""
+    if (plan := workspace.sweep(sweep).known_plan()) is None:
+        raise InputError(f"no sweep `{sweep}` was submitted here")
+    return plan
 
 
 def _planned(workspace: Workspace, rows: list[dict[str, Any]], column: str | None) -> "list[Measured]":
@@ -96,9 +101,7 @@ def wins(workspace: Workspace, sweep: str, evaluation: str) -> "list[Wins]":
     """
     from analysis.report.wins import count_wins
 
-    plan = workspace.sweep(sweep).known_plan()
-    if plan is None:
-        raise InputError(f"no sweep `{sweep}` was submitted here")
+    plan = _submitted(workspace, sweep)
     losses = {
         run_id: {str(row["domain"]): float(row["loss"]) for row in one.tables["domain"] if row.get("loss") is not None}  # type: ignore[arg-type]
         for run_id, one in latest(workspace, plan["runs"], evaluation).items()
@@ -160,10 +163,8 @@ def _tracked(workspace: Workspace, experiment: str, column: str | None) -> "list
         if run.tags.get("kind") != "run":
             continue
         params = {name: value for name, value in run.params.items() if name in _PARAMS or name.startswith("task.")}
-        point: dict[str, object] = {
-            "model": run.params.get("family"),
-            **{name.removeprefix("task."): params[name] for name in params},
-        }
+        point: dict[str, object] = {"model": run.params.get("family")}
+        point |= {name.removeprefix("task."): value for name, value in params.items()}
         point.pop("name", None)  # that of the task, which stands as `task`
         if column == _WIDTH:
             point[_WIDTH] = int(run.params["model.embedding_dim"])

@@ -1,6 +1,7 @@
 """Designs tried on runs that are already there: what would have been bought, and what it would have told."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def simulate(
     chosen = tuple(CANDIDATES) if form == AUTO else (forms.find(form),)
     inputs = tuple(dict.fromkeys(name for one in chosen for name in one.inputs))
     known, wanted = (_usable(Path(path), columns, inputs) for path in (pool, targets))
-    return next_run.simulate(known, wanted, chosen, shares, seed=seed).to_json() | {"pool": known.height}
+    return asdict(next_run.simulate(known, wanted, chosen, shares, seed=seed)) | {"pool": known.height}
 
 
 def _usable(path: Path, columns: Mapping[str, str], inputs: tuple[str, ...]) -> pl.DataFrame:
