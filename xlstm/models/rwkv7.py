@@ -16,10 +16,8 @@ from kernels.delta_rule import delta_rule
 from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
 from xlstm.models.dropout import Dropout
-from xlstm.models.language_model import LanguageModel
 from xlstm.models.linear_configs import RWKV7Config
-from xlstm.models.rwkv4 import orthogonal
-from xlstm.models.rwkv5 import HEAD_NORM_EPSILON, NORM_EPSILON, BlockState, Place, RWKVBlocks
+from xlstm.models.rwkv_block import HEAD_NORM_EPSILON, Block, LowRank, Place, RWKVBlocks, orthogonal
 from xlstm.models.swiglu_block import at_least_float32
 
 SHIFTS = ("receptance", "decay", "key", "value", "removal", "gate")
@@ -33,10 +31,8 @@ class RWKV7(RWKVBlocks):
     """Blocks of time mixing by the delta rule, and channel mixing."""
 
     def __init__(self, config: RWKV7Config) -> None:
-        stem = {"embedding_norm": nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)}
-        norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        blocks = (Block(config, mixes_values=index > 0) for index in range(config.num_blocks))
-        LanguageModel.__init__(self, config, blocks, norm, stem=stem)
+        d = config.embedding_dim
+        super().__init__(config, lambda index: Block(d, TimeMix(config, mixes_values=index > 0), ChannelMix(d)))
 
     def apply_blocks(
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
@@ -81,45 +77,6 @@ class RWKV7(RWKVBlocks):
             orthogonal(parameter, 0.1, generator)
         else:
             super()._initialize_in_block(place, leaf, parameter, generator)
-
-
-class Block(nn.Module):
-    """x + TimeMix(norm(x)), then x + ChannelMix(norm(x)); the first block's values go with the stream."""
-
-    def __init__(self, config: RWKV7Config, mixes_values: bool) -> None:
-        super().__init__()
-        d = config.embedding_dim
-        self.time_norm = nn.LayerNorm(d, eps=NORM_EPSILON)
-        self.time_mix = TimeMix(config, mixes_values)
-        self.channel_norm = nn.LayerNorm(d, eps=NORM_EPSILON)
-        self.channel_mix = ChannelMix(d)
-
-    def forward(
-        self, x: Tensor, state: BlockState | None, resets: Tensor | None, values: Tensor | None
-    ) -> tuple[Tensor, BlockState, Tensor]:
-        """`x` (batch, time, d) to the same shape, what the block remembers, and the first block's values."""
-        time_input = self.time_norm(x)
-        mixed, memory, values = self.time_mix(
-            time_input, state.time_input if state else None, state.memory if state else None, resets, values
-        )
-        x = x + mixed
-        channel_input = self.channel_norm(x)
-        x = x + self.channel_mix(channel_input, state.channel_input if state else None, resets)
-        return x, BlockState(time_input[:, -1], memory, channel_input[:, -1]), values
-
-
-class LowRank(nn.Module):
-    """f(x A) B."""
-
-    def __init__(self, d: int, rank: int, activation: Any = nn.Identity) -> None:
-        super().__init__()
-        self.enter = nn.Parameter(torch.empty(d, rank))
-        self.leave = nn.Parameter(torch.empty(rank, d))
-        self.activation = activation()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, d) to the same shape."""
-        return self.activation(x @ self.enter.to(x.dtype)) @ self.leave.to(x.dtype)
 
 
 class TimeMix(nn.Module):
