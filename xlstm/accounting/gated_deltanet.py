@@ -18,11 +18,6 @@ def blocks(config: GatedDeltaNetConfig, sequence: Sequence) -> list[Cost]:
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
 
 
-def outside(config: GatedDeltaNetConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 def saved(config: GatedDeltaNetConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 

@@ -19,11 +19,6 @@ def blocks(config: GLAConfig, sequence: Sequence) -> list[Cost]:
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
 
 
-def outside(config: GLAConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 def saved(config: GLAConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 

@@ -12,11 +12,6 @@ def blocks(config: LlamaConfig, sequence: Sequence) -> list[Cost]:
     return [norm(d) + projections + attention(d, sequence) + norm(d) + feedforward] * config.num_blocks
 
 
-def outside(config: LlamaConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 

@@ -19,11 +19,6 @@ def blocks(config: MambaConfig, sequence: Sequence) -> list[Cost]:
     return [block] * config.num_blocks
 
 
-def outside(config: MambaConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 SCAN_CHUNK = 32
 """Steps between the states that the scan saves."""
 

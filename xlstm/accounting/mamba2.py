@@ -15,11 +15,6 @@ def blocks(config: Mamba2Config, sequence: Sequence) -> list[Cost]:
     return [block] * config.num_blocks
 
 
-def outside(config: Mamba2Config) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 def saved(config: Mamba2Config, sequence: Sequence) -> list[Saved]:
     """What each block keeps.
 
