@@ -46,7 +46,7 @@ def test_steps_2_and_3_the_model_is_found_and_is_a_language_model(family: str) -
 @each_family
 def test_step_4_what_the_model_costs_is_what_it_has(family: str) -> None:
     module = import_module(f"xlstm.accounting.{family.replace('-', '_')}")
-    for name in ("blocks", "outside", "saved"):
+    for name in ("blocks", "saved"):
         assert hasattr(module, name), f"step 4: no function {name} in {module.__name__}"
     config = small(family)
     with torch.device("meta"):
