@@ -17,9 +17,9 @@ def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
     return [*family.blocks(config, sequence), outside]
 
 
-def saved(config: ModelConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: ModelConfig) -> list[Saved]:
     """What each block keeps for its backward pass."""
-    blocks: list[Saved] = _module(config).saved(config, sequence)
+    blocks: list[Saved] = _module(config).saved(config)
     return blocks
 
 

@@ -18,7 +18,7 @@ def blocks(config: GatedDeltaNetConfig, sequence: Sequence) -> list[Cost]:
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
 
 
-def saved(config: GatedDeltaNetConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: GatedDeltaNetConfig) -> list[Saved]:
     """What each block keeps.
 
     The convolution's input and result; the unit query, and of keys what is written, removed and given to the operator;

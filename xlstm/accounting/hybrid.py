@@ -11,7 +11,7 @@ def blocks(config: HybridConfig, sequence: Sequence) -> list[Cost]:
     return [each[index] for index in config.order()]
 
 
-def saved(config: HybridConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: HybridConfig) -> list[Saved]:
     """What each block keeps."""
-    each = [families.saved(part, sequence)[0] for part in config.parts()]
+    each = [families.saved(part)[0] for part in config.parts()]
     return [each[index] for index in config.order()]

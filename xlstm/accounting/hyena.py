@@ -26,7 +26,7 @@ def outside(config: HyenaConfig) -> Cost:
     return Cost(2 * config.embedding_dim)
 
 
-def saved(config: HyenaConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: HyenaConfig) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs and the sum between mixer and MLP; the projections before and after the short convolution, of each

@@ -23,7 +23,7 @@ SCAN_CHUNK = 32
 """Steps between the states that the scan saves."""
 
 
-def saved(config: MambaConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: MambaConfig) -> list[Saved]:
     """What each block keeps.
 
     Normed input, both halves of the up-projection, the convolution's result, the selection, the gate's activation and

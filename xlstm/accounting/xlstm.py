@@ -84,7 +84,7 @@ def slstm_block(config: XLSTMConfig) -> Cost:
     return cost + causal_conv(d) if config.slstm_has_convolution else cost
 
 
-def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: XLSTMConfig) -> list[Saved]:
     """What each block keeps.
 
     mLSTM block: normed input, both halves of the up-projection and the down-projection's input, 7 d; the cell's; with a

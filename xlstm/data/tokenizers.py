@@ -46,29 +46,24 @@ class Tokenizer(Protocol):
     @property
     def vocabulary(self) -> int:
         """Number of token ids, the end of document among them."""
-        ...
 
     @property
     def end_of_document(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of each text, without the end of document."""
-        ...
 
     def decode(self, tokens: Tokens) -> str:
         """Text of token ids; what is not valid text becomes the replacement character."""
-        ...
 
     def token_bytes(self) -> NDArray[np.int64] | None:
         """UTF-8 bytes of text that each token stands for: 0 at an end of document, -1 where the token does not tell.
 
         None where no token does: how much text a word stands for depends on what lies between two.
         """
-        ...
 
     def save(self) -> str | None:
         """What `load_tokenizer` makes it from again; None where the name says all."""
-        ...
 
 
 class ByteTokenizer:

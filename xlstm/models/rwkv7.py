@@ -6,7 +6,7 @@ embedding. Untied embedding and head.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from kernels.delta_rule import delta_rule
 from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
-from xlstm.models.dropout import Dropout
 from xlstm.models.linear_configs import RWKV7Config
 from xlstm.models.rwkv_block import HEAD_NORM_EPSILON, Block, LowRank, Place, RWKVBlocks, orthogonal
 from xlstm.models.swiglu_block import at_least_float32
@@ -33,21 +32,6 @@ class RWKV7(RWKVBlocks):
     def __init__(self, config: RWKV7Config) -> None:
         d = config.embedding_dim
         super().__init__(config, lambda index: Block(d, TimeMix(config, mixes_values=index > 0), ChannelMix(d)))
-
-    def apply_blocks(
-        self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
-    ) -> tuple[Tensor, Any]:
-        """`x` (batch, time, d) after the last block, and a state for each block, None unless kept."""
-        states: list[Any] = []
-        values = None
-        for index, block in enumerate(self.blocks):
-            before = x
-            x, after, values = block(x, state[index] if state else None, resets, values)
-            if dropout is not None:
-                x = dropout(before, x, index)
-            if keep_state:
-                states.append(after)
-        return x, tuple(states) if keep_state else None
 
     def _initialize_in_block(self, place: Place, leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The author's initial values; matrices as in RWKV-6."""
@@ -106,7 +90,7 @@ class TimeMix(nn.Module):
         self.out = nn.Linear(d, d, bias=False)
 
     def forward(
-        self, x: Tensor, last: Tensor | None, memory: Tensor | None, resets: Tensor | None, first: Tensor | None
+        self, x: Tensor, last: Tensor | None, memory: Tensor | None, resets: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`x` (batch, time, d) after `last` (batch, d): the result, the memory, and the `first` block's values."""
         mixtures = token_shift(x, self.shifts, last=last, resets=resets)
