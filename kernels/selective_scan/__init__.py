@@ -84,8 +84,5 @@ _scan = Operator[tuple[Tensor, Tensor, Tensor]](
     " -> (u, delta, A, B, C, state)",
     modules=_modules,
     results=_results,
-    gradients=lambda u, delta, A, B, C, grad_final_state: tuple(
-        like.new_empty(like.shape) for like in (u, delta, A, B, C, grad_final_state)
-    ),
     flops=_flops,
 )
