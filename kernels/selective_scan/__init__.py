@@ -10,7 +10,7 @@ from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expe
 from kernels.operator import Operator
 from kernels.selective_scan.reference import selective_scan_reference, zero_state
 
-__all__ = ["selective_scan", "zero_state"]
+__all__ = ["selective_scan"]
 
 
 def selective_scan(

@@ -10,7 +10,7 @@ from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expe
 from kernels.operator import Operator
 from kernels.wkv.reference import WKVState, wkv_reference, zero_state
 
-__all__ = ["WKVState", "wkv", "zero_state"]
+__all__ = ["WKVState", "wkv"]
 
 
 def wkv(
