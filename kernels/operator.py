@@ -75,8 +75,9 @@ class Operator(_Node[Result]):
 
     The remaining functions name as their parameters those of the arguments that they want, in any order. `results` and
     `gradients` make tensors without numbers, as a fake mode needs them, of the results' and the gradients' shapes,
-    dtypes and strides; a gradient is contiguous and as its argument where `gradients` is absent. `flops` and
-    `backward_flops` are given shapes in place of tensors; the backward's are a multiple of the forward's, or counted.
+    dtypes and strides; where `gradients` is absent, a gradient is contiguous and as its argument, that of `state` as
+    `grad_final_state`. `flops` and `backward_flops` are given shapes in place of tensors; the backward's are a multiple
+    of the forward's, or counted.
 
     Bodies run without autocast: casts are for the callers to make (`kernels.dispatch.cast_for_autocast`). Autograd
     itself casts gradients to the dtypes of what they belong to. Raises DeclarationError for what does not fit together.
@@ -175,14 +176,16 @@ class _Plan:
     def likenesses(self) -> Hook:
         """The function that makes gradients without numbers: as the arguments of the backward to which they belong.
 
-        Raises DeclarationError where the backward does not take one of these.
+        That of a state is as that of the final one. Raises DeclarationError where the backward takes neither.
         """
-        if unlike := [one for one in self.differentiated if one not in self.backward_takes]:
+        places = {name: place for place, name in enumerate(self.backward_takes)}
+        likes = {one: places.get(one, places.get(f"grad_final_{one}")) for one in self.differentiated}
+        if unlike := [one for one, like in likes.items() if like is None]:
             raise DeclarationError(
                 f"{self.name}: the backward gives the gradient of {unlike[0]} and does not take {unlike[0]}, so "
                 "`gradients` must say what shape it has"
             )
-        find = _getter([list(self.backward_takes).index(one) for one in self.differentiated])
+        find = _getter([like for like in likes.values() if like is not None])
 
         def make(*arguments: Any) -> Any:
             made = tuple(tensor.new_empty(tensor.shape) for tensor in find(arguments))

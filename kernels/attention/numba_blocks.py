@@ -10,16 +10,13 @@ from torch import Tensor
 from kernels.attention.reference import by_token
 from kernels.cpu import PIECES, kernel, most_threads, rows, run
 from kernels.cpu.functions import ONE, ZERO, exp, f32, given, inlined, row, stride, thread
-from kernels.cpu.products import add_product, after
+from kernels.cpu.products import add_product, after, clear
 from kernels.cpu.table import Integers, Rows
 
 AT_ONCE = 64
 """Queries of a block, and keys of a block."""
 NEVER = f32(-1e30)
 """Less than any score."""
-
-Y = 10
-"""Of the forward (batch, heads, time, head_dim)."""
 
 
 @inlined
@@ -30,13 +27,6 @@ def _turn(out, x, next_, many, head_dim):
             out[d * AT_ONCE + i] = x[i * next_ + d]
         for i in range(many, AT_ONCE):
             out[d * AT_ONCE + i] = ZERO
-
-
-@inlined
-def _clear(out, many, next_, columns):
-    for i in range(many):
-        for d in range(columns):
-            out[i * next_ + d] = ZERO
 
 
 @kernel
@@ -65,12 +55,12 @@ def _forward(
         if given(first_keys):
             earliest, latest = begins[start], begins[start + queries - 1]
         _turn(turned, row(qs, b, h, start), q_next, queries, head_dim)
-        _clear(y, queries, y_next, head_dim)
+        clear(y, y_next, queries, head_dim)
         for i in range(AT_ONCE):
             tops[i], sums[i] = NEVER, ZERO
         for begin in range(earliest // AT_ONCE * AT_ONCE, start + queries, AT_ONCE):
             keys = min(AT_ONCE, time - begin)
-            _clear(weights, keys, AT_ONCE, AT_ONCE)
+            clear(weights, AT_ONCE, keys, AT_ONCE)
             add_product(weights, AT_ONCE, keys, AT_ONCE, row(ks, b, h, begin), k_next, 1, head_dim, turned, AT_ONCE)
             if begin == start:
                 for j in range(keys):
@@ -132,7 +122,7 @@ def _backward(
         b, h = r // heads, r % heads
         begins, delta = row(first_keys, b), row(deltas, b, h)
         tops, inverses = row(stats, 0, b, h), row(stats, 1, b, h)
-        _clear(row(grad_qs, group, b, h), time, grad_q_next, head_dim)
+        clear(row(grad_qs, group, b, h), grad_q_next, time, head_dim)
         for block in range(blocks):
             turn = block % (2 * groups)  # each group has early blocks, which many queries see, and late ones
             if turn != group and turn != 2 * groups - 1 - group:
@@ -146,14 +136,14 @@ def _backward(
             )
             _turn(k_turned, k, k_next, keys, head_dim)
             _turn(v_turned, row(vs, b, h, begin), v_next, keys, head_dim)
-            _clear(grad_k, keys, grad_k_next, head_dim)
-            _clear(grad_v, keys, grad_v_next, head_dim)
+            clear(grad_k, grad_k_next, keys, head_dim)
+            clear(grad_v, grad_v_next, keys, head_dim)
             for start in range(begin, time, AT_ONCE):
                 if given(first_keys) and begins[start] >= begin + keys:
                     break
                 queries = min(AT_ONCE, time - start)
                 q, grad_y = row(qs, b, h, start), row(grad_ys, b, h, start)
-                _clear(weights, 2 * AT_ONCE, AT_ONCE, AT_ONCE)
+                clear(weights, AT_ONCE, 2 * AT_ONCE, AT_ONCE)
                 add_product(weights, AT_ONCE, queries, AT_ONCE, q, q_next, 1, head_dim, k_turned, AT_ONCE)
                 add_product(grads, AT_ONCE, queries, AT_ONCE, grad_y, y_next, 1, head_dim, v_turned, AT_ONCE)
                 for i in range(queries):

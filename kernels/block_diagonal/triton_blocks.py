@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.strides import by_row
+
 RUN_TIME = ["rows"]
 """Arguments whose divisibility must not compile a kernel anew."""
 CHANNELS = 128
@@ -98,14 +100,8 @@ def weight_backward_kernel(
     store_blocks(parts + tl.program_id(0).to(tl.int64) * channels * W, total, start, channels, W, BC)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(rows, channels) with dense channels; a view where the strides allow it."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
 def _times(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
-    rows = _rows(x)
+    rows = by_row(x)
     y = x.new_empty(x.shape)
     tiling = tiling_of(weight.shape[1])
     grid = (triton.cdiv(rows.shape[0], tiling["BT"]), triton.cdiv(rows.shape[1], CHANNELS))
@@ -120,7 +116,7 @@ def forward(x: Tensor, weight: Tensor) -> Tensor:
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
-    rows, grads = _rows(x), _rows(grad_y)
+    rows, grads = by_row(x), by_row(grad_y)
     stretches = triton.cdiv(rows.shape[0], ROWS_PER_SUM)
     parts = x.new_empty(stretches, *weight.shape, dtype=torch.float32)
     weight_backward_kernel[(stretches, triton.cdiv(rows.shape[1], CHANNELS))](

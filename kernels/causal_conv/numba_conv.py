@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu.functions import ONE, given, row, sigmoid
+from kernels.cpu.functions import ONE, given, own_channels, row, sigmoid
 from kernels.cpu.table import Argument, Integers, Rows
 
 CHANNELS_AT_ONCE = 128
@@ -22,10 +22,8 @@ def _forward(
     pres: Rows, ys: Rows,
 ):  # fmt: skip
     """Tensors are (batch, time, channels), but `weights` (taps + 1, channels), the bias last."""
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         bias = row(weights, taps)
         for t in range(time):
             pre, y = row(pres, sequence, t), row(ys, sequence, t)
@@ -52,10 +50,8 @@ def _backward(
     pres: Rows, grad_ys: Rows, grad_xs: Rows, grad_weights: Rows, grad_past: Rows,
 ):  # fmt: skip
     """As `_forward`; `grad_weights` (batch, taps + 1, channels)."""
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         grad_bias = row(grad_weights, sequence, taps)
         for t in range(time):
             pre, grad_y = row(pres, sequence, t), row(grad_ys, sequence, t)

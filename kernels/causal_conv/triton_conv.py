@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.strides import dense_rows
+
 RUN_TIME = ["time"]
 """Arguments whose divisibility must not compile a kernel anew."""
 TILE = {"BT": 32, "BC": 32}
@@ -112,10 +114,6 @@ def backward_kernel(
     tl.store(at_past, total.to(grad_past.dtype.element_ty), mask=before)
 
 
-def _dense_channels(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _grid(x: Tensor, more: int = 0) -> tuple[int, int, int]:
     """Tiles of tokens, `more` than x has, tiles of channels, sequences."""
     batch, time, channels = x.shape
@@ -125,7 +123,7 @@ def _grid(x: Tensor, more: int = 0) -> tuple[int, int, int]:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `torch_shifted.forward`; nothing is kept for the backward."""
-    x = _dense_channels(x)
+    x = dense_rows(x)
     y = x.new_empty(x.shape)
     forward_kernel[_grid(x)](
         x, past.contiguous(), weight.contiguous(), bias.contiguous(),
@@ -139,7 +137,7 @@ def backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, pre: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `torch_shifted.backward`."""
-    x, grad_y = _dense_channels(x), _dense_channels(grad_y)
+    x, grad_y = dense_rows(x), dense_rows(grad_y)
     grad_x, grad_past = x.new_empty(x.shape), past.new_empty(past.shape)
     taps = weight.shape[1]
     grid = _grid(x, more=taps - 1)

@@ -60,6 +60,14 @@ def share(table):
 
 
 @inlined
+def own_channels(piece, channels, at_once):
+    """The sequence of a piece that is so many of its channels, the first of these, and the one after the last."""
+    blocks = (channels + at_once - 1) // at_once
+    begin = piece % blocks * at_once
+    return piece // blocks, begin, min(begin + at_once, channels)
+
+
+@inlined
 def thread():
     """The number of this thread, for what each has of its own; results must not depend on it."""
     return np.int64(_thread())

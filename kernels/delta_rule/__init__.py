@@ -46,12 +46,6 @@ def delta_rule(
     return o, final_state
 
 
-def _gradients(
-    grad_final_state: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g: Tensor
-) -> tuple[Tensor, ...]:
-    return *(x.new_empty(x.shape) for x in (q, k, v, a, b, g)), grad_final_state.new_empty(grad_final_state.shape)
-
-
 def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
     """Of the form in chunks of CHUNK: four kinds of pairs, each with a product with values, and four with states."""
     pairs, keys = pairs_and_states(k)
@@ -66,6 +60,5 @@ _delta_rule = Operator[tuple[Tensor, Tensor, Tensor]](
     " -> (q, k, v, a, b, g, state)",
     modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
     results=results,
-    gradients=_gradients,
     flops=_flops,
 )

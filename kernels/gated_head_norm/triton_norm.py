@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.strides import by_row, dense_rows
+
 RUN_TIME = ["time", "rows", "eps"]
 """Arguments whose values must not compile a kernel anew."""
 TOKENS_PER_SUM = 64
@@ -112,19 +114,13 @@ def backward_kernel(
     tl.store(at_part + heads * D, sum_skip, mask=d < D)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(rows, channels) with dense channels; a view where the strides allow it."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
 def forward(
     h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `torch_fused.forward`; nothing is kept for the backward."""
-    h = h if h.stride(-1) == 1 else h.contiguous()
-    heads, gates = h.shape[2], _rows(gate)
-    seen = gates if skipped is None else _rows(skipped)
+    h = dense_rows(h)
+    heads, gates = h.shape[2], by_row(gate)
+    seen = gates if skipped is None else by_row(skipped)
     tiling = tiling_of(h.shape[-1])
     y = gate.new_empty(gate.shape)
     forward_kernel[(triton.cdiv(gates.shape[0], tiling["BT"]), heads)](
@@ -147,9 +143,9 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_fused.backward`, from the inputs alone."""
-    h = h if h.stride(-1) == 1 else h.contiguous()
-    heads, gates, grads = h.shape[2], _rows(gate), _rows(grad_y)
-    seen = gates if skipped is None else _rows(skipped)
+    h = dense_rows(h)
+    heads, gates, grads = h.shape[2], by_row(gate), by_row(grad_y)
+    seen = gates if skipped is None else by_row(skipped)
     grad_h, grad_gate = h.new_empty(h.shape), gate.new_empty(gate.shape)
     grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
     stretches = triton.cdiv(gates.shape[0], TOKENS_PER_SUM)

@@ -7,6 +7,7 @@ the products of single warps, which Hopper's warp groups do not replace below 64
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
+import functools
 from typing import Any
 
 import torch
@@ -235,24 +236,5 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 KERNELS = Parts(scores, scores_backward, pass_on, pass_back, product, PIECE)
 
-
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, final state, and the states before each chunk."""
-    return torch_chunked.forward(q, k, v, g, bonus, state, resets, KERNELS)
-
-
-def backward(
-    grad_o: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    bonus: Tensor | None,
-    resets: Tensor | None,
-    starts: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, g, the bonus (empty without one) and the initial state."""
-    return torch_chunked.backward(grad_o, grad_state, q, k, v, g, bonus, resets, starts, KERNELS)
+forward = functools.partial(torch_chunked.forward, by=KERNELS)
+backward = functools.partial(torch_chunked.backward, by=KERNELS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu.functions import ONE, ZERO, exp, given, row
+from kernels.cpu.functions import ONE, ZERO, exp, given, own_channels, row
 from kernels.cpu.table import Flags, Rows
 
 CHANNELS_AT_ONCE = 64
@@ -17,10 +17,8 @@ def _forward(
     first, last, time: int, channels: int, xs: Rows, gs: Rows, initial: Rows, resets: Flags | None, hs: Rows
 ):  # fmt: skip
     """`xs`, `gs` and `hs` (batch, time, channels); `initial` (batch, channels)."""
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         before = row(initial, sequence)
         for t in range(time):
             known = ONE
@@ -38,10 +36,8 @@ def _backward(
     grad_xs: Rows, grad_gs: Rows, grad_states: Rows,
 ):  # fmt: skip
     """`grad_states` (batch, channels): of the state after the last token, zeros, and then of the initial one."""
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         grad = row(grad_states, sequence)
         for t in range(time - 1, -1, -1):
             known = ONE

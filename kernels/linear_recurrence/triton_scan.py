@@ -9,17 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.strides import as_bytes
+
 BLOCK_TIME = 32
 BLOCK_CHANNELS = 64
 
 
 @triton.jit
-def _combine(keep, x, next_keep, next_x):
+def combine(keep, x, next_keep, next_x):
+    """Two successive stretches of h_t = keep_t h_{t-1} + x_t as one."""
     return keep * next_keep, x * next_keep + next_x
 
 
 @triton.jit
-def _load(ptr, base, t, c, time, num_channels):
+def load(ptr, base, t, c, time, num_channels):
+    """Tokens t and channels c of a sequence that begins at row `base`, float32: 0 outside."""
     inside = ((t >= 0) & (t < time))[:, None] & (c < num_channels)[None, :]
     return tl.load(ptr + (base + t)[:, None] * num_channels + c[None, :], mask=inside, other=0.0).to(tl.float32)
 
@@ -27,7 +31,7 @@ def _load(ptr, base, t, c, time, num_channels):
 @triton.jit
 def _keep(g_ptr, resets_ptr, base, t, c, time, num_channels, HAS_RESETS: tl.constexpr):
     """exp(g_t): 1 outside the sequence, 0 where a document starts."""
-    keep = tl.exp(_load(g_ptr, base, t, c, time, num_channels))
+    keep = tl.exp(load(g_ptr, base, t, c, time, num_channels))
     if HAS_RESETS:
         resets = tl.load(resets_ptr + base + t, mask=(t >= 0) & (t < time), other=0)
         keep = tl.where(resets[:, None] != 0, 0.0, keep)
@@ -48,7 +52,7 @@ def _forward_kernel(
     for chunk in range(num_chunks):
         t = chunk * BLOCK_T + local
         keep = _keep(g_ptr, resets_ptr, base, t, c, time, num_channels, HAS_RESETS)
-        kept, added = tl.associative_scan((keep, _load(x_ptr, base, t, c, time, num_channels)), 0, _combine)
+        kept, added = tl.associative_scan((keep, load(x_ptr, base, t, c, time, num_channels)), 0, combine)
         states = kept * h[None, :] + added
         tl.store(
             h_ptr + (base + t)[:, None] * num_channels + c[None, :], states, mask=(t < time)[:, None] & mask[None, :]
@@ -74,11 +78,11 @@ def _backward_kernel(
         last = (local == BLOCK_T - 1)[:, None]
         following = _keep(g_ptr, resets_ptr, base, t + 1, c, time, num_channels, HAS_RESETS)
         kept, gathered = tl.associative_scan(
-            (tl.where(last, 1.0, following), _load(dh_ptr, base, t, c, time, num_channels)), 0, _combine, reverse=True
+            (tl.where(last, 1.0, following), load(dh_ptr, base, t, c, time, num_channels)), 0, combine, reverse=True
         )
         dx = kept * grad[None, :] + gathered
         keep = _keep(g_ptr, resets_ptr, base, t, c, time, num_channels, HAS_RESETS)
-        before = _load(h_ptr, base, t - 1, c, time, num_channels)
+        before = load(h_ptr, base, t - 1, c, time, num_channels)
         before = tl.where((t == 0)[:, None], initial[None, :], before)
         position = (base + t)[:, None] * num_channels + c[None, :]
         tl.store(dx_ptr + position, dx.to(dx_ptr.dtype.element_ty), mask=inside)
@@ -97,7 +101,7 @@ def forward(x: Tensor, g: Tensor, state: Tensor, resets: Tensor | None) -> Tenso
     x, g, state = (tensor.contiguous() for tensor in (x, g, state))
     h = torch.empty_like(x, dtype=state.dtype)
     _forward_kernel[_grid(x)](
-        x, g, state, _bytes(resets), h, time, channels, triton.cdiv(time, BLOCK_TIME),
+        x, g, state, as_bytes(resets), h, time, channels, triton.cdiv(time, BLOCK_TIME),
         HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_C=BLOCK_CHANNELS,
     )  # fmt: skip
     return h
@@ -112,11 +116,7 @@ def backward(
     grad_x, grad_g = (torch.empty_like(one, memory_format=torch.contiguous_format) for one in (x, g))
     grad_state = torch.empty_like(state)
     _backward_kernel[_grid(x)](
-        grad_h, g, state, _bytes(resets), h, grad_x, grad_g, grad_state, time, channels, triton.cdiv(time, BLOCK_TIME),
-        HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_C=BLOCK_CHANNELS,
+        grad_h, g, state, as_bytes(resets), h, grad_x, grad_g, grad_state, time, channels,
+        triton.cdiv(time, BLOCK_TIME), HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_C=BLOCK_CHANNELS,
     )  # fmt: skip
     return grad_x, grad_g, grad_state
-
-
-def _bytes(resets: Tensor | None) -> Tensor | None:
-    return None if resets is None else resets.contiguous().view(torch.uint8)

@@ -80,21 +80,10 @@ def _add(out, known, factors, begin, end):
 
 
 @inlined
-def _pack(out, view, sequence, begin, end, left, width):
-    """Rows of a tensor from `begin` to `end`, a vector each, and zeros for a tile beyond."""
+def _pack(out, view, sequence, begin, end, left, width, reverse):
+    """Rows of a tensor from `begin` to `end`, or the last row first, a vector each, and zeros for a tile beyond."""
     for t in range(begin, end):
-        x, place = row(view, sequence, t), (t - begin) * LANES
-        for c in range(width):
-            out[place + c] = x[left + c]
-    for place in range((end - begin) * LANES, (end - begin + ROWS) * LANES):
-        out[place] = ZERO
-
-
-@inlined
-def _pack_reversed(out, view, sequence, begin, end, left, width):
-    """As `_pack`, the last row first."""
-    for t in range(begin, end):
-        x, place = row(view, sequence, t), (end - 1 - t) * LANES
+        x, place = row(view, sequence, t), (end - 1 - t if reverse else t - begin) * LANES
         for c in range(width):
             out[place + c] = x[left + c]
     for place in range((end - begin) * LANES, (end - begin + ROWS) * LANES):
@@ -126,11 +115,11 @@ def _forward(
     for piece in range(first, last):
         sequence, left = piece // blocks, piece % blocks * LANES
         width = min(LANES, channels - left)
-        _pack(factors, filters, 0, 0, taps, left, width)
+        _pack(factors, filters, 0, 0, taps, left, width, False)
         begin = 0
         while begin < time:
             end = _document(resets, sequence, begin, time)
-            _pack(known, xs, sequence, begin, end, left, width)
+            _pack(known, xs, sequence, begin, end, left, width, False)
             for t in range(0, end - begin, ROWS):
                 for place in range(ROWS * LANES):
                     out[place] = ZERO
@@ -156,16 +145,16 @@ def _backward(
     for piece in range(first, last):
         sequence, left = piece // blocks, piece % blocks * LANES
         width = min(LANES, channels - left)
-        _pack(factors, filters, 0, 0, taps, left, width)
+        _pack(factors, filters, 0, 0, taps, left, width, False)
         for place in range((taps + ROWS) * LANES):
             of_filters[place] = ZERO
         begin = 0
         while begin < time:
             end = _document(resets, sequence, begin, time)
             length = end - begin
-            _pack_reversed(upstream, grad_ys, sequence, begin, end, left, width)
-            _pack_reversed(known, xs, sequence, begin, end, left, width)
-            _pack(grads, grad_ys, sequence, begin, end, left, width)
+            _pack(upstream, grad_ys, sequence, begin, end, left, width, True)
+            _pack(known, xs, sequence, begin, end, left, width, True)
+            _pack(grads, grad_ys, sequence, begin, end, left, width, False)
             for t in range(0, length, ROWS):
                 for place in range(ROWS * LANES):
                     out[place] = ZERO

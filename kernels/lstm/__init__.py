@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.dispatch import Implementation, ImplementationError, expect_resets, expect_shape, modules
+from kernels.dispatch import Implementation, ImplementationError, expect_resets, expect_shape
+from kernels.lstm import torch_fused
 from kernels.lstm.reference import LSTMState, lstm_reference
 
 __all__ = ["LSTMState", "lstm"]
@@ -48,8 +49,5 @@ def lstm(
         raise ImplementationError(f"{name}: implementation {implementation!r} is none of auto, torch, reference")
     if time == 0:
         return torch.zeros(batch, 0, channels, dtype=x.dtype, device=x.device), initial_state
-    operate = lstm_reference if implementation == "reference" else _modules("torch").forward
+    operate = lstm_reference if implementation == "reference" else torch_fused.forward
     return operate(x, weight_input, weight_hidden, bias_input, bias_hidden, initial_state, resets)
-
-
-_modules = modules(__name__, torch="torch_fused")

@@ -16,19 +16,11 @@ from kernels.dispatch import (
     modules,
     state_dtype,
 )
-from kernels.mlstm.reference import (
-    Inputs,
-    MLSTMState,
-    Options,
-    Saved,
-    mlstm_reference,
-    recurrence_step,
-    zero_state,
-)
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, mlstm_reference, zero_state
 from kernels.mlstm.torch_chunkwise import default_chunk_size
 from kernels.operator import Operator
 
-__all__ = ["MLSTMState", "mlstm", "mlstm_step"]
+__all__ = ["MLSTMState", "mlstm"]
 
 
 def mlstm(
@@ -84,23 +76,6 @@ def mlstm(
     save_states = bool(needed) and torch.is_grad_enabled()
     h, *after = _mlstm(*inputs, *state, resets, *options, save_states, chosen)[:4]
     return h, MLSTMState(*after)
-
-
-def mlstm_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    state: MLSTMState,
-    *,
-    input_gate: Literal["exponential", "sigmoid"] = "exponential",
-    normalize: bool = True,
-    eps: float = 0.0,
-) -> tuple[Tensor, MLSTMState]:
-    """One token: q, k (batch, heads, key_dim), v (batch, heads, value_dim), gates (batch, heads)."""
-    h, after = recurrence_step(Inputs(q, k, v, i, f), state, None, Options(input_gate, normalize, eps, 1))
-    return h.to(v.dtype), after
 
 
 def _triton_obstacle(q: Tensor, v: Tensor, chunk: int | None) -> str | None:

@@ -33,6 +33,7 @@ from kernels.mlstm.triton_operands import keys_kernel, queries_kernel
 from kernels.mlstm.triton_outputs import outputs_kernel, scores_kernel
 from kernels.mlstm.triton_states import states_backward_kernel, states_kernel
 from kernels.mlstm.triton_tiles import tiling_of
+from kernels.strides import dense_rows
 
 LONG_HEADS = 768
 """Key and value dimension, on average, from which chunks are twice as long: states are then read and written half as
@@ -54,11 +55,6 @@ def shape_obstacle(key_dim: int, value_dim: int, chunk: int | None) -> str | Non
     return None
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    """A tensor whose last axis is contiguous: what the kernels need of strides."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _strides(*tensors: Tensor) -> list[int]:
     return [x.stride(axis) for x in tensors for axis in range(3)]
 
@@ -72,7 +68,7 @@ def forward(
     inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.forward`; the saved states C are in v's dtype."""
-    q, k, v = (_dense_rows(x) for x in inputs[:3])
+    q, k, v = (dense_rows(x) for x in inputs[:3])
     chunk, normalize = options.chunk, options.normalize
     batch, heads, time, key_dim = q.shape
     value_dim, rows, chunks = v.shape[-1], batch * heads, -(-time // chunk)
@@ -125,7 +121,7 @@ def backward(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.backward`; the gradients of q, k and v lie as these do."""
-    q, k, v, grad_h = (_dense_rows(x) for x in (*inputs[:3], grad_h))
+    q, k, v, grad_h = (dense_rows(x) for x in (*inputs[:3], grad_h))
     h, states_C, states_n, s = saved.h.contiguous(), *saved[1:]
     chunk, normalize = options.chunk, options.normalize
     batch, heads, time, key_dim = q.shape

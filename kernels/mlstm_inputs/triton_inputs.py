@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.block_diagonal.triton_blocks import load_blocks, mapped, outer_products, store_blocks
+from kernels.strides import by_row
 
 RUN_TIME = ["rows"]
 """Arguments whose divisibility must not compile a kernel anew."""
@@ -126,12 +127,6 @@ def backward_kernel(
     store_blocks(at_part + 2 * channels * W, sum_v, start, channels, W, BC)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(rows, channels) with dense channels; a view where the strides allow it."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
 def _sizes(width: int, gates: Tensor) -> dict[str, Any]:
     """Of the blocks, of the gates as a matrix product takes them, and of its digits: of halves, tf32 has them all."""
     precision = "tf32" if gates.dtype.itemsize == 2 else "ieee"
@@ -142,7 +137,7 @@ def forward(
     convolved: Tensor, inner: Tensor, query: Tensor, key: Tensor, value: Tensor, gates: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `mlstm_inputs`."""
-    seen, plain = _rows(convolved), _rows(inner)
+    seen, plain = by_row(convolved), by_row(inner)
     q, k, v = (inner.new_empty(inner.shape) for _ in range(3))
     total = inner.new_empty(*inner.shape[:-1], bias.shape[0], dtype=torch.float32)
     weights = (weight.contiguous() for weight in (query, key, value, gates, bias))
@@ -157,9 +152,9 @@ def backward(
     grads: list[Tensor], convolved: Tensor, inner: Tensor, weights: list[Tensor], gates: Tensor, outputs: list[Tensor]
 ) -> tuple[Tensor, ...]:
     """Gradients of all that `forward` takes, in its order; those of `gates` are the library's products."""
-    *grads_qkv, grad_total = (_rows(grad) for grad in grads)
+    *grads_qkv, grad_total = (by_row(grad) for grad in grads)
     grad_total = grad_total.contiguous()
-    seen, plain = _rows(convolved), _rows(inner)
+    seen, plain = by_row(convolved), by_row(inner)
     rows, channels = seen.shape
     num_gates, width = gates.shape[0], weights[0].shape[-1]
     stretches = triton.cdiv(rows, ROWS_PER_SUM)
@@ -174,6 +169,6 @@ def backward(
     grad_gates = gates.new_empty(gates.shape)
     rounded = grad_total.to(gates.dtype).t()
     for part, y in enumerate(outputs):
-        torch.mm(rounded, _rows(y).to(gates.dtype), out=grad_gates[:, part * channels : (part + 1) * channels])
+        torch.mm(rounded, by_row(y).to(gates.dtype), out=grad_gates[:, part * channels : (part + 1) * channels])
     maps = (part.sum(0).to(weights[0].dtype) for part in parts.unbind(1))  # results of an operator share no memory
     return grad_convolved, grad_inner, *maps, grad_gates, grad_total.sum(0).to(gates.dtype)

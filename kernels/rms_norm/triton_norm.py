@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.strides import by_row
+
 RUN_TIME = ["rows", "eps"]
 """Arguments whose values must not compile a kernel anew."""
 ROWS_PER_SUM = 64
@@ -64,15 +66,9 @@ def backward_kernel(
     tl.store(parts + tl.program_id(0) * D + d, total, mask=d < D)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(rows, channels) with dense channels; a view where the strides allow it."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
 def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `torch_fused.forward`."""
-    y, scale, rows = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32), _rows(x)
+    y, scale, rows = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32), by_row(x)
     tiling = tiling_of(x.shape[-1])
     grid = (triton.cdiv(rows.shape[0], tiling["BT"]),)
     forward_kernel[grid](rows, weight.contiguous(), y, scale, rows.stride(0), rows.shape[0], eps, **tiling)
@@ -81,7 +77,7 @@ def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """As `torch_fused.backward`."""
-    rows, grads, grad_x = _rows(x), _rows(grad_y), x.new_empty(x.shape)
+    rows, grads, grad_x = by_row(x), by_row(grad_y), x.new_empty(x.shape)
     stretches = triton.cdiv(rows.shape[0], ROWS_PER_SUM)
     parts = x.new_empty(stretches, x.shape[-1], dtype=torch.float32)
     backward_kernel[(stretches,)](

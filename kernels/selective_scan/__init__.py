@@ -10,7 +10,7 @@ from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expe
 from kernels.operator import Operator
 from kernels.selective_scan.reference import selective_scan_reference, zero_state
 
-__all__ = ["selective_scan", "zero_state"]
+__all__ = ["selective_scan"]
 
 
 def selective_scan(
@@ -84,8 +84,5 @@ _scan = Operator[tuple[Tensor, Tensor, Tensor]](
     " -> (u, delta, A, B, C, state)",
     modules=_modules,
     results=_results,
-    gradients=lambda u, delta, A, B, C, grad_final_state: tuple(
-        like.new_empty(like.shape) for like in (u, delta, A, B, C, grad_final_state)
-    ),
     flops=_flops,
 )

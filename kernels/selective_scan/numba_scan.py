@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu.functions import ZERO, exp, given, row, thread
+from kernels.cpu.functions import ZERO, exp, given, own_channels, row, thread
 from kernels.cpu.table import Argument, Flags, Rows
 
 CHANNELS_AT_ONCE = 64
@@ -32,10 +32,8 @@ def _forward(
     `starts` (segments, batch, state_dim, channels); `state` (batch, state_dim, channels): before the first token, and
     then after the last.
     """
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         for t in range(time):
             if t % SEGMENT_STEPS == 0:
                 for n in range(state_dim):

@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_recurrence.triton_scan import combine
+from kernels.strides import as_bytes
+
 BLOCK_TIME = 32
 BLOCK_ELEMENTS = 128
 """Channels times padded state_dim of one program: a tile of BLOCK_TIME x BLOCK_ELEMENTS floats fits the registers."""
@@ -23,11 +26,6 @@ def shape_obstacle(A: Tensor) -> str | None:
     if A.shape[1] > MAX_STATE_DIM:
         return f"state_dim {A.shape[1]} exceeds {MAX_STATE_DIM}"
     return None
-
-
-@triton.jit
-def _combine(keep, write, next_keep, next_write):
-    return keep * next_keep, write * next_keep + next_write
 
 
 @triton.jit
@@ -78,7 +76,7 @@ def _forward_kernel(
         t = chunk * BLOCK_T + local
         delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS)
         _, _, write = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim, mask_d)
-        kept, written = tl.associative_scan((keep, write), 0, _combine)
+        kept, written = tl.associative_scan((keep, write), 0, combine)
         states = kept * h[None, :, :] + written
         C = tl.load(
             C_ptr + (base + t)[:, None] * state_dim + n[None, :], mask=(t < time)[:, None] & mask_n[None, :], other=0.0
@@ -128,7 +126,7 @@ def _backward_kernel(
         _, keep_after = _keep(delta_ptr, resets_ptr, A, base, time, t + 1, d, num_channels, mask_d, HAS_RESETS)
         last = (local == BLOCK_T - 1)[:, None, None]
         carried, gathered = tl.associative_scan(
-            (tl.where(last, 1.0, keep_after), dy[:, :, None] * C[:, None, :]), 0, _combine, reverse=True
+            (tl.where(last, 1.0, keep_after), dy[:, :, None] * C[:, None, :]), 0, combine, reverse=True
         )
         G = carried * g[None, :, :] + gathered
         delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS)
@@ -148,7 +146,7 @@ def _backward_kernel(
             delta_before, u_ptr, B_ptr, base, time, t - 1, d, n, num_channels, state_dim, mask_d
         )
         kept, written = tl.associative_scan(
-            (tl.where(first, 1.0, keep_before), tl.where(first, 0.0, write_before)), 0, _combine
+            (tl.where(first, 1.0, keep_before), tl.where(first, 0.0, write_before)), 0, combine
         )
         decayed = keep * (kept * start[None, :, :] + written)
         dC = tl.sum(decayed * dy[:, :, None], axis=1) + tl.sum(delta * u * dy, axis=1)[:, None] * B
@@ -182,7 +180,7 @@ def forward(
     starts = state.new_empty(shape_of_starts(u, A))
     block_d, block_n = blocks(A)
     _forward_kernel[(batch, triton.cdiv(channels, block_d))](
-        u, delta, A, B, C, state, _bytes(resets), output, final, starts, time, channels, A.shape[1], starts.shape[1],
+        u, delta, A, B, C, state, as_bytes(resets), output, final, starts, time, channels, A.shape[1], starts.shape[1],
         HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_D=block_d, BLOCK_N=block_n,
     )  # fmt: skip
     return output, final, starts
@@ -210,7 +208,7 @@ def backward(
     grad_B, grad_C = starts.new_empty(2, programs, *B.shape)
     grad_initial = torch.empty_like(grad_state)
     _backward_kernel[(batch, programs)](
-        grad_output, grad_state, u, delta, A, B, C, _bytes(resets), starts,
+        grad_output, grad_state, u, delta, A, B, C, as_bytes(resets), starts,
         grad_u, grad_delta, grad_A, grad_B, grad_C, grad_initial, time, channels, A.shape[1], starts.shape[1],
         HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_D=block_d, BLOCK_N=block_n,
     )  # fmt: skip
@@ -222,7 +220,3 @@ def backward(
         grad_C.sum(0).to(C.dtype),
         grad_initial,
     )
-
-
-def _bytes(resets: Tensor | None) -> Tensor | None:
-    return None if resets is None else resets.contiguous().view(torch.uint8)

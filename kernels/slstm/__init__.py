@@ -9,9 +9,9 @@ from torch import Tensor
 from kernels import cpu
 from kernels.dispatch import Implementation, choose, expect_resets, expect_shape, modules, state_dtype
 from kernels.operator import Operator
-from kernels.slstm.reference import Saved, SLSTMState, recurrence_step, slstm_reference, zero_state
+from kernels.slstm.reference import Saved, SLSTMState, slstm_reference, zero_state
 
-__all__ = ["SLSTMState", "slstm", "slstm_step"]
+__all__ = ["SLSTMState", "slstm"]
 
 
 def slstm(
@@ -49,12 +49,6 @@ def slstm(
     hs, c, n, m, *_ = _slstm(gates, recurrent, *state[:3], state.m.detach(), resets, gradient_clip, chosen)
     last = hs[-1].transpose(0, 1)
     return hs.permute(2, 0, 1, 3).to(gates.dtype), SLSTMState(last, c, n, m)
-
-
-def slstm_step(gates: Tensor, recurrent: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:
-    """One token: gates (batch, 4, heads, head_dim). Returns h (batch, heads, head_dim) and the state."""
-    after = recurrence_step(gates, recurrent, state, None, None)
-    return after.h.to(gates.dtype), after
 
 
 def _triton_obstacle(gates: Tensor) -> str | None:

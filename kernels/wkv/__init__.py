@@ -10,7 +10,7 @@ from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expe
 from kernels.operator import Operator
 from kernels.wkv.reference import WKVState, wkv_reference, zero_state
 
-__all__ = ["WKVState", "wkv", "zero_state"]
+__all__ = ["WKVState", "wkv"]
 
 
 def wkv(
@@ -79,8 +79,5 @@ _wkv = Operator[tuple[Tensor, Tensor, Tensor]](
     " -> (k, v, decay, bonus, state)",
     modules=_modules,
     results=_results,
-    gradients=lambda k, v, decay, bonus, grad_final_state: tuple(
-        like.new_empty(like.shape) for like in (k, v, decay, bonus, grad_final_state)
-    ),
     flops=_flops,
 )

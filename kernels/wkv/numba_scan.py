@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu.functions import ONE, ZERO, exp, f32, given, inlined, row, thread
+from kernels.cpu.functions import ONE, ZERO, exp, f32, given, inlined, own_channels, row, thread
 from kernels.cpu.table import Flags, Rows
 from kernels.wkv.reference import NOTHING
 
@@ -46,11 +46,9 @@ def _forward(
 
     `state` (3, batch, channels): before the first token, and then after the last.
     """
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     decay, bonus = row(decays), row(bonuses)
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         a, b, m = row(state, 0, sequence), row(state, 1, sequence), row(state, 2, sequence)
         for t in range(time):
             if t % SEGMENT_STEPS == 0:
@@ -81,12 +79,10 @@ def _backward(
 
     `before` (thread, segment steps, 3, channels at once): the state before each step of a segment.
     """
-    blocks = (channels + CHANNELS_AT_ONCE - 1) // CHANNELS_AT_ONCE
     segments, mine = (time + SEGMENT_STEPS - 1) // SEGMENT_STEPS, thread()
     decay, bonus = row(decays), row(bonuses)
     for piece in range(first, last):
-        sequence, begin = piece // blocks, piece % blocks * CHANNELS_AT_ONCE
-        end = min(begin + CHANNELS_AT_ONCE, channels)
+        sequence, begin, end = own_channels(piece, channels, CHANNELS_AT_ONCE)
         grad_a, grad_b = row(grad_state, 0, sequence), row(grad_state, 1, sequence)
         grad_decay, grad_bonus = row(grad_decays, sequence), row(grad_bonuses, sequence)
         for segment in range(segments - 1, -1, -1):

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_recurrence.triton_scan import load
+from kernels.strides import as_bytes
 from kernels.wkv.reference import NOTHING as _NOTHING
 
 BLOCK_TIME = 32
@@ -34,12 +36,6 @@ def _accumulate(keep, a, b, next_keep, next_a, next_b):
 
 
 @triton.jit
-def _load(ptr, base, t, c, time, num_channels):
-    inside = ((t >= 0) & (t < time))[:, None] & (c < num_channels)[None, :]
-    return tl.load(ptr + (base + t)[:, None] * num_channels + c[None, :], mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
 def _load_resets(resets_ptr, base, t, time, HAS_RESETS: tl.constexpr):
     inside = (t >= 0) & (t < time)
     if HAS_RESETS:
@@ -52,7 +48,7 @@ def _load_resets(resets_ptr, base, t, time, HAS_RESETS: tl.constexpr):
 def _before(k_ptr, v_ptr, resets_ptr, w, m, a, b, base, t, local, c, time, num_channels, HAS_RESETS: tl.constexpr):
     """The sums before each step of a chunk (time, channels), from those before the chunk (channels)."""
     first = (local == 0)[:, None]
-    k, v = _load(k_ptr, base, t - 1, c, time, num_channels), _load(v_ptr, base, t - 1, c, time, num_channels)
+    k, v = load(k_ptr, base, t - 1, c, time, num_channels), load(v_ptr, base, t - 1, c, time, num_channels)
     forget = _load_resets(resets_ptr, base, t - 1, time, HAS_RESETS)
     # The step before each step; the chunk's first has none in the chunk.
     decay = tl.where(first, 0.0, tl.where(forget, NOTHING, w[None, :] + tl.zeros_like(k)))
@@ -113,7 +109,7 @@ def _forward_kernel(
         tl.store(start + 2 * plane, m, mask=mask)
         t = chunk * BLOCK_T + local
         m_t, a_t, b_t = _before(k_ptr, v_ptr, resets_ptr, w, m, a, b, base, t, local, c, time, num_channels, HAS_RESETS)
-        k, v = _load(k_ptr, base, t, c, time, num_channels), _load(v_ptr, base, t, c, time, num_channels)
+        k, v = load(k_ptr, base, t, c, time, num_channels), load(v_ptr, base, t, c, time, num_channels)
         forget = _load_resets(resets_ptr, base, t, time, HAS_RESETS)
         y, _, _, _ = _read(m_t, a_t, b_t, k, v, u, forget)
         tl.store(
@@ -161,18 +157,18 @@ def _backward_kernel(
         inside = (t < time)[:, None] & mask[None, :]
         final = (t == tl.minimum(chunk * BLOCK_T + BLOCK_T, time) - 1)[:, None]
         m_t, a_t, b_t = _before(k_ptr, v_ptr, resets_ptr, w, m, a, b, base, t, local, c, time, num_channels, HAS_RESETS)
-        k, v = _load(k_ptr, base, t, c, time, num_channels), _load(v_ptr, base, t, c, time, num_channels)
-        dy = _load(dy_ptr, base, t, c, time, num_channels)
+        k, v = load(k_ptr, base, t, c, time, num_channels), load(v_ptr, base, t, c, time, num_channels)
+        dy = load(dy_ptr, base, t, c, time, num_channels)
         forget = _load_resets(resets_ptr, base, t, time, HAS_RESETS)
         y, denominator, past, present = _read(m_t, a_t, b_t, k, v, u, forget)
         m_after, a_after, b_after, keep, write = _step(m_t, a_t, b_t, k, v, w, forget)
 
         # What the next step adds to the gradient of the sums after this one, and how it carries the later gradients.
         k_next, v_next = (
-            _load(k_ptr, base, t + 1, c, time, num_channels),
-            _load(v_ptr, base, t + 1, c, time, num_channels),
+            load(k_ptr, base, t + 1, c, time, num_channels),
+            load(v_ptr, base, t + 1, c, time, num_channels),
         )
-        dy_next = _load(dy_ptr, base, t + 1, c, time, num_channels)
+        dy_next = load(dy_ptr, base, t + 1, c, time, num_channels)
         forget_next = _load_resets(resets_ptr, base, t + 1, time, HAS_RESETS)
         y_next, denominator_next, past_next, _ = _read(m_after, a_after, b_after, k_next, v_next, u, forget_next)
         _, _, _, keep_next, _ = _step(m_after, a_after, b_after, k_next, v_next, w, forget_next)
@@ -216,7 +212,7 @@ def forward(
     output, final = torch.empty_like(v), torch.empty_like(state)
     starts = state.new_empty(chunks, *state.shape)
     _forward_kernel[(batch, triton.cdiv(channels, BLOCK_CHANNELS))](
-        k, v, decay, bonus, state, _bytes(resets), output, final, starts, batch, time, channels, chunks,
+        k, v, decay, bonus, state, as_bytes(resets), output, final, starts, batch, time, channels, chunks,
         HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_C=BLOCK_CHANNELS,
     )  # fmt: skip
     return output, final, starts
@@ -240,12 +236,8 @@ def backward(
     grad_decay, grad_bonus = starts.new_empty(2, batch, channels)
     grad_initial = torch.empty_like(grad_state)
     _backward_kernel[(batch, triton.cdiv(channels, BLOCK_CHANNELS))](
-        grad_output, grad_state, k, v, decay, bonus, _bytes(resets), starts,
+        grad_output, grad_state, k, v, decay, bonus, as_bytes(resets), starts,
         grad_k, grad_v, grad_decay, grad_bonus, grad_initial, batch, time, channels, starts.shape[0],
         HAS_RESETS=resets is not None, BLOCK_T=BLOCK_TIME, BLOCK_C=BLOCK_CHANNELS,
     )  # fmt: skip
     return grad_k, grad_v, grad_decay.sum(0).to(decay.dtype), grad_bonus.sum(0).to(bonus.dtype), grad_initial
-
-
-def _bytes(resets: Tensor | None) -> Tensor | None:
-    return None if resets is None else resets.contiguous().view(torch.uint8)

@@ -6,7 +6,6 @@ from benchmarks.memory import run_spec, tracked_peak
 from kernels.linear_cross_entropy import chunks
 from kernels.mlstm.torch_chunkwise import default_chunk_size
 from kernels.mlstm.triton_chunkwise import default_chunk_size as triton_chunks
-from xlstm.accounting.cost import Sequence
 from xlstm.accounting.families import saved
 from xlstm.models.sizes import config_for
 from xlstm.training import memory as memory_module
@@ -61,7 +60,7 @@ def test_a_gpu_holds_the_logits_and_states_that_its_kernels_do() -> None:
     assert memory_module._loss(2048, vocab, vocab * d, 2, on_gpu=True) == 2 * 2 * 2048 * vocab
     # A block of four heads of 1024, whose states are in float32 after 128 tokens, or in bfloat16 after 256.
     assert {default_chunk_size(tokens, 1024, 1024), triton_chunks(tokens, 1024, 1024)} == {128, 256}
-    block = saved(config_for("xlstm[1:0]", "1.3B", vocab), Sequence(2048, 2048, True))[0]
+    block = saved(config_for("xlstm[1:0]", "1.3B", vocab))[0]
     states = 4 * 1024**2 * (4 / 128 - 2 / 256)
     assert block.bytes_per_token(2) - block.bytes_per_token(2, on_gpu=True) == pytest.approx(states)
     assert block.bytes_per_token(4) == block.bytes_per_token(4, on_gpu=True)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlstm.accounting.cost import Sequence
 from xlstm.accounting.families import saved
 from xlstm.models import build
 from xlstm.models.initialization import initialize
@@ -49,7 +48,7 @@ def test_a_block_keeps_the_bytes_counted_within_fifteen_percent(
 ) -> None:
     config = config_for(family, {"embedding_dim": WIDTH, "num_blocks": 1, **dimensions}, 64)
     measured = bytes_kept(family, dimensions, 2, dtype) - bytes_kept(family, dimensions, 1, dtype)
-    counted = saved(config, Sequence(TIME, TIME, True))[0].bytes_per_token(dtype.itemsize)
+    counted = saved(config)[0].bytes_per_token(dtype.itemsize)
     assert counted * TIME == pytest.approx(measured, rel=0.15)
 
 

@@ -6,8 +6,8 @@ Conventions are named, never implied:
   recurrences; `6nd` is 6 times total parameters times tokens. Norms, activations and residuals count as nothing. A
   backward pass costs twice its forward pass. Recomputation is no part of the model's FLOPs.
 
-A family's file has `blocks(config, sequence)`, the cost of each block; `outside(config)`, what is neither block nor
-embedding nor head; and `saved(config, sequence)`, what each block keeps for its backward pass.
+A family's file has `blocks(config, sequence)`, the cost of each block; `saved(config)`, what each block keeps
+for its backward pass; and `outside(config)`, where more than one norm is neither block nor embedding nor head.
 """
 
 from functools import lru_cache

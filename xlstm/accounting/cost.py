@@ -93,6 +93,6 @@ def norm(channels: int) -> Cost:
     return Cost(channels)
 
 
-def causal_conv(channels: int, taps: int = 4) -> Cost:
-    """A depthwise convolution over time, with bias."""
-    return Cost(channels * (taps + 1), recurrence=2 * taps * channels)
+def causal_conv(channels: int, taps: int = 4, *, bias: bool = True) -> Cost:
+    """A depthwise convolution over time."""
+    return Cost(channels * (taps + bias), recurrence=2 * taps * channels)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
 from xlstm.models.configs import ModelConfig
 
 TIED = ("gpt",)
@@ -13,12 +13,13 @@ TIED = ("gpt",)
 def costs(config: ModelConfig, sequence: Sequence) -> list[Cost]:
     """The cost of each block, and last of what is neither block nor embedding nor head."""
     family = _module(config)
-    return [*family.blocks(config, sequence), family.outside(config)]
+    outside = family.outside(config) if hasattr(family, "outside") else norm(config.embedding_dim)
+    return [*family.blocks(config, sequence), outside]
 
 
-def saved(config: ModelConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: ModelConfig) -> list[Saved]:
     """What each block keeps for its backward pass."""
-    blocks: list[Saved] = _module(config).saved(config, sequence)
+    blocks: list[Saved] = _module(config).saved(config)
     return blocks
 
 

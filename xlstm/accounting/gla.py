@@ -19,12 +19,7 @@ def blocks(config: GLAConfig, sequence: Sequence) -> list[Cost]:
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
 
 
-def outside(config: GLAConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
-def saved(config: GLAConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: GLAConfig) -> list[Saved]:
     """What each block keeps.
 
     Query, key, value, the memory's output, normed, the gate, and their product, 6 d; the low rank; in float32 the

@@ -18,7 +18,7 @@ def outside(config: GPTConfig) -> Cost:
     return Cost(config.context_length * config.embedding_dim) + norm(2 * config.embedding_dim)
 
 
-def saved(config: GPTConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: GPTConfig) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs, q, k, v, attention's output, the sum after it, and the feed-forward layer before and after GELU.

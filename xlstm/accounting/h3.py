@@ -19,7 +19,7 @@ def outside(config: H3Config) -> Cost:
     return Cost(2 * config.embedding_dim)
 
 
-def saved(config: H3Config, sequence: Sequence) -> list[Saved]:
+def saved(config: H3Config) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs and the sum between mixer and MLP; queries, keys and values, what follows each of the four steps

@@ -20,7 +20,7 @@ def outside(config: HGRNConfig) -> Cost:
     return norm(config.embedding_dim) + Cost(config.num_blocks * config.embedding_dim)
 
 
-def saved(config: HGRNConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: HGRNConfig) -> list[Saved]:
     """What each block keeps.
 
     The gate, the normed state, their product; in float32 the input, the forget gate's logits and what it lets in, the

@@ -23,7 +23,7 @@ def outside(config: HGRN2Config) -> Cost:
     return norm(config.embedding_dim) + Cost(config.num_blocks * config.embedding_dim)
 
 
-def saved(config: HGRN2Config, sequence: Sequence) -> list[Saved]:
+def saved(config: HGRN2Config) -> list[Saved]:
     """What each block keeps.
 
     The query before and after its activation and its factor, key, value, the memory's output, normed; in float32 the

@@ -1,6 +1,6 @@
 """Hyena of order n: (n + 10) d² parameters per block, and what its convolutions and the filters' networks have."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear
+from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear
 from xlstm.accounting.long_convolution import gelu_block, long_convolution
 from xlstm.models.long_convolution_configs import HyenaConfig
 
@@ -12,7 +12,7 @@ def blocks(config: HyenaConfig, sequence: Sequence) -> list[Cost]:
     """The cost of each block; the filters are made once a pass, not once a token, and count as nothing."""
     d, width, stages = config.embedding_dim, config.filter_dim, config.order - 1
     mapped = (config.order + 1) * d
-    short = Cost((SHORT_TAPS + 1) * mapped, recurrence=2 * SHORT_TAPS * mapped)
+    short = causal_conv(mapped, SHORT_TAPS)
     network = width * (config.num_features + 2 * width + stages * d) + 4 * width
     filters = Cost(network + config.context_length * config.num_features + stages * d)
     long = long_convolution(stages * d, sequence)
@@ -26,7 +26,7 @@ def outside(config: HyenaConfig) -> Cost:
     return Cost(2 * config.embedding_dim)
 
 
-def saved(config: HyenaConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: HyenaConfig) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs and the sum between mixer and MLP; the projections before and after the short convolution, of each

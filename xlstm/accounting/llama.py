@@ -12,12 +12,7 @@ def blocks(config: LlamaConfig, sequence: Sequence) -> list[Cost]:
     return [norm(d) + projections + attention(d, sequence) + norm(d) + feedforward] * config.num_blocks
 
 
-def outside(config: LlamaConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
-def saved(config: LlamaConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: LlamaConfig) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs, q, k, v, attention's output, the sum after it, and the feed-forward layer's gate, up and product;

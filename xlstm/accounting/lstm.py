@@ -23,7 +23,7 @@ def outside(config: LSTMConfig) -> Cost:
     return Cost() if config.variant == "vanilla" else norm(config.embedding_dim)
 
 
-def saved(config: LSTMConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: LSTMConfig) -> list[Saved]:
     """What each block keeps.
 
     The fused layer's reserve as measured on CPU, 9 d and 6.5 d that are float32 in any precision; normed input and sum;

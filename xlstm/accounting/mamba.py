@@ -19,16 +19,11 @@ def blocks(config: MambaConfig, sequence: Sequence) -> list[Cost]:
     return [block] * config.num_blocks
 
 
-def outside(config: MambaConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 SCAN_CHUNK = 32
 """Steps between the states that the scan saves."""
 
 
-def saved(config: MambaConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: MambaConfig) -> list[Saved]:
     """What each block keeps.
 
     Normed input, both halves of the up-projection, the convolution's result, the selection, the gate's activation and

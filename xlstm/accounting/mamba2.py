@@ -15,12 +15,7 @@ def blocks(config: Mamba2Config, sequence: Sequence) -> list[Cost]:
     return [block] * config.num_blocks
 
 
-def outside(config: Mamba2Config) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
-def saved(config: Mamba2Config, sequence: Sequence) -> list[Saved]:
+def saved(config: Mamba2Config) -> list[Saved]:
     """What each block keeps.
 
     Normed input, all of the up-projection, the convolution's result, queries at their scale, the memory's output with

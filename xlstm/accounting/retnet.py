@@ -14,12 +14,7 @@ def blocks(config: RetNetConfig, sequence: Sequence) -> list[Cost]:
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
 
 
-def outside(config: RetNetConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
-def saved(config: RetNetConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: RetNetConfig) -> list[Saved]:
     """What each block keeps: gate, the normed memory's output and their product, 6 d; the cell's; the norm's scale."""
     d, heads = config.embedding_dim, config.num_heads
     mixer = Saved(6 * d, heads) + mlstm_cell_saved(heads, d, 2 * d)

@@ -22,7 +22,7 @@ def outside(config: RWKV4Config) -> Cost:
     return norm(2 * config.embedding_dim) + norm(2 * config.embedding_dim)
 
 
-def saved(config: RWKV4Config, sequence: Sequence) -> list[Saved]:
+def saved(config: RWKV4Config) -> list[Saved]:
     """What each block keeps.
 
     Time mixing: the normed input, three mixtures of it with the one before, key, value, receptance before and

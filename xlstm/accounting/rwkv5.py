@@ -43,7 +43,7 @@ def channel_mix_saved(config: RWKV5Config | RWKV6Config) -> Saved:
     return Saved(5 * d + 2 * width)
 
 
-def saved(config: RWKV5Config, sequence: Sequence) -> list[Saved]:
+def saved(config: RWKV5Config) -> list[Saved]:
     """What each block keeps: normed input and four mixtures, memory, channel mixing, and the sum between them."""
     d = config.embedding_dim
     return [Saved(6 * d, input=d) + memory_saved(config) + channel_mix_saved(config)] * config.num_blocks

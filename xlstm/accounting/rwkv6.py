@@ -20,7 +20,7 @@ def blocks(config: RWKV6Config, sequence: Sequence) -> list[Cost]:
     return [norm(2 * d) + time_mix + norm(2 * d) + channel_mix(config)] * config.num_blocks
 
 
-def saved(config: RWKV6Config, sequence: Sequence) -> list[Saved]:
+def saved(config: RWKV6Config) -> list[Saved]:
     """What each block keeps.
 
     Of the mixtures: the normed input, its difference from the token before, the mixture that the shares come of, these

@@ -28,7 +28,7 @@ def outside(config: RWKV7Config) -> Cost:
     return norm(2 * config.embedding_dim) + norm(2 * config.embedding_dim)
 
 
-def saved(config: RWKV7Config, sequence: Sequence) -> list[Saved]:
+def saved(config: RWKV7Config) -> list[Saved]:
     """What each block keeps.
 
     Time mixing: the normed input, six mixtures, receptance, value before and after it is mixed, its share, keys written

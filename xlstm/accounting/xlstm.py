@@ -16,11 +16,6 @@ def blocks(config: XLSTMConfig, sequence: Sequence) -> list[Cost]:
     return [slstm if index in config.slstm_at else mlstm for index in range(config.num_blocks)]
 
 
-def outside(config: XLSTMConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
 def mlstm_block(config: XLSTMConfig, sequence: Sequence) -> Cost:
     """Pre-up-projection block: up-projection, convolution, q, k, v in blocks of four, gates, cell, down-projection."""
     d, inner = config.embedding_dim, 2 * config.embedding_dim
@@ -89,7 +84,7 @@ def slstm_block(config: XLSTMConfig) -> Cost:
     return cost + causal_conv(d) if config.slstm_has_convolution else cost
 
 
-def saved(config: XLSTMConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: XLSTMConfig) -> list[Saved]:
     """What each block keeps.
 
     mLSTM block: normed input, both halves of the up-projection and the down-projection's input, 7 d; the cell's; with a

@@ -15,12 +15,7 @@ def blocks(config: XLSTMLargeConfig, sequence: Sequence) -> list[Cost]:
     return [norm(d) + inputs + cell + linear(d, d) + norm(d) + feedforward] * config.num_blocks
 
 
-def outside(config: XLSTMLargeConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm."""
-    return norm(config.embedding_dim)
-
-
-def saved(config: XLSTMLargeConfig, sequence: Sequence) -> list[Saved]:
+def saved(config: XLSTMLargeConfig) -> list[Saved]:
     """What each block keeps.
 
     Two normed inputs, the output gate, its activation, the normed output, their product and the sum after it, 7 d; the

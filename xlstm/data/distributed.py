@@ -87,9 +87,7 @@ class _Worker:
                 yield {"split": one.split, "tokens": tokens, "text_bytes": one.text_bytes, "source": one.source}
 
 
-@functools.lru_cache(maxsize=2)
-def _tokenizer(name: str, saved: str | None, end_of_text: str | None) -> Tokenizer:
-    return load_tokenizer(name, saved, end_of_text)
+_tokenizer = functools.lru_cache(maxsize=2)(load_tokenizer)
 
 
 def _cause(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from xlstm.data.batches import Batch
 from xlstm.data.locations import located
 from xlstm.run.identity import digest, without_later_defaults
 from xlstm.run.spec import Data
-from xlstm.tasks import Task, task_of
+from xlstm.tasks import Examples, Task, task_of
 from xlstm.tasks.long_range import LongRangeTask, revision_of
 from xlstm.tasks.settings import REVISION, AnyTask, TaskSettings
 
@@ -82,14 +82,12 @@ class GeneratedData:
 
     def training(self, seed: int, numbers: NDArray[np.int64]) -> Batch:
         """The training sequences of these numbers."""
-        examples = self.task.training(seed, numbers)
-        return _batch(examples.tokens, examples.targets)
+        return _batch(self.task.training(seed, numbers))
 
     def test(self, length: int, numbers: NDArray[np.int64]) -> Batch:
         """The test sequences of these numbers, all of one length."""
-        examples = self.task.test(length, numbers)
-        return _batch(examples.tokens, examples.targets)
+        return _batch(self.task.test(length, numbers))
 
 
-def _batch(tokens: NDArray[Any], targets: NDArray[Any]) -> Batch:
-    return Batch(tokens, targets, np.zeros(targets.shape, dtype=bool))
+def _batch(examples: Examples) -> Batch:
+    return Batch(examples.tokens, examples.targets, np.zeros(examples.targets.shape, dtype=bool))

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm.data.corpora import JSON, SplitName, open_corpus
-from xlstm.data.corpora.documents import CorpusError, Document, Reading, json_rows, of_row
+from xlstm.data.corpora.documents import CorpusError, Document, Reading, found_at, json_rows, of_row
 from xlstm.data.encoding import batches, encode
-from xlstm.data.locations import located
 from xlstm.data.preparation import assigned_documents, data_folder, made_once, tokenizer_of
 from xlstm.data.shards import FORMAT_VERSION, Manifest, PreparedData, SplitWriter, write_manifest
 from xlstm.data.tokenizers import Vocabulary, token_dtype
@@ -155,10 +154,7 @@ def _domain_files(text: Domains) -> list[tuple[str, Path]]:
         raise CorpusError("domains need `paths`: folders that hold `<source>/val/*.jsonl.gz`, as PALOMA does")
     found: list[tuple[str, Path]] = []
     for path in text.paths:
-        try:
-            root = Path(located(path))
-        except ValueError as error:
-            raise CorpusError(str(error)) from None
+        root = Path(found_at(path))
         if not root.is_dir():
             raise CorpusError(f"{root}: no such folder")
         inside = [file for file in root.glob(f"*/{text.split}/*") if file.name.endswith(JSON)]

@@ -9,11 +9,12 @@ tokenizer is not at hand. Every tokenizer has a token that ends a document. Impo
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,38 +41,34 @@ _UNKNOWN = "<unk>"
 _CONFIG = "tokenizer_config.json"
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """What the preparation of data and the generation of text need to know of a tokenizer."""
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids, the end of document among them."""
-        ...
+    vocabulary: int
+    """Number of token ids, the end of document among them."""
+    end_of_document: int
 
-    @property
-    def end_of_document(self) -> int: ...
-
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of each text, without the end of document."""
-        ...
 
+    @abstractmethod
     def decode(self, tokens: Tokens) -> str:
         """Text of token ids; what is not valid text becomes the replacement character."""
-        ...
 
     def token_bytes(self) -> NDArray[np.int64] | None:
         """UTF-8 bytes of text that each token stands for: 0 at an end of document, -1 where the token does not tell.
 
         None where no token does: how much text a word stands for depends on what lies between two.
         """
-        ...
+        return None
 
     def save(self) -> str | None:
         """What `load_tokenizer` makes it from again; None where the name says all."""
-        ...
+        return None
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes. The end of document is 0xFF, which UTF-8 never holds, so the vocabulary is exactly 256."""
 
     vocabulary = 256
@@ -87,11 +84,8 @@ class ByteTokenizer:
     def token_bytes(self) -> NDArray[np.int64]:
         return np.where(np.arange(self.vocabulary) == self.end_of_document, 0, 1)
 
-    def save(self) -> str | None:
-        return None
 
-
-class CharacterTokenizer:
+class CharacterTokenizer(Tokenizer):
     """Characters of the training split in the order of their code points, then the unknown one, then the end."""
 
     def __init__(self, characters: str) -> None:
@@ -125,7 +119,7 @@ class CharacterTokenizer:
         return json.dumps({"kind": "characters", "characters": self.characters})
 
 
-class WordTokenizer:
+class WordTokenizer(Tokenizer):
     """Words between white space, most frequent first; the end of a line is a token, and ends documents too.
 
     So WikiText's convention of one end per line is kept to the token: a file of lines has as many tokens as words and
@@ -167,14 +161,11 @@ class WordTokenizer:
                 lines[-1].append(self.words[token] if token < len(self.words) else "\ufffd")
         return "\n".join(" ".join(line) for line in lines)
 
-    def token_bytes(self) -> None:
-        return None
-
     def save(self) -> str:
         return json.dumps({"kind": "words", "words": self.words})
 
 
-class JsonTokenizer:
+class JsonTokenizer(Tokenizer):
     """A `tokenizer.json` of the Hugging Face `tokenizers` library.
 
     `end_of_text` is the token that ends a text, where it is none of the usual ones. ValueError where there is none. A
@@ -253,7 +244,7 @@ class JsonTokenizer:
         return self._content
 
 
-class PlainIds:
+class PlainIds(Tokenizer):
     """Token ids without a tokenizer: they can be trained on and shown, but neither made nor read."""
 
     def __init__(self, size: int) -> None:
@@ -267,12 +258,6 @@ class PlainIds:
 
     def decode(self, tokens: Tokens) -> str:
         return " ".join(str(token) for token in tokens.tolist() if token != self.end_of_document)
-
-    def token_bytes(self) -> None:
-        return None
-
-    def save(self) -> str | None:
-        return None
 
 
 def canonical_name(tokenizer: str) -> str:

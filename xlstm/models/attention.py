@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kernels.attention import Mask, mask_for
 from xlstm.models.dropout import Dropout
+from xlstm.models.history import positions_of
 from xlstm.models.language_model import LanguageModel
 
 INITIAL_STD = 0.02
@@ -95,10 +96,7 @@ def lay_out(x: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
     if past is None and resets is None:
         return Layout(steps, None, None, time, steps.new_full((batch,), time))
     before = 0 if past is None else len(past.blocks[0])
-    next_position = steps.new_zeros(batch) if past is None else past.next_position
-    positions = next_position[:, None] + steps
-    if resets is not None:
-        positions = positions - torch.where(resets, positions, 0).cummax(dim=1).values
+    positions = positions_of(x, past.next_position if past else None, resets)
     is_one_document = resets is None and (past is None or past.is_one_document)
     begins = None if is_one_document else (before + steps - positions).to(torch.int32)
     mask = mask_for(x, time, before + time, begins)

@@ -205,20 +205,14 @@ class HybridConfig(Blocks):
     family: Literal["hybrid"] = "hybrid"
 
     def __post_init__(self) -> None:
-        turns = hybrid_turns(self.pattern)
-        heads = self.num_heads or (0,) * len(turns)
-        require(len(heads) == len(turns), f"num_heads must be {len(turns)} numbers, one for each family of the pattern")
         self.parts()  # which refuses what a family refuses
 
     def parts(self) -> list[Any]:
         """The configuration of each family, as of a model of all blocks."""
         turns = hybrid_turns(self.pattern)
         heads = self.num_heads or (0,) * len(turns)
-        common: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
-            "embedding_dim": self.embedding_dim,
-            "num_blocks": self.num_blocks,
-        }
+        require(len(heads) == len(turns), f"num_heads must be {len(turns)} numbers, one for each family of the pattern")
+        common: dict[str, Any] = {name: getattr(self, name) for name in ("vocab_size", "embedding_dim", "num_blocks")}
         own: list[dict[str, Any]] = [{"num_heads": number} if number else {} for number in heads]
         return [FAMILIES[family](**common, **more) for (family, _), more in zip(turns, own, strict=True)]
 

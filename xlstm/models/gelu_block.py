@@ -28,14 +28,8 @@ class GELUBlocks(LanguageModel):
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Any]:
         """As in the base class; a mixer is told whether what it remembers will be asked for."""
-        states: list[Any] = []
-        for index, block in enumerate(self.blocks):
-            before = x
-            x, after = block(x, state[index] if state else None, resets, keep_state)
-            if dropout is not None:
-                x = dropout(before, x, index)
-            if keep_state:
-                states.append(after)
+        others = ((state[index] if state else None, resets, keep_state) for index in range(len(self.blocks)))
+        x, states = self.run_blocks(x, others, keep_state, dropout)
         return x, tuple(states) if keep_state else None
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:

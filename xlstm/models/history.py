@@ -1,4 +1,4 @@
-"""The tokens before these, as convolutions see them: zeros where they are of another document."""
+"""The tokens of a document before these: how many they are, and as convolutions see them, zeros beyond."""
 
 import torch
 import torch.nn.functional as F
@@ -20,3 +20,14 @@ def latest(x: Tensor, resets: Tensor | None, count: int) -> Tensor:
         return x
     document = resets.cumsum(1)
     return x.masked_fill((document[:, begin:] != document[:, -1:])[..., None], 0.0)
+
+
+def positions_of(x: Tensor, begin: Tensor | None, resets: Tensor | None) -> Tensor:
+    """The position of each token of `x` (batch, time, …) in its document, (batch, time), int64.
+
+    `begin` (batch,) is that of the first token where its document goes on, 0 where absent.
+    """
+    positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    if begin is not None:
+        positions = positions + begin[:, None]
+    return positions if resets is None else positions - torch.where(resets, positions, 0).cummax(dim=1).values

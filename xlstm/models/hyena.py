@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.long_convolution import long_convolution
 from xlstm.models.dropout import Dropout
 from xlstm.models.gelu_block import GELUBlocks
-from xlstm.models.history import joined, latest
+from xlstm.models.history import joined, latest, positions_of
 from xlstm.models.long_convolution_configs import HyenaConfig
 from xlstm.models.swiglu_block import at_least_float32
 
@@ -59,11 +59,7 @@ class Hyena(GELUBlocks):
 
         Only where the whole past exceeds the context are its documents looked at (a device's wait).
         """
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        if state is not None:
-            positions = positions + state.next_position[:, None]
-        if resets is not None:
-            positions = positions - torch.where(resets, positions, 0).cummax(dim=1).values
+        positions = positions_of(x, state.next_position if state else None, resets)
         seen, limit = state.mixers[0].stages[0].shape[1] if state else 0, self.config.context_length
         if seen + x.shape[1] > limit and int(positions.max()) >= limit:
             raise ValueError(

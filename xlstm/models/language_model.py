@@ -104,12 +104,13 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, list[Any]]:
         """`x` (batch, time, d) after the last block, and what each remembers, nothing unless it is to be kept.
 
-        `others` are what each block is called with after `x`.
+        `others` are what each block is called with after `x`, and then with what the one before it gave besides.
         """
         states: list[Any] = []
+        passed: list[Any] = []
         for index, (block, arguments) in enumerate(zip(self.blocks, others, strict=True)):
             before = x
-            x, after = block(x, *arguments)
+            x, after, *passed = block(x, *arguments, *passed)
             if dropout is not None:
                 x = dropout(before, x, index)
             if keep_state:

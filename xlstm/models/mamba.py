@@ -17,6 +17,7 @@ from xlstm.models.causal_conv import CausalConv
 from xlstm.models.configs import MambaConfig
 from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
+from xlstm.models.swiglu_block import at_least_float32
 
 NORM_EPSILON = 1e-5
 
@@ -111,12 +112,8 @@ class Block(nn.Module):
         u, conv = self.conv(u, state.conv if state else None, resets)
         low_rank, B, C = self.select(u).split(self.sizes, dim=-1)
         # Step sizes and rates in float32 at least: a scan multiplies their rounding errors over the sequence.
-        delta = F.softplus(_at_least_float32(self.delta(low_rank)))
-        rates = -torch.exp(_at_least_float32(self.log_rates))
+        delta = F.softplus(at_least_float32(self.delta(low_rank)))
+        rates = -torch.exp(at_least_float32(self.log_rates))
         y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.scan if state else None, resets=resets)
         y = (y + u * self.skip) * F.silu(gate)
         return x + self.out(y.to(x.dtype)), BlockState(conv, scan)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

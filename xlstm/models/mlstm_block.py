@@ -50,7 +50,7 @@ class MLSTMBlock(nn.Module):
 
     def __init__(self, config: XLSTMConfig) -> None:
         super().__init__()
-        d, heads = config.embedding_dim, config.num_heads
+        d = config.embedding_dim
         inner = PROJECTION_FACTOR * d
         self.config = config
         self.norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
@@ -60,7 +60,7 @@ class MLSTMBlock(nn.Module):
         self.key = BlockDiagonal(inner)
         self.value = BlockDiagonal(inner)
         self.input_gate, self.forget_gate = mlstm_gates(3 * inner, config)
-        self.head_norm = HeadNorm(inner, heads)
+        self.head_norm = HeadNorm(inner)
         self.skip = nn.Parameter(torch.empty(inner)) if config.learnable_skip else None
         self.down = nn.Linear(inner, d, bias=False)
 
@@ -118,9 +118,8 @@ def by_head(x: Tensor, num_heads: int) -> Tensor:
 class HeadNorm(nn.Module):
     """LayerNorm over each head's channels by itself; one weight per channel, no bias."""
 
-    def __init__(self, channels: int, num_heads: int, epsilon: float = NORM_EPSILON) -> None:
+    def __init__(self, channels: int, epsilon: float = NORM_EPSILON) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.empty(channels))
 

@@ -33,7 +33,7 @@ class MLSTMPostUpBlock(nn.Module):
         self.query_key_value = nn.Linear(d, 3 * d, bias=False)
         self.output_gate = nn.Linear(d, d, bias=False)
         self.input_gate, self.forget_gate = mlstm_gates(d, config)
-        self.head_norm = HeadNorm(d, config.num_heads)
+        self.head_norm = HeadNorm(d)
         self.out = nn.Linear(d, d, bias=False)
         self.feedforward_norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
         self.up = nn.Linear(d, FEEDFORWARD_FACTOR * d, bias=False)

@@ -15,6 +15,7 @@ from kernels.mlstm import MLSTMState, mlstm
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
 from xlstm.models.dropout import Dropout
+from xlstm.models.history import positions_of
 from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.llama import Angles
 from xlstm.models.norm import RMSNorm
@@ -41,13 +42,9 @@ class RetNet(SwiGLUBlocks):
         self, x: Tensor, state: RetNetState | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, RetNetState | None]:
         """`x` (batch, time, d) after the last block, and the state, None unless kept."""
-        steps = torch.arange(x.shape[1], device=x.device)
-        begin = steps.new_zeros(x.shape[0]) if state is None else state.next_position
-        positions = begin[:, None] + steps
-        if resets is not None:
-            positions = positions - torch.where(resets, positions, 0).cummax(dim=1).values
+        positions = positions_of(x, state.next_position if state else None, resets)
         alike = state is None and resets is None
-        angles = Angles(steps if alike else positions, self.config)
+        angles = Angles(torch.arange(x.shape[1], device=x.device) if alike else positions, self.config)
         others = ((state.cells[index] if state else None, resets, angles) for index in range(len(self.blocks)))
         x, cells = self.run_blocks(x, others, keep_state, dropout)
         return x, RetNetState(tuple(cells), positions[:, -1] + 1) if keep_state else None

@@ -5,105 +5,41 @@ the embedding. Untied embedding and head.
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
 from kernels.wkv import WKVState, wkv
 from xlstm.models.configs import RWKV4Config
-from xlstm.models.language_model import LanguageModel
-
-NORM_EPSILON = 1e-5
+from xlstm.models.rwkv_block import Block, ChannelMix, Place, RWKVBlocks, orthogonal
 
 
-class BlockState(NamedTuple):
-    """What a block remembers."""
-
-    time_input: Tensor  # (batch, d): the last input of time mixing
-    sums: WKVState
-    channel_input: Tensor  # (batch, d): the last input of channel mixing
-
-
-class RWKV4(LanguageModel):
-    """Blocks of time mixing and channel mixing, with a LayerNorm behind the embedding."""
-
-    embedding_norm: nn.LayerNorm
+class RWKV4(RWKVBlocks):
+    """Blocks of time mixing by WKV, and channel mixing."""
 
     def __init__(self, config: RWKV4Config) -> None:
-        stem = {"embedding_norm": nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)}
-        norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        super().__init__(config, (Block(config) for _ in range(config.num_blocks)), norm, stem=stem)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The embedding of the tokens, normed."""
-        return self.embedding_norm(self.embedding(tokens))
+        d = config.embedding_dim
+        super().__init__(config, lambda _: Block(d, TimeMix(d), ChannelMix(d, 4 * d)))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on all but biases, LayerNorms and the token embedding (xLSTM paper, appendix D.2)."""
         return not (name == "embedding.weight" or name.endswith(("bias", "norm.weight")))
 
-    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """The author's initial values: see the comments for each kind of parameter."""
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-        elif name.endswith("bias"):
-            parameter.zero_()
-        elif name == "embedding.weight":
-            # Tiny: the LayerNorm behind it gives the scale, and the first steps move it freely.
-            parameter.uniform_(-1e-4, 1e-4, generator=generator)
-        elif name == "head.weight":
-            orthogonal(parameter, 0.5, generator)
-        else:
-            index, _, leaf = name.removeprefix("blocks.").partition(".")
-            self._initialize_in_block(int(index), leaf, parameter, generator)
-
-    def _initialize_in_block(self, index: int, leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
-        depth = index / max(self.config.num_blocks - 1, 1)  # 0 in the first block to 1 in the last
-        height = 1 - index / self.config.num_blocks  # 1 in the first block to almost 0
-        d = self.config.embedding_dim
-        channel = torch.arange(d) / d
+    def _initialize_in_block(self, place: Place, leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
         if leaf == "time_mix.decay":
             # From slow to fast forgetting over the channels, slower for longer in deeper blocks.
-            position = torch.arange(d) / max(d - 1, 1)
-            parameter.copy_(-5 + 8 * position ** (0.7 + 1.3 * depth))
+            parameter.copy_(-5 + 8 * place.position ** (0.7 + 1.3 * place.depth))
         elif leaf == "time_mix.bonus":
-            parameter.copy_(math.log(0.3) + 0.5 * ((torch.arange(d) + 1) % 3 - 1))
-        elif leaf == "time_mix.shift_value":
-            parameter.copy_(channel**height + 0.3 * depth)
-        elif leaf == "time_mix.shift_receptance":
-            parameter.copy_(channel ** (0.5 * height))
+            parameter.copy_(math.log(0.3) + 0.5 * ((torch.arange(place.channels) + 1) % 3 - 1))
         elif "shift_" in leaf:
-            parameter.copy_(channel**height)
+            parameter.copy_(place.share(leaf))
         elif leaf in ("time_mix.value.weight", "channel_mix.key.weight"):
             orthogonal(parameter, 1.0, generator)
         else:
             # Keys, receptances and what enters the residual stream: the network starts as the identity.
             parameter.zero_()
-
-
-class Block(nn.Module):
-    """x + TimeMix(norm(x)), then x + ChannelMix(norm(x))."""
-
-    def __init__(self, config: RWKV4Config) -> None:
-        super().__init__()
-        self.time_norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.time_mix = TimeMix(config.embedding_dim)
-        self.channel_norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        self.channel_mix = ChannelMix(config.embedding_dim)
-
-    def forward(self, x: Tensor, state: BlockState | None, resets: Tensor | None) -> tuple[Tensor, BlockState]:
-        """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
-        time_input = self.time_norm(x)
-        mixed, sums = self.time_mix(
-            time_input, state.time_input if state else None, state.sums if state else None, resets
-        )
-        x = x + mixed
-        channel_input = self.channel_norm(x)
-        x = x + self.channel_mix(channel_input, state.channel_input if state else None, resets)
-        return x, BlockState(time_input[:, -1], sums, channel_input[:, -1])
 
 
 class TimeMix(nn.Module):
@@ -135,29 +71,3 @@ class TimeMix(nn.Module):
         decay = -torch.exp(self.decay.to(torch.promote_types(self.decay.dtype, torch.float32)))
         averaged, sums = wkv(key, value, decay, self.bonus, initial_state=sums, resets=resets)
         return self.out(receptance * averaged), sums
-
-
-class ChannelMix(nn.Module):
-    """A feed-forward layer with squared ReLU, gated by the receptance."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.shift_key = nn.Parameter(torch.empty(d))
-        self.shift_receptance = nn.Parameter(torch.empty(d))
-        self.key = nn.Linear(d, 4 * d, bias=False)
-        self.receptance = nn.Linear(d, d, bias=False)
-        self.value = nn.Linear(4 * d, d, bias=False)
-
-    def forward(self, x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
-        """`x` (batch, time, d) after `last` (batch, d): result of the same shape."""
-        shares = torch.stack((self.shift_key, self.shift_receptance))
-        for_key, for_receptance = token_shift(x, shares, last=last, resets=resets)
-        key = squared_relu(self.key(for_key))
-        receptance = torch.sigmoid(self.receptance(for_receptance))
-        return receptance * self.value(key)
-
-
-def orthogonal(parameter: Tensor, scale: float, generator: torch.Generator) -> None:
-    """Orthogonal, with the gain that keeps the scale where outputs outnumber inputs."""
-    rows, columns = parameter.shape
-    nn.init.orthogonal_(parameter, gain=scale * math.sqrt(max(rows / columns, 1.0)), generator=generator)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from kernels.token_shift import token_shift
 from xlstm.models.linear_configs import RWKV6Config
-from xlstm.models.rwkv5 import Memory, Place, RWKVBlocks
+from xlstm.models.rwkv5 import Memory
+from xlstm.models.rwkv_block import Block, ChannelMix, LowRank, Place, RWKVBlocks
 
 ORDER = ("decay", "key", "value", "receptance", "gate")
 """Of the five mixtures, as the author's weights have it."""
@@ -20,7 +21,8 @@ class RWKV6(RWKVBlocks):
     """Blocks of time mixing with decays and shifts by the token, and channel mixing."""
 
     def __init__(self, config: RWKV6Config) -> None:
-        super().__init__(config, TimeMix)
+        d = config.embedding_dim
+        super().__init__(config, lambda _: Block(d, TimeMix(config), ChannelMix(d, config.channel_dim)))
 
     def _initialize_in_block(self, place: Place, leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
         """As RWKV-5, but for shares of the token before, and for what the token adds: nothing at first."""
@@ -59,19 +61,6 @@ class Mixing(nn.Module):
         return torch.addcmul(x, step, shares).unbind()
 
 
-class LowRank(nn.Module):
-    """tanh(x A) B."""
-
-    def __init__(self, d: int, rank: int) -> None:
-        super().__init__()
-        self.enter = nn.Parameter(torch.empty(d, rank))
-        self.leave = nn.Parameter(torch.empty(rank, d))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, d) to the same shape."""
-        return torch.tanh(x @ self.enter.to(x.dtype)) @ self.leave.to(x.dtype)
-
-
 class TimeMix(Memory):
     """The memory of what this token and the one before say, in shares and with decays that the token says."""
 
@@ -79,7 +68,7 @@ class TimeMix(Memory):
         super().__init__(config)
         d = config.embedding_dim
         self.decay = nn.Parameter(torch.empty(d))
-        self.added_decay = LowRank(d, config.decay_rank)
+        self.added_decay = LowRank(d, config.decay_rank, nn.Tanh)
         self.mixing = Mixing(d, config.mix_rank)
 
     def forward(

@@ -6,7 +6,7 @@ embedding. Untied embedding and head.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from kernels.delta_rule import delta_rule
 from kernels.squared_relu import squared_relu
 from kernels.token_shift import token_shift
-from xlstm.models.dropout import Dropout
-from xlstm.models.language_model import LanguageModel
 from xlstm.models.linear_configs import RWKV7Config
-from xlstm.models.rwkv4 import orthogonal
-from xlstm.models.rwkv5 import HEAD_NORM_EPSILON, NORM_EPSILON, BlockState, Place, RWKVBlocks
+from xlstm.models.rwkv_block import HEAD_NORM_EPSILON, Block, LowRank, Place, RWKVBlocks, orthogonal
 from xlstm.models.swiglu_block import at_least_float32
 
 SHIFTS = ("receptance", "decay", "key", "value", "removal", "gate")
@@ -33,25 +30,8 @@ class RWKV7(RWKVBlocks):
     """Blocks of time mixing by the delta rule, and channel mixing."""
 
     def __init__(self, config: RWKV7Config) -> None:
-        stem = {"embedding_norm": nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)}
-        norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON)
-        blocks = (Block(config, mixes_values=index > 0) for index in range(config.num_blocks))
-        LanguageModel.__init__(self, config, blocks, norm, stem=stem)
-
-    def apply_blocks(
-        self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
-    ) -> tuple[Tensor, Any]:
-        """`x` (batch, time, d) after the last block, and a state for each block, None unless kept."""
-        states: list[Any] = []
-        values = None
-        for index, block in enumerate(self.blocks):
-            before = x
-            x, after, values = block(x, state[index] if state else None, resets, values)
-            if dropout is not None:
-                x = dropout(before, x, index)
-            if keep_state:
-                states.append(after)
-        return x, tuple(states) if keep_state else None
+        d = config.embedding_dim
+        super().__init__(config, lambda index: Block(d, TimeMix(config, mixes_values=index > 0), ChannelMix(d)))
 
     def _initialize_in_block(self, place: Place, leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The author's initial values; matrices as in RWKV-6."""
@@ -83,45 +63,6 @@ class RWKV7(RWKVBlocks):
             super()._initialize_in_block(place, leaf, parameter, generator)
 
 
-class Block(nn.Module):
-    """x + TimeMix(norm(x)), then x + ChannelMix(norm(x)); the first block's values go with the stream."""
-
-    def __init__(self, config: RWKV7Config, mixes_values: bool) -> None:
-        super().__init__()
-        d = config.embedding_dim
-        self.time_norm = nn.LayerNorm(d, eps=NORM_EPSILON)
-        self.time_mix = TimeMix(config, mixes_values)
-        self.channel_norm = nn.LayerNorm(d, eps=NORM_EPSILON)
-        self.channel_mix = ChannelMix(d)
-
-    def forward(
-        self, x: Tensor, state: BlockState | None, resets: Tensor | None, values: Tensor | None
-    ) -> tuple[Tensor, BlockState, Tensor]:
-        """`x` (batch, time, d) to the same shape, what the block remembers, and the first block's values."""
-        time_input = self.time_norm(x)
-        mixed, memory, values = self.time_mix(
-            time_input, state.time_input if state else None, state.memory if state else None, resets, values
-        )
-        x = x + mixed
-        channel_input = self.channel_norm(x)
-        x = x + self.channel_mix(channel_input, state.channel_input if state else None, resets)
-        return x, BlockState(time_input[:, -1], memory, channel_input[:, -1]), values
-
-
-class LowRank(nn.Module):
-    """f(x A) B."""
-
-    def __init__(self, d: int, rank: int, activation: Any = nn.Identity) -> None:
-        super().__init__()
-        self.enter = nn.Parameter(torch.empty(d, rank))
-        self.leave = nn.Parameter(torch.empty(rank, d))
-        self.activation = activation()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, d) to the same shape."""
-        return self.activation(x @ self.enter.to(x.dtype)) @ self.leave.to(x.dtype)
-
-
 class TimeMix(nn.Module):
     """The delta rule of what this token and the one before say, with a bonus for the token itself, normed and gated."""
 
@@ -149,7 +90,7 @@ class TimeMix(nn.Module):
         self.out = nn.Linear(d, d, bias=False)
 
     def forward(
-        self, x: Tensor, last: Tensor | None, memory: Tensor | None, resets: Tensor | None, first: Tensor | None
+        self, x: Tensor, last: Tensor | None, memory: Tensor | None, resets: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`x` (batch, time, d) after `last` (batch, d): the result, the memory, and the `first` block's values."""
         mixtures = token_shift(x, self.shifts, last=last, resets=resets)

@@ -39,7 +39,7 @@ class SLSTMBlock(nn.Module):
         self.weight = nn.Parameter(torch.empty(4, blocks, d // blocks, d // blocks))
         self.recurrent = nn.Parameter(torch.empty(4, heads, d // heads, d // heads))
         self.bias = nn.Parameter(torch.empty(4, heads, d // heads))
-        self.head_norm = HeadNorm(d, heads)
+        self.head_norm = HeadNorm(d)
         self.feedforward_norm = nn.LayerNorm(d, eps=NORM_EPSILON, bias=False)
         self.gate_and_up = nn.Linear(d, 2 * width, bias=False)
         self.down = nn.Linear(width, d, bias=False)

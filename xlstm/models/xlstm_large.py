@@ -65,7 +65,7 @@ class XLSTMLargeBlock(nn.Module):
         self.input_gate = nn.Linear(d, heads)
         self.forget_gate = nn.Linear(d, heads)
         self.output_gate = nn.Linear(d, d, bias=False)
-        self.head_norm = HeadNorm(d, heads, NORM_EPSILON)
+        self.head_norm = HeadNorm(d, NORM_EPSILON)
         self.out = nn.Linear(d, d, bias=False)
         self.feedforward_norm = RMSNorm(d, eps=NORM_EPSILON)
         self.gate = nn.Linear(d, config.feedforward_dim, bias=False)

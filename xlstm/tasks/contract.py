@@ -74,9 +74,9 @@ class Task(ABC):
     def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
         """The test sequences of these numbers, all of one length."""
 
-    @abstractmethod
     def lengths(self) -> range:
-        """The lengths that are tested where the evaluation names none."""
+        """The lengths that are tested where the evaluation names none: that of training."""
+        return range(self.longest, self.longest + 1)
 
     @abstractmethod
     def check(self, length: int) -> None:
@@ -108,9 +108,26 @@ class Task(ABC):
                 f"test length {lengths[-1]} takes {taken} positions, and the model has no more than {places}"
             )
 
-    @abstractmethod
     def positions(self, length: int) -> int:
-        """Positions that a sequence of this length takes."""
+        """Positions that a sequence of this length takes: as many, where nothing stands beside it."""
+        return length
+
+
+class GeneratedTask(Task):
+    """A task whose sequences of training and of the test are drawn alike, each from random numbers of its own."""
+
+    @abstractmethod
+    def examples(self, seed: int, purpose: int, numbers: NDArray[np.int64], length: int) -> Examples:
+        """The sequences of these numbers and this length, from the random numbers of a seed and a purpose."""
+
+    def training(self, seed: int, numbers: NDArray[np.int64]) -> Examples:
+        return self.examples(seed, TRAINING, numbers, self.longest)
+
+    def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
+        return self.examples(length, TEST, numbers, length)
+
+    def check(self, length: int) -> None:
+        """Longer sequences than those of training are a test, too."""
 
 
 def laid_out(

@@ -58,15 +58,9 @@ class LongRangeTask(Task):
     def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
         return self._examples(1, numbers % self.tested)
 
-    def lengths(self) -> range:
-        return range(self.longest, self.longest + 1)
-
     def check(self, length: int) -> None:
         if length != self.longest:
             raise ValueError(f"the files have sequences of up to {self.longest}, and no longer ones")
-
-    def positions(self, length: int) -> int:
-        return length
 
     def encoded(self, row: Bytes8) -> NDArray[Any]:
         """The tokens of an example."""

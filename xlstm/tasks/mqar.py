@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from xlstm.models import IGNORED
 from xlstm.randomness import Draws
-from xlstm.tasks.contract import TEST, TRAINING, Examples, Task
+from xlstm.tasks.contract import Examples, GeneratedTask
 from xlstm.tasks.settings import Recall
 
 
-class RecallTask(Task):
+class RecallTask(GeneratedTask):
     """`mqar` with its settings; a length is that of the whole sequence."""
 
     tested = 3000
@@ -27,22 +27,11 @@ class RecallTask(Task):
         self.context_length = self.longest = context_length
         self.different = settings.examples
 
-    def training(self, seed: int, numbers: NDArray[np.int64]) -> Examples:
-        return self._examples(Draws(seed, TRAINING, numbers), len(numbers), self.context_length)
-
-    def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
-        return self._examples(Draws(length, TEST, numbers), len(numbers), length)
-
-    def lengths(self) -> range:
-        return range(self.context_length, self.context_length + 1)
-
     def check(self, length: int) -> None:
         self.settings.check(length)
 
-    def positions(self, length: int) -> int:
-        return length
-
-    def _examples(self, draws: Draws, count: int, length: int) -> Examples:
+    def examples(self, seed: int, purpose: int, numbers: NDArray[np.int64], length: int) -> Examples:
+        draws, count = Draws(seed, purpose, numbers), len(numbers)
         pairs, half = self.settings.pairs, self.settings.symbols // 2
         keys = 1 + draws.distinct(half - 1, pairs)
         values = half + draws.distinct(self.settings.symbols - half, pairs)

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from xlstm.models import IGNORED
 from xlstm.randomness import Draws
-from xlstm.tasks.contract import TEST, TRAINING, Examples, Task
+from xlstm.tasks.contract import Examples, GeneratedTask
 from xlstm.tasks.settings import NearestNeighbor
 
 
-class NearestNeighborTask(Task):
+class NearestNeighborTask(GeneratedTask):
     """`nearest-neighbor` with its settings; a length counts all positions, the first among them."""
 
     vocabulary = 1
@@ -26,31 +26,16 @@ class NearestNeighborTask(Task):
         self.context_length = self.longest = settings.longest
         self.different = settings.examples
 
-    def training(self, seed: int, numbers: NDArray[np.int64]) -> Examples:
-        return _examples(Draws(seed, TRAINING, numbers), self.longest)
-
-    def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
-        return _examples(Draws(length, TEST, numbers), length)
-
-    def lengths(self) -> range:
-        return range(self.longest, self.longest + 1)
-
-    def check(self, length: int) -> None:
-        """Longer sequences than those of training are a test, too."""
-
-    def positions(self, length: int) -> int:
-        return length
-
-
-def _examples(draws: Draws, length: int) -> Examples:
-    angles, values = 2 * np.pi * draws.uniform(length), draws.uniform(length)
-    values[:, 0] = 0
-    likeness = np.cos(angles - angles[:, :1])
-    likeness[:, 0] = -np.inf
-    # Where the likeness rises above all before it, that place is the nearest so far; elsewhere the last such is.
-    rises = likeness >= np.maximum.accumulate(likeness, axis=1)
-    nearest = np.maximum.accumulate(np.where(rises, np.arange(length), 0), axis=1)
-    targets = np.take_along_axis(values, nearest, axis=1).astype(np.float32)
-    targets[:, 0] = IGNORED
-    tokens = np.stack([np.cos(angles), np.sin(angles), values], axis=-1).astype(np.float32)
-    return Examples(tokens, targets)
+    def examples(self, seed: int, purpose: int, numbers: NDArray[np.int64], length: int) -> Examples:
+        draws = Draws(seed, purpose, numbers)
+        angles, values = 2 * np.pi * draws.uniform(length), draws.uniform(length)
+        values[:, 0] = 0
+        likeness = np.cos(angles - angles[:, :1])
+        likeness[:, 0] = -np.inf
+        # Where the likeness rises above all before it, that place is the nearest so far; elsewhere the last such is.
+        rises = likeness >= np.maximum.accumulate(likeness, axis=1)
+        nearest = np.maximum.accumulate(np.where(rises, np.arange(length), 0), axis=1)
+        targets = np.take_along_axis(values, nearest, axis=1).astype(np.float32)
+        targets[:, 0] = IGNORED
+        tokens = np.stack([np.cos(angles), np.sin(angles), values], axis=-1).astype(np.float32)
+        return Examples(tokens, targets)

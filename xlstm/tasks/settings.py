@@ -4,7 +4,7 @@ arXiv 2405.04517, section 4.1 and appendix D.1. Lengths and pairs are those of t
 sequences is said by the evaluation.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -184,20 +184,14 @@ TaskSettings = (
 AnyTask = Annotated[TaskSettings, Field(discriminator="name")]
 
 
+_CLASSES: dict[str, type[TaskSettings]] = {
+    name: settings for settings in get_args(TaskSettings) for name in get_args(settings.model_fields["name"].annotation)
+}
+
+
 def settings_of(task: str) -> type[TaskSettings]:
     """The class of what may be said of a generated task."""
-    others: dict[str, type[TaskSettings]] = {
-        "mqar": Recall,
-        "nearest-neighbor": NearestNeighbor,
-        "listops": ListOps,
-        "pixels": Pixels,
-        "color-pixels": Pixels,
-        "pathfinder": Pathfinder,
-        "bytes": Bytes,
-        "retrieval": Retrieval,
-        "small-pathfinder": SmallPathfinder,
-    }
-    return others.get(task, FormalLanguage)
+    return _CLASSES.get(task, FormalLanguage)
 
 
 FROM_FILES = ("pixels", "color-pixels", "pathfinder", "bytes", "retrieval")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from xlstm.models import IGNORED
 from xlstm.randomness import Draws
-from xlstm.tasks.contract import TEST, TRAINING, Examples, Task
+from xlstm.tasks.contract import Examples, GeneratedTask
 from xlstm.tasks.settings import SmallPathfinder
 
 _STEPS = np.array([[0, 1], [1, 1], [1, 0], [1, -1], [0, -1], [-1, -1], [-1, 0], [-1, 1]])
@@ -21,7 +21,7 @@ _TOGETHER = 8
 """Attempts drawn at a time: one in two to five fits at usual sizes."""
 
 
-class SmallPathfinderTask(Task):
+class SmallPathfinderTask(GeneratedTask):
     """`small-pathfinder` with its settings; the only length is that of a whole picture."""
 
     vocabulary, classes, chance, tested = 3, 2, 1 / 2, 2000
@@ -31,23 +31,11 @@ class SmallPathfinderTask(Task):
         self.context_length = self.longest = settings.width**2
         self.different = settings.examples
 
-    def training(self, seed: int, numbers: NDArray[np.int64]) -> Examples:
-        return self._examples(seed, TRAINING, numbers)
-
-    def test(self, length: int, numbers: NDArray[np.int64]) -> Examples:
-        return self._examples(length, TEST, numbers)
-
-    def lengths(self) -> range:
-        return range(self.longest, self.longest + 1)
-
     def check(self, length: int) -> None:
         if length != self.longest:
             raise ValueError(f"pictures have {self.longest} cells, and no other number of them")
 
-    def positions(self, length: int) -> int:
-        return length
-
-    def _examples(self, seed: int, purpose: int, numbers: NDArray[np.int64]) -> Examples:
+    def examples(self, seed: int, purpose: int, numbers: NDArray[np.int64], length: int) -> Examples:
         count = len(numbers)
         lines = np.zeros((count, 2, self.contour, 2), dtype=np.int64)
         joined = np.zeros(count, dtype=np.int64)

@@ -182,7 +182,7 @@ class Checkpointer:
         # save() returns once every rank's files are on disk and the index is written.
         if self.world.is_main:
             self._commit(aside, Checkpoint(run, record.step), record)
-            self._prune(record.step)
+            self._prune()
 
     def _commit(self, aside: Path, final: Checkpoint, record: CheckpointRecord) -> None:
         write_json(aside / _RECORD, record.model_dump(mode="json"))
@@ -208,7 +208,7 @@ class Checkpointer:
         _sync(checkpoint.path)
         _sync(checkpoint.path.parent)
 
-    def _prune(self, latest: int) -> None:
+    def _prune(self) -> None:
         """Drop all but the last few checkpoints, those at fork points, and what other attempts left half-written."""
         run = self.lease.run
         rolling = [step for step in run.checkpoint_steps() if step not in self.keep_steps]

@@ -77,7 +77,7 @@ def memory(spec: RunSpec) -> Memory:
     tokens = micro * physics.data.context_length
     accumulates = physics.batch_sequences > ranks * micro
     on_gpu = kind_of_device(spec) == "cuda"
-    kept = [(block.bytes_per_token(itemsize, on_gpu), block.input * itemsize) for block in saved(config, sequence)]
+    kept = [(block.bytes_per_token(itemsize, on_gpu), block.input * itemsize) for block in saved(config)]
     per_token, largest = _activations(kept, execution.activation_checkpointing)
     loss = _loss(tokens, config.num_outputs or config.vocab_size, logits, itemsize, on_gpu)
 

@@ -3,13 +3,13 @@
 The first rank that knows how an attempt ends writes its verdict, and every other rank sees it and stops.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,15 @@ class Watch:
     - a failure that another rank recorded ends this process at once: it may wait for that rank in a collective;
     - where no step has ended for `patience` seconds, the rank to blame is named and everything ends.
 
-    `now` is the clock of that patience, which nobody sets; the signs of life that ranks leave for each other are on the
-    wall's clock, the only one that machines share.
+    That patience is on the clock that nobody sets; the signs of life that ranks leave for each other are on the wall's
+    clock, the only one that machines share.
     """
 
-    def __init__(
-        self, lease: Lease, rank: int, ranks: int, patience: float, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.lease, self.rank, self.ranks, self.patience, self.now = lease, rank, ranks, patience, now
+    def __init__(self, lease: Lease, rank: int, ranks: int, patience: float) -> None:
+        self.lease, self.rank, self.ranks, self.patience = lease, rank, ranks, patience
         self.lease_lost = threading.Event()
         self._main = threading.main_thread().ident
-        self._progress = (0, now())
+        self._progress = (0, time.monotonic())
         self._started = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -61,7 +59,7 @@ class Watch:
 
     def progress(self, step: int) -> None:
         """Tell the watch that the main thread moves."""
-        self._progress = (step, self.now())
+        self._progress = (step, time.monotonic())
         self._started = True
 
     def heartbeat(self) -> None:
@@ -72,11 +70,11 @@ class Watch:
         next_beat = 0.0
         while not self._stop.wait(_LOOK_SECONDS):
             self._follow_others()
-            if self.now() >= next_beat:
-                next_beat = self.now() + min(_HEARTBEAT_SECONDS, self.patience / 4)
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + min(_HEARTBEAT_SECONDS, self.patience / 4)
                 self._beat()
             patience = self.patience if self._started else max(self.patience, _START_SECONDS)
-            if self.now() - self._progress[1] > patience:
+            if time.monotonic() - self._progress[1] > patience:
                 self.report_hang()
 
     def _follow_others(self) -> None:
@@ -149,7 +147,7 @@ class Watch:
         return beat
 
 
-def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
+def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> None:
     """Write `exit.json` unless it is there. The first verdict stands: it holds the cause, the others its echo."""
     path, launch = run.verdict_file(attempt), run.launch(attempt)
     seconds = launch.elapsed() if launch is not None else None
@@ -161,12 +159,10 @@ def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> bool:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(aside, path)
-    except FileExistsError:
-        return False
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    return True
 
 
 def leave_failure(run: RunDirectory, attempt: int, rank: int, error: BaseException, traceback: str) -> None:

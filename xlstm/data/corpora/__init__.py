@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from xlstm.data.corpora import columnar, hub, layouts
-from xlstm.data.corpora.documents import CorpusError, Document, Reading, of_json, of_row
-from xlstm.data.locations import located
+from xlstm.data.corpora.documents import CorpusError, Document, Reading, found_at, of_json, of_row
 from xlstm.data.tokenizers import Vocabulary
 from xlstm.run.data import MIXTURE
 from xlstm.run.identity import canonical
@@ -197,7 +196,7 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
     if not paths:
         raise CorpusError("this corpus needs `paths`: files or folders to read")
     found: list[tuple[Path, str]] = []
-    for path in map(Path, _located(paths)):
+    for path in [Path(found_at(path)) for path in paths]:
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
             if not inside:
@@ -211,13 +210,6 @@ def _find_files(suffixes: tuple[str, ...], paths: Sequence[str]) -> list[CorpusF
         if path.stat().st_size == 0:
             raise CorpusError(f"{path}: the file is empty")
     return _assign_splits(found)
-
-
-def _located(paths: Sequence[str]) -> list[str]:
-    try:
-        return [located(path) for path in paths]
-    except ValueError as error:
-        raise CorpusError(str(error)) from None
 
 
 def _assign_splits(found: Sequence[tuple[Path, str]]) -> list[CorpusFile]:
@@ -260,11 +252,8 @@ def _read_text(file: CorpusFile, _: Reading, __: Vocabulary | None) -> Iterator[
 
 
 def _read_columns(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
-    try:
-        for number, (row, meta) in enumerate(columnar.rows(file.path, reading.text_key)):
-            yield of_row(f"{file.path}: row {number}", row, reading.text_key, meta)
-    except columnar.ColumnError as error:
-        raise CorpusError(str(error)) from None
+    for number, (row, meta) in enumerate(columnar.rows(file.path, reading.text_key)):
+        yield of_row(f"{file.path}: row {number}", row, reading.text_key, meta)
 
 
 def _read_jsonl(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
@@ -289,38 +278,26 @@ def _read_any(file: CorpusFile, reading: Reading, vocabulary: Vocabulary | None)
 
 def _find_dataset(paths: Sequence[str]) -> list[CorpusFile]:
     """The splits of a dataset, as if each were a file of that name."""
-    paths = _located(paths)
+    paths = [found_at(path) for path in paths]
     if len(paths) != 1:
         raise CorpusError("corpus hf takes one dataset: hf:NAME on the Hub, hf:NAME:SUBSET, or hf:FOLDER")
-    try:
-        return _assign_splits([(Path(paths[0]), name) for name in hub.splits(paths[0])])
-    except hub.HubError as error:
-        raise CorpusError(str(error)) from None
+    return _assign_splits([(Path(paths[0]), name) for name in hub.splits(paths[0])])
 
 
 def _read_dataset(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
-    try:
-        for number, (text, meta) in enumerate(hub.rows(str(file.path), file.name, reading.text_key)):
-            where = f"hf:{file.path}: row {number} of {file.name}"
-            yield of_row(where, {reading.text_key: text}, reading.text_key, meta)
-    except hub.HubError as error:
-        raise CorpusError(str(error)) from None
+    for number, (text, meta) in enumerate(hub.rows(str(file.path), file.name, reading.text_key)):
+        where = f"hf:{file.path}: row {number} of {file.name}"
+        yield of_row(where, {reading.text_key: text}, reading.text_key, meta)
 
 
 def _dataset_revision(files: Sequence[CorpusFile], reading: Reading) -> str:
-    try:
-        return hub.revision(str(files[0].path), reading.text_key)
-    except hub.HubError as error:
-        raise CorpusError(str(error)) from None
+    return hub.revision(str(files[0].path), reading.text_key)
 
 
 def _read_tokens(file: CorpusFile, reading: Reading, vocabulary: Vocabulary | None) -> Iterator[Document]:
     assert vocabulary is not None
-    try:
-        for tokens in layouts.documents(file.path, vocabulary.size, vocabulary.end_of_document, reading.id_type):
-            yield Document("", key=hashlib.sha256(tokens.tobytes()).hexdigest(), tokens=tokens)
-    except layouts.LayoutError as error:
-        raise CorpusError(str(error)) from None
+    for tokens in layouts.documents(file.path, vocabulary.size, vocabulary.end_of_document, reading.id_type):
+        yield Document("", key=hashlib.sha256(tokens.tobytes()).hexdigest(), tokens=tokens)
 
 
 def _token_revision(files: Sequence[CorpusFile], _: Reading) -> str:

@@ -1,32 +1,10 @@
 """Documents in columns: Parquet files, and the Arrow streams that `datasets` saves. Imports without torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
-class ColumnError(ValueError):
-    """A columnar file cannot be read as documents: says which, and what is wrong."""
-
-
-MISSING = object()
-
-
-def value_of(row: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, or of a key within others where it holds dots. `MISSING` where there is none.
-
-    Within a null all is null.
-    """
-    if key in row:
-        return row[key]
-    value: Any = row
-    for part in key.split("."):
-        if value is None:
-            return None
-        if not isinstance(value, Mapping) or part not in value:
-            return MISSING
-        value = value[part]
-    return value
+from xlstm.data.corpora.documents import CorpusError
 
 
 def rows(path: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -38,12 +16,12 @@ def rows(path: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
             names = batch.schema.names
             column = _column(names, key)
             if column not in names:
-                raise ColumnError(f"{path}: no column `{column}`; found {', '.join(names)}; say data.text_key: COLUMN")
+                raise CorpusError(f"{path}: no column `{column}`; found {', '.join(names)}; say data.text_key: COLUMN")
             texts = batch.column(column)
             metas = batch.column("meta").to_pylist() if "meta" in names else [None] * len(texts)
             yield from (({column: text}, meta) for text, meta in zip(texts.to_pylist(), metas, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
-        raise ColumnError(f"{path}: cannot be read: {error}") from None
+        raise CorpusError(f"{path}: cannot be read: {error}") from None
 
 
 def _column(names: Sequence[str], key: str) -> str:
@@ -72,4 +50,4 @@ def _batches(path: Path, key: str) -> Iterator[Any]:
         with pyarrow.OSFile(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
             yield from reader
     else:
-        raise ColumnError(f"{path}: neither a Parquet nor an Arrow file")
+        raise CorpusError(f"{path}: neither a Parquet nor an Arrow file")

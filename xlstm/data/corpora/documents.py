@@ -9,14 +9,14 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from xlstm.data.corpora import columnar
+from xlstm.data.locations import located
 from xlstm.run.spec import IdType
 
 MOST_DECOMPRESSED = 100 << 30
@@ -59,6 +59,14 @@ class Reading:
 
     text_key: str = "text"
     id_type: IdType | None = None
+
+
+def found_at(path: str) -> str:
+    """`located`, whose errors are the corpus's."""
+    try:
+        return located(path)
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
 
 
 def of_json(path: Path, reading: Reading) -> Iterator[Document]:
@@ -140,18 +148,38 @@ def of_row(
 
     CorpusError, with the `hint`, where there is no text.
     """
-    text = columnar.value_of(row, key)
+    text = _value_of(row, key)
     if text is None:
         return Document("", key="")
     if not isinstance(text, str):
         found = f"found {', '.join(sorted(row))}"
-        holds = found if text is columnar.MISSING else f"it is of type {type(text).__name__}"
+        holds = found if text is _MISSING else f"it is of type {type(text).__name__}"
         raise CorpusError(f"{where}: no `{key}` of type string; {holds}{hint}")
     try:
         text.encode()
     except UnicodeEncodeError:
         raise CorpusError(f"{where}: `{key}` holds half of a surrogate pair, which UTF-8 cannot hold") from None
     return Document(text, key=text, source=_source_of(meta))
+
+
+_MISSING = object()
+
+
+def _value_of(row: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, or of a key within others where it holds dots. `_MISSING` where there is none.
+
+    Within a null all is null.
+    """
+    if key in row:
+        return row[key]
+    value: Any = row
+    for part in key.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
 
 
 def _source_of(meta: Any) -> str:

@@ -10,23 +10,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from xlstm.data.corpora.documents import CorpusError
+
 _ROWS_AT_ONCE = 1000
-
-
-class HubError(ValueError):
-    """A dataset cannot be had or read: says which, and what to do."""
 
 
 @functools.lru_cache(maxsize=4)
 def splits(name: str) -> Mapping[str, Any]:
-    """The splits of a dataset by name; a dataset without splits is one, `train`. HubError where it cannot be had.
+    """The splits of a dataset by name; a dataset without splits is one, `train`. CorpusError where it cannot be had.
 
     `name` is a folder, or `repository`, `repository:subset`, `repository:subset@revision` on the Hub.
     """
     try:
         import datasets
     except ImportError:
-        raise HubError("corpus hf needs the `datasets` library: pip install datasets") from None
+        raise CorpusError("corpus hf needs the `datasets` library: pip install datasets") from None
     folder = Path(name)
     try:
         if any((folder / known).is_file() for known in ("dataset_dict.json", "state.json")):
@@ -39,7 +37,7 @@ def splits(name: str) -> Mapping[str, Any]:
             loaded = datasets.load_dataset(repository, subset or None, revision=revision or None)
     except Exception as error:  # the library passes on what its many formats and two HTTP clients raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HubError(
+        raise CorpusError(
             f"hf:{name}: {first}; without a network, give a folder that `save_to_disk` wrote, or fill the cache of "
             "`datasets` where there is one and share it (HF_HOME)"
         ) from None
@@ -49,13 +47,13 @@ def splits(name: str) -> Mapping[str, Any]:
 def rows(name: str, split: str, text: str) -> Iterator[tuple[Any, Any]]:
     """(text, meta) of every row of a split: `text` names the text's column; meta is None where there is no such column.
 
-    HubError where the text's column is missing.
+    CorpusError where the text's column is missing.
     """
     table = splits(name)[split]
     columns = table.column_names
     if text not in columns:
         found = ", ".join(columns)
-        raise HubError(f"hf:{name}: split {split} has no column `{text}`; found {found}; say data.text_key: COLUMN")
+        raise CorpusError(f"hf:{name}: split {split} has no column `{text}`; found {found}; say data.text_key: COLUMN")
     wanted = [column for column in dict.fromkeys((text, "meta")) if column in columns]
     for batch in table.select_columns(wanted).iter(batch_size=_ROWS_AT_ONCE):
         yield from zip(batch[text], batch.get("meta", [None] * len(batch[text])), strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm.data.corpora.documents import CorpusError
 from xlstm.data.tokenizers import token_dtype
 from xlstm.run.spec import IdType
 
@@ -31,7 +32,7 @@ _FEWEST_TO_JUDGE = 4
 """Ids of which every second is 0 that are too many for chance."""
 
 
-class LayoutError(ValueError):
+class LayoutError(CorpusError):
     """A token file is not what it should be: says which, and what is wrong."""
 
 
