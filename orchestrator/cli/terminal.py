@@ -50,6 +50,7 @@ def plan_sweep(sweep: str, *given: list[str] | None, refresh_law: bool = False) 
     """The plan of a sweep under the overrides that were given, one after the other."""
     from orchestrator.planning.plan import make_plan
     from orchestrator.workbench.adaptive.submit import refuse_unknown_form
+    from orchestrator.workbench.slurm import refuse_unknown_settings
     from sweeps.sweep import SHIPPED, Sweep
 
     workspace = workspace_here()
@@ -58,10 +59,7 @@ def plan_sweep(sweep: str, *given: list[str] | None, refresh_law: bool = False) 
     loaded = Sweep.load(known, [one for overrides in given for one in overrides or ()])
     made = make_plan(loaded, workspace, refresh_law=refresh_law)
     refuse_unknown_form(made.sweep)
-    if any(run.spec.execution.slurm for run in made.runs):
-        from orchestrator.workbench.slurm import refuse_unknown_settings
-
-        refuse_unknown_settings(made)
+    refuse_unknown_settings(made.sweep)
     return made
 
 
