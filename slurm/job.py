@@ -223,11 +223,16 @@ class SlurmJob:
 def first_node() -> str:
     """The name of this node if it can be resolved, else the address at which Slurm reaches it."""
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    return name if resolves(name) else commands.node_address(name)
+
+
+def resolves(name: str) -> bool:
+    """Whether the name of a machine leads to an address here."""
     try:
         socket.getaddrinfo(name, None)
     except socket.gaierror:
-        return commands.node_address(name)
-    return name
+        return False
+    return True
 
 
 def main() -> int:

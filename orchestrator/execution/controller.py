@@ -302,7 +302,7 @@ class Controller:
         status = progress.run.status()
         launch, token = progress.run.launch(status.attempt), progress.handle.token
         began = launch is not None and launch.token == token
-        ours = began or (status.lease is not None and status.lease.token == token)
+        ours = began or status.is_held_by(token)
         if progress.run.is_complete(progress.planned.spec):
             self._finish_complete(progress, Happening.ENDED)
             return

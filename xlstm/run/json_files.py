@@ -125,5 +125,19 @@ def write_text(path: Path, content: str, *, durably: bool = True, private: bool 
         raise
 
 
+def append_json(path: Path, row: Any, *, durably: bool = False) -> None:
+    """Append one JSON value as a line in one write, behind whatever a kill has torn. ValueError for NaN and infinities.
+
+    `durably`: when this returns, it is on the disk.
+    """
+    line = json.dumps(row, allow_nan=False, separators=(",", ":"))
+    with open(path, "ab+") as file:
+        torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        if durably:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def _for_the_owner(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one row a line, only appended to; the one place where it is written and parsed.
+"""`metrics.jsonl`: one row a line, only appended to; the one place where it is parsed.
 
 Rows are described at `RunDirectory.metrics`. A line torn by a kill is no row: its step is written again by the next
 attempt. Nor is any other line that no trainer wrote; such lines are left out, and `damage` names them. Imports without
@@ -7,7 +7,7 @@ torch.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,6 @@ from xlstm.run.records import Metric
 
 _TAIL_BYTES = 8192
 _REMEDY = "submit its sweep again, which sets it aside"
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row in one write. ValueError for NaN and infinities: no measurements."""
-    line = json.dumps(row, allow_nan=False, separators=(",", ":"))
-    with open(path, "ab+") as file:
-        torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
 
 def parse(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:

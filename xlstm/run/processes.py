@@ -8,8 +8,9 @@ above dies, and what slipped through is found by the lease's token in its enviro
 import ctypes
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 TOKEN_VARIABLE = "SCALING_TOKEN"
@@ -51,6 +52,26 @@ def die_with_parent(parent: int | None = None) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def start_bound(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that dies with this one, its output appended to a file.
+
+    It has a session of its own: Ctrl-C does not reach it.
+    """
+    parent = os.getpid()
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),
+        )
 
 
 def tagged(token: str) -> Iterator[int]:

@@ -115,6 +115,15 @@ class Status(Record):
     updated: float = 0.0
     lease: Holder | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a living launcher holds the run."""
+        return self.lease is not None and self.lease.is_alive
+
+    def is_held_by(self, token: str) -> bool:
+        """Whether the lease is the one with that token, alive or not."""
+        return self.lease is not None and self.lease.token == token
+
 
 class Verdict(Record):
     """`attempts/<n>/exit.json`: how an attempt ended."""
