@@ -26,11 +26,10 @@ def fit_curves(source: str, columns: str | None, wishes: tuple[Any, ...], as_jso
         console.print(f"kept in {path}", highlight=False, soft_wrap=True)
 
 
-def predict_end(source: str, schedule: str, asked: tuple[Any, ...], as_json: bool) -> None:
+def predict_end(source: str, schedule: str, as_json: bool, **asked: Any) -> None:
     from orchestrator.workbench.analyses import curves
 
-    names = ("steps", "tokens", "decay_share", "peak", "final")
-    documents = curves.predict(source, schedule, **dict(zip(names, asked, strict=True)))
+    documents = curves.predict(source, schedule, **asked)
     if as_json:
         print_json(documents)
         return

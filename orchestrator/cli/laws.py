@@ -309,7 +309,8 @@ def predict(
     check_modes(context, (_SCHEDULE,))
     if schedule is not None:
         end = None if tokens is None else quantity("--tokens", tokens)
-        predict_end(sources[0], schedule, (steps, end, decay_share, peak_rate, final_rate), as_json)
+        asked = {"steps": steps, "tokens": end, "decay_share": decay_share, "peak": peak_rate, "final": final_rate}
+        predict_end(sources[0], schedule, as_json, **asked)
         return
     from orchestrator.errors import InputError
     from orchestrator.workbench.analyses import laws

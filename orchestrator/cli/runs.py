@@ -12,6 +12,8 @@ from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
     RunArgument,
+    TargetArgument,
+    YesOption,
     interruption,
     make_console,
     print_json,
@@ -56,7 +58,7 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
 @app.command()
 def noise(
     run: RunArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what rounding does to a run's loss: three repeats with other threads, kernels and micro-batches."""
@@ -226,9 +228,9 @@ def export(
 
 @app.command()
 def delete(
-    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")],
+    target: TargetArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Delete a run, or a sweep with the runs that no other sweep holds. What somebody still needs is refused."""
     from orchestrator.workbench.delete import plan_deletion

@@ -10,11 +10,13 @@ from orchestrator.cli.terminal import (
     BAD_INPUT,
     JsonOption,
     NameArgument,
+    OnOption,
     OptionalNameArgument,
     OverridesArgument,
     RefreshLawOption,
     SetOption,
     SweepArgument,
+    TargetArgument,
     interruption,
     is_sweep,
     make_console,
@@ -116,7 +118,7 @@ def check_coordinates(
 def submit(
     sweep: SweepArgument,
     overrides: OverridesArgument = None,
-    on: Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")] = "local",
+    on: OnOption = "local",
     override: SetOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
     replace: Annotated[
@@ -150,7 +152,7 @@ def evaluate(
     names: Annotated[
         list[str] | None, typer.Option("--with", metavar="NAME", help="Only this evaluation; may be repeated.")
     ] = None,
-    on: Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")] = "local",
+    on: OnOption = "local",
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -258,10 +260,7 @@ def watch(
 
 
 @app.command()
-def cancel(
-    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")],
-    as_json: JsonOption = False,
-) -> None:
+def cancel(target: TargetArgument, as_json: JsonOption = False) -> None:
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.workbench.cancel import cancel as cancel_runs
     from orchestrator.workbench.mending import mend_plan
@@ -304,8 +303,7 @@ def schema() -> None:
 def _headline(standing: "SweepStanding") -> "Text":
     from rich.text import Text
 
-    counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
-    return Text(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", style="bold")
+    return Text(f"{standing.sweep}: {len(standing.runs)} runs, {standing.counted}", style="bold")
 
 
 def _show(standing: "SweepStanding", console: "Console") -> None:

@@ -29,7 +29,10 @@ OptionalNameArgument = Annotated[
     str | None, typer.Argument(metavar="[SWEEP]", help="Name (or file) of a submitted sweep; all of them if left out.")
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id, or an unambiguous part of one.")]
+TargetArgument = Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+OnOption = Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the sweep, such as grid.seed=[0,1]."),

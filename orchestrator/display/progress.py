@@ -73,7 +73,7 @@ class _Line:
     @property
     def planned_pace(self) -> float:
         """Seconds per token, by the plan."""
-        return float(self.planned["device_hours"]) * 3600 / self.planned["ranks"] / self.own_tokens
+        return float(self.planned["device_hours"] * 3600 / self.planned["ranks"] / self.own_tokens)
 
     @property
     def seconds_left(self) -> float | None:

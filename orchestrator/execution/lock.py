@@ -57,5 +57,4 @@ def _wait(file: IO[str], workspace: Workspace, sweep: str, console: Console) -> 
         time.sleep(WAIT_SECONDS)
         if time.monotonic() - said >= SAY_SECONDS:
             said = time.monotonic()
-            counts = look(workspace, sweep).counts
-            console.print(f"{sweep}: " + ", ".join(f"{n} {state.value.lower()}" for state, n in counts.items()))
+            console.print(f"{sweep}: {look(workspace, sweep).counted}")

@@ -146,7 +146,8 @@ def catch_up(workspace: Workspace, sweep: str) -> list[str]:
 
 def refuse_unknown_settings(sweep: "Sweep") -> None:
     """SweepError, at its line, for what `slurm` of a sweep's resources says that is no setting."""
-    stated = [(index, rule.set.slurm) for index, rule in enumerate(sweep.file.resources) if rule.set.slurm]
+    every = [(index, vars(rule.set)["slurm"]) for index, rule in enumerate(sweep.file.resources)]
+    stated = [(index, choice) for index, choice in every if choice]
     if not stated:
         return
     from slurm.site import wrong_choices

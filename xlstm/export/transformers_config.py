@@ -166,7 +166,8 @@ def config_from_transformers(content: Mapping[str, Any]) -> ModelConfig:
 
 def ties_head(content: Mapping[str, Any]) -> bool:
     """Whether the head of a `config.json`'s model is its embedding."""
-    return bool(content.get("tie_word_embeddings", _FAMILIES.get(content.get("model_type")) in _TIES_BY_DEFAULT))
+    family = _FAMILIES.get(str(content.get("model_type")), "")
+    return bool(content.get("tie_word_embeddings", family in _TIES_BY_DEFAULT))
 
 
 def _by_one_name(family: str, content: Mapping[str, Any]) -> dict[str, Any]:

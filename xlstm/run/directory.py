@@ -372,14 +372,14 @@ class Lease:
             self._require(self.run.status())
             yield
 
-    def renew(self, state: State | None = None, reason: str = "") -> None:
+    def renew(self, state: State | None = None) -> None:
         """Beat, and change the state if given. LeaseLostError when another launcher has taken the run."""
         with self.run._locked():
             status = self.run.status()
             beat = self._require(status).model_copy(update={"heartbeat": time.time()})
             changes: dict[str, Any] = {"lease": beat}
             if state is not None:
-                changes |= {"state": state, "reason": reason}
+                changes |= {"state": state, "reason": ""}
             self.run._write_status(status, **changes)
 
     def release(self, state: State, reason: str = "") -> None:

@@ -47,10 +47,12 @@ def refused(path: Path, error: OSError, remedy: str) -> DamagedFileError:
     return DamagedFileError(path, f"cannot be read ({error.strerror or error})", "make it readable", denied=True)
 
 
-def read_bytes(path: Path, remedy: str) -> bytes | None:
-    """The content of a file, None where there is none. DamagedFileError where something else lies there."""
+def read_bytes(path: Path, remedy: str, start: int = 0) -> bytes | None:
+    """A file from a byte on, None where there is none. DamagedFileError where something else lies there."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xlstm.run.json_files import DamagedFileError, read_bytes, refused
+from xlstm.run.json_files import DamagedFileError, read_bytes
 from xlstm.run.records import Metric
 
 _TAIL_BYTES = 8192
@@ -39,14 +39,7 @@ def read_added(path: Path, offset: int) -> tuple[list[dict[str, Any]], int, Dama
 
     A last line that is still being written is left for the next call. DamagedFileError where no file lies there.
     """
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return [], offset, None
-    except OSError as error:
-        raise refused(path, error, _REMEDY) from None
+    content = read_bytes(path, _REMEDY, offset) or b""
     whole = content[: content.rfind(b"\n") + 1]
     rows, damage = _examined(path, whole.split(b"\n"))
     return rows, offset + len(whole), damage

@@ -43,14 +43,14 @@ def usable_cores() -> int:
     return psutil.cpu_count() or 1
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def die_with_parent(parent: int) -> None:
     """Have the kernel SIGKILL this process when its parent dies; exit at once if the parent `parent` is gone already.
 
     Safe between fork and exec. The signal follows the death of the *thread* that forked, so fork from one that lasts.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         os._exit(1)
 
 

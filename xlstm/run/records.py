@@ -72,7 +72,7 @@ class Metric:
 
 
 class Record(BaseModel):
-    """A JSON file of the run directory."""
+    """A JSON file that we write, or a part of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

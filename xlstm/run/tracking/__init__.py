@@ -111,7 +111,7 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
 
     Returns None, or what is wrong. `artifacts` is where a new experiment of an embedded store keeps its files.
     """
-    if embedded.is_ready(tracking_uri, artifacts):
+    if artifacts is not None and embedded.is_ready(tracking_uri, artifacts):
         return None
     try:
         client_of(tracking_uri, artifacts).search_experiments(max_results=1)

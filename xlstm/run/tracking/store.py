@@ -160,7 +160,7 @@ class Place:
 
 def experiments(tracking_uri: str, artifacts: Path | None = None) -> dict[str, str]:
     """Ids of the experiments that hold sweeps, by name."""
-    if (known := embedded.experiments(tracking_uri, artifacts)) is not None:
+    if artifacts is not None and (known := embedded.experiments(tracking_uri, artifacts)) is not None:
         return known
     found = client_of(tracking_uri).search_experiments()
     return {one.name: str(one.experiment_id) for one in found if MODEL_TRAINING.items() <= one.tags.items()}
