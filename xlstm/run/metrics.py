@@ -92,8 +92,8 @@ def _row(line: str | bytes) -> dict[str, Any] | None:
         return row if {"before", "fingerprint"} <= row.keys() else None
     if "event" in row:
         return row
-    measured = all(_is_number(value) for name, value in row.items() if "/" in name)
-    return row if measured and _is_whole(row.get("step")) and _is_number(row.get("time", 0)) else None
+    measured = all(is_number(value) for name, value in row.items() if "/" in name)
+    return row if measured and _is_whole(row.get("step")) and is_number(row.get("time", 0)) else None
 
 
 def _examined(path: Path, lines: list[bytes]) -> tuple[list[dict[str, Any]], DamagedFileError | None]:
@@ -118,5 +118,6 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and neither true nor false."""
     return isinstance(value, int | float) and not isinstance(value, bool)
