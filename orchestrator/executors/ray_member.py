@@ -24,6 +24,7 @@ from orchestrator.execution.command import command, free_port
 from orchestrator.execution.forks import Forked
 from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
 from xlstm.run.directory import RunDirectory
+from xlstm.run.json_files import write_text
 from xlstm.run.processes import kill_tagged, start_bound
 
 JOIN_SECONDS = 300.0
@@ -159,9 +160,7 @@ def _meet(meeting: Path, rank: int) -> str:
     """host:port where the group meets."""
     if rank == 0:
         address = f"{ray.util.get_node_ip_address()}:{free_port()}"
-        aside = meeting.with_name(f".{meeting.name}")
-        aside.write_text(address)
-        aside.replace(meeting)
+        write_text(meeting, address, durably=False)
         return address
     deadline = time.monotonic() + JOIN_SECONDS
     while time.monotonic() < deadline:
