@@ -226,10 +226,8 @@ def design(
     console = make_console()
     for document in documents:
         console.print(design_table(document))
-        if document["ended"]:
-            console.print(f"{document['family']}: {document['ended']}", highlight=False)
-        if document["beyond"]:
-            console.print(f"{document['family']}: {document['beyond']}", highlight=False)
+        for said in filter(None, (document["ended"], document["beyond"])):
+            console.print(f"{document['family']}: {said}", highlight=False)
     _warn(warning for document in documents for warning in document["warnings"])
     if fragment is not None:
         console.print(f"written to {fragment}", highlight=False, soft_wrap=True)

@@ -77,11 +77,9 @@ def noise(
     if as_json:
         print_json({"run_id": found.run_id, "floor": found.floor, "loss": found.loss, "repeats": dict(found.repeats)})
         return
-    for name, loss in {
-        "the run itself": found.loss,
-        **{f"other {one}": at for one, at in found.repeats.items()},
-    }.items():
-        print(f"{name}: loss {loss:.6f}")
+    print(f"the run itself: loss {found.loss:.6f}")
+    for name, loss in found.repeats.items():
+        print(f"other {name}: loss {loss:.6f}")
     print(f"{found.run_id}: rounding alone moves the logarithm of its loss by {found.floor:.2g} (standard deviation)")
 
 
