@@ -85,7 +85,9 @@ class SlurmExecutor:
         _refuse_what_slurm_rewrites(self.workspace.root.absolute())
         site = self.site or Site.load(self.workspace)
         sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
-        with self._alone():
+        lock = self.workspace.sweep(self.sweep).slurm_lock
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock):  # the next submission of this sweep finds the jobs of this one
             alive = self.alive()
             handles = self._submit([job for job in jobs if job.run.run_id not in alive], sites)
         return [(alive | handles)[job.run.run_id] for job in jobs]
@@ -277,14 +279,6 @@ class SlurmExecutor:
         for shape, group in groups.items():
             for start in range(0, len(group), self._longest_array):
                 yield shape, group[start : start + self._longest_array]
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One submission of this sweep at a time: the next finds the jobs of the one before."""
-        lock = self.workspace.sweep(self.sweep).slurm_lock
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock):
-            yield
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""

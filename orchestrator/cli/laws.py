@@ -109,8 +109,11 @@ def fit(
         fit_hyperparameters(sources[0], columns, axis, at or [], as_json)
         return
     if curves:
+        from orchestrator.workbench.analyses.curves import Wishes
+
         runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
-        fit_curves(sources[0], columns, (form, delta, runs, warmup_steps, decimal_comma), as_json)
+        question = Wishes("multi-power" if form == "auto" else form, delta, runs, warmup_steps, decimal_comma)
+        fit_curves(sources[0], columns, question, as_json)
         return
     from orchestrator.display.tables import fit_table, forms_line, noise_line
     from orchestrator.workbench.analyses import laws
