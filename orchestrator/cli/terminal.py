@@ -127,6 +127,8 @@ class OneLineErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.Exit:  # after --help nothing is to be imported
+            raise
         except Exception as error:
             if (told := _in_a_line(error)) is None:
                 raise
