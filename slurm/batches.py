@@ -15,18 +15,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import DamagedFileError, read_record
-from xlstm.run.records import Fork, write_json
+from xlstm.run.records import Fork, Record, write_json
 from xlstm.run.sweep_directory import SweepDirectory
 
 
-class Part(BaseModel):
+class Part(Record):
     """One job: a run, or, where other runs fork from it, the part of a run up to a fork point."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     token: str
@@ -37,10 +33,8 @@ class Part(BaseModel):
     """Step whose checkpoint ends this job; None for the end of the run."""
 
 
-class Contents(BaseModel):
+class Contents(Record):
     """`batch.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     parts: tuple[Part, ...]
     nodes: int
@@ -51,10 +45,8 @@ class Contents(BaseModel):
     srun: tuple[str, ...] = ()
 
 
-class Submitted(BaseModel):
+class Submitted(Record):
     """`submitted.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: str
 

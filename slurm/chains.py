@@ -26,11 +26,7 @@ def links(jobs: Sequence[Job], promised: Mapping[tuple[str, int], str]) -> list[
     dependency; one whose checkpoint nobody will leave is a ValueError.
     """
     submitted = {job.run.run_id: job for job in jobs}
-    chained = []
-    for job in jobs:
-        first = _first_dependency(job, submitted, promised)
-        chained += _chain(job, first)
-    return _in_order(chained)
+    return _in_order([link for job in jobs for link in _chain(job, _first_dependency(job, submitted, promised))])
 
 
 def _first_dependency(
@@ -41,9 +37,7 @@ def _first_dependency(
     trunk, step = job.fork.run_id, job.fork.step
     if job.run.workspace.run(trunk).has_checkpoint(step):
         return None
-    if trunk in submitted and step in submitted[trunk].checkpoint_at:
-        return trunk, step
-    if (trunk, step) in promised:
+    if (trunk, step) in promised or (trunk in submitted and step in submitted[trunk].checkpoint_at):
         return trunk, step
     raise ValueError(
         f"{job.run.run_id} starts from the checkpoint of {trunk} at step {step}, which is neither there nor on its "

@@ -4,7 +4,6 @@ python -m slurm.check [--workspace DIR] [--nodes 2]
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import shutil
@@ -16,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.execution.provenance import version_of
 from slurm import commands
 from slurm.commands import NoAccountingError, SlurmError
+from slurm.job import resolves
 from slurm.site import Site, SiteError
 from xlstm.quantities import nearest
 from xlstm.run.directory import Workspace
@@ -41,6 +42,10 @@ class Finding:
     ok: bool | None
     detail: str
 
+    def __str__(self) -> str:
+        """A line for people."""
+        return f"{_MARKS[self.ok]:>8}  {self.what}: {self.detail}"
+
 
 def examine(workspace: Workspace, nodes: int) -> list[Finding]:
     """`look`, and, where nothing is missing and `nodes` is not 0, `probe`."""
@@ -48,12 +53,6 @@ def examine(workspace: Workspace, nodes: int) -> list[Finding]:
     if nodes and all(finding.ok is not False for finding in findings):
         findings += probe(workspace, nodes)
     return findings
-
-
-def show(findings: Sequence[Finding]) -> None:
-    """Print findings, one a line."""
-    for finding in findings:
-        print(f"{_MARKS[finding.ok]:>8}  {finding.what}: {finding.detail}")
 
 
 def look(workspace: Workspace) -> list[Finding]:
@@ -152,7 +151,7 @@ def _file_system(workspace: Workspace) -> Finding:
 
 def _node_names() -> Finding:
     names = commands.nodes()[:NODES_LOOKED_UP]
-    unknown = [name for name in names if not _resolves(name)]
+    unknown = [name for name in names if not resolves(name)]
     if unknown:
         detail = f"{', '.join(unknown[:5])} cannot be resolved here; jobs fall back to the addresses that Slurm uses"
         return Finding("node names", None, detail)
@@ -192,20 +191,9 @@ def _on_node(folder: Path) -> None:
     # Inside a container Slurm's commands may be missing; the names are then not looked up.
     ask = ["scontrol", "show", "hostnames"] if shutil.which("scontrol") else ["true"]
     listed = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.split()
-    try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        version = ""
-    seen = {"node": node, "unknown": [name for name in listed if not _resolves(name)], "torch": version}
+    unknown = [name for name in listed if not resolves(name)]
+    seen = {"node": node, "unknown": unknown, "torch": version_of("torch") or ""}
     (folder / f"{node}.json").write_text(json.dumps(seen))
-
-
-def _resolves(name: str) -> bool:
-    try:
-        socket.getaddrinfo(name, None)
-    except socket.gaierror:
-        return False
-    return True
 
 
 def main() -> int:
@@ -219,7 +207,7 @@ def main() -> int:
         return 0
     workspace = Workspace(options.workspace.absolute()) if options.workspace else Workspace.default()
     findings = examine(workspace, options.nodes)
-    show(findings)
+    print(*findings, sep="\n")
     return 1 if any(finding.ok is False for finding in findings) else 0
 
 

@@ -65,7 +65,7 @@ def sbatch(script: Path) -> str:
 def squeue(name: str) -> list[QueuedJob]:
     """All jobs of one name that Slurm still shows: waiting, running, and for some minutes those that ended."""
     arguments = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r|%k"]
-    return [_queued(line) for line in _call(arguments).splitlines() if line]
+    return [QueuedJob(*line.split("|", 3)) for line in _call(arguments).splitlines() if line]
 
 
 def sacct(numbers: Sequence[str]) -> list[QueuedJob]:
@@ -154,11 +154,6 @@ def leave_queue(waiting: Sequence[str]) -> None:
         arrays.setdefault(int(number.partition("_")[0]), []).append(number)
     for array in sorted(arrays, reverse=True):
         scancel(arrays[array])
-
-
-def _queued(line: str) -> QueuedJob:
-    number, state, reason, comment = line.split("|", 3)
-    return QueuedJob(number, state, reason, comment)
 
 
 def _call(command: Sequence[str], *, folder: Path | None = None) -> str:

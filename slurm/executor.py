@@ -46,7 +46,6 @@ class _Shape:
 class _Placed:
     """One job that was handed over: its part of a run and Slurm's number, None where that never reached us."""
 
-    batch: Batch
     part: Part
     number: str | None
 
@@ -86,7 +85,9 @@ class SlurmExecutor:
         _refuse_what_slurm_rewrites(self.workspace.root.absolute())
         site = self.site or Site.load(self.workspace)
         sites = {id(job): site.for_run(job.spec.execution.slurm) for job in jobs}
-        with self._alone():
+        lock = self.workspace.sweep(self.sweep).slurm_lock
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock):  # the next submission of this sweep finds the jobs of this one
             alive = self.alive()
             handles = self._submit([job for job in jobs if job.run.run_id not in alive], sites)
         return [(alive | handles)[job.run.run_id] for job in jobs]
@@ -98,7 +99,7 @@ class SlurmExecutor:
     def alive(self) -> dict[str, Handle]:
         """Runs of this sweep whose jobs are waiting or running."""
         handles = self.handles()
-        shown = {job.number: job for job in commands.squeue(self.job_name)} if handles else {}
+        shown = self._shown() if handles else {}
         states = [_state_of(_found(shown, handle)) for handle in handles]
         return {h.run.run_id: h for h, state in zip(handles, states, strict=True) if state is not JobState.ENDED}
 
@@ -137,7 +138,7 @@ class SlurmExecutor:
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job, with one squeue; as the run directories have it where the controller is away."""
         try:
-            shown = {job.number: job for job in commands.squeue(self.job_name)}
+            shown = self._shown()
         except SlurmError:
             return [_state_from_files(handle.run) for handle in handles]
         return [_state_of(_found(shown, handle)) for handle in handles]
@@ -151,16 +152,14 @@ class SlurmExecutor:
         if not handles:
             return
         wanted = {number for handle in handles for number in _numbers(handle)}
-        shown = [job for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended]
+        shown = self._left(wanted)
         running = [job.number for job in shown if job.is_running]
         commands.leave_queue([job.number for job in shown if not job.is_running])
         if running:
             commands.forbid_requeue(running)
             commands.scancel(running, signal="TERM")
             self._wait_for_end(set(running), grace_seconds)
-        if still := [
-            job.number for job in commands.squeue(self.job_name) if job.number in wanted and not job.has_ended
-        ]:
+        if still := [job.number for job in self._left(wanted)]:
             commands.scancel(still)
             self._wait_for_end(set(still), grace_seconds)
         for handle in handles:
@@ -188,7 +187,7 @@ class SlurmExecutor:
         if not unsettled:
             return
         try:
-            shown = {job.number: job for job in commands.squeue(self.job_name)}
+            shown = self._shown()
         except SlurmError:
             return  # nothing can be told while the controller is away
         ended = [h for h in unsettled if _state_of(_found(shown, h)) is JobState.ENDED]
@@ -255,7 +254,7 @@ class SlurmExecutor:
                     batch.set_number(number)
             for index, part in enumerate(contents.parts):
                 name = job_number(number, index, len(contents.parts)) if number else None
-                yield _Placed(batch, part, name)
+                yield _Placed(part, name)
 
     def _promised(self) -> dict[tuple[str, int], str]:
         """Checkpoints that jobs still in the queue will leave, and which job."""
@@ -272,25 +271,14 @@ class SlurmExecutor:
         groups: dict[_Shape, list[Link]] = {}
         for link in planned:
             execution, site = link.job.spec.execution, sites[id(link.job)]
-            gpus = (
-                0
-                if execution.device == "cpu" or (execution.device == "auto" and not self._has_gpus)
-                else execution.devices
-            )
+            on_cpu = execution.device == "cpu" or (execution.device == "auto" and not self._has_gpus)
+            gpus = 0 if on_cpu else execution.devices
             cpus = site.cpus_per_task or execution.devices * (execution.threads_per_rank or 1)
             wanted = site.model_copy(update={"cpus_per_task": cpus}).model_dump_json()
             groups.setdefault(_Shape(execution.nodes, gpus, wanted, link.after), []).append(link)
         for shape, group in groups.items():
             for start in range(0, len(group), self._longest_array):
                 yield shape, group[start : start + self._longest_array]
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One submission of this sweep at a time: the next finds the jobs of the one before."""
-        lock = self.workspace.sweep(self.sweep).slurm_lock
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock):
-            yield
 
     def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""
@@ -349,10 +337,17 @@ class SlurmExecutor:
     def _wait_for_end(self, numbers: set[str], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            shown = commands.squeue(self.job_name)
-            if not any(job.number in numbers and not job.has_ended for job in shown):
+            if not self._left(numbers):
                 return
             time.sleep(0.5)
+
+    def _shown(self) -> dict[str, QueuedJob]:
+        """What Slurm still shows of this sweep, by number."""
+        return {job.number: job for job in commands.squeue(self.job_name)}
+
+    def _left(self, numbers: set[str]) -> list[QueuedJob]:
+        """Those of some jobs that have not ended."""
+        return [job for job in self._shown().values() if job.number in numbers and not job.has_ended]
 
     @cached_property
     def _longest_array(self) -> int:

@@ -30,7 +30,7 @@ from slurm.batches import Batch, Contents, Part, job_number
 from slurm.commands import SlurmError
 from slurm.shipping import shipped
 from xlstm.run.directory import RunDirectory
-from xlstm.run.executor import ENDING_SECONDS, Job, judge_from_outside, set_aside, submission_of
+from xlstm.run.executor import ENDING_SECONDS, Job, judge_from_outside, submission_of, why_set_aside
 from xlstm.run.records import LEASE_EXPIRY_SECONDS, State, Status
 
 REMEDY = "give a job more `time`, checkpoint more often (`checkpoint_every`), or signal earlier (`signal_seconds`)"
@@ -152,7 +152,7 @@ class SlurmJob:
 
     def _hopeless(self) -> str | None:
         """Why no further attempt is made, or None; what is counted are the attempts of all jobs of the chain."""
-        return set_aside(self.run, submission_of(self.part.token), self._never_began, REMEDY)
+        return why_set_aside(self.run, submission_of(self.part.token), self._never_began, REMEDY)
 
     def _wait_for_the_lease(self, status: Status) -> int | None:
         """Another launcher seems to live. A dead node's lease expires; one that is renewed is left to its holder."""
@@ -223,11 +223,16 @@ class SlurmJob:
 def first_node() -> str:
     """The name of this node if it can be resolved, else the address at which Slurm reaches it."""
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    return name if resolves(name) else commands.node_address(name)
+
+
+def resolves(name: str) -> bool:
+    """Whether the name of a machine leads to an address here."""
     try:
         socket.getaddrinfo(name, None)
     except socket.gaierror:
-        return commands.node_address(name)
-    return name
+        return False
+    return True
 
 
 def main() -> int:

@@ -58,10 +58,7 @@ def submit_next(executor: SlurmExecutor, handles: Sequence[Handle]) -> str | Non
 def main() -> int:
     sweep = SweepDirectory(Path.cwd().parents[1])
     # What Slurm says of this job would be taken for what is asked of the next ones.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
-    }
-    environment[WORKSPACE_VARIABLE] = str(sweep.root)
+    environment = commands.environment(os.environ) | {WORKSPACE_VARIABLE: str(sweep.root)}
     command = submission(Workspace(sweep.root), sweep.name, "slurm")
     return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
 

@@ -87,7 +87,9 @@ def _be_a_node(address: str) -> None:
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     if not head:
         _wait_for_head(address)
-    os.execve(ray, [ray, "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", *where], _without_slurm())
+    kept = commands.environment(os.environ)
+    kept.pop("RAY_ADDRESS", None)
+    os.execve(ray, [ray, "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", *where], kept)
 
 
 def _wait_for_head(address: str) -> None:
@@ -98,12 +100,6 @@ def _wait_for_head(address: str) -> None:
             if client.connect_ex((host, int(port))) == 0:
                 return
         time.sleep(0.5)
-
-
-def _without_slurm() -> dict[str, str]:
-    kept = commands.environment(os.environ)
-    kept.pop("RAY_ADDRESS", None)
-    return kept
 
 
 def run(command: Sequence[str], nodes: int) -> int:

@@ -8,7 +8,7 @@ may choose options that sbatch takes as values; only a site file may hold text t
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -190,11 +190,21 @@ def _validated(kind: type[_Settings], values: Mapping[str, Any], where: str) -> 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for detail in error.errors(include_url=False):
-            key = ".".join(str(part) for part in detail["loc"])
-            if detail["type"] == "extra_forbidden":
-                problems.append(f"{where}.{key}: no such setting; {nearest(key, kind.model_fields)}")
-            else:
-                problems.append(f"{where}.{key}: {detail['msg'].removeprefix('Value error, ')}")
-        raise SiteError("\n".join(problems)) from None
+        raise SiteError("\n".join(f"{where}.{said}" for _, said in _problems(kind, error))) from None
+
+
+def wrong_choices(choice: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """What of a run's own choice is no setting: where in it, and what is wrong, which begins with the key."""
+    try:
+        Options.model_validate(choice)
+    except ValidationError as error:
+        return list(_problems(Options, error))
+    return []
+
+
+def _problems(kind: type[Options], error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for detail in error.errors(include_url=False):
+        key = ".".join(str(part) for part in detail["loc"])
+        unknown = detail["type"] == "extra_forbidden"
+        said = f"no such setting; {nearest(key, kind.model_fields)}" if unknown else detail["msg"]
+        yield detail["loc"], f"{key}: {said.removeprefix('Value error, ')}"

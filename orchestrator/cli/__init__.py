@@ -10,8 +10,10 @@ import typer
 
 from orchestrator.cli import laws, runs, slurm, stores, sweeps
 from orchestrator.cli.environment import require_own_environment
+from orchestrator.cli.terminal import OneLineErrors
 
 app = typer.Typer(
+    cls=OneLineErrors,
     help="From a sweep file to a fitted scaling law: plan, train, look, fit.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,18 +1,19 @@
 """Laws of curves on the command line: what `fit --curves` and `predict --schedule` do and print."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.options import columns_of
 from orchestrator.cli.terminal import make_console, print_json
 
+if TYPE_CHECKING:
+    from orchestrator.workbench.analyses.curves import Wishes
 
-def fit_curves(source: str, columns: str | None, wishes: tuple[Any, ...], as_json: bool) -> None:
+
+def fit_curves(source: str, columns: str | None, wishes: "Wishes", as_json: bool) -> None:
     from orchestrator.display.tables import curves_table
     from orchestrator.workbench.analyses import curves
 
-    form, *others = wishes
-    question = curves.Wishes("multi-power" if form == "auto" else form, *others)
-    documents, written = curves.fit(source, columns_of(columns), question)
+    documents, written = curves.fit(source, columns_of(columns), wishes)
     if as_json:
         print_json(documents if len(documents) > 1 else documents[0])
         return
@@ -26,11 +27,10 @@ def fit_curves(source: str, columns: str | None, wishes: tuple[Any, ...], as_jso
         console.print(f"kept in {path}", highlight=False, soft_wrap=True)
 
 
-def predict_end(source: str, schedule: str, asked: tuple[Any, ...], as_json: bool) -> None:
+def predict_end(source: str, schedule: str, as_json: bool, **asked: Any) -> None:
     from orchestrator.workbench.analyses import curves
 
-    names = ("steps", "tokens", "decay_share", "peak", "final")
-    documents = curves.predict(source, schedule, **dict(zip(names, asked, strict=True)))
+    documents = curves.predict(source, schedule, **asked)
     if as_json:
         print_json(documents)
         return

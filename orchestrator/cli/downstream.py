@@ -1,21 +1,9 @@
 """`scaling fit --downstream`: from loss to the error of a task, beside the law."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from orchestrator.cli.options import columns_of
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from orchestrator.workbench.analyses.laws import Wishes
-
-
-def fit_downstream(sources: Sequence[str], columns: str | None, wishes: "Wishes", name: str) -> list[dict[str, Any]]:
-    """A document for each family, as `orchestrator.workbench.analyses.downstream` has it."""
-    from orchestrator.workbench.analyses import downstream
-
-    return downstream.fit_downstream(sources, columns_of(columns), wishes, name)
 
 
 def show_downstream(found: dict[str, Any], console: "Console") -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.curves import fit_curves, predict_end
-from orchestrator.cli.downstream import fit_downstream, show_downstream
+from orchestrator.cli.downstream import show_downstream
 from orchestrator.cli.hyperparameters import fit_hyperparameters
 from orchestrator.cli.modes import Mode, check_modes
 from orchestrator.cli.options import (
@@ -31,7 +31,7 @@ from orchestrator.cli.options import (
     ranges_of,
 )
 from orchestrator.cli.simulate import simulate_design
-from orchestrator.cli.terminal import JsonOption, make_console, one_line_errors, print_json
+from orchestrator.cli.terminal import JsonOption, make_console, print_json
 
 _FEW = 3
 """Rows left out for one reason that have a line each."""
@@ -104,36 +104,29 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a sweep, a table or an MLflow experiment, or to several of them, and keep the fit."""
-    with one_line_errors():
-        check_modes(context, (_CURVES, _HYPERPARAMETERS, _CONVENTIONS))
-        if hyperparameters:
-            fit_hyperparameters(sources[0], columns, axis, at or [], as_json)
-            return
-        if curves:
-            runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
-            fit_curves(sources[0], columns, (form, delta, runs, warmup_steps, decimal_comma), as_json)
-            return
-    with one_line_errors():
-        from orchestrator.display.tables import fit_table, forms_line, noise_line
-        from orchestrator.workbench.analyses import laws
+    check_modes(context, (_CURVES, _HYPERPARAMETERS, _CONVENTIONS))
+    if hyperparameters:
+        fit_hyperparameters(sources[0], columns, axis, at or [], as_json)
+        return
+    if curves:
+        from orchestrator.workbench.analyses.curves import Wishes
 
-        asked = (
-            keep or (),
-            ranges_of(within),
-            allow_mixed,
-            form,
-            objective,
-            delta,
-            best_of or (),
-            decimal_comma,
-            pooled,
-        )
-        wishes = laws.Wishes(*asked)
-        if conventions:
-            _print_conventions(laws.conventions(sources[0], columns_of(columns), wishes), as_json)
-            return
-        documents, notes, folder = laws.fit(sources, columns_of(columns), wishes)
-        foretold = fit_downstream(sources, columns, wishes, downstream) if downstream else []
+        runs = [run.strip() for run in (fit_runs or "").split(",") if run.strip()]
+        question = Wishes("multi-power" if form == "auto" else form, delta, runs, warmup_steps, decimal_comma)
+        fit_curves(sources[0], columns, question, as_json)
+        return
+    from orchestrator.display.tables import fit_table, forms_line, noise_line
+    from orchestrator.workbench.analyses import laws
+    from orchestrator.workbench.analyses.downstream import fit_downstream
+
+    wishes = laws.Wishes(
+        keep or (), ranges_of(within), allow_mixed, form, objective, delta, best_of or (), decimal_comma, pooled
+    )
+    if conventions:
+        _print_conventions(laws.conventions(sources[0], columns_of(columns), wishes), as_json)
+        return
+    documents, notes, folder = laws.fit(sources, columns_of(columns), wishes)
+    foretold = fit_downstream(sources, columns_of(columns), wishes, downstream) if downstream else []
     if as_json:
         by_family = {one["family"]: one for one in foretold}
         print_json([one | ({"downstream": by_family[one["family"]]} if foretold else {}) for one in documents])
@@ -153,7 +146,8 @@ def fit(
     for document in documents:
         if "noise" in document:
             console.print(noise_line(document), highlight=False, style="dim", soft_wrap=True)
-        left_out = _left_out(document["rows"]["excluded"])
+        excluded = ((str(row["row"]), row["reason"]) for row in document["rows"]["excluded"])
+        left_out = _counted("left out: {}", excluded, "rows", " (--json lists all)")
         for line in left_out[:_LINES]:
             console.print(line, highlight=False, style="dim", soft_wrap=True)
         if len(left_out) > _LINES:
@@ -165,11 +159,6 @@ def fit(
     for one in foretold:
         show_downstream(one, console)
     console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
-
-
-def _left_out(rows: list[dict[str, Any]]) -> list[str]:
-    """Why rows were left out: a line for each row, or, where many have one reason, a line for the reason."""
-    return _counted("left out: {}", ((str(row["row"]), row["reason"]) for row in rows), "rows", " (--json lists all)")
 
 
 def _counted(shape: str, told: Iterable[tuple[str, str]], rows: str, further: str = "") -> list[str]:
@@ -221,30 +210,27 @@ def design(
     as_json: JsonOption = False,
 ) -> None:
     """The next runs within a budget that make a prediction surest, the run most worth its cost first."""
-    with one_line_errors():
-        check_modes(context, (_SIMULATE,))
-        if simulate:
-            simulate_design(source, targets, columns, shares, form, seed, as_json)
-            return
-        from orchestrator.display.tables import design_table
-        from orchestrator.errors import InputError
-        from orchestrator.workbench.analyses import laws
+    check_modes(context, (_SIMULATE,))
+    if simulate:
+        simulate_design(source, targets, columns, shares, form, seed, as_json)
+        return
+    from orchestrator.display.tables import design_table
+    from orchestrator.errors import InputError
+    from orchestrator.workbench.analyses import laws
 
-        if parameters is None or tokens is None or budget is None:
-            raise InputError("say what is to be known and what it may cost: --parameters, --tokens and --budget")
-        target = (float(quantity("--parameters", parameters)), float(quantity("--tokens", tokens)))
-        among = [float(quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
-        documents = laws.design(source, columns_of(columns), target, budget, unit=unit, sizes=among, fragment=fragment)
+    if parameters is None or tokens is None or budget is None:
+        raise InputError("say what is to be known and what it may cost: --parameters, --tokens and --budget")
+    target = (float(quantity("--parameters", parameters)), float(quantity("--tokens", tokens)))
+    among = [float(quantity("--sizes", size)) for size in sizes.split(",")] if sizes else None
+    documents = laws.design(source, columns_of(columns), target, budget, unit=unit, sizes=among, fragment=fragment)
     if as_json:
         print_json(documents)
         return
     console = make_console()
     for document in documents:
         console.print(design_table(document))
-        if document["ended"]:
-            console.print(f"{document['family']}: {document['ended']}", highlight=False)
-        if document["beyond"]:
-            console.print(f"{document['family']}: {document['beyond']}", highlight=False)
+        for said in filter(None, (document["ended"], document["beyond"])):
+            console.print(f"{document['family']}: {said}", highlight=False)
     _warn(warning for document in documents for warning in document["warnings"])
     if fragment is not None:
         console.print(f"written to {fragment}", highlight=False, soft_wrap=True)
@@ -277,10 +263,9 @@ def plot(
     ] = None,
 ) -> None:
     """Draw the fitted laws, as PNG or as asked, and one page with everything."""
-    with one_line_errors():
-        from orchestrator.workbench.analyses import laws
+    from orchestrator.workbench.analyses import laws
 
-        paths, refusals, complaint = laws.plot(sources, columns_of(columns), reference or (), formats or ("png",))
+    paths, refusals, complaint = laws.plot(sources, columns_of(columns), reference or (), formats or ("png",))
     _complain(complaint)
     for line in (*paths, *refusals):
         print(line)
@@ -289,10 +274,9 @@ def plot(
 @app.command("report")
 def write_report(sources: SourcesArgument, columns: ColumnsOption = None, reference: ReferenceOption = None) -> None:
     """Write one self-contained page, figures, laws, certificates and runs, and log it on the sweep's run in MLflow."""
-    with one_line_errors():
-        from orchestrator.workbench.analyses import laws
+    from orchestrator.workbench.analyses import laws
 
-        path, complaint = laws.report(sources, columns_of(columns), reference or ())
+    path, complaint = laws.report(sources, columns_of(columns), reference or ())
     _complain(complaint)
     print(path)
 
@@ -323,20 +307,20 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict the loss of a model of N parameters trained on D tokens, or of a run under another schedule."""
-    with one_line_errors():
-        check_modes(context, (_SCHEDULE,))
-        if schedule is not None:
-            end = None if tokens is None else quantity("--tokens", tokens)
-            predict_end(sources[0], schedule, (steps, end, decay_share, peak_rate, final_rate), as_json)
-            return
-        from orchestrator.errors import InputError
-        from orchestrator.workbench.analyses import laws
+    check_modes(context, (_SCHEDULE,))
+    if schedule is not None:
+        end = None if tokens is None else quantity("--tokens", tokens)
+        asked = {"steps": steps, "tokens": end, "decay_share": decay_share, "peak": peak_rate, "final": final_rate}
+        predict_end(sources[0], schedule, as_json, **asked)
+        return
+    from orchestrator.errors import InputError
+    from orchestrator.workbench.analyses import laws
 
-        if parameters is None or tokens is None:
-            raise InputError("say what to predict: --parameters and --tokens, or --schedule")
-        size, budget = quantity("--parameters", parameters), quantity("--tokens", tokens)
-        unique = None if unique_tokens is None else quantity("--unique-tokens", unique_tokens)
-        rows = laws.predict(sources, columns_of(columns), size, budget, unique)
+    if parameters is None or tokens is None:
+        raise InputError("say what to predict: --parameters and --tokens, or --schedule")
+    size, budget = quantity("--parameters", parameters), quantity("--tokens", tokens)
+    unique = None if unique_tokens is None else quantity("--unique-tokens", unique_tokens)
+    rows = laws.predict(sources, columns_of(columns), size, budget, unique)
     if as_json:
         print_json(rows)
         return
@@ -361,10 +345,9 @@ def allocate(
     as_json: JsonOption = False,
 ) -> None:
     """Split a budget of compute between model size and training tokens, so that the loss is lowest."""
-    with one_line_errors():
-        from orchestrator.workbench.analyses import laws
+    from orchestrator.workbench.analyses import laws
 
-        splits, multipliers, warnings = laws.allocate(sources, columns_of(columns), flops, inference_tokens)
+    splits, multipliers, warnings = laws.allocate(sources, columns_of(columns), flops, inference_tokens)
     if as_json:
         print_json(
             {

@@ -15,7 +15,6 @@ class Mode:
     """Options that mean something in this way alone."""
     common: frozenset[str] = frozenset()
     """Options of the usual way that this one reads as well."""
-    several_sources: bool = False
 
 
 def check_modes(context: typer.Context, modes: Sequence[Mode]) -> None:
@@ -34,7 +33,7 @@ def check_modes(context: typer.Context, modes: Sequence[Mode]) -> None:
         if refused := [option for option in given if option not in allowed]:
             raise InputError(f"{mode.option} does not go with {', '.join(refused)}")
         sources = context.params.get("sources") or []
-        if len(sources) > 1 and not mode.several_sources:
+        if len(sources) > 1:
             raise InputError(f"{mode.option} takes one source, and {len(sources)} are given")
 
 

@@ -13,9 +13,10 @@ from orchestrator.cli.terminal import (
     A_RUN_FAILED,
     JsonOption,
     RunArgument,
+    TargetArgument,
+    YesOption,
     interruption,
     make_console,
-    one_line_errors,
     print_json,
     sweep_name,
     workspace_here,
@@ -34,22 +35,21 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     from orchestrator.standing.lookup import writable_workspace
     from xlstm.run.spec import RunSpec
 
-    with one_line_errors():
-        workspace = writable_workspace()
-        try:
-            run_spec = RunSpec.load(spec)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"{spec}: {where}: {first['msg']}") from None
-        except OSError as error:
-            raise InputError(f"{spec}: {error.strerror}") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{spec}: {error}") from None
+    workspace = writable_workspace()
+    try:
+        run_spec = RunSpec.load(spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{spec}: {where}: {first['msg']}") from None
+    except OSError as error:
+        raise InputError(f"{spec}: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{spec}: {error}") from None
     from orchestrator.workbench.submit import train as carry_out
 
     console = make_console()
-    with one_line_errors(), interruption(console, f"scaling train {spec}"):
+    with interruption(console, f"scaling train {spec}"):
         statuses = carry_out(run_spec, workspace, console)
     console.print(f"{workspace.run(run_spec.run_id).path}", highlight=False, soft_wrap=True)
     if failed(statuses):
@@ -59,34 +59,28 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
 @app.command()
 def noise(
     run: RunArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what rounding does to a run's loss: three repeats with other threads, kernels and micro-batches."""
     from rich.console import Console
 
-    from orchestrator.errors import InputError
     from orchestrator.workbench.noise import plan_repeats
 
     console = Console(quiet=True) if as_json else make_console()
-    with one_line_errors():
-        repeats = plan_repeats(workspace_here(), run)
-        if repeats.missing:
-            print(repeats.summary, file=sys.stderr if as_json else sys.stdout)
-            if not yes:
-                if not sys.stdin.isatty():
-                    raise InputError("nothing was trained: nobody can be asked here; say --yes")
-                typer.confirm("train them here?", abort=True)
-    with one_line_errors(), interruption(console, f"scaling noise {run}"):
+    repeats = plan_repeats(workspace_here(), run)
+    if repeats.missing:
+        print(repeats.summary, file=sys.stderr if as_json else sys.stdout)
+        if not yes:
+            _confirm("train them here?", "nothing was trained")
+    with interruption(console, f"scaling noise {run}"):
         found = repeats.carry_out(console)
     if as_json:
         print_json({"run_id": found.run_id, "floor": found.floor, "loss": found.loss, "repeats": dict(found.repeats)})
         return
-    for name, loss in {
-        "the run itself": found.loss,
-        **{f"other {one}": at for one, at in found.repeats.items()},
-    }.items():
-        print(f"{name}: loss {loss:.6f}")
+    print(f"the run itself: loss {found.loss:.6f}")
+    for name, loss in found.repeats.items():
+        print(f"other {name}: loss {loss:.6f}")
     print(f"{found.run_id}: rounding alone moves the logarithm of its loss by {found.floor:.2g} (standard deviation)")
 
 
@@ -103,21 +97,20 @@ def generate(
     from orchestrator.errors import InputError
     from orchestrator.standing.lookup import find_run
 
-    with one_line_errors():
-        directory = find_run(workspace_here(), run)
-        # Read when torch is imported: threads that wait for one another sleep, as trainers' do.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        from xlstm.generation import TrainedRun
-        from xlstm.training.checkpoints import CheckpointError
+    directory = find_run(workspace_here(), run)
+    # Read when torch is imported: threads that wait for one another sleep, as trainers' do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from xlstm.generation import TrainedRun
+    from xlstm.training.checkpoints import CheckpointError
 
-        try:
-            trained = TrainedRun.load(directory, device)
-            sys.stdout.write(prompt)
-            for piece in trained.generate(prompt, tokens=tokens, temperature=temperature, seed=seed):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        except (CheckpointError, FileNotFoundError, ValueError) as error:
-            raise InputError(str(error)) from None
+    try:
+        trained = TrainedRun.load(directory, device)
+        sys.stdout.write(prompt)
+        for piece in trained.generate(prompt, tokens=tokens, temperature=temperature, seed=seed):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except (CheckpointError, FileNotFoundError, ValueError) as error:
+        raise InputError(str(error)) from None
     sys.stdout.write("\n")
 
 
@@ -129,8 +122,7 @@ def logs(
     from orchestrator.display.logs import print_logs
     from orchestrator.standing.lookup import find_run
 
-    with one_line_errors():
-        print_logs(find_run(workspace_here(), run), sys.stdout, follow=follow)
+    print_logs(find_run(workspace_here(), run), sys.stdout, follow=follow)
 
 
 @app.command()
@@ -140,8 +132,7 @@ def diff(left: RunArgument, right: RunArgument, as_json: JsonOption = False) -> 
     from xlstm.run.identity import differences
 
     workspace = workspace_here()
-    with one_line_errors():
-        one, other = (find_run(workspace, name).spec().model_dump(mode="json") for name in (left, right))
+    one, other = (find_run(workspace, name).spec().model_dump(mode="json") for name in (left, right))
     rows = [{"key": key, "left": mine, "right": theirs} for key, mine, theirs in differences(one, other)]
     if as_json:
         print_json(rows)
@@ -161,8 +152,7 @@ def runs_of(
     """Write a row per run with every setting and result; without a file, print it as CSV."""
     from orchestrator.workbench.export import as_csv, runs_frame
 
-    with one_line_errors():
-        frame = runs_frame(workspace_here(), sweep_name(source))
+    frame = runs_frame(workspace_here(), sweep_name(source))
     if csv is not None:
         csv.write_text(as_csv(frame), encoding="utf-8")
     if parquet is not None:
@@ -202,17 +192,15 @@ def table(
     from orchestrator.workbench.analyses.measures import wins as count_wins
 
     if domain_wins:
-        with one_line_errors():
-            counted = count_wins(workspace_here(), sweep_name(source), evaluation or "")
+        counted = count_wins(workspace_here(), sweep_name(source), evaluation or "")
         if as_json:
             print_json([asdict(one) for one in counted])
         else:
             sys.stdout.write(wins_markdown(counted))
         return
-    with one_line_errors():
-        made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of, evaluation)
-        for file in files or ():
-            write_table(made, file)
+    made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of, evaluation)
+    for file in files or ():
+        write_table(made, file)
     if as_json:
         print_json(made.to_json())
         return
@@ -229,10 +217,9 @@ def export(
     from orchestrator.standing.lookup import find_run
     from orchestrator.workbench.export import export as write
 
-    with one_line_errors():
-        found = find_run(workspace_here(), run)
-        names = write(found, folder)
-        tokenizer = found.spec().physics.data.tokenizer
+    found = find_run(workspace_here(), run)
+    names = write(found, folder)
+    tokenizer = found.spec().physics.data.tokenizer
     print(f"{folder}: {', '.join(names)}")
     if "tokenizer.json" not in names:
         print(f"no tokenizer.json: `{tokenizer}` lives in no file; in Python, TrainedRun.load has it (docs/cli.md)")
@@ -240,26 +227,31 @@ def export(
 
 @app.command()
 def delete(
-    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")],
+    target: TargetArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Delete a run, or a sweep with the runs that no other sweep holds. What somebody still needs is refused."""
-    from orchestrator.errors import InputError
     from orchestrator.workbench.delete import plan_deletion
 
-    with one_line_errors():
-        deletion = plan_deletion(workspace_here(), sweep_name(target), target)
-        for path in deletion.folders:
-            print(path)
-        for kept in deletion.kept:
-            print(f"kept, for another sweep holds it: {kept}")
-        if dry_run:
-            return
-        if not yes:
-            if not sys.stdin.isatty():
-                raise InputError("nothing was deleted: nobody can be asked here; say --yes")
-            typer.confirm(f"delete these {len(deletion.folders)} folders?", abort=True)
-        deletion.carry_out()
+    deletion = plan_deletion(workspace_here(), sweep_name(target), target)
+    for path in deletion.folders:
+        print(path)
+    for kept in deletion.kept:
+        print(f"kept, for another sweep holds it: {kept}")
+    if dry_run:
+        return
+    if not yes:
+        _confirm(f"delete these {len(deletion.folders)} folders?", "nothing was deleted")
+    deletion.carry_out()
     count = len(deletion.folders)
     print(f"{count} folder{'' if count == 1 else 's'} deleted")
+
+
+def _confirm(question: str, otherwise: str) -> None:
+    """Go on only where somebody says yes; InputError, which says what has not happened, where nobody can be asked."""
+    from orchestrator.errors import InputError
+
+    if not sys.stdin.isatty():
+        raise InputError(f"{otherwise}: nobody can be asked here; say --yes")
+    typer.confirm(question, abort=True)

@@ -25,6 +25,6 @@ def check(
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        slurm.show(findings)
+        print(*findings, sep="\n")
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(A_RUN_FAILED)

@@ -12,7 +12,6 @@ from orchestrator.cli.terminal import (
     SetOption,
     SweepArgument,
     make_console,
-    one_line_errors,
     plan_sweep,
     workspace_here,
 )
@@ -33,15 +32,14 @@ def ui(
     from orchestrator.standing.lookup import writable_workspace
     from orchestrator.workbench.sync import sync as ship_all
 
-    with one_line_errors():
-        workspace = writable_workspace()
-        _require_free(host, port)
+    workspace = writable_workspace()
+    _require_free(host, port)
 
-        def ship() -> None:
-            for line in ship_all(workspace):
-                print(line, file=sys.stderr)
+    def ship() -> None:
+        for line in ship_all(workspace):
+            print(line, file=sys.stderr)
 
-        code = serve(workspace, host, port, ship, open_browser=open_browser)
+    code = serve(workspace, host, port, ship, open_browser=open_browser)
     raise typer.Exit(A_RUN_FAILED if code else 0)
 
 
@@ -50,8 +48,7 @@ def sync() -> None:
     """Make MLflow equal the run directories."""
     from orchestrator.workbench.sync import sync as ship_all
 
-    with one_line_errors():
-        problems = ship_all(workspace_here(), say=print)
+    problems = ship_all(workspace_here(), say=print)
     for line in problems:
         print(line, file=sys.stderr)
     if problems:
@@ -72,12 +69,11 @@ def data_prepare(
     from orchestrator.execution.submission import prepare_data
     from orchestrator.standing.lookup import writable_workspace
 
-    with one_line_errors():
-        if on not in ("local", "ray"):
-            raise InputError(f"--on {on}: data are prepared on local or ray")
-        workspace = writable_workspace()
-        specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
-        prepare_data(workspace, specs, make_console(), "ray" if on == "ray" else "local")
+    if on not in ("local", "ray"):
+        raise InputError(f"--on {on}: data are prepared on local or ray")
+    workspace = writable_workspace()
+    specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
+    prepare_data(workspace, specs, make_console(), "ray" if on == "ray" else "local")
 
 
 @data_app.command("inspect")
@@ -92,11 +88,10 @@ def data_inspect(
     from orchestrator.execution.submission import prepare_data
     from orchestrator.standing.lookup import writable_workspace
 
-    with one_line_errors():
-        workspace = writable_workspace()
-        specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
-        prepare_data(workspace, specs, make_console())
-        print_samples(workspace, specs[0], samples)
+    workspace = writable_workspace()
+    specs = [run.spec for run in plan_sweep(sweep, overrides, override).runs]
+    prepare_data(workspace, specs, make_console())
+    print_samples(workspace, specs[0], samples)
 
 
 def _require_free(host: str, port: int) -> None:

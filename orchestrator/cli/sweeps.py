@@ -10,15 +10,16 @@ from orchestrator.cli.terminal import (
     BAD_INPUT,
     JsonOption,
     NameArgument,
+    OnOption,
     OptionalNameArgument,
     OverridesArgument,
     RefreshLawOption,
     SetOption,
     SweepArgument,
+    TargetArgument,
     interruption,
     is_sweep,
     make_console,
-    one_line_errors,
     plan_sweep,
     print_json,
     sweep_name,
@@ -98,8 +99,7 @@ def check_coordinates(
     from orchestrator.workbench.analyses import coordinates
 
     made = plan_sweep(sweep, overrides, override)
-    with one_line_errors():
-        documents, figure = coordinates.check(made, steps)
+    documents, figure = coordinates.check(made, steps)
     if as_json:
         print_json(documents)
     else:
@@ -118,7 +118,7 @@ def check_coordinates(
 def submit(
     sweep: SweepArgument,
     overrides: OverridesArgument = None,
-    on: Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")] = "local",
+    on: OnOption = "local",
     override: SetOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
     replace: Annotated[
@@ -134,12 +134,10 @@ def submit(
     from orchestrator.workbench.submit import detach as submit_detached
     from orchestrator.workbench.submit import find_engine
 
-    with one_line_errors():
-        writable_workspace()
-        find_engine(on)
+    writable_workspace()
+    find_engine(on)
     made = plan_sweep(sweep, overrides, override, refresh_law=refresh_law)
-    with one_line_errors():
-        by = submit_detached(made, on, make_console(), replace=replace, go_on=go_on) if detach else None
+    by = submit_detached(made, on, make_console(), replace=replace, go_on=go_on) if detach else None
     if by is None:
         _carry_out(made, on, sweep, replace=replace, go_on=go_on)
     else:
@@ -154,7 +152,7 @@ def evaluate(
     names: Annotated[
         list[str] | None, typer.Option("--with", metavar="NAME", help="Only this evaluation; may be repeated.")
     ] = None,
-    on: Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")] = "local",
+    on: OnOption = "local",
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -167,12 +165,11 @@ def evaluate(
     from orchestrator.workbench.evaluate import holder_of, plan_evaluations
 
     console = Console(stderr=True, markup=False) if as_json else make_console()
-    with one_line_errors():
-        workspace = writable_workspace()
-        run = None if is_sweep(target) else find_run(workspace, target).run_id
-        sweep = target if run is None else holder_of(workspace, run)
+    workspace = writable_workspace()
+    run = None if is_sweep(target) else find_run(workspace, target).run_id
+    sweep = target if run is None else holder_of(workspace, run)
     made = plan_sweep(sweep, overrides, override)
-    with one_line_errors(), interruption(console, f"scaling evaluate {target} --on {on}"):
+    with interruption(console, f"scaling evaluate {target} --on {on}"):
         evaluating = plan_evaluations(made, names or (), run)
         console.print(evaluating.summary, highlight=False, soft_wrap=True)
         for line in evaluating.left_out:
@@ -195,15 +192,14 @@ def status(sweep: OptionalNameArgument = None, as_json: JsonOption = False) -> N
     from xlstm.run.json_files import DamagedFileError
 
     workspace, standings, damaged = workspace_here(), [], []
-    with one_line_errors():
-        names = [sweep_name(sweep)] if sweep else workspace.submitted()
-        for name in names:
-            try:
-                mend_plan(workspace, name)
-                damaged += catch_up(workspace, name)
-                standings.append(look(workspace, name))
-            except DamagedFileError as error:
-                damaged.append(str(error))
+    names = [sweep_name(sweep)] if sweep else workspace.submitted()
+    for name in names:
+        try:
+            mend_plan(workspace, name)
+            damaged += catch_up(workspace, name)
+            standings.append(look(workspace, name))
+        except DamagedFileError as error:
+            damaged.append(str(error))
     for line in damaged:
         print(line, file=sys.stderr)
     console = make_console()
@@ -239,10 +235,9 @@ def watch(
     from xlstm.run.records import State
 
     workspace, name = workspace_here(), sweep_name(sweep)
-    with one_line_errors():
-        mend_plan(workspace, name)
+    mend_plan(workspace, name)
     console = Console(quiet=True) if as_json else make_console()
-    with one_line_errors(), Live(console=console, auto_refresh=False, transient=True) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         ask_slurm, look, chosen = 0.0, Lookout(workspace, name), None
         while True:
             if time.monotonic() > ask_slurm:
@@ -265,17 +260,13 @@ def watch(
 
 
 @app.command()
-def cancel(
-    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")],
-    as_json: JsonOption = False,
-) -> None:
+def cancel(target: TargetArgument, as_json: JsonOption = False) -> None:
     """End runs: what trains writes a checkpoint, what waits is not started. Submitted again, they continue."""
     from orchestrator.workbench.cancel import cancel as cancel_runs
     from orchestrator.workbench.mending import mend_plan
 
-    with one_line_errors():
-        mend_plan(workspace_here(), sweep_name(target))
-        cancelled = cancel_runs(workspace_here(), sweep_name(target), target)
+    mend_plan(workspace_here(), sweep_name(target))
+    cancelled = cancel_runs(workspace_here(), sweep_name(target), target)
     if as_json:
         print_json({"cancelled": [run.run_id for run in cancelled]})
     elif cancelled:
@@ -291,9 +282,8 @@ def retry(sweep: NameArgument) -> None:
     from orchestrator.workbench.mending import mend_plan
     from orchestrator.workbench.submit import to_retry
 
-    with one_line_errors():
-        mend_plan(workspace_here(), sweep_name(sweep))
-        load_document(workspace_here(), sweep_name(sweep))
+    mend_plan(workspace_here(), sweep_name(sweep))
+    load_document(workspace_here(), sweep_name(sweep))
     made = plan_sweep(sweep, None)
     if (again := to_retry(made)) is None:
         print("nothing to retry: no run failed, diverged or was cancelled")
@@ -313,8 +303,7 @@ def schema() -> None:
 def _headline(standing: "SweepStanding") -> "Text":
     from rich.text import Text
 
-    counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
-    return Text(f"{standing.sweep}: {len(standing.runs)} runs, {counts}", style="bold")
+    return Text(f"{standing.sweep}: {len(standing.runs)} runs, {standing.counted}", style="bold")
 
 
 def _show(standing: "SweepStanding", console: "Console") -> None:
@@ -337,7 +326,7 @@ def _carry_out(
     from orchestrator.workbench.submit import submit as carry_out
 
     console = make_console()
-    with one_line_errors(), interruption(console, f"scaling submit {source} --on {on}"):
+    with interruption(console, f"scaling submit {source} --on {on}"):
         statuses = carry_out(made, on, console, only, replace=replace, go_on=go_on)
     if statuses is None:
         return

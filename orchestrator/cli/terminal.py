@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,10 @@ OptionalNameArgument = Annotated[
     str | None, typer.Argument(metavar="[SWEEP]", help="Name (or file) of a submitted sweep; all of them if left out.")
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id, or an unambiguous part of one.")]
+TargetArgument = Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A submitted sweep, or a run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+OnOption = Annotated[str, typer.Option(metavar="local|ray|slurm", help="Where to run it.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the sweep, such as grid.seed=[0,1]."),
@@ -49,20 +53,17 @@ def plan_sweep(sweep: str, *given: list[str] | None, refresh_law: bool = False) 
     """The plan of a sweep under the overrides that were given, one after the other."""
     from orchestrator.planning.plan import make_plan
     from orchestrator.workbench.adaptive.submit import refuse_unknown_form
+    from orchestrator.workbench.slurm import refuse_unknown_settings
     from sweeps.sweep import SHIPPED, Sweep
 
-    with one_line_errors():
-        workspace = workspace_here()
-        kept = workspace.sweep(sweep).sweep_file
-        known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
-        loaded = Sweep.load(known, [one for overrides in given for one in overrides or ()])
-        made = make_plan(loaded, workspace, refresh_law=refresh_law)
-        refuse_unknown_form(made.sweep)
-        if any(run.spec.execution.slurm for run in made.runs):
-            from orchestrator.workbench.slurm import refuse_unknown_settings
-
-            refuse_unknown_settings(made)
-        return made
+    workspace = workspace_here()
+    kept = workspace.sweep(sweep).sweep_file
+    known = kept if kept.is_file() and not (SHIPPED / f"{sweep}.yaml").exists() else sweep
+    loaded = Sweep.load(known, [one for overrides in given for one in overrides or ()])
+    made = make_plan(loaded, workspace, refresh_law=refresh_law)
+    refuse_unknown_form(made.sweep)
+    refuse_unknown_settings(made.sweep)
+    return made
 
 
 def is_sweep(target: str) -> bool:
@@ -117,34 +118,40 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@contextmanager
-def one_line_errors() -> "Iterator[None]":
-    """What a person can put right is said in a line each, without a traceback, and ends with exit code 2.
+class OneLineErrors(TyperGroup):
+    """Verbs that say what a person can put right in a line each, without a traceback, and end with exit code 2.
 
     What stopped a submission from outside is said as well, and ends with 1.
     """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:  # after --help nothing is to be imported
+            raise
+        except Exception as error:
+            if (told := _in_a_line(error)) is None:
+                raise
+            line, code = told
+        print(line, file=sys.stderr)
+        raise typer.Exit(code)
+
+
+def _in_a_line(error: Exception) -> tuple[str, int] | None:
+    """What is said of an error, and the exit code; None for one that nobody but us can put right."""
     from orchestrator.errors import InputError, StoppedError
     from sweeps.located import SweepError
     from xlstm.run.json_files import DamagedFileError
 
-    try:
-        yield
-    except (InputError, SweepError, DamagedFileError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from None
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _TRAINING:
-            raise
-        print(f"{error.name} is not installed: this needs more than laws do, {_TRAIN_EXTRA}", file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from None
-    except StoppedError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(A_RUN_FAILED) from None
-    except OSError as error:
-        if error.filename is None and error.errno not in _DISK:
-            raise
-        print(refused_by_the_system(error), file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from None
+    if isinstance(error, InputError | SweepError | DamagedFileError):
+        return str(error), BAD_INPUT
+    if isinstance(error, StoppedError):
+        return str(error), A_RUN_FAILED
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _TRAINING:
+        return f"{error.name} is not installed: this needs more than laws do, {_TRAIN_EXTRA}", BAD_INPUT
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
+        return refused_by_the_system(error), BAD_INPUT
+    return None
 
 
 _TRAINING = frozenset({"torch", "triton", "numba", "mlflow", "tokenizers", "safetensors", "psutil"})

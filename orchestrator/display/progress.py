@@ -4,6 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console, Group
@@ -62,30 +63,47 @@ class _Line:
         return 1.0 if self.state is State.COMPLETED else min(1.0, self.tokens / self.planned["tokens"])
 
     @property
+    def own_tokens(self) -> int:
+        """What it trains itself: without what it takes over from a trunk."""
+        fork = self.planned["forks_from"]
+        return int(self.planned["tokens"] - (fork["step"] * self.planned["batch_tokens"] if fork else 0))
+
+    @property
+    def tokens_left(self) -> int:
+        return int(self.planned["tokens"] - self.tokens)
+
+    @property
+    def planned_pace(self) -> float:
+        """Seconds per token, by the plan."""
+        return float(self.planned["device_hours"] * 3600 / self.planned["ranks"] / self.own_tokens)
+
+    @property
     def seconds_left(self) -> float | None:
-        return (self.planned["tokens"] - self.tokens) / self.speed if self.speed else None
+        return self.tokens_left / self.speed if self.speed else None
 
 
 @dataclass
 class SweepProgress:
-    """How far the runs are, and when the rest will be done: from the FLOPs of what was done since the start."""
+    """How far the runs are, and when the rest will be done: by the plan, set right by the steps that are seen."""
 
     sweep: str
     lines: dict[str, _Line]
-    started: float = field(default_factory=time.monotonic)
     latest: deque[_Line] = field(default_factory=lambda: deque(maxlen=MOST_ROWS))
     """Those that were completed last."""
     shown: dict[str, _Line] = field(default_factory=dict)
     """What runs, and what ended without a result, by its id."""
-    _at_start: float | None = None
     _begun: dict[str, _Line] = field(default_factory=dict)
     """What holds tokens and is not complete. However many wait or are complete, a look takes no longer."""
 
     def __post_init__(self) -> None:
         self.flops = sum(line.flops for line in self.lines.values())
         self._counts = Counter(line.state for line in self.lines.values())
-        self._complete = self._gone = 0.0
+        self._complete = 0.0
         self._directories: dict[str, RunDirectory] = {}
+        waiting = [line for line in self.lines.values() if not line.state.ended]
+        self._own_tokens = sum(line.own_tokens for line in waiting)
+        """Of the runs that have not ended, those that were begun included; as their seconds by the plan."""
+        self._planned_seconds = sum(line.own_tokens * line.planned_pace for line in waiting)
 
     def happened(self, event: Event) -> None:
         if event.what is Happening.DAMAGED:
@@ -100,7 +118,9 @@ class SweepProgress:
         self._counts[before] -= 1
         self._counts[line.state] += 1
         self._complete += line.flops * ((line.state is State.COMPLETED) - (before is State.COMPLETED))
-        self._gone += line.flops * (_is_gone(line.state) - _is_gone(before))
+        back = before.ended - line.state.ended  # 1 where it is tried again
+        self._own_tokens += line.own_tokens * back
+        self._planned_seconds += line.own_tokens * line.planned_pace * back
         if line.state is State.COMPLETED:
             line.result = event.run.known_result()
             line.tokens = line.planned["tokens"]
@@ -120,8 +140,6 @@ class SweepProgress:
                 line.loss = row.get(Metric.LOSS)
                 line.speed = row.get(Metric.TOKENS_PER_SECOND)
                 self._begun[run_id] = line
-        if self._at_start is None:
-            self._at_start = self.flops_done
 
     @property
     def flops_done(self) -> float:
@@ -129,12 +147,23 @@ class SweepProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the runs have ended that still may, from the rate since the start; None while nothing was done yet."""
-        done = self.flops_done - (self._at_start or 0.0)
-        elapsed = time.monotonic() - self.started
-        begun = sum(line.fraction * line.flops for line in self._begun.values() if not line.state.ended)
-        left = self.flops - self._complete - self._gone - begun
-        return elapsed * left / done if done > 0 else None
+        """Until the runs have ended that still may, as many at a time as now; None until one that runs tells its speed.
+
+        What steps take beyond the plan is taken to be the same for a token of any model: that of small ones is not in
+        their FLOPs. Where they take less, the plan is faster by the same factor.
+        """
+        told = [line for line in self.shown.values() if line.state is State.RUNNING and line.speed]
+        if not told:
+            return None
+        tokens, seconds = float(self._own_tokens), self._planned_seconds
+        for line in self._begun.values():
+            if not line.state.ended:
+                tokens -= line.own_tokens - line.tokens_left
+                seconds -= (line.own_tokens - line.tokens_left) * line.planned_pace
+        measured = fmean(1 / line.speed for line in told if line.speed)
+        planned = fmean(line.planned_pace for line in told)
+        beyond = measured - planned
+        return (seconds + beyond * tokens if beyond > 0 else seconds * measured / planned) / self._counts[State.RUNNING]
 
     def summary(self) -> str:
         """`7 of 18 runs complete, 2 running, 61% of the FLOPs, 3:20 left`."""
@@ -144,8 +173,8 @@ class SweepProgress:
                 parts.append(f"{number} {state.value.lower()}")
         # Rounded down: all of them are done when every run is.
         parts.append(f"{int(100 * self.flops_done / max(1.0, self.flops) + 1e-9)}% of the FLOPs")
-        if self.seconds_left:
-            parts.append(f"{duration(self.seconds_left)} left")
+        if left := self.seconds_left:
+            parts.append(f"{duration(left)} left")
         return ", ".join(parts)
 
 
@@ -223,11 +252,6 @@ class PlainDisplay:
         self._last = time.monotonic()
         self.progress.read()
         self.console.print(self.progress.summary(), soft_wrap=True, highlight=False)
-
-
-def _is_gone(state: State) -> bool:
-    """Whether a run ended without a result: nothing of it is left to be done."""
-    return state.ended and state is not State.COMPLETED
 
 
 def state_word(state: State, tokens: int) -> str:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 
-from xlstm.run.damage import set_aside as set_damage_aside
+from xlstm.run.damage import set_aside
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import (
     Executor,
@@ -24,8 +23,8 @@ from xlstm.run.executor import (
     PlannedRun,
     current_submission,
     judge_from_outside,
-    set_aside,
     submission_of,
+    why_set_aside,
 )
 from xlstm.run.json_files import DamagedFileError
 from xlstm.run.outcome import adopt
@@ -152,8 +151,12 @@ class Controller:
 
     def _admit(self, progress: _Progress) -> None:
         """Look at a run for the first time: it is complete, ready, or behind its trunk."""
+
+        def tell_damage(line: str) -> None:
+            self.watch(Event(progress.run, Happening.DAMAGED, Status(reason=line)))
+
         progress.submission = current_submission(progress.run)
-        if admit(progress.run, progress.planned.spec, partial(self._tell_damage, progress)):
+        if admit(progress.run, progress.planned.spec, tell_damage):
             self._finish_complete(progress, Happening.ALREADY_COMPLETE)
         elif (fork := progress.planned.fork) is not None and not self._may_start(progress.planned):
             progress.run.queue(f"waiting for step {fork.step} of {fork.run_id}")
@@ -302,7 +305,7 @@ class Controller:
         status = progress.run.status()
         launch, token = progress.run.launch(status.attempt), progress.handle.token
         began = launch is not None and launch.token == token
-        ours = began or (status.lease is not None and status.lease.token == token)
+        ours = began or status.is_held_by(token)
         if progress.run.is_complete(progress.planned.spec):
             self._finish_complete(progress, Happening.ENDED)
             return
@@ -339,7 +342,7 @@ class Controller:
 
     def _again(self, progress: _Progress) -> None:
         """Try the run once more, unless that is not worth while any longer."""
-        if why := set_aside(progress.run, progress.submission, progress.never_began):
+        if why := why_set_aside(progress.run, progress.submission, progress.never_began):
             progress.run.set_state(State.FAILED, why)
             self._finish(progress, Happening.ENDED)
         else:
@@ -375,9 +378,6 @@ class Controller:
             self._close(progress)
             self.watch(Event(progress.run, Happening.ENDED, progress.given_up))
 
-    def _tell_damage(self, progress: _Progress, line: str) -> None:
-        self.watch(Event(progress.run, Happening.DAMAGED, Status(reason=line)))
-
     def _handles(self) -> list[Handle]:
         return [progress.handle for progress in self._carried.values() if progress.handle is not None]
 
@@ -390,7 +390,7 @@ def admit(run: RunDirectory, spec: RunSpec, tell: Callable[[str], object]) -> bo
     """
     result = run.known_result()
     if not run.is_answered(result, spec) and not run.is_held():
-        set_damage_aside(run, tell)
+        set_aside(run, tell)
     run.create(spec)
     if not run.is_held():
         adopt(run, spec)

@@ -21,13 +21,5 @@ def detach_submission(workspace: Workspace, sweep: str) -> int:
 
 def submission(workspace: Workspace, sweep: str, on: str) -> list[str]:
     """The command line that submits a kept sweep."""
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "orchestrator.cli",
-        "submit",
-        str(workspace.sweep(sweep).sweep_file),
-        "--on",
-        on,
-    ]
+    scaling = [sys.executable, "-P", "-m", "orchestrator.cli"]
+    return [*scaling, "submit", str(workspace.sweep(sweep).sweep_file), "--on", on]

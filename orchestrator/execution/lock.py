@@ -16,7 +16,7 @@ from rich.console import Console
 
 from orchestrator.standing.status import look
 from xlstm.run.directory import Workspace
-from xlstm.run.locks import locked, open_lock, take
+from xlstm.run.locks import open_lock, take
 
 WAIT_SECONDS = 0.5
 SAY_SECONDS = 30.0
@@ -51,20 +51,10 @@ def sole_controller(workspace: Workspace, sweep: str, engine: str, console: Cons
         yield
 
 
-def is_carried_out(workspace: Workspace, sweep: str) -> bool:
-    """Whether some process is the controller of a sweep."""
-    path = workspace.sweep(sweep).controller_lock
-    if not path.is_file():
-        return False
-    with locked(path, wait=False) as free:
-        return not free
-
-
 def _wait(file: IO[str], workspace: Workspace, sweep: str, console: Console) -> None:
     said = time.monotonic()
     while not take(file, wait=False):
         time.sleep(WAIT_SECONDS)
         if time.monotonic() - said >= SAY_SECONDS:
             said = time.monotonic()
-            counts = look(workspace, sweep).counts
-            console.print(f"{sweep}: " + ", ".join(f"{n} {state.value.lower()}" for state, n in counts.items()))
+            console.print(f"{sweep}: {look(workspace, sweep).counted}")

@@ -28,7 +28,7 @@ def collect() -> dict[str, Any]:
         "git_revision": revision,
         "git_difference": None if difference is None else masked(difference),
         "python": sys.version.split()[0],
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := version_of(name))},
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
@@ -69,7 +69,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of a package that is installed here, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from orchestrator.standing.status import look
@@ -66,9 +65,7 @@ class Shipper:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
 
@@ -120,9 +117,8 @@ def publish(workspace: Workspace, sweep: str, live_fit: LiveFit | None = None) -
     law = files.get("fit/fit.json")
     points = _law_points(json.loads(law), sum(complete.values())) if isinstance(law, str) else []
     ended = all(run.state.ended for run in standing.runs)
-    counts = ", ".join(f"{count} {state.value.lower()}" for state, count in standing.counts.items())
     notes = str(kept.get("notes") or "")
-    told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {counts}", notes]
+    told = [str(files.pop(DESCRIPTION, "")), f"{len(standing.runs)} runs, {standing.counted}", notes]
     description = "\n\n".join(part for part in told if part)
     return tracking.publish(place, files, ended=ended, stamp=stamp, points=points, description=description, notes=notes)
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -57,7 +57,7 @@ class Supervisor:
     """Whether this process has imported what a trainer needs, and forks it."""
     _trainer: subprocess.Popen[bytes] | Forked | None = None
     """torchrun, or the only rank."""
-    _stopping: bool = field(default=False)
+    _stopping: bool = False
     _asked: float | None = None
 
     def __call__(self) -> State:
@@ -101,7 +101,7 @@ class Supervisor:
             attempt=lease.attempt,
             token=self.token,
             executor=self.executor,
-            execution=resolve(spec.execution, self._earlier_launch(lease.attempt), whole=self.whole_devices),
+            execution=resolve(spec.execution, self.run.latest_launch(), whole=self.whole_devices),
             host=socket.gethostname(),
             rendezvous=self.rendezvous,
             started=time.time(),
@@ -109,10 +109,6 @@ class Supervisor:
             fork=self.fork,
             checkpoint_at=self.checkpoint_at,
         )
-
-    def _earlier_launch(self, attempt: int) -> Launch | None:
-        earlier = (self.run.launch(number) for number in range(attempt - 1, 0, -1))
-        return next((launch for launch in earlier if launch is not None), None)
 
     def _train(self, launch: Launch, lease: Lease | None) -> int:
         """Run torchrun, or the only rank, to its end, renewing the lease; returns its exit code."""

@@ -25,7 +25,7 @@ from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart, can_be_f
 from xlstm.accounting.cards import count_gpus
 from xlstm.run.directory import RunDirectory
 from xlstm.run.executor import ENDING_SECONDS, Handle, Job, JobState
-from xlstm.run.processes import die_with_parent, kill_tagged, usable_cores
+from xlstm.run.processes import kill_tagged, start_bound, usable_cores
 from xlstm.run.spec import Execution, RunSpec
 
 
@@ -195,18 +195,8 @@ class LocalExecutor:
                 print(f"{error}; {job.run.run_id} is started without it", file=sys.stderr)
                 self._warm.close()
                 self._warm = None
-        parent = os.getpid()
-        with open(job.run.supervisor_log, "ab") as log:
-            return subprocess.Popen(
-                command(arguments(job, self.name), parent=parent),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                # A session of its own: Ctrl-C reaches the controller alone, which then asks for checkpoints.
-                start_new_session=True,
-                preexec_fn=lambda: die_with_parent(parent),
-            )
+        # Ctrl-C reaches the controller alone, which then asks for checkpoints.
+        return start_bound(command(arguments(job, self.name), parent=os.getpid()), job.run.supervisor_log, environment)
 
 
 def _visible_gpus(count: int) -> list[str]:

@@ -77,7 +77,7 @@ class RayExecutor:
             self._carrying[group.token] = group
             handles.append(Handle(run=group.run, token=group.token, job=group.token))
         # Of two groups of one run, one has its lease, and the other is about to learn that.
-        return sorted(handles, key=lambda handle: not _holds(handle))
+        return sorted(handles, key=lambda handle: not handle.run.status().is_held_by(handle.token))
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """The state of each job, from one look at all of them. A group that lost a member is ended."""
@@ -145,7 +145,7 @@ class RayExecutor:
         token = handle.job
         if token in self._ended:
             return self._ended[token]
-        if token not in self._begun and token in self._carrying and _holds(handle):
+        if token not in self._begun and token in self._carrying and handle.run.status().is_held_by(handle.token):
             self._begun.add(token)
         return JobState.RUNNING if token in self._begun else JobState.WAITING
 
@@ -159,8 +159,3 @@ class RayExecutor:
             self._free.insert(0, group)
         else:
             group.give_back()
-
-
-def _holds(handle: Handle) -> bool:
-    lease = handle.run.status().lease
-    return lease is not None and lease.token == handle.token

@@ -219,7 +219,7 @@ def _was_begun(run: RunDirectory, token: str) -> bool:
     """Whether a supervisor with this token has taken the run, now or for its last attempt."""
     status = run.status()
     launch = run.launch(status.attempt)
-    return token in (status.lease.token if status.lease else None, launch.token if launch else None)
+    return status.is_held_by(token) or (launch is not None and launch.token == token)
 
 
 def _actor(name: str) -> Any | None:

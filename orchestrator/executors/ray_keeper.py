@@ -18,7 +18,7 @@ from orchestrator.execution.detached import submission
 from orchestrator.executors.ray_runtime import NAMESPACE, connect, workspace_key
 from orchestrator.standing.status import look
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
-from xlstm.run.processes import die_with_parent
+from xlstm.run.processes import start_bound
 
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -66,22 +66,13 @@ class Keeper:
         return code in _ENDED_BY_ITSELF or all(state.ended for state in look(self._workspace, self._sweep).counts)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        parent = os.getpid()
-        with open(self._workspace.sweep(self._sweep).submission_log, "ab") as output:
-            return subprocess.Popen(
-                submission(self._workspace, self._sweep, "ray"),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ
-                | self._environment
-                | {
-                    WORKSPACE_VARIABLE: str(self._workspace.root),
-                    "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-                },
-                preexec_fn=lambda: die_with_parent(parent),
-            )
+        told = {
+            WORKSPACE_VARIABLE: str(self._workspace.root),
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        }
+        command = submission(self._workspace, self._sweep, "ray")
+        log = self._workspace.sweep(self._sweep).submission_log
+        return start_bound(command, log, os.environ | self._environment | told)
 
 
 def keep(workspace: Workspace, sweep: str, address: str | None) -> bool:

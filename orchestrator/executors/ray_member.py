@@ -24,7 +24,8 @@ from orchestrator.execution.command import command, free_port
 from orchestrator.execution.forks import Forked
 from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
 from xlstm.run.directory import RunDirectory
-from xlstm.run.processes import die_with_parent, kill_tagged
+from xlstm.run.json_files import write_text
+from xlstm.run.processes import kill_tagged, start_bound
 
 JOIN_SECONDS = 300.0
 """How long the other nodes of a group wait for the first one's address."""
@@ -71,7 +72,7 @@ class Member:
             supervisor = await self._fork(arguments, directory.supervisor_log)
         if supervisor is None:
             line = command(arguments, node_rank=rank, rendezvous=meeting, parent=os.getpid())
-            supervisor = _start(line, directory.supervisor_log)
+            supervisor = start_bound(line, directory.supervisor_log)
         self._supervisor = supervisor
         if self._asked_to_stop:
             await self.stop(token)
@@ -144,8 +145,7 @@ class Member:
         """End; the group too, unless the others have still something to do."""
         if self._job is not None:
             path, token = self._job
-            lease = RunDirectory(Path(path)).status().lease
-            if lease is not None and lease.token == token:
+            if RunDirectory(Path(path)).status().is_held_by(token):
                 ray.kill(self._me)
                 return
         self._end_group()
@@ -156,27 +156,11 @@ class Member:
         ray.kill(self._me)
 
 
-def _start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A supervisor that starts anew with this command line, its output appended to `log`."""
-    parent = os.getpid()
-    with open(log, "ab") as output:
-        return subprocess.Popen(
-            line,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(parent),
-        )
-
-
 def _meet(meeting: Path, rank: int) -> str:
     """host:port where the group meets."""
     if rank == 0:
         address = f"{ray.util.get_node_ip_address()}:{free_port()}"
-        aside = meeting.with_name(f".{meeting.name}")
-        aside.write_text(address)
-        aside.replace(meeting)
+        write_text(meeting, address, durably=False)
         return address
     deadline = time.monotonic() + JOIN_SECONDS
     while time.monotonic() < deadline:

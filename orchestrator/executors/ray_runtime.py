@@ -6,7 +6,6 @@ before anything starts.
 
 import hashlib
 import importlib
-import importlib.metadata
 import os
 import tempfile
 import uuid
@@ -93,13 +92,7 @@ def dead_nodes() -> set[str]:
 
 def _versions() -> dict[str, str | None]:
     """Of what a trainer imports; None for what is not installed."""
-    found: dict[str, str | None] = {}
-    for name in REQUIRED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: provenance.version_of(name) for name in REQUIRED}
 
 
 def _look(probe: str) -> tuple[bool, dict[str, str | None]]:

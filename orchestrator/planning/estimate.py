@@ -75,13 +75,7 @@ class Speeds:
         return cls(tuple(measurement for measurement in found if measurement is not None))
 
     def estimate(
-        self,
-        spec: RunSpec,
-        parameters: int,
-        flops: float,
-        card: Card | None,
-        mfu: float | None = None,
-        sequential: float = 0.0,
+        self, spec: RunSpec, parameters: int, flops: float, card: Card | None, mfu: float | None, sequential: float
     ) -> Estimate:
         """What a run takes whose own steps are `flops`, and on a GPU so many seconds besides that no FLOPs tell.
 

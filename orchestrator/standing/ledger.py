@@ -119,8 +119,3 @@ def _attempt(run: RunDirectory, number: int, rows: Iterable[Mapping[str, Any]]) 
         steps.append(verdict.step)
     hours = run.attempt_seconds(number) * launch.execution.devices_taken / 3600
     return Attempt(first, max([first, *steps]), hours, begun=number == 1 or bool(own) or bool(steps))
-
-
-def total(ledgers: Iterable[Ledger]) -> Ledger:
-    """The sum of ledgers."""
-    return sum(ledgers, start=Ledger())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.standing import decisions
-from orchestrator.standing.ledger import Ledger, account, total
+from orchestrator.standing.ledger import Ledger, account
 from orchestrator.standing.lookup import load_document
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.json_files import refused
@@ -80,16 +80,20 @@ class SweepStanding:
         return all(run.state.ended for run in awaited) and (not self.decisions or decisions.ended(self.decisions))
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{count} {state.value.lower()}" for state, count in self.counts.items())
-        return f"<standing of {self.sweep}: {len(self.runs)} runs, {counts}>"
+        return f"<standing of {self.sweep}: {len(self.runs)} runs, {self.counted}>"
 
     @property
     def ledger(self) -> Ledger:
-        return total(run.ledger for run in self.runs)
+        return sum((run.ledger for run in self.runs), start=Ledger())
 
     @property
     def counts(self) -> Counter[State]:
         return Counter(run.state for run in self.runs)
+
+    @property
+    def counted(self) -> str:
+        """In words, such as `7 completed, 2 running`."""
+        return ", ".join(f"{count} {state.value.lower()}" for state, count in self.counts.items())
 
     def _repr_html_(self) -> str:
         rows = [run.document() for run in self.runs]
@@ -145,9 +149,7 @@ def _changed(path: Path) -> int:
 
 def look(workspace: Workspace, sweep: str) -> SweepStanding:
     """How a submitted sweep stands. SweepError for a name that was never submitted."""
-    document = load_document(workspace, sweep)
-    runs = tuple(stand(workspace.run(row["run_id"]), row) for row in document["runs"])
-    return SweepStanding(sweep, runs, tuple(workspace.sweep(sweep).decisions()))
+    return Lookout(workspace, sweep)()
 
 
 def stand(run: RunDirectory, planned: Mapping[str, Any]) -> RunStanding:

@@ -1,7 +1,7 @@
 """Ends runs, whoever carries them out. Imports little: whoever cancels is in a hurry."""
 
 from orchestrator.execution import cancellation
-from orchestrator.execution.lock import is_carried_out
+from orchestrator.execution.lock import holder
 from orchestrator.standing.lookup import find_run, load_document
 from orchestrator.workbench import slurm
 from xlstm.run.directory import RunDirectory, Workspace
@@ -14,7 +14,7 @@ def cancel(workspace: Workspace, sweep: str, run: str) -> list[RunDirectory]:
     """
     controlled = False
     if sweep in workspace.submitted():
-        controlled = is_carried_out(workspace, sweep)
+        controlled = holder(workspace, sweep) is not None
         # Forks first: whoever sees that their trunk is to end sees it of them, too.
         rows = sorted(load_document(workspace, sweep)["runs"], key=lambda row: not row.get("forks_from"))
         runs = [workspace.run(row["run_id"]) for row in rows]

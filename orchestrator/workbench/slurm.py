@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import InputError
+from sweeps.located import SweepError
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.executor import Executor, Job
 from xlstm.run.json_files import DamagedFileError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from orchestrator.planning.plan import Plan
     from slurm.check import Finding
+    from sweeps.sweep import Sweep
 
 NAME = "slurm"
 """By which the engine is asked for."""
@@ -142,15 +144,21 @@ def catch_up(workspace: Workspace, sweep: str) -> list[str]:
     return []
 
 
-def refuse_unknown_settings(plan: "Plan") -> None:
-    """InputError naming what `resources.slurm` says that is no setting, before anything is handed over."""
-    from slurm.site import Site, SiteError
+def refuse_unknown_settings(sweep: "Sweep") -> None:
+    """SweepError, at its line, for what `slurm` of a sweep's resources says that is no setting."""
+    every = [(index, vars(rule.set)["slurm"]) for index, rule in enumerate(sweep.file.resources)]
+    stated = [(index, choice) for index, choice in every if choice]
+    if not stated:
+        return
+    from slurm.site import wrong_choices
 
-    for choice in [run.spec.execution.slurm for run in plan.runs]:
-        try:
-            Site().for_run(choice)
-        except SiteError as error:
-            raise InputError(str(error)) from None
+    problems = [
+        sweep.document.problem(("resources", index, "set", "slurm", *path), f"resources.slurm.{said}")
+        for index, choice in stated
+        for path, said in wrong_choices(choice)
+    ]
+    if problems:
+        raise SweepError(problems)
 
 
 def check(workspace: Workspace, nodes: int) -> "list[Finding]":
@@ -158,10 +166,3 @@ def check(workspace: Workspace, nodes: int) -> "list[Finding]":
     from slurm.check import examine
 
     return examine(workspace, nodes)
-
-
-def show(findings: "Sequence[Finding]") -> None:
-    """Print what was found, for people."""
-    from slurm.check import show
-
-    show(findings)

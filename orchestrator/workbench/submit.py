@@ -58,11 +58,7 @@ def submit(
     where data or engine refuse; KeyboardInterrupt after every trainer left a checkpoint.
     """
     engine = find_engine(on)
-    _refuse_to_drop(plan, replace)
-    executor = engine.make(plan.workspace, plan.name)
-    if go_on:
-        adaptive.take_as_it_is(plan)
-    _announce(plan, console)
+    executor = _ready(engine, plan, console, replace=replace, go_on=go_on)
     with _saved(plan):
         return engine.carry_out(executor, plan, only or plan, console)
 
@@ -75,11 +71,7 @@ def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False, go
     engine = find_engine(on)
     if engine.detach is None:
         return None
-    _refuse_to_drop(plan, replace)
-    if go_on:
-        adaptive.take_as_it_is(plan)
-    engine.make(plan.workspace, plan.name)  # refuses now what it would refuse in the background
-    _announce(plan, console)
+    _ready(engine, plan, console, replace=replace, go_on=go_on)  # refused now is what would be in the background
     plan.save()
     return engine.detach(plan)
 
@@ -102,11 +94,19 @@ def to_retry(plan: Plan) -> tuple[Plan, str] | None:
     return replace(plan, runs=tuple(replace(run, settled=False) for run in again)), on
 
 
-def _announce(plan: Plan, console: "Console") -> None:
-    """What the plan costs, and what of it does not fit."""
+def _ready(engine: Engine, plan: Plan, console: "Console", *, replace: bool, go_on: bool) -> Executor:
+    """The executor of a plan that may be carried out, once what it costs, and what does not fit, is told.
+
+    InputError where it may not, or the engine refuses.
+    """
+    _refuse_to_drop(plan, replace)
+    executor = engine.make(plan.workspace, plan.name)
+    if go_on:
+        adaptive.take_as_it_is(plan)
     console.print(f"{plan.name}: {plan_summary(plan.document())}", highlight=False, soft_wrap=True)
     for misfit in plan.misfits:
         console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
+    return executor
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from orchestrator.execution import shipping
 from orchestrator.workbench.analyses.live_fit import live_fit
 from xlstm.run.directory import RunDirectory
 from xlstm.run.records import Validation
-from xlstm.run.tracking import parent_run
+from xlstm.run.tracking.store import Place
 
 Complete = Callable[[Mapping[str, Any]], RunDirectory]
 
@@ -53,7 +53,7 @@ class Parent:
     def __init__(self, plan: Plan, folder: Path) -> None:
         workspace = plan.workspace
         self.client, self.folder = MlflowClient(workspace.tracking_uri), folder
-        self.id = parent_run(plan.name, workspace.tracking_uri, workspace.artifacts)
+        self.id = Place(plan.name, workspace.tracking_uri, workspace.artifacts).parent
 
     @property
     def status(self) -> str:

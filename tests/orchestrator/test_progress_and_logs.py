@@ -67,6 +67,33 @@ def test_all_of_the_flops_are_done_when_every_run_is_and_not_before(planned: Pla
     assert shares == ["99% of the FLOPs", "100% of the FLOPs"]
 
 
+def test_the_time_left_is_told_by_the_steps_of_what_runs_and_not_by_the_flops_of_small_models(planned: Plan) -> None:
+    from rich.console import Console
+
+    # By the plan a token of the second takes nine times as long; both spend 1 ms of each on what no FLOPs tell.
+    rows = [
+        {**row, "device_hours": seconds * row["tokens"] / 3600, "flops": {"exact": seconds * row["tokens"] * 1e10}}
+        for row, seconds in zip(planned.document()["runs"], (1e-6, 9e-6), strict=True)
+    ]
+    display: Any = make_display(Console(file=io.StringIO(), width=200), "tiny", rows)
+    first = planned.workspace.run(rows[0]["run_id"])
+    display.happened(Event(first, Happening.STARTED, first.status()))
+    display.progress.read({first.run_id: first})
+    assert display.progress.seconds_left is None
+    first.append_metrics(row(2, attempt=1) | {Metric.TOKENS_PER_SECOND: 1 / (1e-3 + 1e-6)})
+    display.progress.read({first.run_id: first})
+    left = (rows[0]["tokens"] - 512) * (1e-3 + 1e-6) + rows[1]["tokens"] * (1e-3 + 9e-6)
+    assert display.progress.seconds_left == pytest.approx(left)
+    first.append_metrics(row(4, attempt=1) | {Metric.TOKENS_PER_SECOND: 2e6})  # twice as fast as planned
+    display.progress.read({first.run_id: first})
+    left = ((rows[0]["tokens"] - 1024) * 1e-6 + rows[1]["tokens"] * 9e-6) / 2
+    assert display.progress.seconds_left == pytest.approx(left)
+    display.happened(Event(first, Happening.ENDED, first.status().model_copy(update={"state": State.FAILED})))
+    display.happened(Event(first, Happening.RETRIED, first.status().model_copy(update={"state": State.QUEUED})))
+    display.happened(Event(first, Happening.STARTED, first.status()))
+    assert display.progress.seconds_left == pytest.approx(left)
+
+
 def test_logs_show_the_latest_attempt_and_follow_it_until_its_end(planned: Plan) -> None:
     run = planned.workspace.run(planned.runs[0].run_id)
     with pytest.raises(InputError, match="never started"):

@@ -23,8 +23,8 @@ from xlstm.run.executor import (
     JobState,
     PlannedRun,
     current_submission,
-    set_aside,
     submission_of,
+    why_set_aside,
 )
 from xlstm.run.records import Launch, State, Verdict, write_json
 
@@ -172,8 +172,8 @@ def test_the_policy_reads_nothing_but_the_directory_of_the_run(
     elsewhere = Workspace(tmp_path / "elsewhere").run(run.run_id)
     shutil.copytree(run.path, elsewhere.path)
     submission = submission_of(launch.token)
-    assert set_aside(elsewhere, submission) == "set aside after the same error twice: one" == run.status().reason
-    assert set_aside(elsewhere, "another") is None
+    assert why_set_aside(elsewhere, submission) == "set aside after the same error twice: one" == run.status().reason
+    assert why_set_aside(elsewhere, "another") is None
 
 
 @pytest.mark.serial

@@ -25,9 +25,9 @@ from analysis.data import runs, tracking_store
 from analysis.fitting import families
 from orchestrator import Plan, Sweep
 from orchestrator.execution import shipping
-from xlstm.run import tracking
 from xlstm.run.directory import Workspace
 from xlstm.run.records import Metric, Validation
+from xlstm.run.tracking.store import Place
 
 RATES = ("tokens: [2560, 5120]", "tokens: [2560, 5120, 7680, 10240]\n  learning_rate: [1e-3, 1e-2, 1e-1]")
 SIZES = ("size: [small]", "size: [small, large]")
@@ -188,8 +188,8 @@ def test_a_parent_run_that_names_no_workspace_is_that_of_the_runs_below_it(
     (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
     client.delete_tag(parent.info.run_id, "directory")  # as an earlier version left it
     elsewhere = Workspace(tmp_path / "theirs")
-    assert tracking.parent_run("rates", uri, elsewhere.artifacts) != parent.info.run_id
-    assert tracking.parent_run("rates", uri, plan.workspace.artifacts) == parent.info.run_id
+    assert Place("rates", uri, elsewhere.artifacts).parent != parent.info.run_id
+    assert Place("rates", uri, plan.workspace.artifacts).parent == parent.info.run_id
 
 
 @pytest.fixture

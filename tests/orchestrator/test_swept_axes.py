@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,9 +94,11 @@ def test_a_mistake_of_many_runs_is_said_once_and_which_run_is_told(scaling: Any,
 
 
 def test_a_typing_error_of_a_slurm_setting_is_found_by_plan(scaling: Any, write_sweep: WriteSweep) -> None:
-    said = scaling("plan", write_sweep(("set: {", "set: {slurm: {partitionn: main}, ")))
-    assert (said.code, said.err.count("partitionn")) == (2, 1)
-    assert "resources.slurm.partitionn: no such setting" in said.err
+    path = write_sweep(("set: {", "set: {slurm: {partitionn: main}, "))
+    said = scaling("plan", path)
+    at = next(number for number, text in enumerate(Path(path).read_text().splitlines(), 1) if "partitionn" in text)
+    wrong = "resources.slurm.partitionn: no such setting; did you mean `partition`?"
+    assert (said.code, said.err) == (2, f"{path}:{at}: {wrong}\n")
     said = scaling("plan", write_sweep(("set: {", "set: {slurm: {setup: [module load cuda]}, ")))
     (line,) = said.err.splitlines()
     assert "what a shell runs (setup, python, container) stands under `slurm:` in config.yaml" in line

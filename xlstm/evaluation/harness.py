@@ -126,10 +126,9 @@ class HarnessModel(TemplateLM):
 
         def make(batch: list[tuple[int, ...]]) -> list[list[float | bool]]:
             tokens = torch.full((len(batch), len(batch[0])), self.eot_token_id)
-            for index, row in enumerate(batch):
-                tokens[index, : len(row)] = torch.tensor(row)
             read = torch.zeros(tokens.shape, dtype=torch.bool)
             for index, row in enumerate(batch):
+                tokens[index, : len(row)] = torch.tensor(row)
                 read[index, len(row) - most[row] : len(row)] = True
             logits = self._logits_at(tokens, read)
             found: list[list[float | bool]] = []

@@ -54,7 +54,8 @@ def measure(
             if isinstance(evaluation, Inference):
                 timings = Timings(evaluation, spec, world.device)
                 timings.run(model, stopped)
-                return world.gather(_timed(timings))[0]
+                told = {"measures": timings.measures(), "tables": timings.tables(), "notes": timings.notes}
+                return world.gather(_measured(evaluation, spec, tokens=timings.tokens, **told))[0]
             return _sums(model, evaluation, spec, run, world, stopped)
     finally:
         model.train(was_training)
@@ -109,11 +110,6 @@ def _tasks(
         f"{row['task']}/{name}": value for row in rows for name, value in row.items() if isinstance(value, float)
     }
     return _measured(evaluation, spec, tokens=asked.tokens, measures=numbers, tables={"task": rows}, notes=[])
-
-
-def _timed(timings: Timings) -> Measured:
-    told = {"measures": timings.measures(), "tables": timings.tables(), "notes": timings.notes}
-    return _measured(timings.evaluation, timings.spec, tokens=timings.tokens, **told)
 
 
 def _measured(evaluation: AnyEvaluation, spec: RunSpec, **found: Any) -> Measured:

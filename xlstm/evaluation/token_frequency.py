@@ -37,10 +37,8 @@ class BandPasses:
         read = ChosenWindows.of(windows_of(prepared, spec.physics, evaluation.split), evaluation.sequences)
         counts = occurrences(prepared)
         bands = np.searchsorted(edges, counts, side="right").astype(np.int64)
-        ends = [edge - 1 for edge in edges]
-        names = [_named(first, last) for first, last in zip([0, *edges[:-1]], ends, strict=True)] + [
-            f"{edges[-1]} or more"
-        ]
+        spans = zip([0, *edges[:-1]], edges, strict=True)
+        names = [*(_named(first, end - 1) for first, end in spans), f"{edges[-1]} or more"]
         return cls(read, names, bands, np.bincount(bands, minlength=len(names)).tolist())
 
     @property

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ def validate(
     mine = np.full(per_rank, windows.covering)  # past the end: without targets
     own = wanted[world.rank * per_rank : (world.rank + 1) * per_rank]
     mine[: len(own)] = own
-    tally = _Tally(len(windows.stream.sources))
-    several = len(windows.stream.sources) > 1
+    names = windows.stream.sources
+    several = len(names) > 1
+    tally = _Tally(np.zeros(len(names)), np.zeros(len(names)))
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -56,9 +57,7 @@ def validate(
     nats, tokens = np.array(world.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
     text_bytes = _text_bytes(data, spec, windows, wanted)
     loss = float(nats.sum() / tokens.sum())
-    by_source = {}
-    if len(windows.stream.sources) > 1:
-        by_source = {name: float(n / t) for name, n, t in zip(windows.stream.sources, nats, tokens, strict=True) if t}
+    by_source = {name: float(n / t) for name, n, t in zip(names, nats, tokens, strict=True) if several and t}
     return Validation(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
@@ -130,12 +129,8 @@ def placed(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 class _Tally:
     """Sums over windows, by source, in float64."""
 
-    sources: int
-    nats: np.ndarray = field(init=False)
-    tokens: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.nats, self.tokens = np.zeros(self.sources), np.zeros(self.sources)
+    nats: np.ndarray
+    tokens: np.ndarray
 
     def add(self, batch: Batch, nll: torch.Tensor, sources: np.ndarray | None) -> None:
         counted = batch.targets != IGNORED

@@ -34,10 +34,6 @@ class Entry:
     back: Reshape = lambda tensor: tensor
 
 
-def _same(ours: str, theirs: str) -> Entry:
-    return Entry(ours, theirs)
-
-
 def _transposed(ours: str, theirs: str) -> Entry:
     """GPT-2 stores its matrices as (inputs, outputs)."""
     return Entry(ours, theirs, torch.t, torch.t)
@@ -62,127 +58,120 @@ class Format:
     inside: tuple[Entry, ...]
 
 
-def _weight_and_bias(ours: str, theirs: str, kind: Callable[[str, str], Entry]) -> tuple[Entry, Entry]:
-    return kind(f"{ours}.weight", f"{theirs}.weight"), _same(f"{ours}.bias", f"{theirs}.bias")
+def _weight_and_bias(ours: str, theirs: str, kind: Callable[[str, str], Entry] = Entry) -> tuple[Entry, Entry]:
+    return kind(f"{ours}.weight", f"{theirs}.weight"), Entry(f"{ours}.bias", f"{theirs}.bias")
+
+
+def _ends(embedding: str, norm: str) -> tuple[Entry, ...]:
+    """The weights outside the blocks, where the last norm has no bias and the head is usual."""
+    return (
+        Entry("embedding.weight", f"{embedding}.weight"),
+        Entry("norm.weight", f"{norm}.weight"),
+        Entry("head.weight", "lm_head.weight"),
+    )
 
 
 _FORMATS = {
     "llama": Format(
         "model.layers.{}",
+        _ends("model.embed_tokens", "model.norm"),
         (
-            _same("embedding.weight", "model.embed_tokens.weight"),
-            _same("norm.weight", "model.norm.weight"),
-            _same("head.weight", "lm_head.weight"),
-        ),
-        (
-            _same("attention_norm.weight", "input_layernorm.weight"),
-            *(_same(f"{name}.weight", f"self_attn.{name[0]}_proj.weight") for name in ("query", "key", "value")),
-            _same("out.weight", "self_attn.o_proj.weight"),
-            _same("feedforward_norm.weight", "post_attention_layernorm.weight"),
-            *(_same(f"{name}.weight", f"mlp.{name}_proj.weight") for name in ("gate", "up")),
-            _same("down.weight", "mlp.down_proj.weight"),
+            Entry("attention_norm.weight", "input_layernorm.weight"),
+            *(Entry(f"{name}.weight", f"self_attn.{name[0]}_proj.weight") for name in ("query", "key", "value")),
+            Entry("out.weight", "self_attn.o_proj.weight"),
+            Entry("feedforward_norm.weight", "post_attention_layernorm.weight"),
+            *(Entry(f"{name}.weight", f"mlp.{name}_proj.weight") for name in ("gate", "up")),
+            Entry("down.weight", "mlp.down_proj.weight"),
         ),
     ),
     "gpt": Format(
         "transformer.h.{}",
         (
-            _same("embedding.weight", "transformer.wte.weight"),
-            _same("positions.weight", "transformer.wpe.weight"),
-            *_weight_and_bias("norm", "transformer.ln_f", _same),
+            Entry("embedding.weight", "transformer.wte.weight"),
+            Entry("positions.weight", "transformer.wpe.weight"),
+            *_weight_and_bias("norm", "transformer.ln_f"),
         ),
         (
-            *_weight_and_bias("attention_norm", "ln_1", _same),
+            *_weight_and_bias("attention_norm", "ln_1"),
             *_weight_and_bias("query_key_value", "attn.c_attn", _transposed),
             *_weight_and_bias("out", "attn.c_proj", _transposed),
-            *_weight_and_bias("feedforward_norm", "ln_2", _same),
+            *_weight_and_bias("feedforward_norm", "ln_2"),
             *_weight_and_bias("up", "mlp.c_fc", _transposed),
             *_weight_and_bias("down", "mlp.c_proj", _transposed),
         ),
     ),
     "mamba": Format(
         "backbone.layers.{}",
+        _ends("backbone.embeddings", "backbone.norm_f"),
         (
-            _same("embedding.weight", "backbone.embeddings.weight"),
-            _same("norm.weight", "backbone.norm_f.weight"),
-            _same("head.weight", "lm_head.weight"),
-        ),
-        (
-            _same("norm.weight", "norm.weight"),
-            _same("up.weight", "mixer.in_proj.weight"),
+            Entry("norm.weight", "norm.weight"),
+            Entry("up.weight", "mixer.in_proj.weight"),
             *_weight_and_bias("conv", "mixer.conv1d", _taps),
-            _same("select.weight", "mixer.x_proj.weight"),
-            *_weight_and_bias("delta", "mixer.dt_proj", _same),
-            _same("log_rates", "mixer.A_log"),
-            _same("skip", "mixer.D"),
-            _same("out.weight", "mixer.out_proj.weight"),
+            Entry("select.weight", "mixer.x_proj.weight"),
+            *_weight_and_bias("delta", "mixer.dt_proj"),
+            Entry("log_rates", "mixer.A_log"),
+            Entry("skip", "mixer.D"),
+            Entry("out.weight", "mixer.out_proj.weight"),
         ),
     ),
     "mamba2": Format(
         "backbone.layers.{}",
+        _ends("backbone.embeddings", "backbone.norm_f"),
         (
-            _same("embedding.weight", "backbone.embeddings.weight"),
-            _same("norm.weight", "backbone.norm_f.weight"),
-            _same("head.weight", "lm_head.weight"),
-        ),
-        (
-            _same("norm.weight", "norm.weight"),
-            _same("up.weight", "mixer.in_proj.weight"),
+            Entry("norm.weight", "norm.weight"),
+            Entry("up.weight", "mixer.in_proj.weight"),
             *_weight_and_bias("conv", "mixer.conv1d", _taps),
-            _same("log_rates", "mixer.A_log"),
-            _same("delta_bias", "mixer.dt_bias"),
-            _same("skip", "mixer.D"),
-            _same("gated_norm.weight", "mixer.norm.weight"),
-            _same("out.weight", "mixer.out_proj.weight"),
+            Entry("log_rates", "mixer.A_log"),
+            Entry("delta_bias", "mixer.dt_bias"),
+            Entry("skip", "mixer.D"),
+            Entry("gated_norm.weight", "mixer.norm.weight"),
+            Entry("out.weight", "mixer.out_proj.weight"),
         ),
     ),
     "rwkv4": Format(
         "rwkv.blocks.{}",
         (
-            _same("embedding.weight", "rwkv.embeddings.weight"),
-            *_weight_and_bias("embedding_norm", "rwkv.blocks.0.pre_ln", _same),
-            *_weight_and_bias("norm", "rwkv.ln_out", _same),
-            _same("head.weight", "head.weight"),
+            Entry("embedding.weight", "rwkv.embeddings.weight"),
+            *_weight_and_bias("embedding_norm", "rwkv.blocks.0.pre_ln"),
+            *_weight_and_bias("norm", "rwkv.ln_out"),
+            Entry("head.weight", "head.weight"),
         ),
         (
-            *_weight_and_bias("time_norm", "ln1", _same),
-            _same("time_mix.decay", "attention.time_decay"),
-            _same("time_mix.bonus", "attention.time_first"),
+            *_weight_and_bias("time_norm", "ln1"),
+            Entry("time_mix.decay", "attention.time_decay"),
+            Entry("time_mix.bonus", "attention.time_first"),
             *(
                 _per_channel(f"time_mix.shift_{name}", f"attention.time_mix_{name}")
                 for name in ("key", "value", "receptance")
             ),
-            *(_same(f"time_mix.{name}.weight", f"attention.{name}.weight") for name in ("key", "value", "receptance")),
-            _same("time_mix.out.weight", "attention.output.weight"),
-            *_weight_and_bias("channel_norm", "ln2", _same),
+            *(Entry(f"time_mix.{name}.weight", f"attention.{name}.weight") for name in ("key", "value", "receptance")),
+            Entry("time_mix.out.weight", "attention.output.weight"),
+            *_weight_and_bias("channel_norm", "ln2"),
             *(
                 _per_channel(f"channel_mix.shift_{name}", f"feed_forward.time_mix_{name}")
                 for name in ("key", "receptance")
             ),
             *(
-                _same(f"channel_mix.{name}.weight", f"feed_forward.{name}.weight")
+                Entry(f"channel_mix.{name}.weight", f"feed_forward.{name}.weight")
                 for name in ("key", "receptance", "value")
             ),
         ),
     ),
     "xlstm-large": Format(
         "backbone.blocks.{}",
+        _ends("backbone.embeddings", "backbone.out_norm"),
         (
-            _same("embedding.weight", "backbone.embeddings.weight"),
-            _same("norm.weight", "backbone.out_norm.weight"),
-            _same("head.weight", "lm_head.weight"),
-        ),
-        (
-            _same("norm.weight", "norm_mlstm.weight"),
-            *(_same(f"{name}.weight", f"mlstm_layer.{name[0]}.weight") for name in ("query", "key", "value")),
-            *_weight_and_bias("input_gate", "mlstm_layer.igate_preact", _same),
-            *_weight_and_bias("forget_gate", "mlstm_layer.fgate_preact", _same),
-            _same("output_gate.weight", "mlstm_layer.ogate_preact.weight"),
-            _same("head_norm.weight", "mlstm_layer.multihead_norm.weight"),
-            _same("out.weight", "mlstm_layer.out_proj.weight"),
-            _same("feedforward_norm.weight", "norm_ffn.weight"),
-            _same("gate.weight", "ffn.proj_up_gate.weight"),
-            _same("up.weight", "ffn.proj_up.weight"),
-            _same("down.weight", "ffn.proj_down.weight"),
+            Entry("norm.weight", "norm_mlstm.weight"),
+            *(Entry(f"{name}.weight", f"mlstm_layer.{name[0]}.weight") for name in ("query", "key", "value")),
+            *_weight_and_bias("input_gate", "mlstm_layer.igate_preact"),
+            *_weight_and_bias("forget_gate", "mlstm_layer.fgate_preact"),
+            Entry("output_gate.weight", "mlstm_layer.ogate_preact.weight"),
+            Entry("head_norm.weight", "mlstm_layer.multihead_norm.weight"),
+            Entry("out.weight", "mlstm_layer.out_proj.weight"),
+            Entry("feedforward_norm.weight", "norm_ffn.weight"),
+            Entry("gate.weight", "ffn.proj_up_gate.weight"),
+            Entry("up.weight", "ffn.proj_up.weight"),
+            Entry("down.weight", "ffn.proj_down.weight"),
         ),
     ),
 }

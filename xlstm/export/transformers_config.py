@@ -13,35 +13,28 @@ from xlstm.models.linear_configs import Mamba2Config
 
 CONFIG_FILE = "config.json"
 
-_TYPES = {
-    "llama": "llama",
-    "gpt": "gpt2",
-    "mamba": "mamba",
-    "mamba2": "mamba2",
-    "rwkv4": "rwkv",
-    "xlstm-large": "xlstm",
+_MODELS = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "gpt": ("gpt2", "GPT2LMHeadModel"),
+    "mamba": ("mamba", "MambaForCausalLM"),
+    "mamba2": ("mamba2", "Mamba2ForCausalLM"),
+    "rwkv4": ("rwkv", "RwkvForCausalLM"),
+    "xlstm-large": ("xlstm", "xLSTMForCausalLM"),
 }
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "gpt": "GPT2LMHeadModel",
-    "mamba": "MambaForCausalLM",
-    "mamba2": "Mamba2ForCausalLM",
-    "rwkv4": "RwkvForCausalLM",
-    "xlstm-large": "xLSTMForCausalLM",
-}
+"""By our name of a family, theirs and its class."""
+_FAMILIES = {theirs: ours for ours, (theirs, _) in _MODELS.items()}
+"""The other way round."""
+_CONFIGS = {"gpt": GPTConfig, "mamba": MambaConfig, "mamba2": Mamba2Config, "rwkv4": RWKV4Config}
+"""Our configurations that say no more than `_SAME_NAMES`."""
 
+_USUAL = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
 _SAME_NAMES: dict[str, dict[str, str]] = {
-    "llama": {"num_attention_heads": "num_heads", "hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"},
+    "llama": {"num_attention_heads": "num_heads"} | _USUAL,
     "gpt": {"n_head": "num_heads", "n_embd": "embedding_dim", "n_layer": "num_blocks", "n_positions": "context_length"},
-    "mamba": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "state_size": "state_dim"},
-    "mamba2": {
-        "hidden_size": "embedding_dim",
-        "num_hidden_layers": "num_blocks",
-        "state_size": "state_dim",
-        "head_dim": "head_dim",
-    },
-    "rwkv4": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"},
-    "xlstm-large": {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "num_heads": "num_heads"},
+    "mamba": _USUAL | {"state_size": "state_dim"},
+    "mamba2": _USUAL | {"state_size": "state_dim", "head_dim": "head_dim"},
+    "rwkv4": _USUAL,
+    "xlstm-large": _USUAL | {"num_heads": "num_heads"},
 }
 """Their field of the same meaning as ours, but for `vocab_size`, which is the same in name too."""
 
@@ -103,6 +96,16 @@ _OFF: dict[str, Any] = {
 }
 """Fields that change a model unless they have this value."""
 
+_FIXED_OF_MAMBA: dict[str, Any] = {
+    "expand": 2,
+    "conv_kernel": 4,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "hidden_act": "silu",
+    "layer_norm_epsilon": 1e-5,
+}
+"""What Mamba and Mamba-2 have in common."""
+
 _MEANS_DEFAULT = ("time_step_rank", "attention_hidden_size", "num_key_value_heads", "head_dim")
 """Fields whose null, or `auto`, means what ours are built with; so does that of RWKV's `intermediate_size`."""
 
@@ -115,11 +118,10 @@ def config_to_transformers(config: ModelConfig, context_length: int) -> dict[str
     """
     if config.num_inputs or config.num_outputs:
         raise ValueError("a language model of transformers has a vocabulary; this one has numbers or classes")
-    content: dict[str, Any] = {
-        "model_type": _TYPES.get(config.family),
-        "architectures": [_ARCHITECTURES.get(config.family)],
-    }
-    content |= _fixed(config) | {"vocab_size": config.vocab_size, "dtype": "float32"}
+    fixed = _fixed(config)
+    model_type, architecture = _MODELS[config.family]
+    content: dict[str, Any] = {"model_type": model_type, "architectures": [architecture], **fixed}
+    content |= {"vocab_size": config.vocab_size, "dtype": "float32"}
     content |= {theirs: getattr(config, ours) for theirs, ours in _SAME_NAMES[config.family].items()}
     match config:
         case LlamaConfig():
@@ -140,11 +142,10 @@ def config_to_transformers(config: ModelConfig, context_length: int) -> dict[str
 
 def config_from_transformers(content: Mapping[str, Any]) -> ModelConfig:
     """Our configuration of a `config.json`. ValueError naming the field that is missing, unknown, or not ours."""
-    family = next((family for family, name in _TYPES.items() if name == content.get("model_type")), None)
-    if family is None:
-        raise ValueError(
-            f"{CONFIG_FILE}: model_type {content.get('model_type')!r} is none of {', '.join(_TYPES.values())}"
-        )
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        raise ValueError(f"{CONFIG_FILE}: model_type {model_type!r} is none of {', '.join(_FAMILIES)}")
+    family = _FAMILIES[model_type]
     content = _by_one_name(family, content)
     fields: dict[str, Any] = {
         ours: _count(content, theirs) for theirs, ours in ({"vocab_size": "vocab_size"} | _SAME_NAMES[family]).items()
@@ -153,26 +154,20 @@ def config_from_transformers(content: Mapping[str, Any]) -> ModelConfig:
     match family:
         case "llama":
             config = LlamaConfig(**fields, rope_theta=_rope_theta(content))
-        case "gpt":
-            config = GPTConfig(**fields)
-        case "mamba":
-            config = MambaConfig(**fields)
-        case "mamba2":
-            config = Mamba2Config(**fields)
-        case "rwkv4":
-            config = RWKV4Config(**fields)
-        case _:
+        case "xlstm-large":
             caps = {"gate_soft_cap": "gate_soft_cap", "output_logit_soft_cap": "logit_soft_cap"}
             fields |= {ours: float(content[theirs]) for theirs, ours in caps.items() if theirs in content}
             config = XLSTMLargeConfig(**fields)
+        case _:
+            config = _CONFIGS[family](**fields)
     _require_known(config, content)
     return config
 
 
 def ties_head(content: Mapping[str, Any]) -> bool:
     """Whether the head of a `config.json`'s model is its embedding."""
-    defaults = {_TYPES[family] for family in _TIES_BY_DEFAULT}
-    return bool(content.get("tie_word_embeddings", content.get("model_type") in defaults))
+    family = _FAMILIES.get(str(content.get("model_type")), "")
+    return bool(content.get("tie_word_embeddings", family in _TIES_BY_DEFAULT))
 
 
 def _by_one_name(family: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,8 +220,8 @@ def _require_known(config: ModelConfig, content: Mapping[str, Any]) -> None:
             continue
         if name not in stated:
             raise ValueError(
-                f"{CONFIG_FILE}: {name} is {value!r}, and what that changes in a {_TYPES[family]} is not known here; "
-                "take it out where it changes nothing"
+                f"{CONFIG_FILE}: {name} is {value!r}, and what that changes in a {_MODELS[family][0]} is not known "
+                "here; take it out where it changes nothing"
             )
         unset = value in (None, "auto") and (name in _MEANS_DEFAULT or (family, name) == ("rwkv4", "intermediate_size"))
         spelt_out = name == "n_inner" and value == 4 * config.embedding_dim  # what null stands for
@@ -266,26 +261,12 @@ def _fixed(config: ModelConfig) -> dict[str, Any]:
                 "tie_word_embeddings": True,
             }
         case MambaConfig():
-            return {
-                "time_step_rank": config.delta_rank,
-                "expand": 2,
-                "conv_kernel": 4,
-                "use_bias": False,
-                "use_conv_bias": True,
-                "hidden_act": "silu",
-                "layer_norm_epsilon": 1e-5,
-                "tie_word_embeddings": False,
-            }
+            return {"time_step_rank": config.delta_rank, **_FIXED_OF_MAMBA, "tie_word_embeddings": False}
         case Mamba2Config():
             return {
                 "num_heads": config.num_heads,
                 "n_groups": 1,
-                "expand": 2,
-                "conv_kernel": 4,
-                "use_bias": False,
-                "use_conv_bias": True,
-                "hidden_act": "silu",
-                "layer_norm_epsilon": 1e-5,
+                **_FIXED_OF_MAMBA,
                 "rms_norm": True,
                 "tie_word_embeddings": False,
             }
@@ -306,7 +287,7 @@ def _fixed(config: ModelConfig) -> dict[str, Any]:
                 "weight_mode": "single",
                 "tie_word_embeddings": False,
             }
-    raise ValueError(f"transformers has no {config.family}; there are {', '.join(_TYPES)}")
+    raise ValueError(f"transformers has no {config.family}; there are {', '.join(_MODELS)}")
 
 
 def _also_fixed(config: ModelConfig) -> dict[str, Any]:

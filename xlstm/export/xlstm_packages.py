@@ -48,13 +48,14 @@ _NXAI_SLSTM = {
 }
 _NXAI_GATES = ("fgate", "igate", "zgate", "ogate")
 """The members that feed our gates: input, forget, cell input, output."""
+_NXAI_NORM = "norm.weight"
 _NXAI_RECURRENT, _NXAI_BIAS = "slstm_cell._recurrent_kernel_", "slstm_cell._bias_"
 
 
 def to_nxai(config: XLSTMConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of NX-AI's model (backend `vanilla`) with the weights of ours."""
     theirs = nxai_layout(config, weights)
-    return {name: value - 1.0 if _is_nxai_norm(name) else value for name, value in theirs.items()}
+    return {name: value - 1.0 if name.endswith(_NXAI_NORM) else value for name, value in theirs.items()}
 
 
 def from_nxai(config: XLSTMConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,10 +68,13 @@ def from_nxai(config: XLSTMConfig, weights: Mapping[str, Tensor]) -> dict[str, T
     for block in config.slstm_at:
         members = (*(f"{gate}.weight" for gate in _NXAI_GATES), _NXAI_RECURRENT, _NXAI_BIAS)
         expected |= {_nxai_prefix(block) + member for member in members}
-    _expect(expected, {name for name in weights if not name.endswith("causal_mask")})  # a buffer of theirs
+    given = {name for name in weights if not name.endswith("causal_mask")}  # a buffer of theirs
+    if given != expected:
+        missing, foreign = sorted(expected - given), sorted(given - expected)
+        raise ValueError(f"not the weights of this configuration: missing {missing[:5]}, unknown {foreign[:5]}")
     ours = {}
     for name, their_name in names.items():
-        value = weights[their_name] + 1.0 if _is_nxai_norm(their_name) else weights[their_name]
+        value = weights[their_name] + 1.0 if their_name.endswith(_NXAI_NORM) else weights[their_name]
         ours[name] = value[:, 0] if name.endswith("conv.weight") else value
     for block in config.slstm_at:
         cell = f"blocks.{block}."
@@ -122,13 +126,3 @@ def _nxai_names(config: XLSTMConfig) -> dict[str, str]:
 
 def _nxai_prefix(block: int) -> str:
     return f"xlstm_block_stack.blocks.{block}.xlstm."
-
-
-def _is_nxai_norm(name: str) -> bool:
-    return name.endswith("norm.weight")
-
-
-def _expect(expected: set[str], given: set[str]) -> None:
-    if given != expected:
-        missing, foreign = sorted(expected - given), sorted(given - expected)
-        raise ValueError(f"not the weights of this configuration: missing {missing[:5]}, unknown {foreign[:5]}")

@@ -5,6 +5,7 @@ Imports without torch.
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from xlstm.run.directory import RunDirectory
@@ -70,17 +71,15 @@ def _unreadable(run: RunDirectory) -> Iterator[tuple[Path, DamagedFileError]]:
         looked.verdict(number)
     looked.history()
     yield from looked.noticed.items()
-    for path, read in ((run.spec_file, run.spec), (run.result_file, run.result)):
+    reading: dict[Path, Callable[[], object]] = {run.spec_file: run.spec, run.result_file: run.result}
+    reading |= {path: partial(_read_evaluation, path) for path in sorted(run.evaluations.glob("*.json"))}
+    for path, read in reading.items():
         try:
             if os.path.lexists(path):
                 read()
         except DamagedFileError as error:
             yield path, error
-    for path in sorted(run.evaluations.glob("*.json")):
-        try:
-            if is_measured(read_json(path, _ASIDE)):
-                read_record(path, Measured, _ASIDE)
-            else:
-                read_record(path, Validation, _ASIDE)
-        except DamagedFileError as error:
-            yield path, error
+
+
+def _read_evaluation(path: Path) -> None:
+    read_record(path, Measured if is_measured(read_json(path, _ASIDE)) else Validation, _ASIDE)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from xlstm.run import metrics
 from xlstm.run.evaluations import AnyEvaluation
 from xlstm.run.files import RunFiles
-from xlstm.run.json_files import DamagedFileError, invalid, read_json, read_record, refused
+from xlstm.run.json_files import DamagedFileError, append_json, invalid, read_json, read_record, refused
 from xlstm.run.locks import (
     AlreadyCompleteError,
     CancelRequestedError,
@@ -163,7 +163,7 @@ class RunDirectory(RunFiles):
         """Say that the run waits for its turn, unless a living launcher holds it already."""
         with self._locked():
             status = self.status()
-            if status.lease is None or not status.lease.is_alive:
+            if not status.is_held:
                 self._write_status(status, state=State.QUEUED, reason=reason)
 
     def request_cancel(self) -> None:
@@ -217,8 +217,7 @@ class RunDirectory(RunFiles):
 
     def is_held(self) -> bool:
         """Whether a living launcher holds the run."""
-        lease = self.status().lease
-        return lease is not None and lease.is_alive
+        return self.status().is_held
 
     def attempt_seconds(self, number: int) -> float:
         """How long an attempt lasted: from its launch to its verdict, or to the last row that a killed one wrote."""
@@ -287,7 +286,7 @@ class RunDirectory(RunFiles):
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to `metrics.jsonl` in one write. ValueError for NaN and infinities: no measurements."""
-        metrics.append(self.metrics_file, row)
+        append_json(self.metrics_file, row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of the surviving branch, ordered by step.
@@ -364,8 +363,7 @@ class Lease:
 
     def is_held(self) -> bool:
         """Whether this lease still stands; a trainer that lost it must stop."""
-        lease = self.run.status().lease
-        return lease is not None and lease.token == self.token
+        return self.run.status().is_held_by(self.token)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -374,21 +372,21 @@ class Lease:
             self._require(self.run.status())
             yield
 
-    def renew(self, state: State | None = None, reason: str = "") -> None:
+    def renew(self, state: State | None = None) -> None:
         """Beat, and change the state if given. LeaseLostError when another launcher has taken the run."""
         with self.run._locked():
             status = self.run.status()
             beat = self._require(status).model_copy(update={"heartbeat": time.time()})
             changes: dict[str, Any] = {"lease": beat}
             if state is not None:
-                changes |= {"state": state, "reason": reason}
+                changes |= {"state": state, "reason": ""}
             self.run._write_status(status, **changes)
 
     def release(self, state: State, reason: str = "") -> None:
         """End the attempt with its state and give the lease back; nothing happens if it was lost."""
         with self.run._locked():
             status = self.run.status()
-            if status.lease is not None and status.lease.token == self.token:
+            if status.is_held_by(self.token):
                 self.run._write_status(status, state=state, reason=reason, lease=None)
 
     def _require(self, status: Status) -> Holder:

@@ -115,7 +115,7 @@ def current_submission(run: RunDirectory) -> str:
     return submission_of(launch.token) if launch is not None else uuid.uuid4().hex
 
 
-def set_aside(
+def why_set_aside(
     run: RunDirectory,
     submission: str,
     never_began: Sequence[str] = (),

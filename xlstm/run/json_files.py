@@ -47,10 +47,12 @@ def refused(path: Path, error: OSError, remedy: str) -> DamagedFileError:
     return DamagedFileError(path, f"cannot be read ({error.strerror or error})", "make it readable", denied=True)
 
 
-def read_bytes(path: Path, remedy: str) -> bytes | None:
-    """The content of a file, None where there is none. DamagedFileError where something else lies there."""
+def read_bytes(path: Path, remedy: str, start: int = 0) -> bytes | None:
+    """A file from a byte on, None where there is none. DamagedFileError where something else lies there."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -123,6 +125,20 @@ def write_text(path: Path, content: str, *, durably: bool = True, private: bool 
         if is_in_the_way(error):
             raise refused(path, error, "remove it") from None
         raise
+
+
+def append_json(path: Path, row: Any, *, durably: bool = False) -> None:
+    """Append one JSON value as a line in one write, behind whatever a kill has torn. ValueError for NaN and infinities.
+
+    `durably`: when this returns, it is on the disk.
+    """
+    line = json.dumps(row, allow_nan=False, separators=(",", ":"))
+    with open(path, "ab+") as file:
+        torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        if durably:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _for_the_owner(path: str, flags: int) -> int:

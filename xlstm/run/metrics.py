@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one row a line, only appended to; the one place where it is written and parsed.
+"""`metrics.jsonl`: one row a line, only appended to; the one place where it is parsed.
 
 Rows are described at `RunDirectory.metrics`. A line torn by a kill is no row: its step is written again by the next
 attempt. Nor is any other line that no trainer wrote; such lines are left out, and `damage` names them. Imports without
@@ -7,23 +7,15 @@ torch.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xlstm.run.json_files import DamagedFileError, read_bytes, refused
+from xlstm.run.json_files import DamagedFileError, read_bytes
 from xlstm.run.records import Metric
 
 _TAIL_BYTES = 8192
 _REMEDY = "submit its sweep again, which sets it aside"
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row in one write. ValueError for NaN and infinities: no measurements."""
-    line = json.dumps(row, allow_nan=False, separators=(",", ":"))
-    with open(path, "ab+") as file:
-        torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
 
 def parse(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
@@ -47,14 +39,7 @@ def read_added(path: Path, offset: int) -> tuple[list[dict[str, Any]], int, Dama
 
     A last line that is still being written is left for the next call. DamagedFileError where no file lies there.
     """
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return [], offset, None
-    except OSError as error:
-        raise refused(path, error, _REMEDY) from None
+    content = read_bytes(path, _REMEDY, offset) or b""
     whole = content[: content.rfind(b"\n") + 1]
     rows, damage = _examined(path, whole.split(b"\n"))
     return rows, offset + len(whole), damage
@@ -107,8 +92,8 @@ def _row(line: str | bytes) -> dict[str, Any] | None:
         return row if {"before", "fingerprint"} <= row.keys() else None
     if "event" in row:
         return row
-    measured = all(_is_number(value) for name, value in row.items() if "/" in name)
-    return row if measured and _is_whole(row.get("step")) and _is_number(row.get("time", 0)) else None
+    measured = all(is_number(value) for name, value in row.items() if "/" in name)
+    return row if measured and _is_whole(row.get("step")) and is_number(row.get("time", 0)) else None
 
 
 def _examined(path: Path, lines: list[bytes]) -> tuple[list[dict[str, Any]], DamagedFileError | None]:
@@ -133,5 +118,6 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and neither true nor false."""
     return isinstance(value, int | float) and not isinstance(value, bool)

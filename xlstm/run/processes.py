@@ -8,8 +8,9 @@ above dies, and what slipped through is found by the lease's token in its enviro
 import ctypes
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 TOKEN_VARIABLE = "SCALING_TOKEN"
@@ -42,15 +43,35 @@ def usable_cores() -> int:
     return psutil.cpu_count() or 1
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def die_with_parent(parent: int) -> None:
     """Have the kernel SIGKILL this process when its parent dies; exit at once if the parent `parent` is gone already.
 
     Safe between fork and exec. The signal follows the death of the *thread* that forked, so fork from one that lasts.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         os._exit(1)
+
+
+def start_bound(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that dies with this one, its output appended to a file.
+
+    It has a session of its own: Ctrl-C does not reach it.
+    """
+    parent = os.getpid()
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),
+        )
 
 
 def tagged(token: str) -> Iterator[int]:

@@ -72,7 +72,7 @@ class Metric:
 
 
 class Record(BaseModel):
-    """A JSON file of the run directory."""
+    """A JSON file that we write, or a part of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -114,6 +114,15 @@ class Status(Record):
     attempt: int = 0
     updated: float = 0.0
     lease: Holder | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a living launcher holds the run."""
+        return self.lease is not None and self.lease.is_alive
+
+    def is_held_by(self, token: str) -> bool:
+        """Whether the lease is the one with that token, alive or not."""
+        return self.lease is not None and self.lease.token == token
 
 
 class Verdict(Record):

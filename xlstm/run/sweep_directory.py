@@ -1,7 +1,6 @@
 """The folder of one submitted sweep: the names of what lies in it, and its plan. Imports without torch."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xlstm.run.json_files import invalid, read_json
+from xlstm.run.json_files import append_json, invalid, read_json
 from xlstm.run.records import SweepPlan
 
 PLAN = "plan.json"
@@ -105,12 +104,7 @@ class SweepDirectory:
 
     def decide(self, row: Mapping[str, Any]) -> None:
         """Add a decision; when this returns, it is on the disk, and may be acted upon."""
-        line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode()
-        with open(self.decisions_file, "ab+") as file:
-            torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write((b"\n" if torn else b"") + line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json(self.decisions_file, row, durably=True)
 
     @property
     def fit(self) -> Path:

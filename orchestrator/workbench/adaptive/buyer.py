@@ -85,10 +85,8 @@ class Buyer:
         if (len(self._rows), len(training)) == self._nothing_at:
             return []
         open_runs = self._pool.specs.keys() - self._taken.keys()
-        most = self.design.at_once
-        if open_runs and not (most is None or len(training) < most):
-            return []
-        if open_runs and not self._has_room([self._pool.specs[run_id] for run_id in sorted(open_runs)]):
+        full = self.design.at_once is not None and len(training) >= self.design.at_once
+        if open_runs and (full or not self._has_room([self._pool.specs[run_id] for run_id in sorted(open_runs)])):
             return []
         offer = self._decide(training)
         if offer is None:

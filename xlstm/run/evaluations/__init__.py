@@ -4,7 +4,7 @@ An evaluation belongs to no run's identity: what it measured is kept by run and 
 and again only where something changed that it depends on.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Literal, TypeAlias, Union
 
 from pydantic import Field
 
@@ -24,7 +24,8 @@ class Kind(Ring):
     @property
     def context(self) -> int | None:
         """Tokens that the model is to read at a time, where that is stated; None where the training's are meant."""
-        return None
+        stated: int | None = getattr(self, "context_length", None)
+        return stated
 
 
 class OfOtherText(Kind):
@@ -36,10 +37,6 @@ class OfOtherText(Kind):
         None, description="The tokenizer that runs must have for the numbers to mean something; null: any."
     )
     context_length: PositiveInt | None = Field(None, description="Tokens read at a time; null: as in training.")
-
-    @property
-    def context(self) -> int | None:
-        return self.context_length
 
 
 class OfOwnText(Kind):
@@ -112,10 +109,6 @@ class Harness(Kind):
     paths: tuple[str, ...] = Field((), description="Folders with task files of one's own, such as of offline tasks.")
     context_length: PositiveInt | None = Field(None, description="Tokens read at most; null: as in training.")
 
-    @property
-    def context(self) -> int | None:
-        return self.context_length
-
 
 class Inference(Kind):
     """Seconds to the first token and per token after it, and memory, against the length of the prompt."""
@@ -138,16 +131,14 @@ AnyEvaluation: TypeAlias = Annotated[
 ]
 
 
-def kind_of(evaluation: type[Kind] | Kind) -> str:
+def kind_of(evaluation: type[Kind]) -> str:
     """The name of a kind."""
-    model = evaluation if isinstance(evaluation, type) else type(evaluation)
-    name: str = model.model_fields["kind"].default
+    name: str = evaluation.model_fields["kind"].default
     return name
 
 
 def fingerprint(evaluation: Kind, data: Data) -> str:
     """Eight hex digits that name an evaluation of runs on these data. Where the text lies changes nothing."""
-    own: dict[str, Any] = evaluation.model_dump(mode="json")
-    own = without_later_defaults(evaluation, own)
+    own = without_later_defaults(evaluation, evaluation.model_dump(mode="json"))
     own.pop("paths", None)
     return digest({"evaluation": own, "data": without_later_defaults(data, data.model_dump(mode="json"))})

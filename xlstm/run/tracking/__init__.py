@@ -47,13 +47,12 @@ _Shipping: TypeAlias = Generator[Child, str, Synced]
 """Ships a run; waits for MLflow's id of a child that is to be made."""
 
 
-def sync(run: RunDirectory, sweep: str, tracking_uri: str, place: Place | None = None) -> Synced:
+def sync(run: RunDirectory, sweep: str, tracking_uri: str) -> Synced:
     """Ship what MLflow lacks of a run. Takes seconds at most; never raises for a store that is away or slow.
 
-    Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there. Whoever
-    ships many runs of a sweep in one go gives the `place` to all of them.
+    Nothing is shipped of a run that was never begun, or whose folder was deleted, nor is anything made there.
     """
-    return next(sync_all([run], place or Place(sweep, tracking_uri, run.workspace.artifacts)))
+    return next(sync_all([run], Place(sweep, tracking_uri, run.workspace.artifacts)))
 
 
 def sync_all(runs: Sequence[RunDirectory], place: Place) -> Iterator[Synced]:
@@ -112,7 +111,7 @@ def open_store(tracking_uri: str, artifacts: Path | None = None) -> str | None:
 
     Returns None, or what is wrong. `artifacts` is where a new experiment of an embedded store keeps its files.
     """
-    if embedded.is_ready(tracking_uri, artifacts):
+    if artifacts is not None and embedded.is_ready(tracking_uri, artifacts):
         return None
     try:
         client_of(tracking_uri, artifacts).search_experiments(max_results=1)
@@ -126,11 +125,6 @@ def remedy(tracking_uri: str, error: Exception) -> str:
     damaged = any(words in str(error) for words in ("file is not a database", "malformed", "unable to open database"))
     told = "; move it out of the way: `scaling sync` makes it anew from the run directories"
     return told if tracking_uri.startswith("sqlite:") and damaged else ""
-
-
-def parent_run(sweep: str, tracking_uri: str, artifacts: Path | None = None) -> str:
-    """MLflow's id of a sweep's parent run, made if it is missing. Raises what MLflow raises."""
-    return Place(sweep, tracking_uri, artifacts).parent
 
 
 def publish(
@@ -176,7 +170,7 @@ def is_published(place: Place, stamp: str) -> bool:
     return place.shown is not None and place.shown.published == stamp
 
 
-def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path | None = None) -> str | None:
+def log_artifact(sweep: str, tracking_uri: str, path: Path, artifacts: Path) -> str | None:
     """Keep a file with a sweep's parent run. Returns None, or what is wrong: the view must not disturb its reader."""
     try:
         place = Place(sweep, tracking_uri, artifacts)

@@ -12,6 +12,7 @@ from xlstm.models.naming import family_label
 from xlstm.run.directory import RunDirectory
 from xlstm.run.identity import without_later_defaults
 from xlstm.run.json_files import read_json
+from xlstm.run.metrics import is_number
 from xlstm.run.outcome import model_card
 from xlstm.run.records import Result, State, Status
 from xlstm.run.spec import Physics, RunSpec
@@ -111,7 +112,7 @@ def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
         for row in rows
         if "time" in row
         for key, value in row.items()
-        if key not in {"step", "time", "attempt"} and _is_number(value)
+        if key not in {"step", "time", "attempt"} and is_number(value) and math.isfinite(value)
     ]
 
 
@@ -151,7 +152,3 @@ def standing_of(run: RunDirectory, status: Status, spec: RunSpec, result: Result
     wanted = _STATUS[status.state]
     end = int(_ended(run, status) * 1000) if wanted in _ENDED else None
     return Standing(wanted, end, tags, {key: str(value) for key, value in params.items()}, files)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -41,11 +41,9 @@ def lies_with(tracking_uri: str, artifacts: Path | None) -> bool:
     return Path(tracking_uri.removeprefix("sqlite:///")).parent.resolve() == artifacts.parent.resolve()
 
 
-def is_ready(tracking_uri: str, artifacts: Path | None) -> bool:
+def is_ready(tracking_uri: str, artifacts: Path) -> bool:
     """Whether a workspace's own store was initialised, and keeps its files in this workspace."""
-    with _connection(tracking_uri, artifacts) as connection:
-        if connection is None or artifacts is None:
-            return False
+    with contextlib.suppress(sqlite3.Error), _connection(tracking_uri, artifacts) as connection:
         known = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
         elsewhere = (name for name, location in known if (location or "").endswith(f"/{artifacts.name}/{quote(name)}"))
         places = dict(known)
@@ -53,12 +51,10 @@ def is_ready(tracking_uri: str, artifacts: Path | None) -> bool:
     return False
 
 
-def experiments(tracking_uri: str, artifacts: Path | None) -> dict[str, str] | None:
+def experiments(tracking_uri: str, artifacts: Path) -> dict[str, str] | None:
     """Ids of the experiments that hold sweeps, by name; None where that is not known."""
     ((key, value),) = MODEL_TRAINING.items()
-    with _connection(tracking_uri, artifacts) as connection:
-        if connection is None:
-            return None
+    with contextlib.suppress(sqlite3.Error), _connection(tracking_uri, artifacts) as connection:
         found = connection.execute(
             "SELECT name, e.experiment_id FROM experiments e JOIN experiment_tags t "
             "ON t.experiment_id = e.experiment_id WHERE lifecycle_stage = 'active' AND t.key = ? AND t.value = ?",
@@ -68,11 +64,9 @@ def experiments(tracking_uri: str, artifacts: Path | None) -> dict[str, str] | N
     return None
 
 
-def shown(sweep: str, tracking_uri: str, artifacts: Path | None) -> Shown | None:
+def shown(sweep: str, tracking_uri: str, artifacts: Path) -> Shown | None:
     """What the store shows of a sweep; None where that is not known."""
-    with _connection(tracking_uri, artifacts) as connection:
-        if connection is None or artifacts is None:
-            return None
+    with contextlib.suppress(sqlite3.Error), _connection(tracking_uri, artifacts) as connection:
         found = connection.execute(
             "SELECT experiment_id FROM experiments "
             "WHERE name = ? AND artifact_location = ? AND lifecycle_stage = 'active'",
@@ -101,14 +95,11 @@ def shown(sweep: str, tracking_uri: str, artifacts: Path | None) -> Shown | None
 
 
 @contextlib.contextmanager
-def _connection(tracking_uri: str, artifacts: Path | None) -> Iterator[sqlite3.Connection | None]:
-    """The store opened for reading; None where it is not the workspace's own, not there, or not as expected."""
+def _connection(tracking_uri: str, artifacts: Path) -> Iterator[sqlite3.Connection]:
+    """The store opened for reading. sqlite3.Error where it is not the workspace's own, or not there."""
     path = Path(tracking_uri.removeprefix("sqlite:///"))
     if not lies_with(tracking_uri, artifacts) or not path.is_file():
-        yield None
-        return
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as connection,
-    ):
+        raise sqlite3.OperationalError(f"{path} is no store of this workspace")
+    address = f"file:{quote(str(path.absolute()))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
         yield connection

@@ -30,7 +30,7 @@ class Place:
 
     sweep: str
     tracking_uri: str
-    artifacts: Path | None
+    artifacts: Path
 
     @cached_property
     def own(self) -> bool:
@@ -44,13 +44,42 @@ class Place:
     @cached_property
     def experiment(self) -> str:
         """MLflow's id, made if it is missing."""
-        return experiment_of(self.client, self.sweep, self.artifacts)
+        from mlflow.exceptions import MlflowException
+
+        client = self.client
+        if (found := client.get_experiment_by_name(self.sweep)) is not None:
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            for key, value in TAGS.items():
+                if found.tags.get(key) != value:
+                    client.set_experiment_tag(found.experiment_id, key, value)
+            return str(found.experiment_id)
+        location = (self.artifacts / self.sweep).as_uri() if client.tracking_uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(self.sweep, artifact_location=location, tags=TAGS))
+        except MlflowException:  # another process was faster
+            return str(client.get_experiment_by_name(self.sweep).experiment_id)
 
     @cached_property
     def parent(self) -> str:
-        """MLflow's id of the sweep's parent run, made if it is missing."""
-        known = self.shown.parent if self.shown is not None else None
-        return known or parent_of(self.client, self.experiment, self.sweep, self.artifacts)
+        """MLflow's id of the sweep's parent run, made if it is missing.
+
+        In a store of many workspaces each has its own, told by the tag `directory`.
+        """
+        if self.shown is not None and self.shown.parent:
+            return self.shown.parent
+        client, directory = self.client, None if self.own else str(self.artifacts.parent)
+        made = None
+        if not _parents(client, self.experiment, directory):
+            tags = {"kind": "sweep", "sweep": self.sweep} | ({} if directory is None else {"directory": directory})
+            made = client.create_run(self.experiment, run_name=self.sweep, tags=tags).info.run_id
+        # Two processes may have made one each: all of them take the first.
+        first = _parents(client, self.experiment, directory)[0]
+        if made is not None and first != made:
+            client.delete_run(made)
+        elif directory is not None:
+            client.set_tag(first, "directory", directory)
+        return first
 
     @cached_property
     def shown(self) -> embedded.Shown | None:
@@ -71,7 +100,7 @@ class Place:
 
     def keep(self, run: str, name: str, content: str | Path) -> None:
         """Put a text, or a file that is called the same, among the artifacts of a child or the parent."""
-        if self._before is not None and self.artifacts is not None:
+        if self._before is not None:
             # What mlflow's client does, without asking the store for the run first.
             target = self.artifacts / self.sweep / run / "artifacts" / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +112,7 @@ class Place:
 
     def make_all(self, children: Sequence[Child]) -> list[str] | None:
         """Log runs for the first time, all or none; returns mlflow's ids. None where its client has to do that."""
-        if self._before is None or self.artifacts is None:
+        if self._before is None:
             return None
         store = Path(self.tracking_uri.removeprefix("sqlite:///"))
         return bulk.make(children, store, self.experiment, self.artifacts / self.sweep, int(time.time() * 1000))
@@ -131,49 +160,10 @@ class Place:
 
 def experiments(tracking_uri: str, artifacts: Path | None = None) -> dict[str, str]:
     """Ids of the experiments that hold sweeps, by name."""
-    if (known := embedded.experiments(tracking_uri, artifacts)) is not None:
+    if artifacts is not None and (known := embedded.experiments(tracking_uri, artifacts)) is not None:
         return known
     found = client_of(tracking_uri).search_experiments()
     return {one.name: str(one.experiment_id) for one in found if MODEL_TRAINING.items() <= one.tags.items()}
-
-
-def experiment_of(client: Any, sweep: str, artifacts: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(sweep)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        for key, value in TAGS.items():
-            if found.tags.get(key) != value:
-                client.set_experiment_tag(found.experiment_id, key, value)
-        return str(found.experiment_id)
-    embedded = artifacts is not None and client.tracking_uri.startswith("sqlite:")
-    try:
-        location = (artifacts / sweep).as_uri() if embedded and artifacts is not None else None
-        return str(client.create_experiment(sweep, artifact_location=location, tags=TAGS))
-    except MlflowException:  # another process was faster
-        return str(client.get_experiment_by_name(sweep).experiment_id)
-
-
-def parent_of(client: Any, experiment: str, sweep: str, artifacts: Path | None) -> str:
-    """The parent run of a sweep of the workspace that keeps its artifacts there, made if it is missing.
-
-    In a store of many workspaces each has its own, told by the tag `directory`.
-    """
-    own = artifacts is None or lies_with(client.tracking_uri, artifacts)
-    directory = None if artifacts is None or own else str(artifacts.parent)
-    made = None
-    if not _parents(client, experiment, directory):
-        tags = {"kind": "sweep", "sweep": sweep} | ({} if directory is None else {"directory": directory})
-        made = client.create_run(experiment, run_name=sweep, tags=tags).info.run_id
-    # Two processes may have made one each: all of them take the first.
-    first = _parents(client, experiment, directory)[0]
-    if made is not None and first != made:
-        client.delete_run(made)
-    elif directory is not None:
-        client.set_tag(first, "directory", directory)
-    return first
 
 
 def _parents(client: Any, experiment: str, directory: str | None) -> list[str]:
