@@ -78,14 +78,14 @@ def test_the_time_left_is_told_by_the_steps_of_what_runs_and_not_by_the_flops_of
     display: Any = make_display(Console(file=io.StringIO(), width=200), "tiny", rows)
     first = planned.workspace.run(rows[0]["run_id"])
     display.happened(Event(first, Happening.STARTED, first.status()))
-    display.progress.read({first.run_id: first})
+    display.progress.read()
     assert display.progress.seconds_left is None
     first.append_metrics(row(2, attempt=1) | {Metric.TOKENS_PER_SECOND: 1 / (1e-3 + 1e-6)})
-    display.progress.read({first.run_id: first})
+    display.progress.read()
     left = (rows[0]["tokens"] - 512) * (1e-3 + 1e-6) + rows[1]["tokens"] * (1e-3 + 9e-6)
     assert display.progress.seconds_left == pytest.approx(left)
     first.append_metrics(row(4, attempt=1) | {Metric.TOKENS_PER_SECOND: 2e6})  # twice as fast as planned
-    display.progress.read({first.run_id: first})
+    display.progress.read()
     left = ((rows[0]["tokens"] - 1024) * 1e-6 + rows[1]["tokens"] * 9e-6) / 2
     assert display.progress.seconds_left == pytest.approx(left)
     display.happened(Event(first, Happening.ENDED, first.status().model_copy(update={"state": State.FAILED})))
