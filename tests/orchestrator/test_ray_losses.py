@@ -128,7 +128,7 @@ def test_a_sweep_that_is_cancelled_while_its_trunk_trains_starts_no_fork(
     process = scaling.start("submit", path, "--on", "ray")
     steps = trivial.folder / "executed.log"
     wait_until(
-        lambda: process.poll() is not None or (steps.exists() and len(trivial.executed()[trunk.run_id]) > 1),
+        lambda: process.poll() is not None or (steps.exists() and len(trivial.executed().get(trunk.run_id, ())) > 1),
         lambda: str([run.status() for run in (trunk, *forks)]),
     )
     assert process.poll() is None, process.communicate()
