@@ -254,7 +254,7 @@ def _steadied(problem: _Problem, seed: int) -> _Problem:
     believed = {name: mean for name, mean, _ in law.beliefs}
     held = replace(problem, law=law.holding(believed), curves=[_thinned(curve) for curve in problem.curves])
     place = held.law.coordinates.index(law.steadied)
-    theta = min(_ends(held, seed), key=lambda end: end[1])[0]
+    theta = _ends(held, seed)[0][0]
     own = float(np.sqrt(_covariance(held, theta)[place, place]))
     by_others = []
     for name, mean, width in law.beliefs:

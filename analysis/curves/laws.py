@@ -29,7 +29,7 @@ class CurveLaw:
     beliefs: tuple[tuple[str, float, float], ...] = ()
     """Coordinates of which something is known beforehand: name, mean, standard deviation."""
     steadied: str | None = None
-    """A coordinate that few curves hardly tell from the believed ones together: see `fit`."""
+    """A coordinate that few curves hardly tell from the believed ones: fits hold it near what these beliefs make it."""
 
     def holding(self, values: Mapping[str, float]) -> "CurveLaw":
         """The law of the other coordinates, these held at values."""

@@ -86,7 +86,7 @@ def fit(
     ] = None,
     warmup_steps: Annotated[
         float | None,
-        typer.Option(help="With --curves of a table: steps of warm-up; left out, those up to each first row."),
+        typer.Option(help="With --curves of a table: steps of warm-up; left out, those up to the table's first step."),
     ] = None,
     downstream: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also from loss to the error of a task that was evaluated.")
