@@ -35,7 +35,7 @@ def planned(scaling: Any, write_sweep: WriteSweep, trivial: Any) -> Plan:
     made.save()
     trunk = made.runs[0]
     assert [run.share.fork is not None for run in made.runs] == [False, True, True]
-    trivial.prepare([run.spec for run in made.runs], {trunk.run_id: "wait"})
+    trivial.prepare([run.spec for run in made.runs], {trunk.run_id: "wait for go"})
     return made
 
 

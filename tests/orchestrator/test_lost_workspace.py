@@ -42,7 +42,7 @@ def planned(scaling: Any, write_sweep: WriteSweep, trivial: Any) -> Plan:
     """Two runs that wait to be told to go on."""
     assert TOKEN_VARIABLE not in os.environ
     made = make_plan(Sweep.load(write_sweep(trivial.runs(2))), Workspace(scaling.workspace))
-    trivial.prepare([run.spec for run in made.runs], {run.run_id: "wait" for run in made.runs})
+    trivial.prepare([run.spec for run in made.runs], {run.run_id: "wait for go" for run in made.runs})
     return made
 
 

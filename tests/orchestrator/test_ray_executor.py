@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,16 @@ def run_attempt(*arguments):
     print("trained by", __file__, flush=True)
     return ours(*arguments)
 """
+
+
+@pytest.fixture(autouse=True)
+def what_a_failed_test_asked_for_is_given_back(cluster: Any) -> Iterator[None]:
+    """With the controllers that it had in this process: the cluster is that of the next test too."""
+    yield
+    if not nothing_is_left(cluster):
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -110,7 +120,8 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
         RunSpec(physics=run.spec.physics.model_copy(update={"seed": seed}), execution=run.spec.execution)
         for seed in range(8)
     ]
-    trivial.prepare(specs, {specs[-1].run_id: "wait"})
+    faults = {spec.run_id: "wait for three" for spec in specs[:3]}
+    trivial.prepare(specs, {**faults, specs[-1].run_id: "wait for go"})
     jobs = [Job(workspace.run(spec.run_id), spec, f"job-{number}") for number, spec in enumerate(specs)]
     for job in jobs:
         job.run.create(job.spec)
@@ -124,6 +135,8 @@ def test_a_gang_carries_one_run_after_another_and_the_next_controller_finds_the_
         actors.update(members(cluster))
         return executor.poll(handles)
 
+    wait_until(lambda: look() == [JobState.RUNNING] * 3 + [JobState.WAITING] * 5)
+    (trivial.folder / "three").touch()
     ended = [JobState.ENDED] * 7
     wait_until(lambda: look() == [*ended, JobState.RUNNING])
     assert len(actors) == 3  # as many as cores

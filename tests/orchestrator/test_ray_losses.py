@@ -93,7 +93,7 @@ def test_what_a_lost_controller_had_asked_for_leaves_as_soon_as_it_is_granted(
     path = write_sweep(trivial.runs(6))
     workspace = Workspace(scaling.workspace)
     runs = make_plan(Sweep.load(path), workspace).runs
-    trivial.prepare([run.spec for run in runs], {run.run_id: "wait" for run in runs})
+    trivial.prepare([run.spec for run in runs], {run.run_id: "wait for go" for run in runs})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     monkeypatch.setenv(WORKSPACE_VARIABLE, str(workspace.root))
     command = [sys.executable, "-m", "orchestrator.cli", "submit", path, "--on", "ray"]
@@ -124,7 +124,7 @@ def test_a_sweep_that_is_cancelled_while_its_trunk_trains_starts_no_fork(
     )
     made = make_plan(Sweep.load(path), Workspace(scaling.workspace))
     trunk, *forks = (made.workspace.run(run.run_id) for run in made.runs)
-    trivial.prepare([run.spec for run in made.runs], {trunk.run_id: "wait"})
+    trivial.prepare([run.spec for run in made.runs], {trunk.run_id: "wait for go"})
     process = scaling.start("submit", path, "--on", "ray")
     steps = trivial.folder / "executed.log"
     wait_until(
@@ -153,7 +153,7 @@ def test_when_the_head_is_lost_the_next_submission_goes_on_in_a_new_cluster(
     path = write_sweep(trivial.runs(2))
     workspace = Workspace(scaling.workspace)
     first, second = make_plan(Sweep.load(path), workspace).runs
-    trivial.prepare([first.spec, second.spec], {second.run_id: "wait"})
+    trivial.prepare([first.spec, second.spec], {second.run_id: "wait for go"})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     assert scaling.run("submit", path, "--on", "ray", "--detach").code == 0
     wait_until(lambda: workspace.run(first.run_id).status().state is State.COMPLETED)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.serial
 def planned(scaling: Any, write_sweep: WriteSweep, trivial: Any) -> Plan:
     """Four runs, of which the first waits to be told to go on."""
     made = make_plan(Sweep.load(write_sweep(trivial.runs(4))), Workspace(scaling.workspace))
-    trivial.prepare([run.spec for run in made.runs], {made.runs[0].run_id: "wait"})
+    trivial.prepare([run.spec for run in made.runs], {made.runs[0].run_id: "wait for go"})
     return made
 
 

@@ -2,9 +2,9 @@
 real process under the real supervisor, keeps the lease and writes the run directory as the trainer does, and "trains"
 by counting its steps. No imports beyond the standard library, so that an attempt takes a tenth of a second.
 
-`trivial`, beside the workspace, is a folder with `faults.json` (run id to fault; `wait` is for the file `go`),
-`results/RUN_ID.json` (what a complete run leaves), and `executed.log`, to which every step that was really executed is
-appended.
+`trivial`, beside the workspace, is a folder with `faults.json` (run id to fault; `wait for NAME` is for a file of that
+name there, and `go` is for all who wait), `results/RUN_ID.json` (what a complete run leaves), and `executed.log`, to
+which every step that was really executed is appended.
 """
 
 import fcntl
@@ -17,6 +17,7 @@ from pathlib import Path
 
 STEPS = 4
 FAULT_AFTER = 2
+WAIT = "wait for "
 MANY = 7
 """Attempts that are evicted of a run that gets on meanwhile."""
 
@@ -71,7 +72,7 @@ with open(run / "metrics.jsonl", "a") as metrics, open(folder / "executed.log", 
         metrics.flush()
         if step < FAULT_AFTER:
             continue
-        while fault == "wait" and not (folder / "go").exists():
+        while fault.startswith(WAIT) and not ((folder / fault[len(WAIT) :]).exists() or (folder / "go").exists()):
             time.sleep(0.05)
         if int(attempt) > 1:
             continue
