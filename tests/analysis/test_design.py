@@ -90,6 +90,11 @@ def test_a_budget_below_every_run_is_refused(fitted: Fit) -> None:
     assert refusal.value.code == "budget-too-small"
 
 
+def test_a_size_that_no_run_had_is_named_as_the_sizes_are(fitted: Fit) -> None:
+    found = design.design(fitted, TARGET, 3e22, sizes=[999.6e6])
+    assert 'model: "llama", size: 1B, tokens: ' in design.sweep_fragment(found, fitted)
+
+
 def test_the_command_line_proposes_runs_and_writes_points_a_sweep_accepts(
     small: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
