@@ -7,9 +7,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_xlstm_operators import EXTREME, mlstm_problem, relative_error, some_resets
+from test_xlstm_exactness import EXTREME
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
+from xlstm_problems import mlstm_problem, relative_error, some_resets
 
 from benchmarks.ahead_of_time import noting
 from kernels.dispatch import prefer
