@@ -10,6 +10,9 @@ from xlstm.models.configs import ModelConfig
 from xlstm.models.dropout import Dropout
 from xlstm.models.head import logits_or_losses, squared_errors
 
+INITIAL_STD = 0.02
+"""Standard deviation of matrices at first, where a family's authors say no other (GPT-2's)."""
+
 
 class LanguageModel(nn.Module):
     """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing.
@@ -18,7 +21,7 @@ class LanguageModel(nn.Module):
     `config.num_outputs` classes or numbers come out instead of the vocabulary; see `xlstm.models.configs.Ends`.
 
     A family gives its blocks and its last norm, and overrides what is its own: `embed`, `apply_blocks`, `decays`, and
-    always `initialize_parameter`. Parameters are registered in the order in which a token meets them, `stem` (modules
+    mostly `initialize_parameter`. Parameters are registered in the order in which a token meets them, `stem` (modules
     by name) between the embedding and the blocks: sums over all parameters are rounded in that order.
     """
 
@@ -28,6 +31,8 @@ class LanguageModel(nn.Module):
     """Ends of the names of what has several dimensions and yet is no map: it multiplies or shifts single channels."""
     inputs_first: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of maps whose inputs are the last dimension but one."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of what has several dimensions and is spared by weight decay."""
     drawn_by_width: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of vectors that start the smaller the wider the model is; mup keeps their size."""
     queries: ClassVar[tuple[str, ...]] = ()
@@ -95,8 +100,14 @@ class LanguageModel(nn.Module):
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and the state: one entry per block here, None unless kept."""
-        others = ((state[index] if state else None, resets) for index in range(len(self.blocks)))
-        x, states = self.run_blocks(x, others, keep_state, dropout)
+        return self.run_alike(x, state, keep_state, dropout, resets)
+
+    def run_alike(
+        self, x: Tensor, state: Any, keep_state: bool, dropout: Dropout | None, *others: Any
+    ) -> tuple[Tensor, Any]:
+        """As `apply_blocks`, of blocks that are all called with the same `others` behind `x` and their state."""
+        each = ((state[index] if state else None, *others) for index in range(len(self.blocks)))
+        x, states = self.run_blocks(x, each, keep_state, dropout)
         return x, tuple(states) if keep_state else None
 
     def run_blocks(
@@ -119,7 +130,7 @@ class LanguageModel(nn.Module):
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""
-        return parameter.ndim >= 2 and name != "embedding.weight"
+        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith(self.undecayed)
 
     def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a parameter is the one whole matrix of a map within the hidden layers: what Muon moves."""
@@ -143,5 +154,8 @@ class LanguageModel(nn.Module):
         return False
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Fill one parameter, in place, with the initial values of the family's authors."""
-        raise NotImplementedError
+        """Fill one parameter, in place, as the family's authors do; here N(0, 0.02²), biases zero, norms one."""
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        else:
+            parameter.normal_(std=INITIAL_STD, generator=generator)

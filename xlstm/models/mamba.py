@@ -37,14 +37,12 @@ class MambaBlocks(LanguageModel):
     """Blocks of a mixer, as Mamba and Mamba-2 start them."""
 
     elementwise: ClassVar[tuple[str, ...]] = ("log_rates",)
+    undecayed: ClassVar[tuple[str, ...]] = ("log_rates",)
+    """A, as in the authors' code."""
 
     def __init__(self, config: Any, block: Callable[[Any], nn.Module]) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         super().__init__(config, (block(config) for _ in range(config.num_blocks)), norm)
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, but neither on the token embedding nor on A (as in the authors' code)."""
-        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("log_rates")
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The authors' initial values of all but the rates: see the comments for each kind of parameter."""

@@ -1,6 +1,7 @@
 """The block around the mixers of flash-linear-attention's models: x + Mixer(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)).
 
-Every matrix starts N(0, 0.02²), those into the residual stream too, and nothing has a bias but what a mixer says.
+Every matrix starts N(0, 0.02²), those into the residual stream too (the library's `_init_weights`, whose rescaling is
+off), and nothing has a bias but what a mixer says.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6
-INITIAL_STD = 0.02
 
 
 class SwiGLUBlocks(LanguageModel):
@@ -25,13 +25,6 @@ class SwiGLUBlocks(LanguageModel):
     ) -> None:
         blocks = (SwiGLUBlock(config, mixer(config)) for _ in range(config.num_blocks))
         super().__init__(config, blocks, RMSNorm(config.embedding_dim, eps=NORM_EPSILON), stem=stem)
-
-    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Matrices N(0, 0.02²), biases zero, norms one (the library's `_init_weights`, whose rescaling is off)."""
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        else:
-            nn.init.normal_(parameter, std=INITIAL_STD, generator=generator)
 
 
 class SwiGLUBlock(nn.Module):
