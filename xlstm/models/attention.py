@@ -14,7 +14,8 @@ from torch import Tensor
 from kernels.attention import Mask, attention, mask_for
 from xlstm.models.dropout import Dropout
 from xlstm.models.history import positions_of
-from xlstm.models.language_model import INITIAL_STD, LanguageModel
+from xlstm.models.initialization import INITIAL_STD, initialize_normal
+from xlstm.models.language_model import LanguageModel
 
 
 @dataclass
@@ -127,8 +128,7 @@ class Transformer(LanguageModel):
         return x, layout.past(cache) if keep_state else None
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Projections into the residual stream scaled by 1/sqrt(2 · blocks) (GPT-2; Gu & Dao 2023's Transformer++)."""
-        if name.endswith(("out.weight", "down.weight")):
-            parameter.normal_(std=INITIAL_STD / math.sqrt(2 * self.config.num_blocks), generator=generator)
-        else:
-            super().initialize_parameter(name, parameter, generator)
+        """N(0, 0.02²); projections into the residual stream scaled by 1/sqrt(2 · blocks); biases zero, norms one."""
+        into_residual = name.endswith(("out.weight", "down.weight"))
+        depth = math.sqrt(2 * self.config.num_blocks) if into_residual else 1.0
+        initialize_normal(name, parameter, generator, INITIAL_STD / depth)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlstm.models.dropout import Dropout
-from xlstm.models.language_model import INITIAL_STD, LanguageModel
+from xlstm.models.initialization import INITIAL_STD, initialize_normal
+from xlstm.models.language_model import LanguageModel
 
 NORM_EPSILON = 1e-5
 
@@ -31,10 +32,8 @@ class GELUBlocks(LanguageModel):
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Matrices N(0, 0.02²), those of the MLP into the residual stream over √(2 blocks); biases zero, norms one."""
-        if name.endswith(".down.weight"):
-            parameter.normal_(std=INITIAL_STD * (2 * self.config.num_blocks) ** -0.5, generator=generator)
-        else:
-            super().initialize_parameter(name, parameter, generator)
+        scale = (2 * self.config.num_blocks) ** -0.5 if name.endswith(".down.weight") else 1.0
+        initialize_normal(name, parameter, generator, INITIAL_STD * scale)
 
 
 class GELUBlock(nn.Module):

@@ -10,9 +10,6 @@ from xlstm.models.configs import ModelConfig
 from xlstm.models.dropout import Dropout
 from xlstm.models.head import logits_or_losses, squared_errors
 
-INITIAL_STD = 0.02
-"""Standard deviation of matrices at first, where a family's authors say no other (GPT-2's)."""
-
 
 class LanguageModel(nn.Module):
     """Language model over `config.vocab_size` tokens. `blocks` are the units of sharding and checkpointing.
@@ -21,7 +18,7 @@ class LanguageModel(nn.Module):
     `config.num_outputs` classes or numbers come out instead of the vocabulary; see `xlstm.models.configs.Ends`.
 
     A family gives its blocks and its last norm, and overrides what is its own: `embed`, `apply_blocks`, `decays`, and
-    mostly `initialize_parameter`. Parameters are registered in the order in which a token meets them, `stem` (modules
+    always `initialize_parameter`. Parameters are registered in the order in which a token meets them, `stem` (modules
     by name) between the embedding and the blocks: sums over all parameters are rounded in that order.
     """
 
@@ -154,8 +151,5 @@ class LanguageModel(nn.Module):
         return False
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Fill one parameter, in place, as the family's authors do; here N(0, 0.02²), biases zero, norms one."""
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        else:
-            parameter.normal_(std=INITIAL_STD, generator=generator)
+        """Fill one parameter, in place, with the initial values of the family's authors."""
+        raise NotImplementedError

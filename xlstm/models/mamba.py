@@ -6,14 +6,14 @@ embedding and the head are untied, as the xLSTM paper's counts say (the authors'
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.selective_scan import selective_scan
-from xlstm.models.causal_conv import CausalConv
+from xlstm.models.causal_conv import CausalConv, ConvolvedState
 from xlstm.models.configs import MambaConfig
 from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
@@ -24,13 +24,6 @@ NORM_EPSILON = 1e-5
 DELTA_RANGE = (1e-3, 1e-1)
 """Step sizes start log-uniformly within it; none below DELTA_FLOOR."""
 DELTA_FLOOR = 1e-4
-
-
-class BlockState(NamedTuple):
-    """What a block remembers."""
-
-    conv: Tensor  # (batch, 3, channels): the last inputs of the convolution
-    scan: Tensor  # (batch, channels, state_dim)
 
 
 class MambaBlocks(LanguageModel):
@@ -104,14 +97,14 @@ class Block(nn.Module):
         self.skip = nn.Parameter(torch.empty(inner))
         self.out = nn.Linear(inner, d, bias=False)
 
-    def forward(self, x: Tensor, state: BlockState | None, resets: Tensor | None) -> tuple[Tensor, BlockState]:
-        """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
+    def forward(self, x: Tensor, state: ConvolvedState | None, resets: Tensor | None) -> tuple[Tensor, ConvolvedState]:
+        """`x` (batch, time, d) to the same shape; the scan remembers (batch, channels, state_dim)."""
         u, gate = self.up(self.norm(x)).chunk(2, dim=-1)
-        u, conv = self.conv(u, state.conv if state else None, resets)
+        u, past = self.conv(u, state.past if state else None, resets)
         low_rank, B, C = self.select(u).split(self.sizes, dim=-1)
         # Step sizes and rates in float32 at least: a scan multiplies their rounding errors over the sequence.
         delta = F.softplus(at_least_float32(self.delta(low_rank)))
         rates = -torch.exp(at_least_float32(self.log_rates))
-        y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.scan if state else None, resets=resets)
+        y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.memory if state else None, resets=resets)
         y = (y + u * self.skip) * F.silu(gate)
-        return x + self.out(y.to(x.dtype)), BlockState(conv, scan)
+        return x + self.out(y.to(x.dtype)), ConvolvedState(past, scan)

@@ -1,7 +1,6 @@
 """The block around the mixers of flash-linear-attention's models: x + Mixer(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)).
 
-Every matrix starts N(0, 0.02²), those into the residual stream too (the library's `_init_weights`, whose rescaling is
-off), and nothing has a bias but what a mixer says.
+Every matrix starts N(0, 0.02²), those into the residual stream too, and nothing has a bias but what a mixer says.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.swiglu import swiglu
+from xlstm.models.initialization import initialize_normal
 from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
 
@@ -25,6 +25,10 @@ class SwiGLUBlocks(LanguageModel):
     ) -> None:
         blocks = (SwiGLUBlock(config, mixer(config)) for _ in range(config.num_blocks))
         super().__init__(config, blocks, RMSNorm(config.embedding_dim, eps=NORM_EPSILON), stem=stem)
+
+    def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Matrices N(0, 0.02²), biases zero, norms one (the library's `_init_weights`, whose rescaling is off)."""
+        initialize_normal(name, parameter, generator)
 
 
 class SwiGLUBlock(nn.Module):
