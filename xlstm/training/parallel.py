@@ -157,7 +157,7 @@ def build_layout(spec: RunSpec) -> Layout:
     physics, execution = spec.physics, spec.execution
     with torch.device("meta"):
         model: nn.Module = build(physics.model)
-    world = World(rank=0, size=execution.ranks, local_rank=0, device=torch.device("cpu"))
+    world = World(rank=0, size=execution.ranks, device=torch.device("cpu"))
     with _fake_world(execution.ranks):
         mesh = make_mesh(execution, world)
         parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
