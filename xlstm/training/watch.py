@@ -154,11 +154,7 @@ def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> None:
     ending = verdict.model_copy(update={"time": time.time(), "seconds": seconds})
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(aside, "w") as file:
-            json.dump(ending.model_dump(mode="json"), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(aside, ending.model_dump(mode="json"))
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     finally:
