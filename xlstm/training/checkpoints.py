@@ -18,13 +18,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.tensor import DTensor
 
 from xlstm.distributed import World
 from xlstm.run.directory import Lease, RunDirectory
 from xlstm.run.locks import LeaseLostError
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
+from xlstm.training.parallel import local_shard
 from xlstm.training.storage import INDEX, JsonIndexReader, JsonIndexWriter, describe
 
 _RECORD = "record.json"
@@ -214,7 +214,7 @@ def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Ten
     """A copy of a tensor, or of this rank's shard of it; written over the copy before, where there is one."""
     if before is None:
         return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
-    _local(before).copy_(_local(tensor.detach()), non_blocking=True)
+    local_shard(before).copy_(local_shard(tensor.detach()), non_blocking=True)
     return before
 
 
@@ -223,15 +223,11 @@ def _lock_pages(copies: Iterable[torch.Tensor]) -> None:
 
     Where the system lets a process lock no more memory, later copies are as slow as the first one, which is said.
     """
-    for copy in map(_local, copies):
+    for copy in map(local_shard, copies):
         refused = torch.cuda.cudart().cudaHostRegister(copy.data_ptr(), copy.nbytes, 0)
         if int(refused) != 0:
             print(f"checkpoints are copied slowly: {copy.nbytes:,} bytes could not be locked ({refused})", flush=True)
             return
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sync(path: Path) -> None:

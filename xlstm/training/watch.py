@@ -89,10 +89,8 @@ class Watch:
             return
         try:
             self._leave_beat()
-        except (
-            OSError,
-            DamagedFileError,
-        ) as error:  # a full disk may have room again at the next beat, and the loop meets it as well
+        except (OSError, DamagedFileError) as error:
+            # A full disk may have room again at the next beat, and the loop meets it as well.
             print(f"rank {self.rank}: no sign of life could be left: {error}", file=sys.stderr, flush=True)
 
     def _leave_beat(self) -> None:
