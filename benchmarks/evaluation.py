@@ -60,7 +60,7 @@ class Case:
         once = {"tokens": CONTEXT, "batch_tokens": CONTEXT, "optimizer": Optimizer(learning_rate=1e-3)}
         physics = Physics(model=config, data=data, **once)
         self.spec, self.model = RunSpec(physics=physics), drawn(config)
-        self.world = World(0, 1, 0, torch.device("cpu"))
+        self.world = World(0, 1, torch.device("cpu"))
 
 
 def drawn(config: Any) -> nn.Module:

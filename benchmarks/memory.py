@@ -60,7 +60,7 @@ def tracked_peak(spec: RunSpec) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=execution.ranks)
         stack.callback(dist.destroy_process_group)
-        mesh = make_mesh(execution, World(0, execution.ranks, 0, torch.device("cpu")))
+        mesh = make_mesh(execution, World(0, execution.ranks, torch.device("cpu")))
         stack.enter_context(FakeTensorMode())
         model = build(physics.model)
         parallelize(model, physics, execution, mesh)

@@ -22,7 +22,6 @@ class World:
 
     rank: int
     size: int
-    local_rank: int
     device: torch.device
 
     @classmethod
@@ -49,7 +48,7 @@ class World:
         else:
             # Decisions are exchanged between CPUs, so that they never wait for the GPUs' queues.
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
-        return cls(rank, size, local_rank, device)
+        return cls(rank, size, device)
 
     @property
     def is_main(self) -> bool:

@@ -126,8 +126,3 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
         raise ValueError(f"device {name}: this machine shows {gpus} GPUs; auto and cpu would run")
     return device
-
-
-def generate(run: RunDirectory, prompt: str, *, tokens: int = 256, temperature: float = 0.8, seed: int = 0) -> str:
-    """The prompt and what the run's model continues it with."""
-    return prompt + "".join(TrainedRun.load(run).generate(prompt, tokens=tokens, temperature=temperature, seed=seed))

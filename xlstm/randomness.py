@@ -93,12 +93,6 @@ class Draws:
         words: NDArray[np.float64] = (self._words(count) >> np.uint64(11)).astype(np.float64)
         return words * 2.0**-53
 
-    def uniform_at(self, sequences: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The numbers of [0, 1) at some places of some sequences, float64 `(n,)`, which are drawn in no order."""
-        words = mix(self._keys[sequences] ^ mix(places.astype(np.uint64)))
-        found: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64)
-        return found * 2.0**-53
-
     def below(self, bound: int, count: int) -> NDArray[np.int64]:
         """Whole numbers of [0, bound), int64 `(sequences, count)`."""
         return (self.uniform(count) * bound).astype(np.int64)

@@ -90,5 +90,5 @@ def test_hyena_refuses_documents_longer_than_its_filters() -> None:
     resets = torch.zeros(1, 9, dtype=torch.bool)
     resets[0, 3] = True
     _, state = model(text, resets=resets)
-    assert state.mixers[0].stages[0].shape[1] == 7  # older inputs are beyond the filters
+    assert state.blocks[0].stages[0].shape[1] == 7  # older inputs are beyond the filters
     model(text[:, :2], state)

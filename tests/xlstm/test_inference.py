@@ -30,7 +30,7 @@ def measured(family: str, folder: Path, **asked: int) -> Measured:
     assert check(evaluation, spec, workspace) == []
     model = build(config)
     initialize(model, 0)
-    world = World(0, 1, 0, torch.device("cpu"))
+    world = World(0, 1, torch.device("cpu"))
     return measure(model, evaluation, spec, workspace.run(spec.run_id), world)
 
 

@@ -40,7 +40,7 @@ def trainer(folder: Path, model: ModelConfig, documents: str = "continue", **exe
     run.create(made)
     run.attempt(1).mkdir(parents=True)
     run.set_state(State.RUNNING)
-    world = World(0, 1, 0, torch.device("cpu"))
+    world = World(0, 1, torch.device("cpu"))
     return Trainer(run, made, 1, world, open_prepared(made.physics.data, workspace), lambda: None)
 
 

@@ -22,7 +22,7 @@ from xlstm.run.records import State
 from xlstm.run.spec import Evaluation, Optimizer, Physics, RunSpec, Schedule
 from xlstm.training.trainer import Trainer
 
-CPU = World(0, 1, 0, torch.device("cpu"))
+CPU = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_answers_are_judged_alike_however_they_are_divided(
     parts: list[list[float]] = []
     monkeypatch.setattr(World, "sum", lambda self, *values: (parts.append(list(values)), list(values))[1])
     found = [
-        validate_on(model, data, spec, World(rank, ranks, rank, torch.device("cpu")), 1, lambda: None)
+        validate_on(model, data, spec, World(rank, ranks, torch.device("cpu")), 1, lambda: None)
         for rank in range(ranks)
     ]
     summed = np.array(parts).sum(axis=0).reshape(2, 4)

@@ -7,7 +7,7 @@ Conventions are named, never implied:
   backward pass costs twice its forward pass. Recomputation is no part of the model's FLOPs.
 
 A family's file has `blocks(config, sequence)`, the cost of each block; `saved(config)`, what each block keeps
-for its backward pass; and `outside(config)`, where more than one norm is neither block nor embedding nor head.
+for its backward pass. `families.OUTSIDE` says where more than one norm is neither block nor embedding nor head.
 """
 
 from functools import lru_cache

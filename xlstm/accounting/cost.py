@@ -93,6 +93,21 @@ def norm(channels: int) -> Cost:
     return Cost(channels)
 
 
+def swiglu_block(mixer: Cost, d: int, width: int) -> Cost:
+    """A mixer and SwiGLU, each behind a norm."""
+    return norm(d) + mixer + norm(d) + linear(d, 2 * width) + linear(width, d)
+
+
+def swiglu_block_saved(mixer: Saved, d: int, width: int) -> Saved:
+    """Two normed inputs and the sum between mixer and SwiGLU; gate, up and product; in float32 the norms' scales."""
+    return Saved(3 * d + 3 * width, 2, input=d) + mixer
+
+
+def gelu_block(mixer: Cost, d: int) -> Cost:
+    """A mixer and an MLP of width 4 d, with biases, each behind a norm with weight and bias."""
+    return norm(2 * d) + mixer + norm(2 * d) + linear(d, 4 * d, bias=True) + linear(4 * d, d, bias=True)
+
+
 def causal_conv(channels: int, taps: int = 4, *, bias: bool = True) -> Cost:
     """A depthwise convolution over time."""
     return Cost(channels * (taps + bias), recurrence=2 * taps * channels)

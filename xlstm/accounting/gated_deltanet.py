@@ -1,7 +1,7 @@
 """Gated DeltaNet: 2 d A + 3 d B + 2 d H + 2 H + 4 (2 A + B) + B / H + 3 d F + 2 d parameters per block."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, norm
-from xlstm.accounting.linear_attention import attention_saved, delta_by_head, swiglu_block, swiglu_block_saved
+from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear, norm, swiglu_block, swiglu_block_saved
+from xlstm.accounting.linear_attention import attention_saved, delta_by_head
 from xlstm.models.linear_configs import GatedDeltaNetConfig
 
 

@@ -1,12 +1,7 @@
 """GLA: 4 d² + 24.5 d + d / heads + 3 d F + 2 d parameters per block."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
-from xlstm.accounting.linear_attention import (
-    attention_by_channel,
-    attention_saved,
-    swiglu_block,
-    swiglu_block_saved,
-)
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm, swiglu_block, swiglu_block_saved
+from xlstm.accounting.linear_attention import attention_by_channel, attention_saved
 from xlstm.models.linear_configs import GLAConfig
 
 

@@ -1,6 +1,6 @@
 """GPT: 12 d² + 13 d parameters per block, and one vector per position; the embedding is the head."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, gelu_block, linear
 from xlstm.accounting.llama import attention
 from xlstm.models.configs import GPTConfig
 
@@ -9,13 +9,7 @@ def blocks(config: GPTConfig, sequence: Sequence) -> list[Cost]:
     """The cost of each block; norms have a weight and a bias."""
     d = config.embedding_dim
     projections = linear(d, 3 * d, bias=True) + linear(d, d, bias=True)
-    feedforward = linear(d, 4 * d, bias=True) + linear(4 * d, d, bias=True)
-    return [norm(2 * d) + projections + attention(d, sequence) + norm(2 * d) + feedforward] * config.num_blocks
-
-
-def outside(config: GPTConfig) -> Cost:
-    """What is neither block, embedding nor head: the positions and the last norm."""
-    return Cost(config.context_length * config.embedding_dim) + norm(2 * config.embedding_dim)
+    return [gelu_block(projections + attention(d, sequence), d)] * config.num_blocks
 
 
 def saved(config: GPTConfig) -> list[Saved]:

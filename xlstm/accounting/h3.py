@@ -1,7 +1,7 @@
 """H3: 12 d² + (5 N + 16) d parameters per block, N of them states of the shift and half as many complex ones."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear
-from xlstm.accounting.long_convolution import gelu_block, long_convolution
+from xlstm.accounting.cost import Cost, Saved, Sequence, gelu_block, linear
+from xlstm.accounting.long_convolution import long_convolution
 from xlstm.models.long_convolution_configs import H3Config
 
 
@@ -12,11 +12,6 @@ def blocks(config: H3Config, sequence: Sequence) -> list[Cost]:
     diagonal = Cost(3 * states * d + 2 * d) + long_convolution(d, sequence)
     mixer = linear(d, 3 * d, bias=True) + shift + diagonal + linear(d, d, bias=True)
     return [gelu_block(mixer, d)] * config.num_blocks
-
-
-def outside(config: H3Config) -> Cost:
-    """What is neither block, embedding nor head: the last norm, with a bias."""
-    return Cost(2 * config.embedding_dim)
 
 
 def saved(config: H3Config) -> list[Saved]:

@@ -1,7 +1,6 @@
 """HGRN: 4 d² + d + 3 d F + 2 d parameters per block, and d of the lower bounds."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
-from xlstm.accounting.linear_attention import swiglu_block, swiglu_block_saved
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm, swiglu_block, swiglu_block_saved
 from xlstm.models.linear_configs import HGRNConfig
 
 RECURRENCE_OPERATIONS = 3
@@ -13,11 +12,6 @@ def blocks(config: HGRNConfig, sequence: Sequence) -> list[Cost]:
     d = config.embedding_dim
     mixer = linear(d, 3 * d) + Cost(recurrence=RECURRENCE_OPERATIONS * d) + norm(d) + linear(d, d)
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
-
-
-def outside(config: HGRNConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm, and a lower bound per block and channel."""
-    return norm(config.embedding_dim) + Cost(config.num_blocks * config.embedding_dim)
 
 
 def saved(config: HGRNConfig) -> list[Saved]:

@@ -1,12 +1,7 @@
 """HGRN2: 4 d² + d + 3 d F + 2 d parameters per block, and d of the lower bounds."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
-from xlstm.accounting.linear_attention import (
-    attention_by_channel,
-    attention_saved,
-    swiglu_block,
-    swiglu_block_saved,
-)
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm, swiglu_block, swiglu_block_saved
+from xlstm.accounting.linear_attention import attention_by_channel, attention_saved
 from xlstm.models.linear_configs import HGRN2Config
 
 
@@ -16,11 +11,6 @@ def blocks(config: HGRN2Config, sequence: Sequence) -> list[Cost]:
     attention = attention_by_channel(d // head_dim, head_dim, head_dim, sequence)
     mixer = linear(d, 3 * d) + attention + norm(d) + linear(d, d)
     return [swiglu_block(mixer, d, config.feedforward_dim)] * config.num_blocks
-
-
-def outside(config: HGRN2Config) -> Cost:
-    """What is neither block, embedding nor head: the last norm, and a lower bound per block and channel."""
-    return norm(config.embedding_dim) + Cost(config.num_blocks * config.embedding_dim)
 
 
 def saved(config: HGRN2Config) -> list[Saved]:

@@ -1,7 +1,7 @@
 """Hyena of order n: (n + 10) d² parameters per block, and what its convolutions and the filters' networks have."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, linear
-from xlstm.accounting.long_convolution import gelu_block, long_convolution
+from xlstm.accounting.cost import Cost, Saved, Sequence, causal_conv, gelu_block, linear
+from xlstm.accounting.long_convolution import long_convolution
 from xlstm.models.long_convolution_configs import HyenaConfig
 
 SHORT_TAPS = 3
@@ -19,11 +19,6 @@ def blocks(config: HyenaConfig, sequence: Sequence) -> list[Cost]:
     return [gelu_block(linear(d, mapped, bias=True) + short + filters + long + linear(d, d, bias=True), d)] * (
         config.num_blocks
     )
-
-
-def outside(config: HyenaConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm, with a bias."""
-    return Cost(2 * config.embedding_dim)
 
 
 def saved(config: HyenaConfig) -> list[Saved]:

@@ -1,6 +1,6 @@
-"""What the families around one recurrence share: linear attention in chunks, and the blocks that it stands in."""
+"""What the families around one recurrence share: linear attention in chunks."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence
 
 STATE_TOKENS = 64
 """Tokens between the states that linear attention saves for its backward."""
@@ -23,16 +23,6 @@ def attention_by_channel(heads: int, key_dim: int, value_dim: int, sequence: Seq
 def attention_saved(heads: int, key_dim: int, value_dim: int) -> Saved:
     """The states between chunks; queries, keys, values and decays are counted where they are made."""
     return Saved(0, heads * key_dim * value_dim / STATE_TOKENS)
-
-
-def swiglu_block(mixer: Cost, d: int, width: int) -> Cost:
-    """A mixer and SwiGLU, each behind a norm."""
-    return norm(d) + mixer + norm(d) + linear(d, 2 * width) + linear(width, d)
-
-
-def swiglu_block_saved(mixer: Saved, d: int, width: int) -> Saved:
-    """Two normed inputs and the sum between mixer and SwiGLU; gate, up and product; in float32 the norms' scales."""
-    return Saved(3 * d + 3 * width, 2, input=d) + mixer
 
 
 def attention_by_head(

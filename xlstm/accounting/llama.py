@@ -1,15 +1,14 @@
 """Llama: 4 d² + 3 d r64(8 d / 3) + 2 d parameters per block."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, swiglu_block
 from xlstm.models.configs import LlamaConfig
 
 
 def blocks(config: LlamaConfig, sequence: Sequence) -> list[Cost]:
     """The cost of each block."""
     d, width = config.embedding_dim, config.feedforward_dim
-    projections = linear(d, 3 * d) + linear(d, d)
-    feedforward = linear(d, 2 * width) + linear(width, d)
-    return [norm(d) + projections + attention(d, sequence) + norm(d) + feedforward] * config.num_blocks
+    mixer = linear(d, 3 * d) + linear(d, d) + attention(d, sequence)
+    return [swiglu_block(mixer, d, width)] * config.num_blocks
 
 
 def saved(config: LlamaConfig) -> list[Saved]:

@@ -18,11 +18,6 @@ def blocks(config: LSTMConfig, sequence: Sequence) -> list[Cost]:
     return [block] * config.num_blocks
 
 
-def outside(config: LSTMConfig) -> Cost:
-    """What is neither block, embedding nor head: the last norm, where there are norms."""
-    return Cost() if config.variant == "vanilla" else norm(config.embedding_dim)
-
-
 def saved(config: LSTMConfig) -> list[Saved]:
     """What each block keeps.
 

@@ -1,7 +1,7 @@
 """RetNet: 8 d² + 2 d / heads + 3 d F + 2 d parameters per block."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
-from xlstm.accounting.linear_attention import attention_by_head, swiglu_block, swiglu_block_saved
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm, swiglu_block, swiglu_block_saved
+from xlstm.accounting.linear_attention import attention_by_head
 from xlstm.accounting.xlstm import mlstm_cell_saved
 from xlstm.models.linear_configs import RetNetConfig
 

@@ -17,11 +17,6 @@ def blocks(config: RWKV4Config, sequence: Sequence) -> list[Cost]:
     return [norm(2 * d) + time_mix + norm(2 * d) + channel_mix] * config.num_blocks
 
 
-def outside(config: RWKV4Config) -> Cost:
-    """What is neither block, embedding nor head: the first and the last norm."""
-    return norm(2 * config.embedding_dim) + norm(2 * config.embedding_dim)
-
-
 def saved(config: RWKV4Config) -> list[Saved]:
     """What each block keeps.
 

@@ -25,11 +25,6 @@ def blocks(config: RWKV5Config, sequence: Sequence) -> list[Cost]:
     return [norm(2 * d) + time_mix + norm(2 * d) + channel_mix(config)] * config.num_blocks
 
 
-def outside(config: RWKV5Config | RWKV6Config) -> Cost:
-    """What is neither block, embedding nor head: the first and the last norm."""
-    return norm(2 * config.embedding_dim) + norm(2 * config.embedding_dim)
-
-
 def memory_saved(config: RWKV5Config | RWKV6Config) -> Saved:
     """Receptance, key, value, the gate before and after its activation, the output, normed and gated; the states."""
     d, head_dim = config.embedding_dim, config.head_dim

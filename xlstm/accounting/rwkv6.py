@@ -1,10 +1,8 @@
 """RWKV-6: 6 d² + 2 d F + 464 d parameters per block, and a norm with bias behind the embedding."""
 
 from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
-from xlstm.accounting.rwkv5 import channel_mix, channel_mix_saved, memory, memory_saved, outside
+from xlstm.accounting.rwkv5 import channel_mix, channel_mix_saved, memory, memory_saved
 from xlstm.models.linear_configs import RWKV6Config
-
-__all__ = ["blocks", "outside", "saved"]
 
 MIXTURES = 5
 

@@ -23,11 +23,6 @@ def _low_rank(d: int, rank: int) -> Cost:
     return linear(d, rank) + linear(rank, d)
 
 
-def outside(config: RWKV7Config) -> Cost:
-    """What is neither block, embedding nor head: the first and the last norm."""
-    return norm(2 * config.embedding_dim) + norm(2 * config.embedding_dim)
-
-
 def saved(config: RWKV7Config) -> list[Saved]:
     """What each block keeps.
 

@@ -1,6 +1,6 @@
 """xlstm-large, the block of xLSTM-7B (arXiv 2503.13427): mLSTM at width d, keys of width d / 2, SwiGLU of 2.667 d."""
 
-from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm
+from xlstm.accounting.cost import Cost, Saved, Sequence, linear, norm, swiglu_block
 from xlstm.accounting.xlstm import mlstm_cell, mlstm_cell_saved
 from xlstm.models.configs import XLSTMLargeConfig
 
@@ -11,8 +11,7 @@ def blocks(config: XLSTMLargeConfig, sequence: Sequence) -> list[Cost]:
     inputs = linear(d, keys) + linear(d, keys) + linear(d, d) + linear(d, d)
     gates = linear(d, heads, bias=True) + linear(d, heads, bias=True)
     cell = gates + mlstm_cell(config, keys, d, sequence) + norm(d)
-    feedforward = linear(d, 2 * width) + linear(width, d)
-    return [norm(d) + inputs + cell + linear(d, d) + norm(d) + feedforward] * config.num_blocks
+    return [swiglu_block(inputs + cell + linear(d, d), d, width)] * config.num_blocks
 
 
 def saved(config: XLSTMLargeConfig) -> list[Saved]:

@@ -3,7 +3,6 @@
 They are tokenized once by the tokenizer that made the run's own data, into shards of their own. Imports without torch.
 """
 
-import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm.data.corpora import JSON, SplitName, open_corpus
+from xlstm.data.corpora import JSON, SplitName, content_digest, open_corpus
 from xlstm.data.corpora.documents import CorpusError, Document, Reading, found_at, json_rows, of_row
 from xlstm.data.encoding import batches, encode
 from xlstm.data.preparation import assigned_documents, data_folder, made_once, tokenizer_of
@@ -49,8 +48,10 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _of_files(files: list[tuple[str, Path]]) -> str:
-    stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for _, path in files)
-    return _content_of(tuple(source for source, _ in files), stamps)
+    digest = hashlib.sha256()
+    for source, path in files:
+        digest.update(f"{source} {content_digest(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def prepare_text(text: OtherText, data: Data, workspace: Workspace) -> PreparedData:
@@ -162,12 +163,3 @@ def _domain_files(text: Domains) -> list[tuple[str, Path]]:
             raise CorpusError(f"{root}: no file `<source>/{text.split}/*.jsonl.gz` in this folder")
         found += sorted((file.parents[1].name, file) for file in inside)
     return found
-
-
-@functools.lru_cache(maxsize=64)
-def _content_of(sources: tuple[str, ...], stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for source, (path, _, _) in zip(sources, stamps, strict=True):
-        with open(path, "rb") as file:
-            digest.update(f"{source} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"

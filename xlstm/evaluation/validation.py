@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def validate(
     mine[: len(own)] = own
     names = windows.stream.sources
     several = len(names) > 1
-    tally = _Tally(np.zeros(len(names)), np.zeros(len(names)))
+    nats, tokens = np.zeros((2, len(names)))
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -52,9 +51,17 @@ def validate(
             heartbeat()
             chosen = mine[first : first + micro]
             batch = windows.batch(chosen)
-            tally.add(batch, losses(model, batch, spec, world.device), windows.sources(chosen) if several else None)
+            counted = batch.targets != IGNORED
+            values = losses(model, batch, spec, world.device).double().cpu().numpy()
+            if several:
+                sources = windows.sources(chosen)[counted]
+                np.add.at(nats, sources, values[counted])
+                np.add.at(tokens, sources, 1)
+            else:
+                nats[0] += values.sum()
+                tokens[0] += counted.sum()
     model.train(was_training)
-    nats, tokens = np.array(world.sum(*tally.nats, *tally.tokens)).reshape(2, -1)
+    nats, tokens = np.array(world.sum(*nats, *tokens)).reshape(2, -1)
     text_bytes = _text_bytes(data, spec, windows, wanted)
     loss = float(nats.sum() / tokens.sum())
     by_source = {name: float(n / t) for name, n, t in zip(names, nats, tokens, strict=True) if several and t}
@@ -123,21 +130,3 @@ def placed(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """An array on the device; to a GPU it is copied from pinned memory, while the host goes on."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-@dataclass
-class _Tally:
-    """Sums over windows, by source, in float64."""
-
-    nats: np.ndarray
-    tokens: np.ndarray
-
-    def add(self, batch: Batch, nll: torch.Tensor, sources: np.ndarray | None) -> None:
-        counted = batch.targets != IGNORED
-        values = nll.double().cpu().numpy()
-        if sources is None:
-            self.nats[0] += values.sum()
-            self.tokens[0] += counted.sum()
-        else:
-            np.add.at(self.nats, sources[counted], values[counted])
-            np.add.at(self.tokens, sources[counted], 1)

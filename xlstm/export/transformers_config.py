@@ -121,7 +121,7 @@ def config_to_transformers(config: ModelConfig, context_length: int) -> dict[str
     fixed = _fixed(config)
     model_type, architecture = _MODELS[config.family]
     content: dict[str, Any] = {"model_type": model_type, "architectures": [architecture], **fixed}
-    content |= {"vocab_size": config.vocab_size, "dtype": "float32"}
+    content |= {"tie_word_embeddings": config.family == "gpt", "vocab_size": config.vocab_size, "dtype": "float32"}
     content |= {theirs: getattr(config, ours) for theirs, ours in _SAME_NAMES[config.family].items()}
     match config:
         case LlamaConfig():
@@ -214,7 +214,7 @@ def _require_known(config: ModelConfig, content: Mapping[str, Any]) -> None:
     free |= {name for of in ("every family", family) for name in _WITHOUT_EFFECT[of].split()} | set(_SAME_NAMES[family])
     if family != "gpt":
         free.add("tie_word_embeddings")  # ours are two matrices, which may be alike
-    stated = _OFF | _also_fixed(config) | _fixed(config)
+    stated = _OFF | {"tie_word_embeddings": True} | _also_fixed(config) | _fixed(config)
     for name, value in content.items():
         if name in free:
             continue
@@ -249,7 +249,6 @@ def _fixed(config: ModelConfig) -> dict[str, Any]:
                 "rms_norm_eps": 1e-6,
                 "attention_bias": False,
                 "mlp_bias": False,
-                "tie_word_embeddings": False,
             }
         case GPTConfig():
             return {
@@ -258,24 +257,21 @@ def _fixed(config: ModelConfig) -> dict[str, Any]:
                 "layer_norm_epsilon": 1e-5,
                 "scale_attn_weights": True,
                 "scale_attn_by_inverse_layer_idx": False,
-                "tie_word_embeddings": True,
             }
         case MambaConfig():
-            return {"time_step_rank": config.delta_rank, **_FIXED_OF_MAMBA, "tie_word_embeddings": False}
+            return {"time_step_rank": config.delta_rank, **_FIXED_OF_MAMBA}
         case Mamba2Config():
             return {
                 "num_heads": config.num_heads,
                 "n_groups": 1,
                 **_FIXED_OF_MAMBA,
                 "rms_norm": True,
-                "tie_word_embeddings": False,
             }
         case RWKV4Config():
             return {
                 "attention_hidden_size": config.embedding_dim,
                 "intermediate_size": 4 * config.embedding_dim,
                 "layer_norm_epsilon": 1e-5,
-                "tie_word_embeddings": False,
             }
         case XLSTMLargeConfig():
             return {
@@ -285,7 +281,6 @@ def _fixed(config: ModelConfig) -> dict[str, Any]:
                 "gate_soft_cap": config.gate_soft_cap,
                 "output_logit_soft_cap": config.logit_soft_cap,
                 "weight_mode": "single",
-                "tie_word_embeddings": False,
             }
     raise ValueError(f"transformers has no {config.family}; there are {', '.join(_MODELS)}")
 

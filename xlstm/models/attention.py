@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kernels.attention import Mask, mask_for
+from kernels.attention import Mask, attention, mask_for
 from xlstm.models.dropout import Dropout
 from xlstm.models.history import positions_of
+from xlstm.models.initialization import INITIAL_STD, initialize_normal
 from xlstm.models.language_model import LanguageModel
-
-INITIAL_STD = 0.02
-"""Standard deviation of every matrix (GPT-2; Gu & Dao 2023 use it for their Transformer++ too)."""
 
 
 @dataclass
@@ -103,6 +101,15 @@ def lay_out(x: Tensor, past: Past | None, resets: Tensor | None) -> Layout:
     return Layout(positions, begins, mask, before + time, positions[:, -1] + 1)
 
 
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, past: KeysAndValues | None
+) -> tuple[Tensor, KeysAndValues]:
+    """What tokens (batch, heads, time, head_dim) read, (batch, time, d), and the keys and values so far."""
+    seen = KeysAndValues(key, value) if past is None else past.and_then(key, value)
+    attended = attention(query, seen.keys, seen.values, begins=layout.begins, mask=layout.mask)
+    return attended.transpose(1, 2).flatten(2), seen
+
+
 class Transformer(LanguageModel):
     """Language model whose blocks attend to the keys and values of the past: its state is a `Past`."""
 
@@ -122,9 +129,6 @@ class Transformer(LanguageModel):
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """N(0, 0.02²); projections into the residual stream scaled by 1/sqrt(2 · blocks); biases zero, norms one."""
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            return
         into_residual = name.endswith(("out.weight", "down.weight"))
         depth = math.sqrt(2 * self.config.num_blocks) if into_residual else 1.0
-        nn.init.normal_(parameter, std=INITIAL_STD / depth, generator=generator)
+        initialize_normal(name, parameter, generator, INITIAL_STD / depth)

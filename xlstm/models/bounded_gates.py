@@ -42,6 +42,8 @@ class BoundedBlocks(SwiGLUBlocks):
 
     lower_bounds: LowerBounds
     elementwise: ClassVar[tuple[str, ...]] = ("lower_bounds.shares",)
+    undecayed: ClassVar[tuple[str, ...]] = ("lower_bounds.shares",)
+    """Weight decay would pull the bounds together."""
 
     def __init__(self, config: Any, mixer: Callable[[Any], nn.Module]) -> None:
         super().__init__(config, mixer, stem={"lower_bounds": LowerBounds(config)})
@@ -54,10 +56,6 @@ class BoundedBlocks(SwiGLUBlocks):
         others = ((state[index] if state else None, resets, bound) for index, bound in bounds)
         x, states = self.run_blocks(x, others, keep_state, dropout)
         return x, tuple(states) if keep_state else None
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, but for the embedding and the bounds, which it would pull together."""
-        return super().decays(name, parameter) and not name.startswith("lower_bounds.")
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Bounds zero, so that block l of n keeps l / n at least; all else as without them."""

@@ -1,11 +1,20 @@
 """Causal depthwise convolution over time, with state and document resets: a block's view of the last few tokens."""
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from kernels.causal_conv import causal_conv_silu
 
 KERNEL_SIZE = 4
+
+
+class ConvolvedState(NamedTuple):
+    """What a block with a convolution remembers."""
+
+    past: Tensor | None  # (batch, 3, channels): the convolution's last inputs; None without one
+    memory: Any  # of what reads the convolution's result
 
 
 class CausalConv(nn.Module):

@@ -4,7 +4,7 @@ Per block, with A = 3 d / 4 key and B = 3 d / 2 value channels, H heads, F = r25
 + 4 (2 A + B) + B / H + 3 d F + 2 d parameters. Embedding and head are untied.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kernels.delta_rule import delta_rule
 from kernels.swiglu import swiglu
-from xlstm.models.causal_conv import CausalConv
+from xlstm.models.causal_conv import CausalConv, ConvolvedState
 from xlstm.models.linear_configs import GatedDeltaNetConfig
 from xlstm.models.mamba import initialize_steps
 from xlstm.models.norm import RMSNorm
@@ -20,13 +20,6 @@ from xlstm.models.swiglu_block import NORM_EPSILON, SwiGLUBlocks, at_least_float
 
 LARGEST_RATE = 16.0
 """Rates of the decay start uniformly between 0 and this."""
-
-
-class MixerState(NamedTuple):
-    """What a mixer remembers."""
-
-    conv: Tensor  # (batch, 3, 2 A + B): the last inputs of the convolution
-    memory: Tensor  # (batch, heads, key_dim, value_dim)
 
 
 class GatedDeltaNet(SwiGLUBlocks):
@@ -70,10 +63,10 @@ class Mixer(nn.Module):
         self.head_norm = RMSNorm(values // self.num_heads, eps=NORM_EPSILON)
         self.out = nn.Linear(values, d, bias=False)
 
-    def forward(self, x: Tensor, state: MixerState | None, resets: Tensor | None, *_: Any) -> tuple[Tensor, MixerState]:
-        """`x` (batch, time, d) to the same shape, and what is remembered."""
+    def forward(self, x: Tensor, state: ConvolvedState | None, resets: Tensor | None) -> tuple[Tensor, ConvolvedState]:
+        """`x` (batch, time, d) to the same shape; the memory is (batch, heads, key_dim, value_dim)."""
         together = torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
-        convolved, conv = self.conv(together, state.conv if state else None, resets)
+        convolved, past = self.conv(together, state.past if state else None, resets)
         query, key, value = (one.unflatten(-1, (self.num_heads, -1)) for one in convolved.split(self.sizes, dim=-1))
         query, key = _unit(query) * query.shape[-1] ** -0.5, _unit(key)
         rates, bias = at_least_float32(self.log_rates).exp(), at_least_float32(self.delta_bias)
@@ -84,7 +77,7 @@ class Mixer(nn.Module):
             query.to(x.dtype), written, value, (-decay.exp() * key).to(x.dtype), written, decay.expand(key.shape),
             initial_state=state.memory if state else None, resets=resets,
         )  # fmt: skip
-        return self.out(swiglu(self.gate(x), self.head_norm(o).flatten(2).to(x.dtype))), MixerState(conv, memory)
+        return self.out(swiglu(self.gate(x), self.head_norm(o).flatten(2).to(x.dtype))), ConvolvedState(past, memory)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlstm.models.dropout import Dropout
+from xlstm.models.initialization import INITIAL_STD, initialize_normal
 from xlstm.models.language_model import LanguageModel
 
 NORM_EPSILON = 1e-5
-INITIAL_STD = 0.02
 
 
 class GELUBlocks(LanguageModel):
@@ -28,17 +28,12 @@ class GELUBlocks(LanguageModel):
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Any]:
         """As in the base class; a mixer is told whether what it remembers will be asked for."""
-        others = ((state[index] if state else None, resets, keep_state) for index in range(len(self.blocks)))
-        x, states = self.run_blocks(x, others, keep_state, dropout)
-        return x, tuple(states) if keep_state else None
+        return self.run_alike(x, state, keep_state, dropout, resets, keep_state)
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Matrices N(0, 0.02²), those of the MLP into the residual stream over √(2 blocks); biases zero, norms one."""
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        else:
-            scale = (2 * self.config.num_blocks) ** -0.5 if name.endswith(".down.weight") else 1.0
-            parameter.normal_(std=INITIAL_STD * scale, generator=generator)
+        scale = (2 * self.config.num_blocks) ** -0.5 if name.endswith(".down.weight") else 1.0
+        initialize_normal(name, parameter, generator, INITIAL_STD * scale)
 
 
 class GELUBlock(nn.Module):

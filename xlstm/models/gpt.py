@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.attention import attention
-from xlstm.models.attention import KeysAndValues, Layout, Transformer
+from xlstm.models.attention import KeysAndValues, Layout, Transformer, attend
 from xlstm.models.configs import GPTConfig
+from xlstm.models.history import check_room
 
 NORM_EPSILON = 1e-5
 
@@ -21,6 +21,7 @@ class GPT(Transformer):
 
     positions: nn.Embedding
     elementwise: ClassVar[tuple[str, ...]] = ("positions.weight",)
+    undecayed: ClassVar[tuple[str, ...]] = ("positions.weight",)
 
     def __init__(self, config: GPTConfig) -> None:
         stem = {"positions": nn.Embedding(config.context_length, config.embedding_dim)}
@@ -29,20 +30,8 @@ class GPT(Transformer):
 
     def locate(self, x: Tensor, layout: Layout) -> tuple[Tensor, tuple[()]]:
         """Positions are added to the stream. ValueError for a document longer than the positions the model has."""
-        self._check_length(layout)
+        check_room(layout.positions, layout.num_keys, self.config.context_length, "gpt")
         return x + self.positions(layout.positions), ()
-
-    def _check_length(self, layout: Layout) -> None:
-        """Only where the whole past exceeds the positions are those of its documents looked at (a device's wait)."""
-        limit = self.config.context_length
-        if layout.num_keys > limit and int(layout.positions.max()) >= limit:
-            raise ValueError(
-                f"a document of {int(layout.positions.max()) + 1} tokens exceeds the {limit} positions of gpt"
-            )
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, the embeddings of tokens and positions excepted."""
-        return parameter.ndim >= 2 and name not in ("embedding.weight", "positions.weight")
 
 
 class Block(nn.Module):
@@ -63,16 +52,9 @@ class Block(nn.Module):
         self, x: Tensor, layout: Layout, past: KeysAndValues | None, keep: bool
     ) -> tuple[Tensor, KeysAndValues | None]:
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
-        batch, time, d = x.shape
-        # (batch, 3 * heads, time, head_dim)
-        projected = (
-            self.query_key_value(self.attention_norm(x)).view(batch, time, 3 * self.num_heads, -1).transpose(1, 2)
-        )
-        query, key, value = projected.split(self.num_heads, dim=1)
-        if past is not None:
-            past = past.and_then(key, value)
-            key, value = past.keys, past.values
-        attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
+        projected = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3 * self.num_heads, -1))
+        query, key, value = projected.transpose(1, 2).split(self.num_heads, dim=1)
+        attended, seen = attend(query, key, value, layout, past)
+        x = x + self.out(attended)
         x = x + self.down(F.gelu(self.up(self.feedforward_norm(x)), approximate="tanh"))
-        return x, (past if past is not None else KeysAndValues(key, value)) if keep else None
+        return x, seen if keep else None

@@ -39,13 +39,11 @@ class H3(GELUBlocks):
     """Blocks of H3's mixer and GELU."""
 
     elementwise: ClassVar[tuple[str, ...]] = (".into", ".read", ".log_rates", ".angles")
+    undecayed: ClassVar[tuple[str, ...]] = (".log_rates", ".angles", ".into")
+    """A and B of the state space models."""
 
     def __init__(self, config: H3Config) -> None:
         super().__init__(config, Mixer)
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, but for the embedding and for A, Δ and B of the state space models."""
-        return super().decays(name, parameter) and not name.endswith((".log_rates", ".angles", ".log_steps", ".into"))
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The authors': A = -1/2 + i π n, B one, C normal, Δ log-uniform; the shift at first reads C alone."""

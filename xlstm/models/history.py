@@ -1,8 +1,17 @@
 """The tokens of a document before these: how many they are, and as convolutions see them, zeros beyond."""
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Positioned(NamedTuple):
+    """What a model remembers that counts the positions of its tokens."""
+
+    blocks: tuple[Any, ...]
+    next_position: Tensor  # (batch,), int64: position of the next token in its document
 
 
 def joined(past: Tensor | None, x: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -31,3 +40,12 @@ def positions_of(x: Tensor, begin: Tensor | None, resets: Tensor | None) -> Tens
     if begin is not None:
         positions = positions + begin[:, None]
     return positions if resets is None else positions - torch.where(resets, positions, 0).cummax(dim=1).values
+
+
+def check_room(positions: Tensor, tokens: int, limit: int, whose: str) -> None:
+    """ValueError for a document longer than `limit`, of the `tokens` so far, whose last have these `positions`.
+
+    Only where all tokens exceed the limit are the positions of their documents looked at (a device's wait).
+    """
+    if tokens > limit and int(positions.max()) >= limit:
+        raise ValueError(f"a document of {int(positions.max()) + 1} tokens exceeds the {limit} positions of {whose}")

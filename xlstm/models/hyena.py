@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.long_convolution import long_convolution
 from xlstm.models.dropout import Dropout
 from xlstm.models.gelu_block import GELUBlocks
-from xlstm.models.history import joined, latest, positions_of
+from xlstm.models.history import Positioned, check_room, joined, latest, positions_of
 from xlstm.models.long_convolution_configs import HyenaConfig
 from xlstm.models.swiglu_block import at_least_float32
 
@@ -37,13 +37,6 @@ class MixerState(NamedTuple):
     stages: tuple[Tensor, ...]  # (batch, tokens so far, d): all inputs of each long one
 
 
-class HyenaState(NamedTuple):
-    """What the model remembers."""
-
-    mixers: tuple[MixerState, ...]
-    next_position: Tensor  # (batch,), int64: position of the next token in its document
-
-
 class Hyena(GELUBlocks):
     """Blocks of the Hyena operator and GELU."""
 
@@ -53,20 +46,14 @@ class Hyena(GELUBlocks):
         super().__init__(config, Mixer)
 
     def apply_blocks(
-        self, x: Tensor, state: HyenaState | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
-    ) -> tuple[Tensor, HyenaState | None]:
-        """As in the base class. ValueError for a document longer than the context that the filters are made for.
-
-        Only where the whole past exceeds the context are its documents looked at (a device's wait).
-        """
+        self, x: Tensor, state: Positioned | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, Positioned | None]:
+        """As in the base class. ValueError for a document longer than the context that the filters are made for."""
         positions = positions_of(x, state.next_position if state else None, resets)
-        seen, limit = state.mixers[0].stages[0].shape[1] if state else 0, self.config.context_length
-        if seen + x.shape[1] > limit and int(positions.max()) >= limit:
-            raise ValueError(
-                f"a document of {int(positions.max()) + 1} tokens exceeds the {limit} positions of hyena's filters"
-            )
-        x, mixers = super().apply_blocks(x, state.mixers if state else None, resets, keep_state, dropout)
-        return x, HyenaState(mixers, positions[:, -1] + 1) if keep_state else None
+        seen = state.blocks[0].stages[0].shape[1] if state else 0
+        check_room(positions, seen + x.shape[1], self.config.context_length, "hyena's filters")
+        x, mixers = super().apply_blocks(x, state.blocks if state else None, resets, keep_state, dropout)
+        return x, Positioned(mixers, positions[:, -1] + 1) if keep_state else None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, but for the embedding and what filters are made of."""

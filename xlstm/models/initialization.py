@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+INITIAL_STD = 0.02
+"""Standard deviation of matrices where a family's authors say no other: GPT-2's."""
+
 
 class Initializes(Protocol):
     """A model that can fill one of its parameters."""
@@ -32,3 +35,11 @@ def initialize(model: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(initial_value(model, name, parameter.shape, seed))  # type: ignore[arg-type]
+
+
+def initialize_normal(name: str, parameter: Tensor, generator: torch.Generator, std: float = INITIAL_STD) -> None:
+    """Matrices N(0, std²), biases zero, norms one."""
+    if parameter.ndim == 1:
+        parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+    else:
+        parameter.normal_(std=std, generator=generator)

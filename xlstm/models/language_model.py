@@ -28,6 +28,8 @@ class LanguageModel(nn.Module):
     """Ends of the names of what has several dimensions and yet is no map: it multiplies or shifts single channels."""
     inputs_first: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of maps whose inputs are the last dimension but one."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of what has several dimensions and is spared by weight decay."""
     drawn_by_width: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of vectors that start the smaller the wider the model is; mup keeps their size."""
     queries: ClassVar[tuple[str, ...]] = ()
@@ -95,8 +97,14 @@ class LanguageModel(nn.Module):
         self, x: Tensor, state: Any, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
     ) -> tuple[Tensor, Any]:
         """`x` (batch, time, d) after the last block, and the state: one entry per block here, None unless kept."""
-        others = ((state[index] if state else None, resets) for index in range(len(self.blocks)))
-        x, states = self.run_blocks(x, others, keep_state, dropout)
+        return self.run_alike(x, state, keep_state, dropout, resets)
+
+    def run_alike(
+        self, x: Tensor, state: Any, keep_state: bool, dropout: Dropout | None, *others: Any
+    ) -> tuple[Tensor, Any]:
+        """As `apply_blocks`, of blocks that are all called with the same `others` behind `x` and their state."""
+        each = ((state[index] if state else None, *others) for index in range(len(self.blocks)))
+        x, states = self.run_blocks(x, each, keep_state, dropout)
         return x, tuple(states) if keep_state else None
 
     def run_blocks(
@@ -119,7 +127,7 @@ class LanguageModel(nn.Module):
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weight decay falls on the matrices, the token embedding excepted (arXiv 2405.04517, appendix D.2)."""
-        return parameter.ndim >= 2 and name != "embedding.weight"
+        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith(self.undecayed)
 
     def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a parameter is the one whole matrix of a map within the hidden layers: what Muon moves."""

@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels.attention import attention
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
-from xlstm.models.attention import KeysAndValues, Layout, Transformer
+from xlstm.models.attention import KeysAndValues, Layout, Transformer, attend
 from xlstm.models.configs import LlamaConfig
 from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.norm import RMSNorm
@@ -57,21 +56,17 @@ class Block(nn.Module):
         self, x: Tensor, layout: Layout, past: KeysAndValues | None, keep: bool, angles: "Angles"
     ) -> tuple[Tensor, KeysAndValues | None]:
         """`x` (batch, time, d) to the same shape; with the keys and values so far, where they are to be kept."""
-        batch, time, d = x.shape
         normed = self.attention_norm(x)
         query, key, value = (
             projection(normed).unflatten(-1, (self.num_heads, -1)) for projection in (self.query, self.key, self.value)
         )
         query, key = rotary(query, key, angles.cos, angles.sin)
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        if past is not None:
-            past = past.and_then(key, value)
-            key, value = past.keys, past.values
-        attended = attention(query, key, value, begins=layout.begins, mask=layout.mask)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, time, d))
+        attended, seen = attend(query, key, value, layout, past)
+        x = x + self.out(attended)
         normed = self.feedforward_norm(x)
         x = x + self.down(swiglu(self.gate(normed), self.up(normed)))
-        return x, (past if past is not None else KeysAndValues(key, value)) if keep else None
+        return x, seen if keep else None
 
 
 class Angles:

@@ -6,14 +6,14 @@ embedding and the head are untied, as the xLSTM paper's counts say (the authors'
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.selective_scan import selective_scan
-from xlstm.models.causal_conv import CausalConv
+from xlstm.models.causal_conv import CausalConv, ConvolvedState
 from xlstm.models.configs import MambaConfig
 from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
@@ -26,25 +26,16 @@ DELTA_RANGE = (1e-3, 1e-1)
 DELTA_FLOOR = 1e-4
 
 
-class BlockState(NamedTuple):
-    """What a block remembers."""
-
-    conv: Tensor  # (batch, 3, channels): the last inputs of the convolution
-    scan: Tensor  # (batch, channels, state_dim)
-
-
 class MambaBlocks(LanguageModel):
     """Blocks of a mixer, as Mamba and Mamba-2 start them."""
 
     elementwise: ClassVar[tuple[str, ...]] = ("log_rates",)
+    undecayed: ClassVar[tuple[str, ...]] = ("log_rates",)
+    """A, as in the authors' code."""
 
     def __init__(self, config: Any, block: Callable[[Any], nn.Module]) -> None:
         norm = RMSNorm(config.embedding_dim, eps=NORM_EPSILON)
         super().__init__(config, (block(config) for _ in range(config.num_blocks)), norm)
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, but neither on the token embedding nor on A (as in the authors' code)."""
-        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("log_rates")
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """The authors' initial values of all but the rates: see the comments for each kind of parameter."""
@@ -106,14 +97,14 @@ class Block(nn.Module):
         self.skip = nn.Parameter(torch.empty(inner))
         self.out = nn.Linear(inner, d, bias=False)
 
-    def forward(self, x: Tensor, state: BlockState | None, resets: Tensor | None) -> tuple[Tensor, BlockState]:
-        """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
+    def forward(self, x: Tensor, state: ConvolvedState | None, resets: Tensor | None) -> tuple[Tensor, ConvolvedState]:
+        """`x` (batch, time, d) to the same shape; the scan remembers (batch, channels, state_dim)."""
         u, gate = self.up(self.norm(x)).chunk(2, dim=-1)
-        u, conv = self.conv(u, state.conv if state else None, resets)
+        u, past = self.conv(u, state.past if state else None, resets)
         low_rank, B, C = self.select(u).split(self.sizes, dim=-1)
         # Step sizes and rates in float32 at least: a scan multiplies their rounding errors over the sequence.
         delta = F.softplus(at_least_float32(self.delta(low_rank)))
         rates = -torch.exp(at_least_float32(self.log_rates))
-        y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.scan if state else None, resets=resets)
+        y, scan = selective_scan(u, delta, rates, B, C, initial_state=state.memory if state else None, resets=resets)
         y = (y + u * self.skip) * F.silu(gate)
-        return x + self.out(y.to(x.dtype)), BlockState(conv, scan)
+        return x + self.out(y.to(x.dtype)), ConvolvedState(past, scan)

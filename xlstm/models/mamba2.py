@@ -5,28 +5,21 @@ Per block, with D = 2 d channels, H = D / 64 heads and N = 128: x + Mixer(RMSNor
 exact: the logarithm of a step size, and the logit of a decay. Embedding and head are untied.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.mlstm import MLSTMState, mlstm
+from kernels.mlstm import mlstm
 from kernels.swiglu import swiglu
-from xlstm.models.causal_conv import CausalConv
+from xlstm.models.causal_conv import CausalConv, ConvolvedState
 from xlstm.models.linear_configs import Mamba2Config
 from xlstm.models.mamba import NORM_EPSILON, MambaBlocks
 from xlstm.models.norm import RMSNorm
 
 RATES = (1.0, 16.0)
 """Rates -A start uniformly within it."""
-
-
-class BlockState(NamedTuple):
-    """What a block remembers."""
-
-    conv: Tensor  # (batch, 3, D + 2 N): the last inputs of the convolution
-    cell: MLSTMState
 
 
 class Mamba2(MambaBlocks):
@@ -65,22 +58,22 @@ class Block(nn.Module):
         self.gated_norm = RMSNorm(inner, eps=NORM_EPSILON)
         self.out = nn.Linear(inner, d, bias=False)
 
-    def forward(self, x: Tensor, state: BlockState | None, resets: Tensor | None) -> tuple[Tensor, BlockState]:
-        """`x` (batch, time, d) to the same shape, with what the block remembers afterwards."""
+    def forward(self, x: Tensor, state: ConvolvedState | None, resets: Tensor | None) -> tuple[Tensor, ConvolvedState]:
+        """`x` (batch, time, d) to the same shape; the memory is an `MLSTMState`."""
         gate, mixed, delta = self.up(self.norm(x)).split(self.sizes, dim=-1)
-        mixed, conv = self.conv(mixed, state.conv if state else None, resets)
+        mixed, past = self.conv(mixed, state.past if state else None, resets)
         values, keys, queries = mixed.split(self.convolved_sizes, dim=-1)
         values = values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         queries = queries * queries.shape[-1] ** 0.5  # the mLSTM divides its keys by that
         keys, queries = (one[:, None].expand(-1, self.num_heads, -1, -1) for one in (keys, queries))
         write, keep = self._gates(delta)
         h, cell = mlstm(
-            queries, keys, values, write, keep, initial_state=state.cell if state else None, resets=resets,
+            queries, keys, values, write, keep, initial_state=state.memory if state else None, resets=resets,
             normalize=False,
         )  # fmt: skip
         y = h + (self.skip[:, None, None] * values).to(h.dtype)
         normed = self.gated_norm(swiglu(gate, y.transpose(1, 2).flatten(2)))
-        return x + self.out(normed.to(x.dtype)), BlockState(conv, cell)
+        return x + self.out(normed.to(x.dtype)), ConvolvedState(past, cell)
 
     def _gates(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """The mLSTM's gates (batch, heads, time) of step sizes before softplus (batch, time, heads)."""

@@ -5,17 +5,15 @@ published models where the paper is silent: the output gate is SiLU of the secon
 keys see the convolved input and values the plain one, and projections to them are block-diagonal in blocks of four.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.block_diagonal import block_diagonal
 from kernels.gated_head_norm import gated_head_norm
-from kernels.mlstm import MLSTMState, mlstm
+from kernels.mlstm import mlstm
 from kernels.mlstm_inputs import mlstm_inputs
-from xlstm.models.causal_conv import CausalConv
+from xlstm.models.causal_conv import CausalConv, ConvolvedState
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.gates import OPEN, Gate, forget_bias, joined, separated
 
@@ -24,13 +22,6 @@ DENOMINATOR_EPSILON = 1e-6
 PROJECTION_FACTOR = 2
 BLOCK_SIZE = 4
 """Channels of each block of the block-diagonal projections to queries, keys and values."""
-
-
-class MLSTMBlockState(NamedTuple):
-    """What an mLSTM block remembers."""
-
-    past: Tensor | None  # (batch, 3, inner_dim): the convolution's last inputs; None without one
-    cell: MLSTMState
 
 
 class BlockDiagonal(nn.Module):
@@ -65,9 +56,9 @@ class MLSTMBlock(nn.Module):
         self.down = nn.Linear(inner, d, bias=False)
 
     def forward(
-        self, x: Tensor, state: MLSTMBlockState | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, MLSTMBlockState]:
-        """`x` (batch, time, d) to the same shape, and the state after its last token."""
+        self, x: Tensor, state: ConvolvedState | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, ConvolvedState]:
+        """`x` (batch, time, d) to the same shape, and the state after its last token; its memory is an `MLSTMState`."""
         inner, gate = self.up(self.norm(x)).chunk(2, dim=-1)
         convolved, past = inner, None
         if self.conv is not None:
@@ -86,7 +77,7 @@ class MLSTMBlock(nn.Module):
             by_head(value, self.config.num_heads),
             input_gate,
             forget_gate,
-            initial_state=state.cell if state else None,
+            initial_state=state.memory if state else None,
             resets=resets,
             input_gate=self.config.input_gate_activation,
             normalize=self.config.normalizer,
@@ -100,7 +91,7 @@ class MLSTMBlock(nn.Module):
             skip=self.skip,
             eps=NORM_EPSILON,
         )
-        return x + self.down(h), MLSTMBlockState(past, cell)
+        return x + self.down(h), ConvolvedState(past, cell)
 
 
 def mlstm_gates(channels: int, config: XLSTMConfig) -> tuple[Gate, Gate]:

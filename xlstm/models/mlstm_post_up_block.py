@@ -8,16 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.mlstm import mlstm
+from kernels.mlstm import MLSTMState, mlstm
 from xlstm.models.configs import XLSTMConfig
-from xlstm.models.mlstm_block import (
-    DENOMINATOR_EPSILON,
-    NORM_EPSILON,
-    HeadNorm,
-    MLSTMBlockState,
-    by_head,
-    mlstm_gates,
-)
+from xlstm.models.mlstm_block import DENOMINATOR_EPSILON, NORM_EPSILON, HeadNorm, by_head, mlstm_gates
 
 FEEDFORWARD_FACTOR = 4
 
@@ -40,23 +33,22 @@ class MLSTMPostUpBlock(nn.Module):
         self.down = nn.Linear(FEEDFORWARD_FACTOR * d, d, bias=False)
 
     def forward(
-        self, x: Tensor, state: MLSTMBlockState | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, MLSTMBlockState]:
+        self, x: Tensor, state: MLSTMState | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, MLSTMState]:
         """`x` (batch, time, d) to the same shape, and the state after its last token."""
         inputs = self.norm(x)
         query, key, value = (by_head(part, self.config.num_heads) for part in self.query_key_value(inputs).chunk(3, -1))
-        h, cell = mlstm(
+        h, after = mlstm(
             query,
             key,
             value,
             self.input_gate(inputs),
             self.forget_gate(inputs),
-            initial_state=state.cell if state else None,
+            initial_state=state,
             resets=resets,
             input_gate=self.config.input_gate_activation,
             normalize=self.config.normalizer,
             eps=DENOMINATOR_EPSILON,
         )
         x = x + self.out(torch.sigmoid(self.output_gate(inputs)) * self.head_norm(h.transpose(1, 2)))
-        x = x + self.down(F.relu(self.up(self.feedforward_norm(x))).square())
-        return x, MLSTMBlockState(None, cell)
+        return x + self.down(F.relu(self.up(self.feedforward_norm(x))).square()), after

@@ -32,19 +32,13 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, Dimensions]]] = {
     "llama": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS),
     "gpt": _table(_WIDTHS, _HALF_DEPTHS, num_heads=_ATTENTION_HEADS, context_length=(2048,) * 5),
     "mamba": _table(_WIDTHS, _DEPTHS),
-    "rwkv4": _table(_WIDTHS, _HALF_DEPTHS),
+    **dict.fromkeys(
+        ("rwkv4", "hgrn2", "rwkv5", "rwkv6", "hgrn", "retnet", "rwkv7", "h3", "lstm"), _table(_WIDTHS, _HALF_DEPTHS)
+    ),
     "gla": _table(_WIDTHS, _HALF_DEPTHS, num_heads=(4,) * 5),
-    "hgrn2": _table(_WIDTHS, _HALF_DEPTHS),
-    "rwkv5": _table(_WIDTHS, _HALF_DEPTHS),
-    "rwkv6": _table(_WIDTHS, _HALF_DEPTHS),
-    "hgrn": _table(_WIDTHS, _HALF_DEPTHS),
-    "retnet": _table(_WIDTHS, _HALF_DEPTHS),
     "mamba2": _table(_WIDTHS, _DEPTHS),
     "gated-deltanet": _table(_WIDTHS, (10, 21, 21, 20, 27), num_heads=(6, 6, 9, 12, 15)),
-    "rwkv7": _table(_WIDTHS, _HALF_DEPTHS),
-    "h3": _table(_WIDTHS, _HALF_DEPTHS),
     "hyena": _table(_WIDTHS, _HALF_DEPTHS, context_length=(2048,) * 5),
-    "lstm": _table(_WIDTHS, _HALF_DEPTHS),
     "lstm[residual]": _table(_WIDTHS, _DEPTHS, variant=("residual",) * 5),
     "lstm[vanilla]": _table((1152, 1536, 2304, 3072, 3840), _HALF_DEPTHS, variant=("vanilla",) * 5),
 }
@@ -62,15 +56,10 @@ _RATES: Final[Mapping[str, Mapping[str, tuple[float | None, ...]]]] = {
         "rwkv6": (3e-3, 1e-3, 9e-4, 9e-4, 8e-4),
         # GPT-3's times five, as Mamba's; its authors' too (arXiv 2405.21060).
         "mamba2": (3e-3, 1.5e-3, 1.25e-3, 1e-3, 8e-4),
-        "gpt": _AT_350M,  # Table 1, as those that follow
-        "retnet": _AT_350M,
-        "h3": _AT_350M,
-        "hyena": _AT_350M,
-        "hgrn": _AT_350M,
-        "gla": _AT_350M,
-        "lstm": _AT_350M,  # Table 2
-        "lstm[residual]": _AT_350M,
-        "lstm[vanilla]": _AT_350M,
+        # Tables 1 and 2.
+        **dict.fromkeys(
+            ("gpt", "retnet", "h3", "hyena", "hgrn", "gla", "lstm", "lstm[residual]", "lstm[vanilla]"), _AT_350M
+        ),
     },
     "300B": {
         "xlstm": (1.5e-3, 7.5e-4, 6.25e-4, 5e-4),

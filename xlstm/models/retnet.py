@@ -6,7 +6,6 @@ epsilon, for which the public forms disagree. Embedding and head are untied.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from kernels.mlstm import MLSTMState, mlstm
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
 from xlstm.models.dropout import Dropout
-from xlstm.models.history import positions_of
+from xlstm.models.history import Positioned, positions_of
 from xlstm.models.linear_configs import RetNetConfig
 from xlstm.models.llama import Angles
 from xlstm.models.norm import RMSNorm
@@ -25,13 +24,6 @@ SLOWEST = 5
 """The first head forgets 2^-5 of its memory at each token, each further one half as much."""
 
 
-class RetNetState(NamedTuple):
-    """What the model remembers."""
-
-    cells: tuple[MLSTMState, ...]
-    next_position: Tensor  # (batch,), int64: position of the next token in its document
-
-
 class RetNet(SwiGLUBlocks):
     """Blocks of retention and SwiGLU."""
 
@@ -39,15 +31,14 @@ class RetNet(SwiGLUBlocks):
         super().__init__(config, Mixer)
 
     def apply_blocks(
-        self, x: Tensor, state: RetNetState | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
-    ) -> tuple[Tensor, RetNetState | None]:
+        self, x: Tensor, state: Positioned | None, resets: Tensor | None, keep_state: bool, dropout: Dropout | None
+    ) -> tuple[Tensor, Positioned | None]:
         """`x` (batch, time, d) after the last block, and the state, None unless kept."""
         positions = positions_of(x, state.next_position if state else None, resets)
         alike = state is None and resets is None
         angles = Angles(torch.arange(x.shape[1], device=x.device) if alike else positions, self.config)
-        others = ((state.cells[index] if state else None, resets, angles) for index in range(len(self.blocks)))
-        x, cells = self.run_blocks(x, others, keep_state, dropout)
-        return x, RetNetState(tuple(cells), positions[:, -1] + 1) if keep_state else None
+        x, cells = self.run_alike(x, state.blocks if state else None, keep_state, dropout, resets, angles)
+        return x, Positioned(cells, positions[:, -1] + 1) if keep_state else None
 
 
 class Mixer(nn.Module):

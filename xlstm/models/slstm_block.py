@@ -5,23 +5,14 @@ convolved input, the cell input and the output gate the plain one; all four maps
 block-diagonal by head.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.slstm import SLSTMState, slstm
-from xlstm.models.causal_conv import CausalConv
+from kernels.slstm import slstm
+from xlstm.models.causal_conv import CausalConv, ConvolvedState
 from xlstm.models.configs import XLSTMConfig
 from xlstm.models.mlstm_block import NORM_EPSILON, HeadNorm
-
-
-class SLSTMBlockState(NamedTuple):
-    """What an sLSTM block remembers."""
-
-    past: Tensor | None  # (batch, 3, d): the convolution's last inputs; None without one
-    cell: SLSTMState
 
 
 class SLSTMBlock(nn.Module):
@@ -45,17 +36,15 @@ class SLSTMBlock(nn.Module):
         self.down = nn.Linear(width, d, bias=False)
 
     def forward(
-        self, x: Tensor, state: SLSTMBlockState | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, SLSTMBlockState]:
-        """`x` (batch, time, d) to the same shape, and the state after its last token."""
+        self, x: Tensor, state: ConvolvedState | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, ConvolvedState]:
+        """`x` (batch, time, d) to the same shape, and the state after its last token; its memory is an `SLSTMState`."""
         h, after = self.cell(self.norm(x), state, resets)
         x = x + h
         gate, up = self.gate_and_up(self.feedforward_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.gelu(gate) * up), after
 
-    def cell(
-        self, plain: Tensor, state: SLSTMBlockState | None, resets: Tensor | None
-    ) -> tuple[Tensor, SLSTMBlockState]:
+    def cell(self, plain: Tensor, state: ConvolvedState | None, resets: Tensor | None) -> tuple[Tensor, ConvolvedState]:
         """The sLSTM layer alone: convolution, gates, recurrence and norm of each head, on the block's normed input."""
         convolved, past = plain, None
         if self.conv is not None:
@@ -67,8 +56,8 @@ class SLSTMBlock(nn.Module):
         h, after = slstm(
             gates + self.bias,
             self.recurrent,
-            initial_state=state.cell if state else None,
+            initial_state=state.memory if state else None,
             resets=resets,
             gradient_clip=self.gradient_clip,
         )
-        return self.head_norm(h), SLSTMBlockState(past, after)
+        return self.head_norm(h), ConvolvedState(past, after)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kernels.swiglu import swiglu
+from xlstm.models.initialization import initialize_normal
 from xlstm.models.language_model import LanguageModel
 from xlstm.models.norm import RMSNorm
 
 NORM_EPSILON = 1e-6
-INITIAL_STD = 0.02
 
 
 class SwiGLUBlocks(LanguageModel):
@@ -28,10 +28,7 @@ class SwiGLUBlocks(LanguageModel):
 
     def initialize_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Matrices N(0, 0.02²), biases zero, norms one (the library's `_init_weights`, whose rescaling is off)."""
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        else:
-            nn.init.normal_(parameter, std=INITIAL_STD, generator=generator)
+        initialize_normal(name, parameter, generator)
 
 
 class SwiGLUBlock(nn.Module):

@@ -21,6 +21,7 @@ class XLSTM(LanguageModel):
     """mLSTM blocks of the kind the configuration names, and sLSTM blocks at the positions it names."""
 
     queries: ClassVar[tuple[str, ...]] = ("query.weight",)
+    undecayed: ClassVar[tuple[str, ...]] = ("bias",)
 
     def __init__(self, config: XLSTMConfig) -> None:
         mlstm_block = MLSTMPostUpBlock if config.mlstm_block == "post-up" else MLSTMBlock
@@ -29,10 +30,6 @@ class XLSTM(LanguageModel):
             for index in range(config.num_blocks)
         ]
         super().__init__(config, blocks, nn.LayerNorm(config.embedding_dim, eps=NORM_EPSILON, bias=False))
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Weight decay falls on the matrices, the token embedding excepted (paper, appendix D.2)."""
-        return parameter.ndim >= 2 and name != "embedding.weight" and not name.endswith("bias")
 
     def recurs(self, name: str) -> bool:
         """The sLSTM's recurrent weights, which the authors' groups spare (their `_recurrent_kernel_`)."""

@@ -28,7 +28,7 @@ def _mixed(value: Any) -> Any:
 
 @njit(cache=True)
 def _uniform(key: Any, place: int) -> Any:
-    """The number of [0, 1) at a place, as `Draws.uniform_at` has it."""
+    """The number of [0, 1) at a place, as `xlstm.randomness.Draws.uniform` draws it."""
     return np.float64(_mixed(key ^ _mixed(np.uint64(place))) >> np.uint64(11)) * 2.0**-53
 
 

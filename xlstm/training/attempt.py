@@ -13,6 +13,7 @@ from xlstm.distributed import World
 from xlstm.evaluation.measure import measure
 from xlstm.evaluation.passes import StoppedError
 from xlstm.run.directory import Lease, RunDirectory
+from xlstm.run.json_files import DamagedFileError
 from xlstm.run.locks import LeaseLostError
 from xlstm.run.outcome import leave_measured, leave_result
 from xlstm.run.records import Launch, Result, State, Verdict, write_json
@@ -48,7 +49,7 @@ def run_attempt(directory: Path, number: int, token: str) -> int:
         os._exit(1)  # another launcher writes to this run now: end at once, without a verdict
     except BaseException as error:
         traceback.print_exc()
-        with contextlib.suppress(OSError):  # where nothing can be written, the log holds what there is to say
+        with contextlib.suppress(OSError, DamagedFileError):  # where nothing can be written, the log holds it
             leave_failure(run, number, rank, error, traceback.format_exc())
         with contextlib.suppress(OSError):
             sys.stderr.flush()
@@ -143,10 +144,15 @@ class _Attempt:
     def _stopped(self) -> bool:
         """Between two passes: beat, and agree whether to go on."""
         self.watch.heartbeat()
-        signalled, lost = self.world.sum(float(self.stop_signal is not None), float(self.watch.lease_lost.is_set()))
+        return self._agreed()[0]
+
+    def _agreed(self, failed: bool = False) -> tuple[bool, bool]:
+        """Whether any rank was signalled to stop, and whether any `failed`. LeaseLostError where one lost its lease."""
+        mine = (self.stop_signal is not None, self.watch.lease_lost.is_set(), failed)
+        signalled, lost, failures = self.world.sum(*map(float, mine))
         if lost:
             raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
-        return bool(signalled)
+        return bool(signalled), bool(failures)
 
     @property
     def _stopper(self) -> str:
@@ -201,12 +207,7 @@ class _Attempt:
         """Between two steps: save where it is time, and agree whether to go on."""
         trainer, every = self.trainer, self.spec.execution.checkpoint_every
         self.watch.progress(trainer.step)
-        failed = self.checkpointer.failed()
-        signalled, lost, failures = self.world.sum(
-            float(self.stop_signal is not None), float(self.watch.lease_lost.is_set()), float(failed)
-        )
-        if lost:
-            raise LeaseLostError(f"{self.run.run_id}: the lease was taken by another launcher")
+        signalled, failures = self._agreed(self.checkpointer.failed())
         if failures:
             self.checkpointer.wait()  # raises on the rank that failed
         due = every is not None and trainer.step % every == 0 and trainer.step > 0

@@ -8,10 +8,9 @@ checkpoint. One that fails its sums is named, and the one before it is taken, by
 import json
 import os
 import shutil
-import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.tensor import DTensor
 
 from xlstm.distributed import World
 from xlstm.run.directory import Lease, RunDirectory
 from xlstm.run.locks import LeaseLostError
 from xlstm.run.records import Record, write_json
 from xlstm.run.spec import Physics
+from xlstm.training.parallel import local_shard
 from xlstm.training.storage import INDEX, JsonIndexReader, JsonIndexWriter, describe
 
 _RECORD = "record.json"
@@ -132,6 +131,7 @@ class Checkpointer:
         self.lease, self.world, self.keep, self.keep_steps = lease, world, keep, frozenset(keep_steps)
         # Its own group: the collectives of a save run beside those of the training.
         self.group = dist.new_group(backend="gloo")
+        self.background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
         self.staged: dict[str, torch.Tensor] = {}
         """Copies in host memory, written over by the next save: to allocate them anew costs more than to copy."""
@@ -145,8 +145,7 @@ class Checkpointer:
             torch.cuda.synchronize(self.world.device)
             if first:
                 _lock_pages(self.staged.values())
-        self.pending = Future()
-        threading.Thread(target=self._run, args=(self.staged, record, self.pending), name="checkpoint").start()
+        self.pending = self.background.submit(self._write, self.staged, record)
 
     def wait(self) -> None:
         """Wait until nothing is being written. Raises what went wrong: OSError, LeaseLostError."""
@@ -157,14 +156,6 @@ class Checkpointer:
     def failed(self) -> bool:
         """Whether the save in the background has ended with an error, which `wait` raises."""
         return self.pending is not None and self.pending.done() and self.pending.exception() is not None
-
-    def _run(self, staged: dict[str, torch.Tensor], record: CheckpointRecord, done: Future[None]) -> None:
-        try:
-            self._write(staged, record)
-        except BaseException as error:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
 
     def _write(self, staged: dict[str, torch.Tensor], record: CheckpointRecord) -> None:
         run = self.lease.run
@@ -223,7 +214,7 @@ def _copy_to_cpu(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Ten
     """A copy of a tensor, or of this rank's shard of it; written over the copy before, where there is one."""
     if before is None:
         return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
-    _local(before).copy_(_local(tensor.detach()), non_blocking=True)
+    local_shard(before).copy_(local_shard(tensor.detach()), non_blocking=True)
     return before
 
 
@@ -232,15 +223,11 @@ def _lock_pages(copies: Iterable[torch.Tensor]) -> None:
 
     Where the system lets a process lock no more memory, later copies are as slow as the first one, which is said.
     """
-    for copy in map(_local, copies):
+    for copy in map(local_shard, copies):
         refused = torch.cuda.cudart().cudaHostRegister(copy.data_ptr(), copy.nbytes, 0)
         if int(refused) != 0:
             print(f"checkpoints are copied slowly: {copy.nbytes:,} bytes could not be locked ({refused})", flush=True)
             return
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sync(path: Path) -> None:

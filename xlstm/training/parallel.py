@@ -157,23 +157,24 @@ def build_layout(spec: RunSpec) -> Layout:
     physics, execution = spec.physics, spec.execution
     with torch.device("meta"):
         model: nn.Module = build(physics.model)
-    world = World(rank=0, size=execution.ranks, local_rank=0, device=torch.device("cpu"))
+    world = World(rank=0, size=execution.ranks, device=torch.device("cpu"))
     with _fake_world(execution.ranks):
         mesh = make_mesh(execution, world)
         parallelize(model, physics, execution.model_copy(update={"compile": False}), mesh)
-        sharded = sum(_local_shard(parameter).numel() for parameter in model.parameters())
+        sharded = sum(local_shard(parameter).numel() for parameter in model.parameters())
         even = -(-sum(parameter.numel() for parameter in model.parameters()) // execution.shards)
         by_muon = [
             parameter
             for name, parameter in model.named_parameters()
             if physics.optimizer.name == "muon" and model.is_matrix(plain_name(name), parameter)  # type: ignore[operator]
         ]
-        spared = sum(_local_shard(parameter).numel() for parameter in by_muon)
+        spared = sum(local_shard(parameter).numel() for parameter in by_muon)
         spared_evenly = sum(parameter.numel() for parameter in by_muon) // execution.shards
     return Layout(_BYTES_TRAINED * sharded - 4 * spared, _BYTES_TRAINED * even - 4 * spared_evenly)
 
 
-def _local_shard(parameter: torch.Tensor) -> torch.Tensor:
+def local_shard(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that is spread over ranks; any other as it is."""
     local: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local
 

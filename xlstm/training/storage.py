@@ -8,7 +8,6 @@ file of tensors is read with `weights_only`. Each rank notes size and SHA-256 of
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from xlstm.run.json_files import write_text
+
 INDEX = "index.json"
 
 
@@ -43,7 +44,7 @@ class JsonIndexWriter(FileSystemWriter):
             raise _told_by_the_disk(error) from error
         folder = Path(self.path)
         for file in folder.glob(f"{plan.storage_data.prefix}*.distcp"):
-            _write_durably(file.with_suffix(".sha256"), {"name": file.name, **describe(file)})
+            write_text(file.with_suffix(".sha256"), json.dumps({"name": file.name, **describe(file)}))
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -68,7 +69,7 @@ class JsonIndexWriter(FileSystemWriter):
             for rank in results
             for result in rank
         ]
-        _write_durably(Path(self.path) / INDEX, {"tensors": tensors, "places": places})
+        write_text(Path(self.path) / INDEX, json.dumps({"tensors": tensors, "places": places}))
 
 
 class JsonIndexReader(FileSystemReader):
@@ -117,10 +118,3 @@ def _plain_file_name(name: str) -> str:
     if not name or Path(name).name != name:
         raise ValueError(f"{name!r} is not the name of a file of this checkpoint")
     return name
-
-
-def _write_durably(path: Path, content: Any) -> None:
-    with open(path, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())

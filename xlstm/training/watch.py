@@ -89,10 +89,8 @@ class Watch:
             return
         try:
             self._leave_beat()
-        except (
-            OSError,
-            DamagedFileError,
-        ) as error:  # a full disk may have room again at the next beat, and the loop meets it as well
+        except (OSError, DamagedFileError) as error:
+            # A full disk may have room again at the next beat, and the loop meets it as well.
             print(f"rank {self.rank}: no sign of life could be left: {error}", file=sys.stderr, flush=True)
 
     def _leave_beat(self) -> None:
@@ -154,11 +152,7 @@ def leave_verdict(run: RunDirectory, attempt: int, verdict: Verdict) -> None:
     ending = verdict.model_copy(update={"time": time.time(), "seconds": seconds})
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(aside, "w") as file:
-            json.dump(ending.model_dump(mode="json"), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(aside, ending.model_dump(mode="json"))
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     finally:

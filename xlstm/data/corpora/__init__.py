@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from xlstm.data.corpora import columnar, hub, layouts
-from xlstm.data.corpora.documents import CorpusError, Document, Reading, found_at, of_json, of_row
+from xlstm.data.corpora.documents import CorpusError, Document, Reading, found_at, json_rows, of_row
 from xlstm.data.tokenizers import Vocabulary
 from xlstm.run.data import MIXTURE
 from xlstm.run.identity import canonical
@@ -257,7 +257,8 @@ def _read_columns(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> I
 
 
 def _read_jsonl(file: CorpusFile, reading: Reading, _: Vocabulary | None) -> Iterator[Document]:
-    return of_json(file.path, reading)
+    for where, row in json_rows(file.path, reading.text_key):
+        yield of_row(where, row, reading.text_key, row.get("meta"))
 
 
 _READERS: dict[str, Callable[[CorpusFile, Reading, Vocabulary | None], Iterator[Document]]] = {
@@ -313,14 +314,18 @@ def _content_revision(files: Sequence[CorpusFile], _: Reading) -> str:
     """
     digest = hashlib.sha256()
     for file in files:
-        stat = file.path.stat()
-        content = _file_digest(file.path, stat.st_size, stat.st_mtime_ns)
-        digest.update(f"{file.split or ''} {content}\n".encode())
+        digest.update(f"{file.split or ''} {content_digest(file.path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's content in hex digits, which is read once while size and time stay as they are."""
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=4096)
-def _file_digest(path: Path, size: int, modified: int) -> str:
+def _digest(path: Path, size: int, modified: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -69,14 +69,8 @@ def found_at(path: str) -> str:
         raise CorpusError(str(error)) from None
 
 
-def of_json(path: Path, reading: Reading) -> Iterator[Document]:
-    """The documents of JSON lines: one object a line; of a file that is one array, its items. CorpusError."""
-    for where, row in json_rows(path, reading.text_key):
-        yield of_row(where, row, reading.text_key, row.get("meta"))
-
-
 def json_rows(path: Path, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON, each with where it stands. CorpusError for what is none."""
+    """The objects of a file of JSON, one a line, or the items of one array, each with where it stands. CorpusError."""
     with _open_maybe_compressed(path) as opened:
         number, first = 0, True
         lines = _lines(path, opened)

@@ -1,13 +1,12 @@
 """Weights under the names of flash-linear-attention, whose models GLA, HGRN, HGRN2, RetNet and Gated DeltaNet are.
 
-`to_fla` and `from_fla` rename; a model there is built with the dimensions that `fla_configuration` says.
+`to_fla` renames; a model there is built with the dimensions that `fla_configuration` says.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xlstm.models.configs import ModelConfig
@@ -39,8 +38,7 @@ _CONVOLUTIONS = ("q_conv1d", "k_conv1d", "v_conv1d")
 
 
 def fla_configuration(config: ModelConfig) -> dict[str, Any]:
-    """Fields of the configuration there. ValueError for a family that has no such model."""
-    _names(config)
+    """Fields of the configuration there."""
     common = {
         "hidden_size": config.embedding_dim, "num_hidden_layers": config.num_blocks, "vocab_size": config.vocab_size,
         "norm_eps": 1e-6, "tie_word_embeddings": False, "fuse_norm": False,
@@ -56,7 +54,7 @@ def fla_configuration(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_fla(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights, or their gradients, by the names there. ValueError for a family that has no such model."""
+    """Our weights, or their gradients, by the names there."""
     names, renamed = _names(config), {}
     for name, value in weights.items():
         theirs = names(name)
@@ -69,23 +67,8 @@ def to_fla(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tens
     return renamed
 
 
-def from_fla(config: ModelConfig, weights: Mapping[str, Tensor], ours: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The other way round, for the names of `ours`. KeyError naming a weight that is missing there."""
-    names, renamed = _names(config), {}
-    for name in ours:
-        theirs = names(name)
-        if theirs.endswith("attn.conv.weight"):
-            parts = [weights[theirs.replace("conv.", f"{convolution}.")][:, 0] for convolution in _CONVOLUTIONS]
-            renamed[name] = torch.cat(parts)
-        else:
-            renamed[name] = weights[theirs]
-    return renamed
-
-
 def _names(config: ModelConfig) -> Any:
     """The function from our name of a weight to theirs."""
-    if config.family not in _MIXERS:
-        raise ValueError(f"flash-linear-attention has no {config.family} like ours; it has {', '.join(_MIXERS)}")
     mixer = _MIXERS[config.family]
 
     def theirs(name: str) -> str:

@@ -1,15 +1,13 @@
 """Weights under the names of RWKV's author, which his package `rwkv` runs: RWKV-5, 6 and 7."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from xlstm.models.configs import ModelConfig
 from xlstm.models.rwkv6 import ORDER
 from xlstm.models.rwkv7 import SHIFTS
-
-Entry = tuple[str, Callable[[Tensor], Tensor]]
 
 _LETTERS = {
     "receptance": "r", "decay": "w", "key": "k", "value": "v", "gate": "g", "removal": "a",
@@ -36,9 +34,7 @@ def _of_the_token_before(tensor: Tensor) -> Tensor:
 
 
 def to_rwkv(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights by the author's names, in his shapes. ValueError for another family."""
-    if config.family not in ("rwkv5", "rwkv6", "rwkv7"):
-        raise ValueError(f"the package rwkv has no {config.family} of ours, only rwkv5, rwkv6, rwkv7")
+    """Our weights by the author's names, in his shapes."""
     renamed = {}
     for name, value in weights.items():
         found = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
