@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -188,15 +187,14 @@ def table(
     as_json: JsonOption = False,
 ) -> None:
     """Show families by tasks: the best of a searched axis, mean and interval over seeds."""
-    from orchestrator.workbench.analyses.measures import measure_table, wins_markdown, write_table
-    from orchestrator.workbench.analyses.measures import wins as count_wins
+    from orchestrator.workbench.analyses.measures import measure_table, wins, write_table
 
     if domain_wins:
-        counted = count_wins(workspace_here(), sweep_name(source), evaluation or "")
+        documents, matrix = wins(workspace_here(), sweep_name(source), evaluation or "")
         if as_json:
-            print_json([asdict(one) for one in counted])
+            print_json(documents)
         else:
-            sys.stdout.write(wins_markdown(counted))
+            sys.stdout.write(matrix)
         return
     made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of, evaluation)
     for file in files or ():

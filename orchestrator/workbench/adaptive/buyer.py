@@ -171,7 +171,7 @@ class Buyer:
                 continue
             if isinstance(found, Pick):
                 return own[found.row], found
-            whys.append(found.why)
+            whys.append(found)
         return next((why for why in ("law", "worth", "budget", "pool", "wait") if why in whys), "reached")
 
     def _buy(self, offer: Offer, pick: Pick, training: Sequence[str]) -> None:
