@@ -137,12 +137,7 @@ class Source:
         """How the columns are read now, or, where none are named, were read for the last question."""
         if self.reading is not None and self.reading.columns:
             return self.reading
-        try:
-            before = self._asked_before
-        except DamagedFileError:
-            if self.asked is None:
-                raise
-            before = {}  # it is written anew
+        before = self._asked_before
         comma = before.get("decimal_comma", False) or (self.reading is not None and self.reading.decimal_comma)
         return Reading(before.get("columns", {}), comma)
 
@@ -214,21 +209,21 @@ class Source:
 
     @cached_property
     def _asked_before(self) -> dict[str, Any]:
+        """The last question; empty where its file is damaged, and is written anew as a question is asked now."""
         remedy = f"fit again: scaling fit {' '.join(self.names)}"
-        stored = read_json(self._question_file, remedy)
         try:
+            stored = read_json(self._question_file, remedy)
             return stored if stored and Question.from_json(stored) else Question().to_json()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if self.asked is not None:
+                return {}
+            if isinstance(error, DamagedFileError):
+                raise
             raise DamagedFileError(self._question_file, f"is no question ({error!r})", remedy) from None
 
     @property
     def _is_asked_again(self) -> bool:
-        try:
-            return self.question == Question.from_json(self._asked_before)
-        except DamagedFileError:
-            if self.asked is None:
-                raise
-            return False  # it is written anew
+        return bool(self._asked_before) and self.question == Question.from_json(self._asked_before)
 
     @cached_property
     def _loaded(self) -> Rows:

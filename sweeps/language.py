@@ -339,21 +339,17 @@ def _problem(document: Document, detail: Any) -> Problem:
             path, f"`name`: {_shown(value)} cannot name a folder; use letters, digits, dots, dashes and underscores"
         )
     if "slurm" in path[:-1]:
-        return _of_slurm(document, path)
+        # One problem for what is no value of an option, whatever kinds of values there are.
+        setting = path[: path.index("slurm") + 2]
+        return document.problem(
+            setting,
+            f"`{setting[-1]}` is no option that sbatch takes as a value; what a shell runs (setup, python, "
+            "container) stands under `slurm:` in config.yaml of the workspace",
+        )
     if kind in ("model_type", "dict_type"):
         return document.problem(path, f"`{key}`: input should be a mapping, not {_shown(value)}")
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return document.problem(path, f"`{key}`: {message}, not {_shown(value)}")
-
-
-def _of_slurm(document: Document, path: tuple[Any, ...]) -> Problem:
-    """One problem for what is no value of an option, whatever kinds of values there are."""
-    setting = path[: path.index("slurm") + 2]
-    return document.problem(
-        setting,
-        f"`{setting[-1]}` is no option that sbatch takes as a value; what a shell runs (setup, python, "
-        "container) stands under `slurm:` in config.yaml of the workspace",
-    )
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ from orchestrator.cli.terminal import (
     sweep_name,
     workspace_here,
 )
+from orchestrator.errors import InputError
 
 app = typer.Typer()
 
@@ -29,7 +30,6 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     """Train one run, here, now."""
     from pydantic import ValidationError
 
-    from orchestrator.errors import InputError
     from orchestrator.execution.submission import failed
     from orchestrator.standing.lookup import writable_workspace
     from xlstm.run.spec import RunSpec
@@ -93,7 +93,6 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
 ) -> None:
     """Print text from a trained run."""
-    from orchestrator.errors import InputError
     from orchestrator.standing.lookup import find_run
 
     directory = find_run(workspace_here(), run)
@@ -248,8 +247,6 @@ def delete(
 
 def _confirm(question: str, otherwise: str) -> None:
     """Go on only where somebody says yes; InputError, which says what has not happened, where nobody can be asked."""
-    from orchestrator.errors import InputError
-
     if not sys.stdin.isatty():
         raise InputError(f"{otherwise}: nobody can be asked here; say --yes")
     typer.confirm(question, abort=True)
