@@ -226,12 +226,8 @@ def not_comparable(frame: pl.DataFrame) -> str | None:
     usable = frame.filter(pl.col("excluded").is_null())
     for name in ("evaluation", "data", "context_length", "tokenizer"):
         if usable[name].n_unique() > 1:
-            listed = "; ".join(
-                f"{family}: {', '.join(str(value) for value in values)}"
-                for family, values in usable.group_by("family", maintain_order=True)
-                .agg(pl.col(name).unique())
-                .iter_rows()
-            )
+            values = usable.group_by("family", maintain_order=True).agg(pl.col(name).unique())
+            listed = "; ".join(f"{family}: {', '.join(map(str, each))}" for family, each in values.iter_rows())
             return f"{COMPARABLE[name]}: {name} is {listed}"
     return None
 

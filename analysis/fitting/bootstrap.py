@@ -42,11 +42,6 @@ class Experiment:
         """How many clusters there are."""
         return int(np.unique(self.cluster).size)
 
-    @property
-    def freedom(self) -> int:
-        """Points beyond the parameters fitted, at least one."""
-        return int(max(len(self.measured) - self.smooth_slopes.shape[1], 1))
-
 
 @dataclass(frozen=True)
 class Resamples:
