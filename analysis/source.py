@@ -182,7 +182,12 @@ class Source:
     def _save(self, fits: list[Fit]) -> None:
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._question_file, self.asked.to_json() | _reading_to_json(self.read_as))
+            asked = self.asked.to_json()
+            if self.read_as.columns:
+                asked["columns"] = dict(self.read_as.columns)
+            if self.read_as.decimal_comma:
+                asked["decimal_comma"] = True
+            write_json(self._question_file, asked)
         for fitted, name in zip(fits, _folders([fitted.family for fitted in fits]), strict=True):
             fitted.save(self.folder / name)
 
@@ -278,9 +283,3 @@ def _folders(families: list[str]) -> list[str]:
         name if name and times[name.casefold()] == 1 and len(name.encode()) <= 80 else f"{name[:16]}-{_digest(family)}"
         for name, family in zip(names, families, strict=True)
     ]
-
-
-def _reading_to_json(reading: Reading) -> dict[str, Any]:
-    """What is kept of how columns are read: nothing where they are read as they are."""
-    columns = {"columns": dict(reading.columns)} if reading.columns else {}
-    return columns | ({"decimal_comma": True} if reading.decimal_comma else {})

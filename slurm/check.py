@@ -46,14 +46,6 @@ class Finding:
         return f"{_MARKS[self.ok]:>8}  {self.what}: {self.detail}"
 
 
-def examine(workspace: Workspace, nodes: int) -> list[Finding]:
-    """`look`, and, where nothing is missing and `nodes` is not 0, `probe`."""
-    findings = look(workspace)
-    if nodes and all(finding.ok is not False for finding in findings):
-        findings += probe(workspace, nodes)
-    return findings
-
-
 def look(workspace: Workspace) -> list[Finding]:
     """Everything that can be told from the login node without running a job."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]

@@ -169,12 +169,11 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA | measured)
 
 
-def from_table(path: Path, reading: Reading | None = None, searched: Sequence[str] = ()) -> pl.DataFrame:
+def from_table(path: Path, reading: Reading, searched: Sequence[str] = ()) -> pl.DataFrame:
     """One row per row of a table, the columns `searched` beside ours.
 
     Only the columns that are named are parsed, unless the reading is of the whole table.
     """
-    reading = reading or Reading()
     known = reading.kinds
     table = tables.read(path, {*map(reading.theirs, known), *searched})
     for ours, theirs in (*reading.columns.items(), *(("--best-of", axis) for axis in searched)):

@@ -16,6 +16,7 @@ from analysis.decisions import next_run
 from analysis.findings import RefusalError
 from analysis.fitting.fit import Fit
 from analysis.laws.additive import Array
+from xlstm.quantities import compact
 
 MOST_RUNS = 32
 Cost = Callable[[Array, Array], Array]
@@ -149,7 +150,7 @@ def sweep_fragment(found: Design, fitted: Fit, swept: Mapping[str, Mapping[str, 
     for proposal in found.proposals:
         key = (proposal.parameters, proposal.tokens)
         seeds[key] = seeds.get(key, max(seen, default=-1)) + 1  # none that was trained
-        size = names.get(proposal.parameters) or _size(proposal.parameters)
+        size = names.get(proposal.parameters) or compact(round(proposal.parameters))
         point = f'model: "{found.family}", size: {size}, tokens: {round(proposal.tokens)}, seed: {seeds[key]}'
         point += "".join(f", {axis}: {json.dumps(value)}" for axis, value in _nearest(swept or {}, fitted, key).items())
         lines.append(f"  - {{{point}}}")
@@ -169,13 +170,6 @@ def _nearest(
         return round(float(away), 6), row["loss"]
 
     return swept[min(rows, key=far)["run_id"]]
-
-
-def _size(parameters: float) -> str:
-    for scale, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if parameters >= scale:
-            return f"{parameters / scale:.3g}{letter}"
-    return f"{parameters:.0f}"
 
 
 def _frame(fitted: Fit, points: Array) -> pl.DataFrame:
