@@ -88,12 +88,11 @@ class Rules:
         return cls(frozenset(stored["switched_off"]), ranges)
 
 
-def judge(frame: pl.DataFrame, rules: Rules | None = None) -> pl.DataFrame:
+def judge(frame: pl.DataFrame, rules: Rules = Rules()) -> pl.DataFrame:
     """The frame with `excluded`: null, or the first reason why the row is not to be fitted.
 
     A reason that stands already stays. Reasons begin with the rule's name.
     """
-    rules = rules or Rules()
     reasons = [pl.col("excluded")]
     state = pl.col("state")
     for rule, hit, reason in (

@@ -66,7 +66,7 @@ def load(
     *,
     columns: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
-    rules: quality.Rules | None = None,
+    rules: quality.Rules = quality.Rules(),
 ) -> pl.DataFrame:
     """Load runs from a sweep's name, `mlflow:EXPERIMENT`, or a table; `read` with its defaults.
 
@@ -83,7 +83,7 @@ def read(
     reading: Reading | None = None,
     *,
     workspace: Workspace | None = None,
-    rules: quality.Rules | None = None,
+    rules: quality.Rules = quality.Rules(),
     best_of: Sequence[str] = (),
 ) -> Rows:
     """Load and judge the runs of a source, and have the best value of each searched axis stand for the others.
