@@ -137,12 +137,7 @@ class Source:
         """How the columns are read now, or, where none are named, were read for the last question."""
         if self.reading is not None and self.reading.columns:
             return self.reading
-        try:
-            before = self._asked_before
-        except DamagedFileError:
-            if self.asked is None:
-                raise
-            before = {}  # it is written anew
+        before = self._asked_before
         comma = before.get("decimal_comma", False) or (self.reading is not None and self.reading.decimal_comma)
         return Reading(before.get("columns", {}), comma)
 
@@ -187,7 +182,12 @@ class Source:
     def _save(self, fits: list[Fit]) -> None:
         if self.asked is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._question_file, self.asked.to_json() | _reading_to_json(self.read_as))
+            asked = self.asked.to_json()
+            if self.read_as.columns:
+                asked["columns"] = dict(self.read_as.columns)
+            if self.read_as.decimal_comma:
+                asked["decimal_comma"] = True
+            write_json(self._question_file, asked)
         for fitted, name in zip(fits, _folders([fitted.family for fitted in fits]), strict=True):
             fitted.save(self.folder / name)
 
@@ -214,21 +214,21 @@ class Source:
 
     @cached_property
     def _asked_before(self) -> dict[str, Any]:
+        """The last question; empty where its file is damaged, and is written anew as a question is asked now."""
         remedy = f"fit again: scaling fit {' '.join(self.names)}"
-        stored = read_json(self._question_file, remedy)
         try:
+            stored = read_json(self._question_file, remedy)
             return stored if stored and Question.from_json(stored) else Question().to_json()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if self.asked is not None:
+                return {}
+            if isinstance(error, DamagedFileError):
+                raise
             raise DamagedFileError(self._question_file, f"is no question ({error!r})", remedy) from None
 
     @property
     def _is_asked_again(self) -> bool:
-        try:
-            return self.question == Question.from_json(self._asked_before)
-        except DamagedFileError:
-            if self.asked is None:
-                raise
-            return False  # it is written anew
+        return bool(self._asked_before) and self.question == Question.from_json(self._asked_before)
 
     @cached_property
     def _loaded(self) -> Rows:
@@ -283,9 +283,3 @@ def _folders(families: list[str]) -> list[str]:
         name if name and times[name.casefold()] == 1 and len(name.encode()) <= 80 else f"{name[:16]}-{_digest(family)}"
         for name, family in zip(names, families, strict=True)
     ]
-
-
-def _reading_to_json(reading: Reading) -> dict[str, Any]:
-    """What is kept of how columns are read: nothing where they are read as they are."""
-    columns = {"columns": dict(reading.columns)} if reading.columns else {}
-    return columns | ({"decimal_comma": True} if reading.decimal_comma else {})

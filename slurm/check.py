@@ -1,9 +1,8 @@
 """What a site offers and what it lacks, before the first job: `look` reads, `probe` runs one small job.
 
-python -m slurm.check [--workspace DIR] [--nodes 2]
+`python -m slurm.check FOLDER` is what the probe runs on each node.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -47,14 +46,6 @@ class Finding:
         return f"{_MARKS[self.ok]:>8}  {self.what}: {self.detail}"
 
 
-def examine(workspace: Workspace, nodes: int) -> list[Finding]:
-    """`look`, and, where nothing is missing and `nodes` is not 0, `probe`."""
-    findings = look(workspace)
-    if nodes and all(finding.ok is not False for finding in findings):
-        findings += probe(workspace, nodes)
-    return findings
-
-
 def look(workspace: Workspace) -> list[Finding]:
     """Everything that can be told from the login node without running a job."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
@@ -86,7 +77,7 @@ def probe(workspace: Workspace, nodes: int, seconds: int = 300) -> list[Finding]
     options = [f"--{name}={value}" for name, value in chosen.items() if value]
     layout = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--time=5", *options]
     python = [*site.container, site.task_python or sys.executable]
-    command = ["srun", "--quiet", *layout, *site.srun, *python, "-m", "slurm.check", "--on-node", str(folder)]
+    command = ["srun", "--quiet", *layout, *site.srun, *python, "-m", "slurm.check", str(folder)]
     try:
         done = subprocess.run(
             command, env=commands.environment(os.environ), capture_output=True, text=True, timeout=seconds, check=False
@@ -196,20 +187,5 @@ def _on_node(folder: Path) -> None:
     (folder / f"{node}.json").write_text(json.dumps(seen))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Say what this site lacks before a first job.")
-    parser.add_argument("--workspace", type=Path, default=None)
-    parser.add_argument("--nodes", type=int, default=0, help="also run one small job on so many nodes")
-    parser.add_argument("--on-node", type=Path, default=None, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.on_node is not None:
-        _on_node(options.on_node)
-        return 0
-    workspace = Workspace(options.workspace.absolute()) if options.workspace else Workspace.default()
-    findings = examine(workspace, options.nodes)
-    print(*findings, sep="\n")
-    return 1 if any(finding.ok is False for finding in findings) else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    _on_node(Path(sys.argv[1]))

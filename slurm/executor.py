@@ -113,7 +113,7 @@ class SlurmExecutor:
                 job.run.set_state(State.QUEUED, _WAITING)
         numbers: dict[str, str] = {}
         for shape, group in arrays:
-            batch = self._write(group, shape, promised[shape.after] if shape.after else "")
+            batch = self._write(group, shape, f"afterok:{promised[shape.after]}" if shape.after else None)
             try:
                 array = self._sbatch(batch)
             except SlurmError as error:
@@ -151,7 +151,7 @@ class SlurmExecutor:
         """End the jobs: what waits leaves the queue, what runs writes a checkpoint or is ended after the grace."""
         if not handles:
             return
-        wanted = {number for handle in handles for number in _numbers(handle)}
+        wanted = {number for handle in handles for number in numbers_of(handle)}
         shown = self._left(wanted)
         running = [job.number for job in shown if job.is_running]
         commands.leave_queue([job.number for job in shown if not job.is_running])
@@ -191,7 +191,7 @@ class SlurmExecutor:
         except SlurmError:
             return  # nothing can be told while the controller is away
         ended = [h for h in unsettled if _state_of(_found(shown, h)) is JobState.ENDED]
-        missing = [number for handle in ended for number in _numbers(handle) if number not in shown]
+        missing = [number for handle in ended for number in numbers_of(handle) if number not in shown]
         if missing:
             with contextlib.suppress(NoAccountingError):
                 shown |= {job.number: job for job in commands.sacct(missing)}
@@ -280,7 +280,7 @@ class SlurmExecutor:
             for start in range(0, len(group), self._longest_array):
                 yield shape, group[start : start + self._longest_array]
 
-    def _write(self, group: Sequence[Link], shape: _Shape, after: str) -> Batch:
+    def _write(self, group: Sequence[Link], shape: _Shape, dependency: str | None) -> Batch:
         """The folder of one array: its runs and its script, before sbatch is called."""
         # To the microsecond: the batches of two submissions of one second are told apart by it.
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
@@ -304,7 +304,7 @@ class SlurmExecutor:
             nodes=shape.nodes,
             gpus=shape.gpus,
             parts=len(group),
-            after=after,
+            dependency=dependency,
         )
         batch.script.write_text(text)
         return batch
@@ -364,13 +364,14 @@ def _refuse_what_slurm_rewrites(root: Path) -> None:
         raise SiteError(f"workspace {root}: Slurm cannot write logs below a path that holds {found[0]}; move it")
 
 
-def _numbers(handle: Handle) -> list[str]:
+def numbers_of(handle: Handle) -> list[str]:
+    """Slurm's numbers of the jobs of a run's chain."""
     return [number for number in handle.job.split(",") if number]
 
 
 def _found(shown: Mapping[str, QueuedJob], handle: Handle) -> list[QueuedJob | None]:
     """The jobs of a chain as Slurm shows them; an array that never started may be shown as one job."""
-    return [shown.get(number) or shown.get(number.partition("_")[0]) for number in _numbers(handle)]
+    return [shown.get(number) or shown.get(number.partition("_")[0]) for number in numbers_of(handle)]
 
 
 def _state_of(jobs: Sequence[QueuedJob | None]) -> JobState:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.execution.detached import submission
 from slurm import commands
-from slurm.executor import SlurmExecutor
+from slurm.executor import SlurmExecutor, numbers_of
 from slurm.script import script
 from slurm.site import Site
 from xlstm.run.directory import WORKSPACE_VARIABLE, Workspace
@@ -37,7 +37,7 @@ def submit_next(executor: SlurmExecutor, handles: Sequence[Handle]) -> str | Non
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = executor.workspace.sweep(executor.sweep).slurm / f"{stamp}-{COMMENT}-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
-    numbers = [number for handle in handles for number in handle.job.split(",") if number]
+    numbers = [number for handle in handles for number in numbers_of(handle)]
     text = script(
         folder,
         site,
@@ -46,8 +46,7 @@ def submit_next(executor: SlurmExecutor, handles: Sequence[Handle]) -> str | Non
         nodes=1,
         gpus=0,
         parts=1,
-        after="",
-        after_any=":".join(numbers),
+        dependency=f"afterany:{':'.join(numbers)}" if numbers else None,
         module="slurm.next_round",
     )
     path = folder / "script.sh"

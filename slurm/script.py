@@ -43,14 +43,13 @@ def script(
     nodes: int,
     gpus: int,
     parts: int,
-    after: str,
-    after_any: str = "",
+    dependency: str | None,
     module: str = "slurm.job batch.json",
 ) -> str:
     """Text of the script for `parts` jobs of one shape: `nodes` nodes with `gpus` GPUs each.
 
-    `after` is the number of the job that must succeed first, or empty; `after_any` are those that must have ended.
-    `site` holds what is asked of Slurm, and `module` what Python runs.
+    `dependency` says, as sbatch takes it, which jobs must have ended first; `site` holds what is asked of Slurm, and
+    `module` what Python runs.
     """
     executor = submitit.SlurmExecutor(folder)
     ours = {
@@ -67,7 +66,7 @@ def script(
         nodes=nodes,
         ntasks_per_node=1,
         gpus_per_node=gpus if gpus and not site.gres else None,
-        dependency=f"afterok:{after}" if after else f"afterany:{after_any}" if after_any else None,
+        dependency=dependency,
         setup=site.setup or None,
         array_parallelism=site.array_parallelism,
         stderr_to_stdout=True,

@@ -140,7 +140,8 @@ class Site(Options):
     def load(cls, workspace: Workspace) -> "Site":
         """The settings of the user and of the workspace. SiteError names the file and key of what is wrong."""
         merged: dict[str, Any] = {}
-        for path in (_user_configuration(), workspace.root / "config.yaml"):
+        home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+        for path in (Path(home) / "scaling" / "config.yaml", workspace.root / "config.yaml"):
             merged |= _read(path)
         return _validated(cls, merged, "slurm")
 
@@ -154,11 +155,6 @@ class Site(Options):
 
 
 _Settings = TypeVar("_Settings", bound=Options)
-
-
-def _user_configuration() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "scaling" / "config.yaml"
 
 
 def _read(path: Path) -> dict[str, Any]:

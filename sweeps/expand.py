@@ -147,7 +147,8 @@ class _Expansion:
             return None
         spec, earlier = same_training(spec), None
         if values.get("recurrent_weight_decay") is None and has_slstm(config) and physics.optimizer.weight_decay:
-            earlier, spec = spec, _sparing_recurrent_weights(spec)
+            sparing = spec.physics.optimizer.model_copy(update={"recurrent_weight_decay": 0.0})
+            earlier, spec = spec, spec.with_physics(spec.physics.model_copy(update={"optimizer": sparing}))
         scheduling = {name: resources[name][0] for name in _SCHEDULING if resources.get(name, (None,))[0] is not None}
         return SweepRun(spec, point.values(), earlier=earlier, **scheduling)
 
@@ -340,11 +341,6 @@ class _Expansion:
             names = [name for word, names in suspects.items() if word in message for name in names if name in sources]
             key = names[0] if names else None
         self.complain(sources.get(key or "", point.origin), message)
-
-
-def _sparing_recurrent_weights(spec: RunSpec) -> RunSpec:
-    optimizer = spec.physics.optimizer.model_copy(update={"recurrent_weight_decay": 0.0})
-    return spec.with_physics(spec.physics.model_copy(update={"optimizer": optimizer}))
 
 
 def _stated(section: Any, path: Path) -> dict[str, Choice]:

@@ -12,7 +12,6 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
 
 from sweeps.design import Design
 from sweeps.located import Document, Problem, SweepError
@@ -83,22 +82,17 @@ def _written(annotation: Any, metadata: Iterable[Any]) -> Any:
     return Annotated[(annotation, *metadata)] if metadata else annotation
 
 
-def _nullable(field: FieldInfo) -> tuple[Any, Any]:
-    """A field of the specification as a key that may be left out or null."""
-    return _written(field.annotation, field.metadata) | None, Field(None, description=field.description)
-
-
 def _fields_of(
     ring: type[BaseModel], *, only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> Callable[[type[S]], type[S]]:
     """Add the fields of a part of the specification to a section, each a key that may be left out."""
 
     def extended(section: type[S]) -> type[S]:
-        fields: dict[str, Any] = {
-            _OTHER_KEYS.get((ring, name), name): _nullable(field)
-            for name, field in ring.model_fields.items()
-            if name not in without and (only is None or name in only)
-        }
+        fields: dict[str, Any] = {}
+        for name, field in ring.model_fields.items():
+            if name not in without and (only is None or name in only):
+                stated = _written(field.annotation, field.metadata) | None
+                fields[_OTHER_KEYS.get((ring, name), name)] = stated, Field(None, description=field.description)
         return create_model(
             section.__name__, __base__=section, __doc__=section.__doc__, __module__=section.__module__, **fields
         )
@@ -180,23 +174,18 @@ def _axis(annotation: Any, metadata: Iterable[Any]) -> Any:
     return Annotated[list[one], BeforeValidator(as_list, json_schema_input_type=one | list[one]), Field(min_length=1)]
 
 
-def _axes() -> Any:
-    """Every axis of `Point`, as one value or a list of them."""
-    fields: dict[str, Any] = {
-        name: (_axis(_without_null(field.annotation), field.metadata), Field(None, description=field.description))
-        for name, field in Point.model_fields.items()
-        if name not in ("paths", "mixture")
-    }
-    return create_model("Axes", __base__=Section, __doc__="Values of axes: one, or a list.", **fields)
-
-
 if TYPE_CHECKING:
 
     class Axes(Section):
         """Values of axes: one, or a list."""
 
 else:
-    Axes = _axes()
+    _AXES = {
+        name: (_axis(_without_null(field.annotation), field.metadata), Field(None, description=field.description))
+        for name, field in Point.model_fields.items()
+        if name not in ("paths", "mixture")
+    }
+    Axes = create_model("Axes", __base__=Section, __doc__="Values of axes: one, or a list.", **_AXES)
 
 
 _WHEN = "Axis values; a run matches if each axis has one of them."
@@ -339,21 +328,17 @@ def _problem(document: Document, detail: Any) -> Problem:
             path, f"`name`: {_shown(value)} cannot name a folder; use letters, digits, dots, dashes and underscores"
         )
     if "slurm" in path[:-1]:
-        return _of_slurm(document, path)
+        # One problem for what is no value of an option, whatever kinds of values there are.
+        setting = path[: path.index("slurm") + 2]
+        return document.problem(
+            setting,
+            f"`{setting[-1]}` is no option that sbatch takes as a value; what a shell runs (setup, python, "
+            "container) stands under `slurm:` in config.yaml of the workspace",
+        )
     if kind in ("model_type", "dict_type"):
         return document.problem(path, f"`{key}`: input should be a mapping, not {_shown(value)}")
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return document.problem(path, f"`{key}`: {message}, not {_shown(value)}")
-
-
-def _of_slurm(document: Document, path: tuple[Any, ...]) -> Problem:
-    """One problem for what is no value of an option, whatever kinds of values there are."""
-    setting = path[: path.index("slurm") + 2]
-    return document.problem(
-        setting,
-        f"`{setting[-1]}` is no option that sbatch takes as a value; what a shell runs (setup, python, "
-        "container) stands under `slurm:` in config.yaml of the workspace",
-    )
 
 
 def _shown(value: Any) -> str:

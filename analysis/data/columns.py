@@ -109,12 +109,8 @@ def completed(frame: pl.DataFrame, source: str, listed: str = "") -> pl.DataFram
     return frame.select(*(pl.col(name).cast(kind) for name, kind in kinds.items()), *others)
 
 
-def columns_of_any(cells: Mapping[str, Sequence[object]], reading: Reading) -> dict[str, pl.Series]:
-    """Columns that nobody named: numbers where every cell is one or empty, else texts."""
-    return {name: _numbers_or_texts(name, values, partial(reading.number, name)) for name, values in cells.items()}
-
-
-def _numbers_or_texts(name: str, cells: Sequence[object], number: Callable[[object], float | None]) -> pl.Series:
+def numbers_or_texts(name: str, cells: Sequence[object], number: Callable[[object], float | None]) -> pl.Series:
+    """A column that nobody named: numbers where every cell is one or empty, else texts."""
     try:
         return pl.Series(name, [number(cell) for cell in cells], pl.Float64)
     except ValueError:
@@ -185,7 +181,7 @@ def _whole(word: str | None) -> int | None:
 def axis_values(axis: str, cells: Sequence[object], reading: Reading) -> pl.Series:
     """The values of a searched axis: numbers where all of them are, else texts."""
     number = partial(read_number, count=True, decimal_comma=reading.decimal_comma)
-    return _numbers_or_texts(SEARCHED + axis, cells, number)
+    return numbers_or_texts(SEARCHED + axis, cells, number)
 
 
 def as_text(cell: object) -> str | None:

@@ -43,7 +43,7 @@ MLFLOW_COLUMNS = {
 def from_mlflow(
     experiment: str,
     tracking_uri: str,
-    reading: Reading | None = None,
+    reading: Reading,
     *,
     workspace: Workspace | None = None,
     searched: Sequence[str] = (),
@@ -54,7 +54,6 @@ def from_mlflow(
     Where `workspace` has submitted a sweep of this name, its plan says which runs are of it, in which order; others
     are excluded.
     """
-    reading = reading or Reading()
     places = MLFLOW_COLUMNS | dict(reading.columns)
     misplaced = [
         place for place in (*places.values(), *searched) if place.partition(".")[0] not in ("params", "metrics", "tags")

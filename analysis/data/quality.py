@@ -88,12 +88,11 @@ class Rules:
         return cls(frozenset(stored["switched_off"]), ranges)
 
 
-def judge(frame: pl.DataFrame, rules: Rules | None = None) -> pl.DataFrame:
+def judge(frame: pl.DataFrame, rules: Rules = Rules()) -> pl.DataFrame:
     """The frame with `excluded`: null, or the first reason why the row is not to be fitted.
 
     A reason that stands already stays. Reasons begin with the rule's name.
     """
-    rules = rules or Rules()
     reasons = [pl.col("excluded")]
     state = pl.col("state")
     for rule, hit, reason in (
@@ -226,12 +225,8 @@ def not_comparable(frame: pl.DataFrame) -> str | None:
     usable = frame.filter(pl.col("excluded").is_null())
     for name in ("evaluation", "data", "context_length", "tokenizer"):
         if usable[name].n_unique() > 1:
-            listed = "; ".join(
-                f"{family}: {', '.join(str(value) for value in values)}"
-                for family, values in usable.group_by("family", maintain_order=True)
-                .agg(pl.col(name).unique())
-                .iter_rows()
-            )
+            values = usable.group_by("family", maintain_order=True).agg(pl.col(name).unique())
+            listed = "; ".join(f"{family}: {', '.join(map(str, each))}" for family, each in values.iter_rows())
             return f"{COMPARABLE[name]}: {name} is {listed}"
     return None
 

@@ -14,6 +14,7 @@ the seed alone are repetitions, and of an axis that was searched the best value 
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from analysis.data.columns import (
     Reading,
     axis_values,
     column_of,
-    columns_of_any,
     completed,
+    numbers_or_texts,
     unique_keys,
 )
 from analysis.data.experiments import curves_from_mlflow, from_mlflow
@@ -65,7 +66,7 @@ def load(
     *,
     columns: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
-    rules: quality.Rules | None = None,
+    rules: quality.Rules = quality.Rules(),
 ) -> pl.DataFrame:
     """Load runs from a sweep's name, `mlflow:EXPERIMENT`, or a table; `read` with its defaults.
 
@@ -82,7 +83,7 @@ def read(
     reading: Reading | None = None,
     *,
     workspace: Workspace | None = None,
-    rules: quality.Rules | None = None,
+    rules: quality.Rules = quality.Rules(),
     best_of: Sequence[str] = (),
 ) -> Rows:
     """Load and judge the runs of a source, and have the best value of each searched axis stand for the others.
@@ -168,12 +169,11 @@ def from_workspace(workspace: Workspace, sweep: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA | measured)
 
 
-def from_table(path: Path, reading: Reading | None = None, searched: Sequence[str] = ()) -> pl.DataFrame:
+def from_table(path: Path, reading: Reading, searched: Sequence[str] = ()) -> pl.DataFrame:
     """One row per row of a table, the columns `searched` beside ours.
 
     Only the columns that are named are parsed, unless the reading is of the whole table.
     """
-    reading = reading or Reading()
     known = reading.kinds
     table = tables.read(path, {*map(reading.theirs, known), *searched})
     for ours, theirs in (*reading.columns.items(), *(("--best-of", axis) for axis in searched)):
@@ -188,7 +188,9 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
         ours: column_of(ours, values, reading, reasons, grouped=table.commas_group, lines=table.lines)
         for ours, values in cells.items()
     }
-    columns["run_id"] = pl.Series("run_id", _row_keys(columns.get("run_id"), table.height), pl.String)
+    names = columns["run_id"].to_list() if "run_id" in columns else [None] * table.height
+    rows = [str(row) for row in range(table.height)]
+    columns["run_id"] = pl.Series("run_id", unique_keys(names, [f"row {row}" for row in rows], named=rows), pl.String)
     if "state" in columns:
         done = columns["state"].str.to_uppercase().is_in(["FINISHED", "COMPLETED"])
         columns["state"] = columns["state"].set(done, "COMPLETED")
@@ -200,7 +202,10 @@ def from_table(path: Path, reading: Reading | None = None, searched: Sequence[st
         columns[SEARCHED + axis] = axis_values(axis, table.cells[axis], reading)
     if reading.whole:
         taken = {*map(reading.theirs, known), *known}
-        columns |= columns_of_any(tables.others(path, [name for name in table.names if name not in taken]), reading)
+        others = tables.others(path, [name for name in table.names if name not in taken])
+        columns |= {
+            name: numbers_or_texts(name, found, partial(reading.number, name)) for name, found in others.items()
+        }
     return completed(pl.DataFrame(columns), str(path), table.listed)
 
 
@@ -255,12 +260,3 @@ def _stated(reason: str | None) -> str | None:
     if word in ABSENT | {"false", "no", "0", "0.0"}:
         return None
     return "excluded in the table" if word in ("true", "yes", "1", "1.0") else reason
-
-
-def _row_keys(names: pl.Series | None, height: int) -> list[str]:
-    """A key for each row of a table: its name where no other row has it, else with the row's number."""
-    return unique_keys(
-        [None] * height if names is None else names.to_list(),
-        [f"row {row}" for row in range(height)],
-        named=[str(row) for row in range(height)],
-    )

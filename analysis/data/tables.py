@@ -11,7 +11,6 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import dropwhile
@@ -86,8 +85,15 @@ def read(path: Path, wanted: Collection[str]) -> Table:
     ending = format_of(path.name)
     if ending is None:
         raise RefusalError("unknown-format", f"{path}: tables are read as {known_formats()}")
-    with _refused(path, ending):
+    try:
         return _READERS[ending](path, wanted)
+    except RefusalError:
+        raise
+    except FileNotFoundError:
+        raise RefusalError("no-such-file", f"{path}: no such file") from None
+    except _UNREADABLE as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RefusalError("unreadable-table", f"{path}: not readable as {ending}: {first}") from None
 
 
 def others(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -110,19 +116,6 @@ def holds_one_mapping(path: Path) -> bool:
     except _UNREADABLE:
         return False
     return isinstance(document, dict) and isinstance(document.get("name"), str)
-
-
-@contextmanager
-def _refused(path: Path, ending: str) -> Iterator[None]:
-    try:
-        yield
-    except RefusalError:
-        raise
-    except FileNotFoundError:
-        raise RefusalError("no-such-file", f"{path}: no such file") from None
-    except _UNREADABLE as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise RefusalError("unreadable-table", f"{path}: not readable as {ending}: {first}") from None
 
 
 def _bytes(path: Path) -> bytes:

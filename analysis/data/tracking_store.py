@@ -29,7 +29,6 @@ class TrackedRun:
 
     run: str
     """MLflow's own id."""
-    name: str
     status: str
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -52,10 +51,8 @@ def read_runs(experiment: str, tracking_uri: str) -> list[TrackedRun]:
         return _runs_by_client(experiment, tracking_uri)
     with _connection(tracking_uri) as connection:
         within = _within(connection, experiment, tracking_uri)
-        found = _rows(
-            connection, f"SELECT run_uuid, name, status FROM runs WHERE {within} ORDER BY start_time, run_uuid"
-        )
-        runs = {run: TrackedRun(run, name or run, status) for run, name, status in found}
+        found = _rows(connection, f"SELECT run_uuid, status FROM runs WHERE {within} ORDER BY start_time, run_uuid")
+        runs = {run: TrackedRun(run, status) for run, status in found}
         selected = f"WHERE run_uuid IN (SELECT run_uuid FROM runs WHERE {within})"
         quoted = connection.dialect.identifier_preparer.quote("key")
         for table in ("params", "tags"):
@@ -154,10 +151,7 @@ def _runs_by_client(experiment: str, tracking_uri: str) -> list[TrackedRun]:
         )
         for run in page:
             data = run.data
-            name = run.info.run_name or run.info.run_id
-            runs.append(
-                TrackedRun(run.info.run_id, name, run.info.status, dict(data.params), dict(data.metrics), data.tags)
-            )
+            runs.append(TrackedRun(run.info.run_id, run.info.status, dict(data.params), dict(data.metrics), data.tags))
         token = page.token
         if not token:
             return runs
@@ -166,14 +160,13 @@ def _runs_by_client(experiment: str, tracking_uri: str) -> list[TrackedRun]:
 def _history_by_client(experiment: str, tracking_uri: str, metric: str) -> pl.DataFrame:
     client, _ = _client(experiment, tracking_uri)
     points = [
-        (run.run, point.timestamp, point.step, point.value)
+        (point.timestamp, run.run, point.step, point.value)
         for run in _runs_by_client(experiment, tracking_uri)
         if metric in run.metrics
         for point in client.get_metric_history(run.run, metric)
     ]
-    ordered = sorted(points, key=lambda point: point[1])
-    columns = ([run for run, *_ in ordered], [step for _, _, step, _ in ordered], [value for *_, value in ordered])
-    return _latest(pl.DataFrame(dict(zip(HISTORY, columns, strict=True)), schema=HISTORY))
+    history = pl.DataFrame(points, schema={"timestamp": pl.Int64} | HISTORY, orient="row")
+    return _latest(history.sort("timestamp", maintain_order=True).drop("timestamp"))
 
 
 def _client(experiment: str, tracking_uri: str) -> tuple[Any, str]:

@@ -41,11 +41,9 @@ class Allocation:
     @property
     def sentence(self) -> str:
         """The split in a line; beyond the runs that were fitted it says how far."""
-        (low_n, high_n), (low_d, high_d), (low, high) = (
-            self.parameters_interval,
-            self.tokens_interval,
-            self.loss_interval,
-        )
+        low_n, high_n = self.parameters_interval
+        low_d, high_d = self.tokens_interval
+        low, high = self.loss_interval
         beyond = f"; {self.beyond}" if self.beyond else ""
         return (
             f"N = {self.parameters:.3g} [{low_n:.3g}, {high_n:.3g}], "

@@ -90,18 +90,13 @@ Both = tuple[float, tuple[float, float], float | None, tuple[float, float] | Non
 
 def _answer(approach: str, rows: pl.DataFrame, curves: pl.DataFrame) -> Both:
     kind, _, method = approach.partition(" ")
-    if kind == "3":
-        return _parametric(rows)
+    if kind == "3":  # between the smallest and the largest budget trained, under the runs' own cost of a token
+        (fitted,) = families.fit(rows, num_draws=DRAWS)
+        low, high = float(np.min(rows["flops"].to_numpy())), float(np.max(rows["flops"].to_numpy()))
+        found = allocation.exponents_between(fitted, low, high)
+        return *found["parameters"], *found["tokens"]
     if kind == "2":
         frontier = isoflop.frontier(rows, method)
     else:
         frontier = isoflop.envelope(isoflop.along_runs(curves, rows))
     return frontier.exponent, frontier.interval, frontier.tokens_exponent, frontier.tokens_interval
-
-
-def _parametric(rows: pl.DataFrame) -> Both:
-    """Slopes between the smallest and the largest budget trained, under the runs' own cost of a token."""
-    (fitted,) = families.fit(rows, num_draws=DRAWS)
-    low, high = float(np.min(rows["flops"].to_numpy())), float(np.max(rows["flops"].to_numpy()))
-    found = allocation.exponents_between(fitted, low, high)
-    return *found["parameters"], *found["tokens"]

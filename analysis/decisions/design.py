@@ -90,7 +90,10 @@ def design(
         raise RefusalError(
             "no-budget", f"budget {budget:g} and target N = {target[0]:g}, D = {target[1]:g}: all are positive"
         )
-    points = np.array(_grid(fitted, sizes))
+    used = fitted.used
+    tokens = used["tokens"].to_numpy()
+    every = sorted(set(used["parameters"].to_list() if sizes is None else sizes))
+    points = np.array([(n, d) for n in every for d in np.geomspace(tokens.min(), tokens.max() * 4, 24)], float)
     costs = (cost or flops_of_runs(fitted))(points[:, 0], points[:, 1])
     if not (costs <= budget).any():
         raise RefusalError(
@@ -98,7 +101,9 @@ def design(
             f"{fitted.family}: the cheapest run costs {costs.min():.3g}, the budget is {budget:.3g}",
         )
     chosen = (fitted.form, *(rival.form for rival in fitted.rivals))
-    knowledge = next_run.learn(_with_unique_tokens(fitted.used), chosen)
+    if "unique_tokens" not in used.columns:  # where nobody said how many of the tokens differ, all do
+        used = used.with_columns(unique_tokens=pl.col("tokens"))
+    knowledge = next_run.learn(used, chosen)
     candidates, aim = _frame(fitted, points), _frame(fitted, np.array([target]))
     # What is known today is what `predict` says; the ensemble says by which share a run narrows it.
     center, low, high = (float(value) for value in fitted.predict(*target))
@@ -167,20 +172,8 @@ def _nearest(
     return swept[min(rows, key=far)["run_id"]]
 
 
-def _grid(fitted: Fit, sizes: Sequence[float] | None) -> list[tuple[float, float]]:
-    tokens = fitted.used["tokens"].to_numpy()
-    budgets = np.geomspace(tokens.min(), tokens.max() * 4, 24)
-    every = sorted(set(fitted.used["parameters"].to_list() if sizes is None else sizes))
-    return [(float(n), float(d)) for n in every for d in budgets]
-
-
 def _frame(fitted: Fit, points: Array) -> pl.DataFrame:
     """Points (N, D) with the inputs of every form, all tokens being different."""
     n, d = points.T
     flops = fitted.token_cost.per_token(n) * d
     return pl.DataFrame({"parameters": n, "tokens": d, "flops": flops, "unique_tokens": d})
-
-
-def _with_unique_tokens(rows: pl.DataFrame) -> pl.DataFrame:
-    """The fitted runs; where nobody said how many of their tokens differ, all do."""
-    return rows if "unique_tokens" in rows.columns else rows.with_columns(unique_tokens=pl.col("tokens"))

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
+from analysis.data.quality import usable
 from analysis.findings import RefusalError
 from analysis.fitting.bootstrap import TAILS
 from analysis.laws.additive import Array
@@ -107,9 +108,7 @@ def frontier(frame: pl.DataFrame, method: str = "akima") -> Frontier:
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are: {', '.join(METHODS)}")
-    if "excluded" in frame.columns:
-        frame = frame.filter(pl.col("excluded").is_null())
-    profiles = tuple(_profile(rows, method) for rows in budgets(frame, merged=method in INTERPOLATED))
+    profiles = tuple(_profile(rows, method) for rows in budgets(usable(frame), merged=method in INTERPOLATED))
     used = [profile for profile in profiles if profile.optimum is not None]
     if len(used) < 3:
         said = [f"{profile.flops:.3g}: {profile.excluded}" for profile in profiles if profile.excluded]

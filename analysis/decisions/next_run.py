@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.findings import RefusalError
 from analysis.fitting import levenberg_marquardt
-from analysis.fitting.problem import General, Problem
+from analysis.fitting.problem import Problem, Structured
 from analysis.laws.additive import Array
 from analysis.laws.forms import Form
 from analysis.laws.objectives import LEAST_SQUARES
@@ -133,14 +133,14 @@ def learn(rows: pl.DataFrame, forms: Sequence[Form], before: Knowledge | None = 
 
 def _descended(problem: Problem, known: Sequence[Mode], count: int, seed: int) -> list[Mode]:
     """Ends of descents from new starts, and from the modes of fewer rows."""
-    if isinstance(problem, General):
-        begin = np.concatenate([problem.starts(count, seed), *(mode.free[None] for mode in known)])
-        free = levenberg_marquardt.descend(begin, problem, iterations=STEPS)
-        value = levenberg_marquardt.totals(free, problem)
-    else:
+    if isinstance(problem, Structured):
         ends = [problem.search(count, seed)]
         ends += [problem.descend(problem.about_own_centre(mode.free[None], mode.problem)) for mode in known]
         free, value = np.concatenate([end.free for end in ends]), np.concatenate([end.value for end in ends])
+    else:
+        begin = np.concatenate([problem.starts(count, seed), *(mode.free[None] for mode in known)])
+        free = levenberg_marquardt.descend(begin, problem, iterations=STEPS)
+        value = levenberg_marquardt.totals(free, problem)
     return [Mode(problem, one, float(end)) for one, end in zip(free, value, strict=True) if np.isfinite(end)]
 
 
@@ -174,10 +174,10 @@ def _refits(mode: Mode, count: int, scatter: float, random: np.random.Generator)
     predicted = np.exp(problem.form.log_loss(problem.theta(mode.free[None]), problem.log_inputs)[0])
     measured = np.maximum(predicted + scatter * random.standard_normal((count, len(predicted))), 1e-6)
     weights = np.tile(problem.weights, (count, 1))
-    if isinstance(problem, General):
-        each = replace(problem, measured=measured, weights=weights)
-        return levenberg_marquardt.descend(np.tile(mode.free, (count, 1)), each, iterations=REFIT_STEPS)
-    return problem.theta(problem.refit(mode.free, measured, weights).free)
+    if isinstance(problem, Structured):
+        return problem.theta(problem.refit(mode.free, measured, weights).free)
+    each = replace(problem, measured=measured, weights=weights)
+    return levenberg_marquardt.descend(np.tile(mode.free, (count, 1)), each, iterations=REFIT_STEPS)
 
 
 def choose(

@@ -46,14 +46,6 @@ class Pick:
     """The share of the targets' variance that it is expected to take off."""
 
 
-@dataclass(frozen=True)
-class Nothing:
-    """Why no candidate is bought."""
-
-    why: str
-    """`wait`, `budget`, `worth` or `pool`."""
-
-
 def forms_named(name: str) -> tuple[Form, ...]:
     """The forms of a design. RefusalError naming the nearest word, or what a pool does not say of its runs."""
     found = choice.CANDIDATES if name == AUTO else (forms.find(name),)
@@ -61,11 +53,6 @@ def forms_named(name: str) -> tuple[Form, ...]:
         if lacking := [column for column in form.inputs if column not in INPUTS]:
             raise RefusalError("unknown-input", f"form {form.name} asks for {lacking[0]}, which a sweep does not say")
     return tuple(found)
-
-
-def size_of(chosen: Sequence[Form]) -> int:
-    """Parameters of the largest of the forms."""
-    return max(len(form.coordinates) for form in chosen)
 
 
 def law(rows: pl.DataFrame, name: str, seed: int) -> Fit | None:
@@ -136,8 +123,8 @@ def pick(
     spent: float | None = None,
     *,
     least: float = next_run.WORTH,
-) -> Pick | Nothing:
-    """The candidate to buy of one family.
+) -> Pick | str:
+    """The candidate to buy of one family; why none is, by its word: `wait`, `budget`, `worth` or `pool`.
 
     Frames have `parameters`, `tokens` and `flops`, and those seen `loss`; `costs` are of the candidates, in the unit of
     what is `left`. Until `first` runs are seen or trained, the cheapest of each size in turn; then the one of most
@@ -146,19 +133,19 @@ def pick(
     mean goes with one over its measurements. One that promises less than `least` is not bought either way.
     """
     if not candidates.height:
-        return Nothing("pool")
+        return "pool"
     if not (costs <= left).any():
-        return Nothing("budget")
+        return "budget"
     if seen.height + training.height < first:
         return Pick(_first(pl.concat([seen, training], how="diagonal"), candidates, costs, left), "first")
     if seen.height < first and training.height:
-        return Nothing("wait")
+        return "wait"
     at = _with_flops(targets, pl.concat([seen, training, candidates], how="diagonal"))
     knowledge = next_run.learn(seen, chosen, seed=seed)
     needed = least if spent is None else np.maximum(least, costs / (spent + costs))
     row = next_run.choose(knowledge, candidates, at, costs, left, training, power=1.0, least=needed)
     if row is None:
-        return Nothing("worth")
+        return "worth"
     return Pick(row, "worth", float(knowledge.worth(candidates[[row]], at, training)[0]))
 
 

@@ -4,23 +4,19 @@ Runs of one cluster (a shared trunk) have errors in common: they are drawn toget
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from analysis.fitting.linear import orthonormal
 from analysis.laws.additive import Array
-from analysis.laws.objectives import Objective
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 """Quantiles between which an interval at LEVEL lies."""
 UNBOUNDED = 1e3
 """Times the largest loss that was fitted above which an upper bound of a loss is none."""
-Scheme = Literal["cases", "wild", "parametric"]
 CASES_FROM = 40
 """Clusters from which resampling whole clusters is safe; with fewer, a resample may not determine five parameters."""
 SMALLEST_SHARE = 0.02
@@ -46,11 +42,6 @@ class Experiment:
         """How many clusters there are."""
         return int(np.unique(self.cluster).size)
 
-    @property
-    def freedom(self) -> int:
-        """Points beyond the parameters fitted, at least one."""
-        return int(max(len(self.measured) - self.smooth_slopes.shape[1], 1))
-
 
 @dataclass(frozen=True)
 class Resamples:
@@ -68,33 +59,23 @@ def clusters_of(rows: pl.DataFrame) -> NDArray[np.intp]:
     return np.unique(names, return_inverse=True)[1]
 
 
-def resample(experiment: Experiment, objective: Objective, scheme: Scheme | None, count: int, seed: int) -> Resamples:
-    """`count` resamples; `scheme` None takes cases where there are CASES_FROM clusters, else wild.
+def resample(experiment: Experiment, count: int, seed: int) -> Resamples:
+    """`count` resamples: of CASES_FROM clusters or more by cases, of fewer wild.
 
     cases: clusters drawn with replacement (Efron 1979). wild: every point keeps its place, its residual gets a random
     sign per cluster (Cameron, Gelbach & Miller 2008), corrected for what the fit took of it (CR3; Bell & McCaffrey
-    2002). parametric: errors from the likelihood that the objective states, exp(-rho(r)/s) with s fitted.
-    ValueError where a scheme cannot serve: parametric with shared trunks or an asymmetric objective.
+    2002).
     """
     random = np.random.default_rng(seed)
     size, groups = len(experiment.measured), experiment.clusters
-    if scheme is None:
-        scheme = "cases" if groups >= CASES_FROM else "wild"
-    if scheme == "cases":
+    if groups >= CASES_FROM:
         drawn = random.multinomial(groups, np.full(groups, 1 / groups), size=count)[:, experiment.cluster]
         measured = np.broadcast_to(experiment.measured, (count, size))
         return Resamples(measured, drawn * experiment.weights, f"case bootstrap over {groups} clusters")
+    signs = random.choice([-1.0, 1.0], (count, groups))[:, experiment.cluster]
+    measured = experiment.predicted + signs * _corrected(experiment)
     weights = np.broadcast_to(experiment.weights, (count, size))
-    if scheme == "wild":
-        signs = random.choice([-1.0, 1.0], (count, groups))[:, experiment.cluster]
-        measured = experiment.predicted + signs * _corrected(experiment)
-        return Resamples(measured, weights, f"wild bootstrap over {groups} clusters")
-    if objective.overestimate != 1:
-        raise ValueError("the parametric bootstrap needs a symmetric objective: overestimate = 1")
-    if groups < size:
-        raise ValueError("the parametric bootstrap draws each run's error by itself, but these runs share trunks")
-    errors = _errors(experiment, objective, random, (count, size))
-    return Resamples(experiment.predicted + errors, weights, "parametric bootstrap")
+    return Resamples(measured, weights, f"wild bootstrap over {groups} clusters")
 
 
 def _corrected(experiment: Experiment) -> Array:
@@ -108,36 +89,6 @@ def _corrected(experiment: Experiment) -> Array:
         own = axes.T @ (root * experiment.smooth_residuals)[of_group]
         residual[of_group] = axes @ (own / np.maximum(unseen, SMALLEST_SHARE))
     return residual / root
-
-
-def _errors(experiment: Experiment, objective: Objective, random: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Errors of density exp(-w rho(r)/s), s from the residuals of the fit itself, for its degrees of freedom."""
-    residual = experiment.measured - experiment.predicted
-    mean = float((experiment.weights * objective.values(residual)).sum()) / experiment.freedom
-    if mean == 0:
-        return np.zeros(shape)
-    if objective.delta is None:
-        return np.asarray(random.normal(0.0, np.sqrt(2 * mean), shape) / np.sqrt(experiment.weights))
-    delta = objective.delta
-
-    def parts(scale: float) -> tuple[float, float]:
-        """What the density's middle and its two tails hold, before normalisation."""
-        middle = np.sqrt(2 * np.pi * scale) * special.erf(delta / np.sqrt(2 * scale))
-        return float(middle), float(2 * scale / delta * np.exp(-(delta**2) / (2 * scale)))
-
-    def too_large(log_scale: float) -> float:
-        """Mean of rho under this scale less the mean found: by d log Z / d(1/s), Z the normaliser."""
-        low, high = (np.log(sum(parts(float(np.exp(log_scale + shift))))) for shift in (-1e-5, 1e-5))
-        return float(np.exp(log_scale) * (high - low) / 2e-5 - mean)
-
-    center = np.log(mean)
-    scale = float(np.exp(optimize.brentq(too_large, center - 5, center + 5)))
-    middle, tails = parts(scale)
-    uniform = random.uniform(-1, 1, shape)
-    inner = np.sqrt(2 * scale) * special.erfinv(uniform * special.erf(delta / np.sqrt(2 * scale)))
-    outer = np.sign(uniform) * (delta + random.exponential(scale / delta, shape))
-    drawn = np.where(random.uniform(size=shape) < middle / (middle + tails), inner, outer)
-    return np.asarray(drawn / np.sqrt(experiment.weights))
 
 
 def percentile(values: Array) -> tuple[float, float]:

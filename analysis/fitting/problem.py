@@ -4,7 +4,6 @@ Forms with a `structure` are fitted by `analysis.fitting.newton` in coordinates 
 `analysis.fitting.levenberg_marquardt` in the form's own.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Self
 
@@ -13,7 +12,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analysis.fitting import bootstrap, levenberg_marquardt, newton
-from analysis.fitting.bootstrap import Scheme
 from analysis.fitting.levenberg_marquardt import Data
 from analysis.fitting.newton import Minima, Points
 from analysis.laws.additive import Array
@@ -41,8 +39,11 @@ AGREEMENT = 1e-6
 """Relative difference of objectives within which two starts count as having found the same optimum."""
 
 
-class Problem(Data, ABC):
-    """A form on rows under an objective: `free` are the engine's coordinates, theta the form's."""
+class Problem(Data):
+    """A form on rows under an objective, in its own coordinates, with derivatives by complex step.
+
+    `free` are the coordinates that are fitted, theta the form's: of a `Structured` problem they are others.
+    """
 
     @classmethod
     def of(cls, rows: pl.DataFrame, form: Form, objective: Objective, noise_exponent: float = 0.0) -> "Problem":
@@ -56,49 +57,59 @@ class Problem(Data, ABC):
             log_c = np.log(rows["flops"].to_numpy())
             weights = weights * np.exp(-noise_exponent / objective.power * (log_c - log_c.mean()))
         measured = log_loss if objective.logarithmic else np.exp(log_loss)
-        kind = Structured if is_structured(form) else General
+        kind = Structured if is_structured(form) else Problem
         return kind(form, objective, form.log_inputs_of(rows), measured, weights)
 
     @property
-    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The free coordinates' names."""
+        return self.form.coordinates
 
-    @abstractmethod
     def theta(self, free: Array) -> Array:
-        """The form's coordinates for each row of the engine's: (problems, k)."""
-
-    @abstractmethod
-    def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
-        """Descents from `count` starts drawn for the form, or from the rows of `begin` where the engine takes any."""
-
-    @abstractmethod
-    def descend(self, free: Array) -> Minima:
-        """Descents from each row of `free` (starts, k)."""
-
-    def about_own_centre(self, free: Array, other: "Problem") -> Array:
-        """Coordinates (problems, k) of the same form on other rows, in those of this problem."""
+        """The form's coordinates for each row of the free ones: (problems, k)."""
         return free
 
-    @abstractmethod
+    def starts(self, count: int, seed: int) -> Array:
+        """Where descents of a form without structure begin: (count, k)."""
+        log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
+        return levenberg_marquardt.starts(self.form, self.log_inputs, log_loss, count, seed)
+
+    def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
+        """Descents from `count` starts drawn for the form, or from the rows of `begin` where the engine takes any."""
+        return self.descend(self.starts(count, seed) if begin is None else begin)
+
+    def descend(self, free: Array) -> Minima:
+        """Descents from each row of `free` (starts, k)."""
+        ends = levenberg_marquardt.descend(free, self)
+        best = int(np.nanargmin(levenberg_marquardt.totals(ends, self)))
+        ends[best] = levenberg_marquardt.polish(ends[best], self)
+        return self._minima(ends)
+
     def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
         """One problem per row of `measured` and `weights`, from `free` (k,)."""
+        each = replace(self, measured=measured, weights=weights)
+        return each._minima(levenberg_marquardt.descend(np.tile(free, (len(measured), 1)), each))
 
-    @abstractmethod
     def bounded(self, free: Array) -> Array:
         """The coordinates (problems, k) within their bounds."""
+        return np.clip(free, self.form.lower, self.form.upper)
 
-    @abstractmethod
     def slopes(self, free: Array) -> Array:
         """Derivatives of the residuals by the free coordinates at one solution: (points, k)."""
+        return np.asarray(levenberg_marquardt.linearised(free[None], self)[1][0].T)
 
-    @abstractmethod
     def residuals(self, free: Array) -> Array:
         """Predicted minus measured at one solution: (points,)."""
+        return np.asarray(levenberg_marquardt.residuals(free[None], self)[0])
 
-    def bootstrap(
-        self, best: Array, cluster: NDArray[np.intp], scheme: Scheme | None, count: int, seed: int
-    ) -> tuple[Minima, str]:
+    def _minima(self, ends: Array) -> Minima:
+        value = levenberg_marquardt.totals(ends, self)
+        gradient = levenberg_marquardt.scaled_gradient(ends, self)
+        margin = 1e-9 * (np.array(self.form.upper) - np.array(self.form.lower))
+        hit = (ends - self.form.lower <= margin) | (self.form.upper - ends <= margin)
+        return Minima(ends, np.where(np.isfinite(value), value, np.inf), np.where(hit, 0.0, gradient).max(axis=1), hit)
+
+    def bootstrap(self, best: Array, cluster: NDArray[np.intp], count: int, seed: int) -> tuple[Minima, str]:
         """Fits of resamples, and what kind they are; beyond MANY rows draws from the asymptotic distribution."""
         if len(self.measured) > MANY:
             return self._asymptotic(best, cluster, count, seed)
@@ -112,7 +123,7 @@ class Problem(Data, ABC):
             -smooth.residuals(fitted),
             smooth.slopes(fitted),
         )
-        drawn = bootstrap.resample(experiment, self.objective, scheme, count, seed)
+        drawn = bootstrap.resample(experiment, count, seed)
         return self.refit(best, drawn.measured, drawn.weights), drawn.description
 
     def _asymptotic(self, best: Array, cluster: NDArray[np.intp], count: int, seed: int) -> tuple[Minima, str]:
@@ -134,20 +145,26 @@ class Problem(Data, ABC):
         return Minima(draws, none, none, np.zeros(draws.shape, bool)), told
 
     def optimum(self, count: int, seed: int, begin: Array | None = None) -> tuple[Minima, float]:
-        """Where descents end, and the share of the starts that found the best of it.
+        """Where descents end, and the share of the starts that found the best of it."""
+        if len(self.measured) > MANY:
+            return self._optimum_of_many(count, seed, begin)
+        ends = self.search(count, seed, begin)
+        return ends, _agreeing(ends)
 
-        Beyond MANY rows the starts descend on a sample of them, and the best BEGINNINGS different ends of those on all.
+    def _optimum_of_many(self, count: int, seed: int, begin: Array | None) -> tuple[Minima, float]:
+        """All starts descend on ROUGH of the rows, the best ends on SAMPLE, and of those one on LARGER.
+
+        That one takes LAST_STEPS on all, since derivatives by complex step cost ten times what others' do; the scaled
+        gradient says whether they sufficed.
         """
-        rows = len(self.measured)
-        if rows <= MANY:
-            ends = self.search(count, seed, begin)
-            return ends, _agreeing(ends)
-        sample = self.sample(SAMPLE, seed)
-        ends = sample.search(count, seed, begin)
-        order = np.argsort(ends.value)
-        apart = np.flatnonzero(np.diff(np.log(ends.value[order] + 1e-300)) > DIFFERENT) + 1
-        chosen = order[np.array([0, *apart[: BEGINNINGS - 1]], int)]
-        return self.descend(self.about_own_centre(ends.free[chosen], sample)), _agreeing(ends)
+        rough, sample = self.sample(ROUGH, seed), self.sample(SAMPLE, seed)
+        begin = rough.starts(count, seed) if begin is None else begin
+        ends = rough._minima(levenberg_marquardt.descend(begin, rough, iterations=ROUGH_STEPS))
+        further = sample.descend(ends.free[np.argsort(ends.value)[:FINALISTS]])
+        one, larger = further.free[further.best][None], self.sample(min(LARGER, len(self.measured)), seed)
+        for stage, steps in ((larger, ROUGH_STEPS), (self, LAST_STEPS)):
+            one = levenberg_marquardt.descend(one, stage, iterations=steps)
+        return self._minima(one), _agreeing(ends)
 
     def sample(self, count: int, seed: int) -> Self:
         """The same problem on `count` of its rows."""
@@ -172,7 +189,7 @@ def _agreeing(ends: Minima) -> float:
 
 
 class Structured(Problem):
-    """A special case of E + (A/N^alpha + B/D^beta)^gamma."""
+    """A special case of E + (A/N^alpha + B/D^beta)^gamma, in coordinates about the data's centre."""
 
     @property
     def structure(self) -> Structure:
@@ -194,11 +211,21 @@ class Structured(Problem):
         return newton.minimise(free, self.points)
 
     def about_own_centre(self, free: Array, other: Problem) -> Array:
+        """Coordinates (problems, k) of the same form on other rows, in those of this problem."""
         six = self.structure.expand(free)
         shift = self.log_inputs.mean(axis=1) - other.log_inputs.mean(axis=1)
         six[:, 0] *= np.exp(-six[:, 3] * shift[0])
         six[:, 1] *= np.exp(-six[:, 4] * shift[-1])
         return np.asarray(six[:, self.structure.free])
+
+    def _optimum_of_many(self, count: int, seed: int, begin: Array | None) -> tuple[Minima, float]:
+        """The starts descend on a sample of the rows, and the best BEGINNINGS different ends of those on all."""
+        sample = self.sample(SAMPLE, seed)
+        ends = sample.search(count, seed, begin)
+        order = np.argsort(ends.value)
+        apart = np.flatnonzero(np.diff(np.log(ends.value[order] + 1e-300)) > DIFFERENT) + 1
+        chosen = order[np.array([0, *apart[: BEGINNINGS - 1]], int)]
+        return self.descend(self.about_own_centre(ends.free[chosen], sample)), _agreeing(ends)
 
     def bounded(self, free: Array) -> Array:
         return np.clip(free, newton.LOWER[self.structure.free], newton.UPPER[self.structure.free])
@@ -218,65 +245,3 @@ class Structured(Problem):
         """The rows, as the optimizer takes them."""
         centered = self.log_inputs - self.log_inputs.mean(axis=1, keepdims=True)
         return Points(centered[0], centered[-1], self.measured, self.weights, self.structure, self.objective)
-
-
-class General(Problem):
-    """Any form: derivatives by complex step, in the form's own coordinates."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.form.coordinates
-
-    def theta(self, free: Array) -> Array:
-        return free
-
-    def search(self, count: int, seed: int, begin: Array | None = None) -> Minima:
-        return self.descend(self.starts(count, seed) if begin is None else begin)
-
-    def starts(self, count: int, seed: int) -> Array:
-        """Where descents begin: (count, k)."""
-        log_loss = self.measured if self.objective.logarithmic else np.log(self.measured)
-        return levenberg_marquardt.starts(self.form, self.log_inputs, log_loss, count, seed)
-
-    def descend(self, free: Array) -> Minima:
-        ends = levenberg_marquardt.descend(free, self)
-        best = int(np.nanargmin(levenberg_marquardt.totals(ends, self)))
-        ends[best] = levenberg_marquardt.polish(ends[best], self)
-        return self._minima(ends)
-
-    def optimum(self, count: int, seed: int, begin: Array | None = None) -> tuple[Minima, float]:
-        """As for others; beyond MANY rows all starts descend on ROUGH of them, the best ends on SAMPLE, one on LARGER.
-
-        That one takes LAST_STEPS on all, since derivatives by complex step cost ten times what others' do; the scaled
-        gradient says whether they sufficed.
-        """
-        if len(self.measured) <= MANY:
-            return super().optimum(count, seed, begin)
-        rough, sample = self.sample(ROUGH, seed), self.sample(SAMPLE, seed)
-        begin = rough.starts(count, seed) if begin is None else begin
-        ends = rough._minima(levenberg_marquardt.descend(begin, rough, iterations=ROUGH_STEPS))
-        further = sample.descend(ends.free[np.argsort(ends.value)[:FINALISTS]])
-        one, larger = further.free[further.best][None], self.sample(min(LARGER, len(self.measured)), seed)
-        for stage, steps in ((larger, ROUGH_STEPS), (self, LAST_STEPS)):
-            one = levenberg_marquardt.descend(one, stage, iterations=steps)
-        return self._minima(one), _agreeing(ends)
-
-    def bounded(self, free: Array) -> Array:
-        return np.clip(free, self.form.lower, self.form.upper)
-
-    def refit(self, free: Array, measured: Array, weights: Array) -> Minima:
-        each = replace(self, measured=measured, weights=weights)
-        return each._minima(levenberg_marquardt.descend(np.tile(free, (len(measured), 1)), each))
-
-    def slopes(self, free: Array) -> Array:
-        return np.asarray(levenberg_marquardt.linearised(free[None], self)[1][0].T)
-
-    def residuals(self, free: Array) -> Array:
-        return np.asarray(levenberg_marquardt.residuals(free[None], self)[0])
-
-    def _minima(self, ends: Array) -> Minima:
-        value = levenberg_marquardt.totals(ends, self)
-        gradient = levenberg_marquardt.scaled_gradient(ends, self)
-        margin = 1e-9 * (np.array(self.form.upper) - np.array(self.form.lower))
-        hit = (ends - self.form.lower <= margin) | (self.form.upper - ends <= margin)
-        return Minima(ends, np.where(np.isfinite(value), value, np.inf), np.where(hit, 0.0, gradient).max(axis=1), hit)

@@ -5,7 +5,7 @@ information criterion and by rollout (fit the cheap runs, predict the dear ones)
 the error of its prediction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ import polars as pl
 from analysis.data.quality import usable
 from analysis.findings import FitWarning, RefusalError
 from analysis.fitting import bootstrap, levenberg_marquardt
-from analysis.fitting.bootstrap import Scheme
 from analysis.fitting.certificate import Certificate
 from analysis.fitting.fit import Fit
 from analysis.fitting.problem import Problem
@@ -38,7 +37,6 @@ def fit_form(
     *,
     num_starts: int = STARTS,
     num_draws: int = 0,
-    scheme: Scheme | None = None,
     seed: int = 0,
     begin: Array | None = None,
     noise_exponent: float = 0.0,
@@ -50,8 +48,8 @@ def fit_form(
 
     A column `weight` (positive, such as one over the variance between seeds) weighs the rows, a column `cluster` says
     whose errors are in common; without them each row weighs 1 and stands alone. Where the scatter goes as C to
-    `noise_exponent`, rows weigh by what the objective's likelihood makes of that. `scheme` as `bootstrap.resample` has
-    it. Raises RefusalError for missing columns, too few rows, an input with one value only, or a constant loss.
+    `noise_exponent`, rows weigh by what the objective's likelihood makes of that. Raises RefusalError for missing
+    columns, too few rows, an input with one value only, or a constant loss.
     """
     rows = usable(frame)
     _refuse(rows, form)
@@ -61,7 +59,7 @@ def fit_form(
     theta = problem.theta(best[None])[0]
     if num_draws:
         cluster = bootstrap.clusters_of(rows)
-        drawn, description = problem.bootstrap(best, cluster, scheme, num_draws, seed + 1)
+        drawn, description = problem.bootstrap(best, cluster, num_draws, seed + 1)
         draws, converged = problem.theta(drawn.free), float(np.mean(drawn.scaled_gradient < 100 * CONVERGED))
         clusters = int(cluster.max()) + 1
     else:
@@ -85,7 +83,7 @@ def fit_form(
         draws=draws,
         resampling=description,
         rows=frame,
-        warnings=_warnings(form, certificate, rows.height, clusters),
+        warnings=tuple(_warnings(form, certificate, rows.height, clusters)),
         noise_exponent=noise_exponent,
     )
 
@@ -144,45 +142,30 @@ def evaluate(
     return float(levenberg_marquardt.totals(theta[None], problem)[0])
 
 
-def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> tuple[FitWarning, ...]:
+def _warnings(form: Form, certificate: Certificate, count: int, clusters: int) -> Iterator[FitWarning]:
     """What is wrong with a fit of any form; those of its draws where there are any."""
     size, hit = len(form.coordinates), certificate.bounds_hit
-    alone, several = "lies on its bound: the data do not determine it", "lie on their bounds: the data leave them open"
-    all_warnings = (
-        (
-            not certificate.converged,
-            "not-converged",
-            f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point",
-        ),
-        (bool(hit), "bounds-hit", f"{', '.join(hit)} {alone if len(hit) == 1 else several}"),
-        (
-            certificate.condition_number > UNDETERMINED,
+    if not certificate.converged:
+        yield FitWarning("not-converged", f"the scaled gradient is {certificate.scaled_gradient:.1e} at the best point")
+    if hit:
+        alone = "lies on its bound: the data do not determine it"
+        told = alone if len(hit) == 1 else "lie on their bounds: the data leave them open"
+        yield FitWarning("bounds-hit", f"{', '.join(hit)} {told}")
+    if certificate.condition_number > UNDETERMINED:
+        yield FitWarning(
             "not-determined",
             f"where these runs lie they do not determine all parameters of {form.name}: two sizes, or two budgets, "
             "say nothing of a third, nor do tokens in one ratio to size tell them apart",
-        ),
-        (
-            certificate.agreeing_starts < 0.1,
-            "few-starts-agree",
-            f"{certificate.agreeing_starts:.0%} of the starts found this optimum",
-        ),
-        (
-            count <= 3 * size,
-            "few-points",
-            f"{count} runs for {size} parameters: their intervals are not to be trusted",
-        ),
-        (
-            clusters < count and clusters <= size,
-            "few-clusters",
-            f"the {count} runs share {clusters} trunks: too few for intervals of {size} parameters to be trusted",
-        ),
-        (
-            certificate.converged_draws < 0.95,
-            "draws-not-converged",
-            f"{certificate.converged_draws:.0%} of the bootstrap fits converged",
-        ),
-    )
-    return tuple(FitWarning(code, message) for holds, code, message in all_warnings if holds)
+        )
+    if certificate.agreeing_starts < 0.1:
+        yield FitWarning("few-starts-agree", f"{certificate.agreeing_starts:.0%} of the starts found this optimum")
+    if count <= 3 * size:
+        yield FitWarning("few-points", f"{count} runs for {size} parameters: their intervals are not to be trusted")
+    if clusters < count and clusters <= size:
+        told = f"the {count} runs share {clusters} trunks: too few for intervals of {size} parameters to be trusted"
+        yield FitWarning("few-clusters", told)
+    if certificate.converged_draws < 0.95:
+        yield FitWarning("draws-not-converged", f"{certificate.converged_draws:.0%} of the bootstrap fits converged")
 
 
 def _refuse(rows: pl.DataFrame, form: Form) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,6 @@ class AdditiveLaw:
     alpha: float
     beta: float
 
-    NAMES = ("E", "A", "B", "alpha", "beta")
-
     def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Array:
         """Loss in nats per token at N parameters and D tokens; broadcasts."""
         n, d = np.asarray(parameters, float), np.asarray(tokens, float)
@@ -34,7 +32,7 @@ class AdditiveLaw:
     @property
     def values(self) -> dict[str, float]:
         """The parameters by name."""
-        return {name: getattr(self, name) for name in self.NAMES}
+        return asdict(self)
 
     @property
     def parameters_exponent(self) -> float:

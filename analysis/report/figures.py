@@ -82,7 +82,10 @@ def profiles(evidence: Evidence) -> Figure:
                 left.plot(profile.optimum, profile.loss_at_optimum, "*", color=color, markersize=9)
                 right.plot(profile.flops, profile.optimum, "*", color=color, markersize=9)
         budgets = [profile.flops for profile in frontier.profiles]
-        _color_key(left, budgets)
+        for budget in plots.spread(budgets, 5):
+            color = plots.shade(budgets.index(budget), len(budgets))
+            left.plot([], [], "o-", color=color, markersize=3, label=f"C = {budget:.1e}")
+        left.legend(fontsize=8)
         left.set(xscale="log", xlabel="parameters N", ylabel="validation loss (nats per token)", title=fitted.family)
         plots.quantity_axis(left)
         c = np.geomspace(min(budgets) / 1.3, max(budgets) * 1.3, 50)
@@ -332,10 +335,3 @@ def _region(axis: Axes, cloud: Array, color: str, dash: str) -> None:
     height = density(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
     level = np.quantile(density(cloud[:1000]), 0.05)
     axis.contour(x, y, height, levels=[level], colors=[color], linewidths=1.3, linestyles=[dash])
-
-
-def _color_key(axis: Axes, budgets: Sequence[float]) -> None:
-    for budget in plots.spread(budgets, 5):
-        color = plots.shade(list(budgets).index(budget), len(budgets))
-        axis.plot([], [], "o-", color=color, markersize=3, label=f"C = {budget:.1e}")
-    axis.legend(fontsize=8)

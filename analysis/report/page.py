@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,6 +32,8 @@ SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}
 """`stroke-dasharray` of each of the figures' line styles."""
 LINES = 6
 """Sizes or budgets of a family that the chart draws a line for."""
+Cell: TypeAlias = str | tuple[str, float]
+"""A text, or a text with the number by which it sorts."""
 
 EXPONENT = "a in N* ~ Cᵃ"
 LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "kappa": "κ", "epsilon": "ε"}
@@ -221,27 +223,18 @@ def _approaches(fits: Sequence[Fit]) -> str:
 
 def _certificates(fits: Sequence[Fit]) -> str:
     rows = [
-        [
-            fitted.family,
-            "yes" if fitted.certificate.converged else "no",
-            f"{fitted.certificate.agreeing_starts:.0%}",
-            f"{fitted.certificate.scaled_gradient:.1e}",
-            ", ".join(fitted.certificate.bounds_hit) or "none",
-            f"{fitted.certificate.condition_number:.1e}",
-            fitted.resampling,
-        ]
+        {
+            "family": fitted.family,
+            "converged": "yes" if fitted.certificate.converged else "no",
+            "starts that agree": f"{fitted.certificate.agreeing_starts:.0%}",
+            "scaled gradient": f"{fitted.certificate.scaled_gradient:.1e}",
+            "bounds hit": ", ".join(fitted.certificate.bounds_hit) or "none",
+            "condition number": f"{fitted.certificate.condition_number:.1e}",
+            "intervals by": fitted.resampling,
+        }
         for fitted in fits
     ]
-    head = [
-        "family",
-        "converged",
-        "starts that agree",
-        "scaled gradient",
-        "bounds hit",
-        "condition number",
-        "intervals by",
-    ]
-    return _table(head, rows)
+    return _table_of(rows)
 
 
 def _forms(fits: Sequence[Fit]) -> str:
@@ -253,39 +246,36 @@ def _forms(fits: Sequence[Fit]) -> str:
         for one in standing:
             rolled = one["rollout"]
             rows.append(
-                [
-                    fitted.family,
-                    f"{one['form']}{' (chosen)' if one['chosen'] else ''}",
-                    "" if one["aicc"] is None else f"+{one['aicc'] - least:.1f}",
-                    "" if rolled is None else f"{rolled['error']:.2%}",
-                    "" if rolled is None else f"{rolled['outside']} of {rolled['runs']}",
-                ]
+                {
+                    "family": fitted.family,
+                    "form": f"{one['form']}{' (chosen)' if one['chosen'] else ''}",
+                    "AICc over the least": "" if one["aicc"] is None else f"+{one['aicc'] - least:.1f}",
+                    "error on the dear fifth": "" if rolled is None else f"{rolled['error']:.2%}",
+                    "of it outside the interval": "" if rolled is None else f"{rolled['outside']} of {rolled['runs']}",
+                }
             )
-    head = ["family", "form", "AICc over the least", "error on the dear fifth", "of it outside the interval"]
-    return _table(head, rows)
+    return _table_of(rows)
 
 
 def _runs(fits: Sequence[Fit]) -> str:
-    rows, held = [], any(SWEEP in fitted.rows.columns for fitted in fits)
+    rows: list[dict[str, Cell]] = []
+    held = any(SWEEP in fitted.rows.columns for fitted in fits)
     for fitted in fits:
         for row in fitted.rows.sort("parameters", "tokens").iter_rows(named=True):
             loss, bits = row["loss"], row["bits_per_byte"]
             rows.append(
-                [
-                    row["run_id"],
-                    (compact(round(row["parameters"])), row["parameters"]) if row["parameters"] else "",
-                    (compact(round(row["tokens"])), row["tokens"]) if row["tokens"] else "",
-                    (f"{row['flops']:.3g}", row["flops"]) if row["flops"] else "",
-                    (f"{loss:.4f}", loss) if loss else "",
-                    (f"{bits:.4f}", bits) if bits else "",
-                    row["excluded"] or "",
-                    *([row[SWEEP]] if held else []),
-                ]
+                {
+                    "run": row["run_id"],
+                    "N": (compact(round(row["parameters"])), row["parameters"]) if row["parameters"] else "",
+                    "D": (compact(round(row["tokens"])), row["tokens"]) if row["tokens"] else "",
+                    "C": (f"{row['flops']:.3g}", row["flops"]) if row["flops"] else "",
+                    "loss": (f"{loss:.4f}", loss) if loss else "",
+                    "bits per byte": (f"{bits:.4f}", bits) if bits else "",
+                    "left out because": row["excluded"] or "",
+                }
+                | ({SWEEP: row[SWEEP]} if held else {})
             )
-    sweep = [SWEEP] if held else []
-    return _table(
-        ["run", "N", "D", "C", "loss", "bits per byte", "left out because", *sweep], rows, kind=" class=sortable"
-    )
+    return _table_of(rows, kind=" class=sortable")
 
 
 def _measured(evidence: Evidence) -> str:
@@ -300,14 +290,18 @@ def _measured(evidence: Evidence) -> str:
     return _table(["run", *head], rows, kind=" class=sortable") if rows else ""
 
 
-def _table(head: list[str], rows: Sequence[Sequence[str | tuple[str, float]]], kind: str = "") -> str:
-    """A cell is its text, or a text with the number by which it sorts."""
+def _table_of(rows: Sequence[Mapping[str, Cell]], kind: str = "") -> str:
+    """A table of at least one row, the cells by the names of their columns."""
+    return _table(list(rows[0]), [list(row.values()) for row in rows], kind)
+
+
+def _table(head: list[str], rows: Sequence[Sequence[Cell]], kind: str = "") -> str:
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f"<table{kind}><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(cell: str | tuple[str, float]) -> str:
+def _cell(cell: Cell) -> str:
     if isinstance(cell, tuple):
         return f"<td data-value={cell[1]!r}>{html.escape(cell[0])}</td>"
     return f"<td>{html.escape(cell)}</td>"

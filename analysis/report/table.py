@@ -125,7 +125,8 @@ class MeasureTable:
         writer = csv.writer(written, lineterminator="\n")
         writer.writerow(["row", self.column_axis, self.measure, "half_interval_95", "seeds", "best", "deviation"])
         for (row, column), cell in self.cells.items():
-            writer.writerow([_no_formula(row), column, cell.mean, cell.interval, cell.seeds, cell.best, cell.deviation])
+            said = f"'{row}" if row.startswith(FORMULA) else row
+            writer.writerow([said, column, cell.mean, cell.interval, cell.seeds, cell.best, cell.deviation])
         return written.getvalue()
 
     def to_json(self) -> dict[str, Any]:
@@ -136,11 +137,6 @@ class MeasureTable:
             for (row, column), c in self.cells.items()
         ]
         return {"measure": self.measure, "measured": self.measured, "planned": self.planned, "cells": cells}
-
-
-def _no_formula(text: str) -> str:
-    """A text of a CSV, with a `'` before it where a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _tex(text: str) -> str:

@@ -2,12 +2,12 @@
 
 from orchestrator.cli.options import columns_of, quantity
 from orchestrator.cli.terminal import make_console, print_json
+from orchestrator.errors import InputError
 
 
 def fit_hyperparameters(source: str, columns: str | None, axis: str, targets: list[str], as_json: bool) -> None:
     """Print each family's law, its cells, and the best value at each target. InputError for what cannot be read."""
     from orchestrator.display.tables import cells_table
-    from orchestrator.errors import InputError
     from orchestrator.workbench.analyses import hyperparameters
 
     asked = []

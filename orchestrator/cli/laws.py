@@ -32,6 +32,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.simulate import simulate_design
 from orchestrator.cli.terminal import JsonOption, make_console, print_json
+from orchestrator.errors import InputError
 
 _FEW = 3
 """Rows left out for one reason that have a line each."""
@@ -215,7 +216,6 @@ def design(
         simulate_design(source, targets, columns, shares, form, seed, as_json)
         return
     from orchestrator.display.tables import design_table
-    from orchestrator.errors import InputError
     from orchestrator.workbench.analyses import laws
 
     if parameters is None or tokens is None or budget is None:
@@ -313,7 +313,6 @@ def predict(
         asked = {"steps": steps, "tokens": end, "decay_share": decay_share, "peak": peak_rate, "final": final_rate}
         predict_end(sources[0], schedule, as_json, **asked)
         return
-    from orchestrator.errors import InputError
     from orchestrator.workbench.analyses import laws
 
     if parameters is None or tokens is None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import typer
 
+from orchestrator.errors import InputError
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -19,8 +21,6 @@ class Mode:
 
 def check_modes(context: typer.Context, modes: Sequence[Mode]) -> None:
     """InputError where two ways are asked for at once, or an option that the way asked for does not read."""
-    from orchestrator.errors import InputError
-
     given = _given(context)
     chosen = [mode for mode in modes if mode.option in given]
     if len(chosen) > 1:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.errors import InputError
+
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A submitted sweep, a table (.csv, .parquet, …) or mlflow:EXPERIMENT.")
 ]
@@ -65,8 +67,6 @@ _COLUMN = re.compile(r'([^=,]+)=\s*(?:"((?:[^"]|"")+)"\s*|([^,]*[^,\s][^,]*))(?:
 
 
 def ranges_of(within: list[str] | None) -> dict[str, tuple[float, float]]:
-    from orchestrator.errors import InputError
-
     ranges = {}
     for text in within or []:
         name, equals, bounds = text.partition("=")
@@ -81,8 +81,6 @@ def ranges_of(within: list[str] | None) -> dict[str, tuple[float, float]]:
 
 
 def columns_of(text: str | None) -> dict[str, str]:
-    from orchestrator.errors import InputError
-
     columns: dict[str, str] = {}
     rest = (text or "").strip(" ,")
     while rest:
@@ -98,7 +96,6 @@ def columns_of(text: str | None) -> dict[str, str]:
 def quantity(option: str, text: str) -> int:
     from pydantic import TypeAdapter, ValidationError
 
-    from orchestrator.errors import InputError
     from sweeps.section import Count
 
     try:

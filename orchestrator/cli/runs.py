@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from orchestrator.cli.terminal import (
     sweep_name,
     workspace_here,
 )
+from orchestrator.errors import InputError
 
 app = typer.Typer()
 
@@ -30,7 +30,6 @@ def train(spec: Annotated[Path, typer.Argument(metavar="SPEC.json", help="A run'
     """Train one run, here, now."""
     from pydantic import ValidationError
 
-    from orchestrator.errors import InputError
     from orchestrator.execution.submission import failed
     from orchestrator.standing.lookup import writable_workspace
     from xlstm.run.spec import RunSpec
@@ -94,7 +93,6 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
 ) -> None:
     """Print text from a trained run."""
-    from orchestrator.errors import InputError
     from orchestrator.standing.lookup import find_run
 
     directory = find_run(workspace_here(), run)
@@ -188,15 +186,14 @@ def table(
     as_json: JsonOption = False,
 ) -> None:
     """Show families by tasks: the best of a searched axis, mean and interval over seeds."""
-    from orchestrator.workbench.analyses.measures import measure_table, wins_markdown, write_table
-    from orchestrator.workbench.analyses.measures import wins as count_wins
+    from orchestrator.workbench.analyses.measures import measure_table, wins, write_table
 
     if domain_wins:
-        counted = count_wins(workspace_here(), sweep_name(source), evaluation or "")
+        documents, matrix = wins(workspace_here(), sweep_name(source), evaluation or "")
         if as_json:
-            print_json([asdict(one) for one in counted])
+            print_json(documents)
         else:
-            sys.stdout.write(wins_markdown(counted))
+            sys.stdout.write(matrix)
         return
     made = measure_table(workspace_here(), sweep_name(source), measure, columns, best_of, evaluation)
     for file in files or ():
@@ -250,8 +247,6 @@ def delete(
 
 def _confirm(question: str, otherwise: str) -> None:
     """Go on only where somebody says yes; InputError, which says what has not happened, where nobody can be asked."""
-    from orchestrator.errors import InputError
-
     if not sys.stdin.isatty():
         raise InputError(f"{otherwise}: nobody can be asked here; say --yes")
     typer.confirm(question, abort=True)

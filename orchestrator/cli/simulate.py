@@ -4,13 +4,13 @@ from pathlib import Path
 
 from orchestrator.cli.options import columns_of
 from orchestrator.cli.terminal import make_console, print_json
+from orchestrator.errors import InputError
 
 
 def simulate_design(
     pool: str, targets: Path | None, columns: str | None, shares: str, form: str, seed: int, as_json: bool
 ) -> None:
     """Print the rounds, and R² of the targets at each share. InputError for what cannot be read."""
-    from orchestrator.errors import InputError
     from orchestrator.workbench.analyses.simulate import simulate
 
     if targets is None:

@@ -15,6 +15,7 @@ from orchestrator.cli.terminal import (
     plan_sweep,
     workspace_here,
 )
+from orchestrator.errors import InputError
 
 app = typer.Typer()
 data_app = typer.Typer(help="Corpora and their token shards.", no_args_is_help=True)
@@ -65,7 +66,6 @@ def data_prepare(
     ] = "local",
 ) -> None:
     """Make the token shards that a sweep trains on. Who makes them changes nothing in them."""
-    from orchestrator.errors import InputError
     from orchestrator.execution.submission import prepare_data
     from orchestrator.standing.lookup import writable_workspace
 
@@ -96,8 +96,6 @@ def data_inspect(
 
 def _require_free(host: str, port: int) -> None:
     import socket
-
-    from orchestrator.errors import InputError
 
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

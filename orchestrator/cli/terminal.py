@@ -150,18 +150,16 @@ def _in_a_line(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _TRAINING:
         return f"{error.name} is not installed: this needs more than laws do, {_TRAIN_EXTRA}", BAD_INPUT
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
-        return refused_by_the_system(error), BAD_INPUT
+        where = error.filename or workspace_here().root
+        return (
+            f"{where}: {error.strerror}; make room or give the right to write there, and do the same again",
+            BAD_INPUT,
+        )
     return None
 
 
 _TRAINING = frozenset({"torch", "triton", "numba", "mlflow", "tokenizers", "safetensors", "psutil"})
 _TRAIN_EXTRA = "in a checkout: pip install -c constraints.txt '.[train]'"
-
-
-def refused_by_the_system(error: OSError) -> str:
-    """One line for what the file system refused, where it said to which file."""
-    where = error.filename or workspace_here().root
-    return f"{where}: {error.strerror}; make room or give the right to write there, and do the same again"
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

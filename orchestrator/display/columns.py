@@ -25,13 +25,6 @@ class Columns:
     dispensable: Sequence[str] = ()
     """Columns that a narrow terminal goes without, the first of them first."""
 
-    def add(self, row: Iterable[Cell]) -> None:
-        """Add a row of as many cells as there are columns."""
-        cells = list(row)
-        if len(cells) != len(self.names):
-            raise ValueError(f"{len(cells)} cells for {len(self.names)} columns")
-        self.rows.append(cells)
-
     def draw(self, width: int | None = None) -> Group:
         """The table, a text per line: print it with `soft_wrap`, so that no line is folded or cut.
 

@@ -46,7 +46,7 @@ def plan_table(document: Mapping[str, Any], width: int | None = None) -> Group:
     table = Columns(names, _LEFT, dispensable=(*costs, "starts from", "tokens", "state", "device time"))
     for run in document["runs"]:
         fork, state = run["forks_from"], State(run["state"])
-        table.add(
+        table.rows.append(
             [
                 run["run_id"],
                 *(_choice(run, name) for name in chosen),
@@ -122,7 +122,7 @@ def runs_table(runs: Sequence[RunStanding], width: int | None = None, chosen: Se
     for run in runs:
         validation = run.result.validation if run.result and run.state is State.COMPLETED else None
         loss = validation.loss if validation else run.loss
-        table.add(
+        table.rows.append(
             [
                 run.run_id,
                 *(_choice(run.planned, name) for name in chosen),

@@ -25,7 +25,9 @@ def cancel(
     starts it. InputError naming the runs that are still held when the patience is over.
     """
     states = {run: run.status().state for run in runs}
-    waiting = [run for run, state in states.items() if state.open or _is_planned(run, state, controlled)]
+    # Somebody may have taken a run on and not yet started it, as forks wait for their trunk.
+    planned = {run for run, one in states.items() if one is State.PLANNED and (controlled or run.spec_file.exists())}
+    waiting = [run for run, state in states.items() if state.open or run in planned]
     for run, state in states.items():
         if run in waiting or (controlled and state is not State.COMPLETED):
             run.request_cancel()
@@ -43,8 +45,3 @@ def cancel(
         named = ", ".join(run.run_id for run in waiting)
         raise InputError(f"still held after {patience:.0f} s, look at their logs: {named}")
     return [run for run in asked if run.status().state is not State.COMPLETED]
-
-
-def _is_planned(run: RunDirectory, state: State, controlled: bool) -> bool:
-    """Whether somebody has taken the run on and not yet started it, as forks wait for their trunk."""
-    return state is State.PLANNED and (controlled or run.spec_file.exists())

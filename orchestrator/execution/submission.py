@@ -100,7 +100,10 @@ def submit(
                 controller = Controller(workspace, executor, begun, watch, display.refresh, more, doomed)
                 statuses = controller()
             except (OSError, DamagedFileError) as error:
-                said = str(error) if isinstance(error, DamagedFileError) else _said(error, workspace)
+                said = str(error)
+                if isinstance(error, OSError):
+                    where = error.filename or workspace.root
+                    said = f"{where}: {error.strerror or error}; put that right and submit again: it continues"
                 raise StoppedError(f"{name} was stopped, and its trainers have ended: {said}") from None
         if shipper is not None and shipper.complaint:
             console.print(
@@ -182,11 +185,6 @@ def refuse_drift(workspace: Workspace, specs: Sequence[RunSpec]) -> None:
 def failed(statuses: Mapping[str, Status]) -> list[str]:
     """Runs that ended without a result."""
     return [run_id for run_id, status in statuses.items() if status.state.unsuccessful]
-
-
-def _said(error: OSError, workspace: Workspace) -> str:
-    where = error.filename or workspace.root
-    return f"{where}: {error.strerror or error}; put that right and submit again: it continues"
 
 
 @contextmanager

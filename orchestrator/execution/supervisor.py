@@ -83,17 +83,14 @@ class Supervisor:
 
     def _follow(self) -> State:
         deadline = time.monotonic() + JOIN_SECONDS
-        while (launch := self._launch_of_the_first_node()) is None:
+        # The first node's: one of another token is of an earlier attempt.
+        while (launch := self.run.launch(self.run.status().attempt)) is None or launch.token != self.token:
             if time.monotonic() > deadline:
                 sys.exit(f"{self.run.run_id}: the first node did not write launch.json within {JOIN_SECONDS:.0f} s")
             time.sleep(0.2)
         self._train(launch, None)
         verdict = self.run.verdict(launch.attempt)
         return verdict.state if verdict else State.RUNNING
-
-    def _launch_of_the_first_node(self) -> Launch | None:
-        launch = self.run.launch(self.run.status().attempt)
-        return launch if launch and launch.token == self.token else None
 
     def _launch(self, spec: RunSpec, lease: Lease) -> Launch:
         return Launch(

@@ -90,15 +90,11 @@ def dead_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
-def _versions() -> dict[str, str | None]:
-    """Of what a trainer imports; None for what is not installed."""
-    return {name: provenance.version_of(name) for name in REQUIRED}
-
-
 def _look(probe: str) -> tuple[bool, dict[str, str | None]]:
     """What a node sees: whether the probe is there as it was written, and its versions of what trainers import."""
     path = Path(probe)
-    return path.exists() and path.read_text() == path.name, _versions()
+    versions = {name: provenance.version_of(name) for name in REQUIRED}
+    return path.exists() and path.read_text() == path.name, versions
 
 
 def _problem(node: dict[str, Any], look: Any, workspace: Workspace) -> str | None:
@@ -116,6 +112,6 @@ def _problem(node: dict[str, Any], look: Any, workspace: Workspace) -> str | Non
         return f"{name} cannot read {workspace.root}; set SCALING_WORKSPACE to a folder that every node shares"
     if missing := [package for package, version in versions.items() if version is None]:
         return f"{name} lacks {', '.join(missing)}: install there what is installed here"
-    if versions["torch"] != (here := _versions()["torch"]):
+    if versions["torch"] != (here := provenance.version_of("torch")):
         return f"{name} has torch {versions['torch']}, here is {here}: results would depend on the node"
     return None

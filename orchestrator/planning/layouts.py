@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from orchestrator.planning.capacity import layout_key
-from orchestrator.planning.plan import Plan, RunPlan
+from orchestrator.planning.plan import Plan
 from xlstm.run.spec import RunSpec
 from xlstm.training.memory import memory
 
@@ -30,7 +30,8 @@ def check(plan: Plan) -> Check:
     built: dict[Hashable, float | str] = {}
     memory_gib, problems = {}, {}
     for run in plan.missing:
-        spec = _with_micro_batch(run)
+        expected = {"micro_batch_sequences": run.capacity.micro_batch_sequences}
+        spec = run.spec.model_copy(update={"execution": run.spec.execution.model_copy(update=expected)})
         key = layout_key(spec)
         if key not in built:
             built[key] = _build(spec)
@@ -42,12 +43,6 @@ def check(plan: Plan) -> Check:
         if run.capacity.usable_gib is not None and found > run.capacity.usable_gib:
             problems[run.run_id] = run.describe_misfit(found)
     return Check(len(built), memory_gib, problems)
-
-
-def _with_micro_batch(run: RunPlan) -> RunSpec:
-    """The specification with the micro-batch that the plan expects."""
-    chosen = {"micro_batch_sequences": run.capacity.micro_batch_sequences}
-    return run.spec.model_copy(update={"execution": run.spec.execution.model_copy(update=chosen)})
 
 
 def _build(spec: RunSpec) -> float | str:

@@ -308,7 +308,7 @@ def make_plan(sweep: Sweep, workspace: Workspace, *, refresh_law: bool = False) 
         _plan_run(run, directories[run.spec.run_id], complete[run.spec.run_id], shares[run.spec.run_id], speeds)
         for run in runs
     ]
-    return Plan(sweep, workspace, tuple(_in_order(planned)), tuple(rates.taken))
+    return Plan(sweep, workspace, tuple(_in_order(planned)), tuple(rates.taken.values()))
 
 
 def plan_run(spec: RunSpec, workspace: Workspace) -> RunPlan:

@@ -24,22 +24,18 @@ class RatesByLaw:
     def __init__(self, workspace: Workspace, sweep: str, *, refresh: bool = False) -> None:
         """With `refresh`, nothing is kept."""
         self._workspace, self._sweep, self._refresh = workspace, sweep, refresh
-        self._taken: dict[_Asked, dict[str, Any]] = {}
-        self._laws: dict[str, dict[str, RateLaw]] = {}
-
-    @property
-    def taken(self) -> list[dict[str, Any]]:
+        self.taken: dict[_Asked, dict[str, Any]] = {}
         """Every rate that was asked for, with its source, as the plan keeps it."""
-        return list(self._taken.values())
+        self._laws: dict[str, dict[str, RateLaw]] = {}
 
     def __call__(self, name: str, family: str, parameters: int, tokens: int) -> float:
         """See `RateByLaw`. ValueError where there is no such fit, or its interval is unbounded."""
         asked = (name, family, parameters, tokens)
-        if asked not in self._taken:
-            self._taken[asked] = self._kept.get(asked) or (
+        if asked not in self.taken:
+            self.taken[asked] = self._kept.get(asked) or (
                 dict(zip(_ASKED, asked, strict=True)) | self._by_law(name, family, parameters, tokens)
             )
-        return float(self._taken[asked]["learning_rate"])
+        return float(self.taken[asked]["learning_rate"])
 
     @cached_property
     def _kept(self) -> dict[_Asked, dict[str, Any]]:

@@ -6,7 +6,7 @@ that already lies in the workspace is forked from at once, also by a longer run 
 equals the same run trained alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,12 @@ def share(specs: Sequence[RunSpec], complete: Mapping[str, bool], workspace: Wor
 def _share(group: Sequence[RunSpec], complete: Mapping[str, bool], workspace: Workspace) -> dict[str, Share]:
     """`group` is of one stable phase, the longest first."""
     open_runs = [spec for spec in group if not complete[spec.run_id]]
-    kept = _kept_checkpoints(group, workspace)
+    kept = [
+        (spec, step)
+        for spec in group
+        for step in workspace.run(spec.run_id).checkpoint_steps()
+        if step <= spec.physics.undecided_steps
+    ]
     shares: dict[str, Share] = {}
     if not open_runs:
         return shares
@@ -75,16 +80,6 @@ def stable_phase(physics: Physics) -> str:
         key: value for key, value in payload["schedule"].items() if key not in ("decay_steps", "final_ratio")
     }
     return canonical(payload)
-
-
-def _kept_checkpoints(group: Iterable[RunSpec], workspace: Workspace) -> list[tuple[RunSpec, int]]:
-    """Checkpoints of the stable phase that lie in the workspace."""
-    return [
-        (spec, step)
-        for spec in group
-        for step in workspace.run(spec.run_id).checkpoint_steps()
-        if step <= spec.physics.undecided_steps
-    ]
 
 
 def _deepest(kept: Sequence[tuple[RunSpec, int]], spec: RunSpec, group: Sequence[RunSpec]) -> Fork | None:

@@ -20,11 +20,6 @@ def contradictions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def ended(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether nothing more is bought, as far as was decided."""
-    return bool(rows) and rows[-1]["decision"] == Decision.STOPPED
-
-
 def sentence(row: Mapping[str, Any]) -> str:
     """A decision as a line for people."""
     kind = row["decision"]

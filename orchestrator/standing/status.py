@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.standing import decisions
 from orchestrator.standing.ledger import Ledger, account
 from orchestrator.standing.lookup import load_document
 from xlstm.run.directory import RunDirectory, Workspace
@@ -75,9 +74,11 @@ class SweepStanding:
     @property
     def is_over(self) -> bool:
         """Whether nothing of it is going to happen: each run has ended, or is one of a pool and is not bought."""
+        if not self.decisions:
+            return all(run.state.ended for run in self.runs)
         bought = {row["run_id"] for row in self.decisions if row["decision"] == Decision.BOUGHT}
-        awaited = [run for run in self.runs if not self.decisions or run.run_id in bought]
-        return all(run.state.ended for run in awaited) and (not self.decisions or decisions.ended(self.decisions))
+        stopped = self.decisions[-1]["decision"] == Decision.STOPPED
+        return stopped and all(run.state.ended for run in self.runs if run.run_id in bought)
 
     def __repr__(self) -> str:
         return f"<standing of {self.sweep}: {len(self.runs)} runs, {self.counted}>"

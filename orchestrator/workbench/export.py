@@ -22,13 +22,10 @@ def runs_frame(workspace: Workspace, source: str) -> "pl.DataFrame":
     import polars as pl
 
     if source not in workspace.submitted():
-        from analysis.findings import RefusalError
-        from orchestrator.workbench.analyses.laws import open_source
+        from orchestrator.workbench.analyses.laws import open_source, refusals_in_a_line
 
-        try:
+        with refusals_in_a_line():
             return open_source((source,), {}).frame
-        except RefusalError as refusal:
-            raise InputError(str(refusal)) from None
     rows = []
     for run in look(workspace, source).runs:
         row = {key: value for key, value in run.planned.items() if not isinstance(value, Mapping)}

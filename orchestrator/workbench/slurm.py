@@ -162,7 +162,10 @@ def refuse_unknown_settings(sweep: "Sweep") -> None:
 
 
 def check(workspace: Workspace, nodes: int) -> "list[Finding]":
-    """What a site offers and what it lacks; with `nodes`, one small job is run on so many."""
-    from slurm.check import examine
+    """What a site offers and what it lacks; where nothing is missing, one small job is run on `nodes`, if not 0."""
+    from slurm.check import look, probe
 
-    return examine(workspace, nodes)
+    findings = look(workspace)
+    if nodes and all(finding.ok is not False for finding in findings):
+        findings += probe(workspace, nodes)
+    return findings

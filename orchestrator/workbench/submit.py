@@ -4,8 +4,7 @@ An engine is imported when it is asked for: planning for one needs none of what 
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -59,8 +58,14 @@ def submit(
     """
     engine = find_engine(on)
     executor = _ready(engine, plan, console, replace=replace, go_on=go_on)
-    with _saved(plan):
+    take_back = plan.save()
+    try:
         return engine.carry_out(executor, plan, only or plan, console)
+    except slurm.PartlyHandedOverError:
+        raise
+    except InputError:  # it was refused before any of it was carried out
+        take_back()
+        raise
 
 
 def detach(plan: Plan, on: str, console: "Console", *, replace: bool = False, go_on: bool = False) -> str | None:
@@ -107,19 +112,6 @@ def _ready(engine: Engine, plan: Plan, console: "Console", *, replace: bool, go_
     for misfit in plan.misfits:
         console.print(misfit, highlight=False, style="yellow", soft_wrap=True)
     return executor
-
-
-@contextmanager
-def _saved(plan: Plan) -> Iterator[None]:
-    """Keep a plan; where it is refused before any of it was carried out, what was kept before is there again."""
-    take_back = plan.save()
-    try:
-        yield
-    except slurm.PartlyHandedOverError:
-        raise
-    except InputError:
-        take_back()
-        raise
 
 
 def _refuse_to_drop(plan: Plan, replace: bool) -> None:

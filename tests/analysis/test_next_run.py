@@ -81,7 +81,7 @@ def test_runs_that_are_given_leave_the_covariance_that_measuring_them_together_w
 def test_a_run_is_bought_where_it_tells_more_than_repeats_for_as_much_would() -> None:
     few, candidates, form = POOL.sort("flops").head(14), POOL.sort("flops")[[20, 30, 40]], (FORMS["additive"],)
 
-    def pick(cost: float, spent: float | None) -> pool.Pick | pool.Nothing:
+    def pick(cost: float, spent: float | None) -> pool.Pick | str:
         costs = np.array([1e9, cost, 1e9])
         return pool.pick(few, few.head(0), candidates, [(5e9, 5e11)], costs, 1e8, form, 7, 0, spent)
 
@@ -90,7 +90,7 @@ def test_a_run_is_bought_where_it_tells_more_than_repeats_for_as_much_would() ->
     assert free.row == 1  # the others are beyond what is left
     assert free.worth is not None
     assert pick(1.0, 1.01 / free.worth - 1) == free  # repeats would take 1 / (spent + 1)
-    assert pick(1.0, 0.99 / free.worth - 1) == pool.Nothing("worth")
+    assert pick(1.0, 0.99 / free.worth - 1) == "worth"
     assert pick(1e7, None) == free
 
 

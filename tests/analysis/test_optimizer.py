@@ -8,7 +8,7 @@ from analysis.findings import RefusalError
 from analysis.fitting import bootstrap, newton, regression
 from analysis.fitting.newton import Points
 from analysis.laws.forms import FORMS
-from analysis.laws.objectives import HUBER, LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
+from analysis.laws.objectives import LEAST_SQUARES, LEAST_SQUARES_OF_LOG, Objective
 from analysis.laws.structure import COORDINATES, Structure
 
 STRUCTURES = {
@@ -83,7 +83,7 @@ def power_law(noise: float, count: int = 12, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame({"flops": flops, "loss": 40 * flops**-0.06 * np.exp(errors)})
 
 
-def test_the_bootstrap_of_a_linear_law_has_the_textbook_standard_error() -> None:
+def test_the_bootstrap_of_a_linear_law_has_the_standard_error_of_the_jackknife() -> None:
     """log L = log A - alpha log C is linear, where least squares and its covariance are closed forms."""
     frame = power_law(0.01)
     x, y = np.log(frame["flops"].to_numpy()), np.log(frame["loss"].to_numpy())
@@ -91,13 +91,11 @@ def test_the_bootstrap_of_a_linear_law_has_the_textbook_standard_error() -> None
     slope = (centered @ y) / (centered @ centered)
     residual = y - y.mean() - slope * centered
     leverage = 1 / len(x) + centered**2 / (centered @ centered)
-    textbook = np.sqrt(residual @ residual / (len(x) - 2) / (centered @ centered))
     jackknife = np.sqrt((centered**2 @ (residual / (1 - leverage)) ** 2) / (centered @ centered) ** 2)
     # 4,000 draws: standard errors to 1/sqrt(8000) = 1.1 %; four of these.
-    for scheme, expected in (("parametric", textbook), ("wild", jackknife)):
-        fitted = regression.fit_form(frame, FORMS["power-C"], LEAST_SQUARES_OF_LOG, num_draws=4000, scheme=scheme)
-        assert fitted.parameters["alpha"] == pytest.approx(-slope, rel=1e-9)
-        assert np.std(fitted.draws[:, 1]) == pytest.approx(expected, rel=0.045), scheme
+    fitted = regression.fit_form(frame, FORMS["power-C"], LEAST_SQUARES_OF_LOG, num_draws=4000)
+    assert fitted.parameters["alpha"] == pytest.approx(-slope, rel=1e-9)
+    assert np.std(fitted.draws[:, 1]) == pytest.approx(jackknife, rel=0.045)
 
 
 def test_runs_of_few_trunks_are_said_not_to_carry_intervals() -> None:
@@ -105,12 +103,6 @@ def test_runs_of_few_trunks_are_said_not_to_carry_intervals() -> None:
     fitted = regression.fit_form(frame, FORMS["power-C"], num_draws=50)
     assert "few-clusters" in {warning.code for warning in fitted.warnings}
     assert "few-clusters" not in {w.code for w in regression.fit_form(power_law(0.01), FORMS["power-C"]).warnings}
-
-
-def test_a_scheme_that_cannot_serve_is_refused() -> None:
-    frame = power_law(0.01).with_columns(cluster=pl.Series([f"trunk {i // 2}" for i in range(12)]))
-    with pytest.raises(ValueError, match="parametric"):
-        regression.fit_form(frame, FORMS["power-C"], HUBER, num_draws=50, scheme="parametric")
 
 
 def test_clusters_are_drawn_whole() -> None:

@@ -8,7 +8,7 @@ import pytest
 from cluster import Cluster, ClusterError
 from waiting import wait_until
 
-from slurm import check
+from orchestrator.workbench.slurm import check
 from xlstm.run.directory import Workspace
 
 pytestmark = pytest.mark.serial
@@ -61,7 +61,7 @@ def test_a_missing_program_is_named_with_the_script_that_installs_it(
 
 def test_check_tells_what_this_site_has_and_lacks(cluster: Cluster, workspace: Workspace) -> None:
     workspace.root.mkdir()
-    findings = {finding.what: finding for finding in check.examine(workspace, nodes=2)}
+    findings = {finding.what: finding for finding in check(workspace, nodes=2)}
     assert findings["commands"].ok
     assert findings["controller"].ok
     assert findings["accounting"].ok
@@ -83,7 +83,7 @@ def test_check_says_when_the_controller_is_away(
     changed = ["SlurmctldPort=1" if line.startswith("SlurmctldPort") else line for line in text]
     elsewhere.write_text("\n".join([*changed, "MessageTimeout=2", "SlurmctldTimeout=2"]))
     monkeypatch.setenv("SLURM_CONF", str(elsewhere))
-    commands, controller, settings = check.examine(workspace, nodes=0)
+    commands, controller, settings = check(workspace, nodes=0)
     assert commands.ok
     assert controller.ok is False
     assert len(controller.detail.splitlines()) == 1

@@ -94,9 +94,13 @@ class Buyer:
             return []
         return [PlannedRun(offer.spec, offer.share.fork, offer.share.checkpoint_at)]
 
+    def _decided(self, kind: Decision) -> list[dict[str, Any]]:
+        """The decisions of one kind about runs that are still of the pool."""
+        return [row for row in self._rows if row["decision"] == kind and row["run_id"] in self._pool.specs]
+
     @property
     def _bought(self) -> list[dict[str, Any]]:
-        return [row for row in self._rows if row["decision"] == Decision.BOUGHT and row["run_id"] in self._pool.specs]
+        return self._decided(Decision.BOUGHT)
 
     @property
     def _taken(self) -> dict[str, Share]:
@@ -104,11 +108,7 @@ class Buyer:
 
     @property
     def _seen(self) -> list[str]:
-        return [
-            row["run_id"]
-            for row in self._rows
-            if row["decision"] == Decision.SEEN and row["run_id"] in self._pool.specs
-        ]
+        return [row["run_id"] for row in self._decided(Decision.SEEN)]
 
     @property
     def training(self) -> list[str]:
@@ -171,7 +171,7 @@ class Buyer:
                 continue
             if isinstance(found, Pick):
                 return own[found.row], found
-            whys.append(found.why)
+            whys.append(found)
         return next((why for why in ("law", "worth", "budget", "pool", "wait") if why in whys), "reached")
 
     def _buy(self, offer: Offer, pick: Pick, training: Sequence[str]) -> None:

@@ -76,10 +76,10 @@ class Laws:
         costs: Sequence[float],
         left: float,
         spent: float | None,
-    ) -> pool.Pick | pool.Nothing:
+    ) -> pool.Pick | str:
         """Which of the runs that are offered to buy, by `pool.pick`; RefusalError where no form describes them."""
         chosen = pool.forms_named(self.design.form)
-        size = pool.size_of(chosen)
+        size = max(len(form.coordinates) for form in chosen)
         rows = self._frame(family, seen)
         return pool.pick(
             rows.select("run_id", *(pl.col(name).cast(pl.Float64) for name in (*_NUMBERS, "loss"))),

@@ -12,10 +12,9 @@ from xlstm.run.spec import Physics
 
 FLAT = 1.5
 """Largest ratio of sizes over all widths that counts as flat (arXiv 2203.03466, appendix D.1, shows such plots)."""
-STEPS = 8
 
 
-def check(plan: Plan, steps: int = STEPS) -> tuple[list[dict[str, Any]], Path]:
+def check(plan: Plan, steps: int) -> tuple[list[dict[str, Any]], Path]:
     """A document for each family, parametrization and optimizer of a planned sweep; and the figure that was written.
 
     Models of all widths have as many blocks as the shallowest. InputError where no family has two widths.

@@ -79,12 +79,11 @@ def predict(
     decay_share: float | None = None,
     peak: float | None = None,
     final: float | None = None,
-    warmup_steps: float | None = None,
 ) -> list[dict[str, Any]]:
     """The loss at the end of a run under a schedule, a document for each group of the last fit.
 
-    Left out, the peak rate and the warm-up are those of the group's runs, the final rate a tenth of the peak, and the
-    share of the run in which wsd decays is the one that gives the least loss.
+    The warm-up is that of the group's runs. Left out, so is the peak rate, the final rate is a tenth of the peak, and
+    the share of the run in which wsd decays is the one that gives the least loss.
     """
     if schedule not in SCHEDULES:
         raise InputError(f"--schedule {schedule}: {nearest(schedule, SCHEDULES)}")
@@ -108,7 +107,7 @@ def predict(
         length = steps if steps is not None else (tokens or 0) // usual["tokens_per_step"]
         top = usual["peak"] if peak is None else peak
         low = top if schedule == "constant" else 0.1 * top if final is None else final
-        warm = usual["warmup_steps"] if warmup_steps is None else warmup_steps
+        warm = usual["warmup_steps"]
         if length <= warm:
             raise InputError(f"{name}: a run of {length:,} steps is no longer than its warm-up of {warm:g}")
         longest = (length - warm) / length

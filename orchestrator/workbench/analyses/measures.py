@@ -1,6 +1,7 @@
 """What runs measured, as a table of families by tasks: of a submitted sweep, or of an experiment in MLflow."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from xlstm.run.directory import Workspace
 
 if TYPE_CHECKING:
     from analysis.report.table import Measured, MeasureTable
-    from analysis.report.wins import Wins
     from xlstm.run.records import Measured as Evaluated
 
 _VALIDATION = "validation/"
@@ -95,11 +95,12 @@ def latest(workspace: Workspace, rows: list[dict[str, Any]], evaluation: str) ->
     return found
 
 
-def wins(workspace: Workspace, sweep: str, evaluation: str) -> "list[Wins]":
-    """In how many domains each run of a submitted sweep is better than each other one. InputError as `latest`, and
-    where fewer than two runs have been measured by domain.
+def wins(workspace: Workspace, sweep: str, evaluation: str) -> tuple[list[dict[str, Any]], str]:
+    """In how many domains each run of a submitted sweep is better than each other one: documents, and a matrix.
+
+    InputError as `latest`, and where fewer than two runs have been measured by domain.
     """
-    from analysis.report.wins import count_wins
+    from analysis.report.wins import count_wins, markdown
 
     plan = _submitted(workspace, sweep)
     losses = {
@@ -109,14 +110,8 @@ def wins(workspace: Workspace, sweep: str, evaluation: str) -> "list[Wins]":
     }
     if len(losses) < 2:
         raise InputError(f"--wins: {evaluation} has measured {len(losses)} runs by domain; two are compared")
-    return count_wins(losses)
-
-
-def wins_markdown(counted: "list[Wins]") -> str:
-    """The counts as a matrix."""
-    from analysis.report.wins import markdown
-
-    return markdown(counted)
+    counted = count_wins(losses)
+    return [asdict(one) for one in counted], markdown(counted)
 
 
 def _evaluated(
