@@ -70,14 +70,15 @@ class Operator(_Node[Result]):
     saved, what is not differentiable, what the backward's types are.
 
     The bodies are `forward` and `backward` of the module that `modules` finds for the last argument, `implementation`
-    (of its only one, where the schema has no such argument), called with all the others. Where their arguments are to
-    be bundled or more is to be done, `run_forward` and `run_backward` are called, with the module before the arguments.
+    (of its only one, where the schema has no such argument), called with all the others. `bundles` are named tuples:
+    arguments that are the fields of one, in a row, come as one, None where the first of them is. Where more is to be
+    done, `run_forward` and `run_backward` are called, with the module before the arguments.
 
     The remaining functions name as their parameters those of the arguments that they want, in any order. `results` and
     `gradients` make tensors without numbers, as a fake mode needs them, of the results' and the gradients' shapes,
     dtypes and strides; where `gradients` is absent, a gradient is contiguous and as its argument, that of `state` as
-    `grad_final_state`. `flops` and `backward_flops` are given shapes in place of tensors; the backward's are a multiple
-    of the forward's, or counted.
+    `grad_final_state`, and that of an argument which is None is empty, of the first gradient's dtype. `flops` and
+    `backward_flops` are given shapes in place of tensors; the backward's are a multiple of the forward's, or counted.
 
     Bodies run without autocast: casts are for the callers to make (`kernels.dispatch.cast_for_autocast`). Autograd
     itself casts gradients to the dtypes of what they belong to. Raises DeclarationError for what does not fit together.
@@ -94,6 +95,7 @@ class Operator(_Node[Result]):
         flops: Hook | int,
         gradients: Hook | None = None,
         backward_flops: Hook | int = 2,
+        bundles: Sequence[Any] = (),
         run_forward: Hook | None = None,
         run_backward: Hook | None = None,
     ) -> None:
@@ -107,16 +109,15 @@ class Operator(_Node[Result]):
             count_back = _counting(name, "backward_flops", backward_flops, wants)
         else:
             count_back = _counting(name, "flops", flops, wants, backward_flops)
-        super().__init__(
-            name, takes, list(gives.values()), _body(modules, run_forward or "forward", takes), fake, count
-        )
-        body_back = _body(modules, run_backward or "backward", wants)
+        body = _body(modules, run_forward or "forward", takes, _bundling(name, takes, bundles))
+        super().__init__(name, takes, list(gives.values()), body, fake, count)
+        body_back = _body(modules, run_backward or "backward", wants, _bundling(name, wants, bundles))
         of_each = ["Tensor"] * len(plan.differentiated)
         self._backward: _Node[Any] = _Node(f"{name}_backward", wants, of_each, body_back, fake_back, count_back)
         self._differentiate_by(plan)
 
     def _differentiate_by(self, plan: "_Plan") -> None:
-        body, lists, keep = self._body, plan.gives_list, plan.keeping()
+        body, lists, keep = self._body, plan.gives_list, plan.keep
         differentiate = plan.differentiating(self._backward)
         self._definition.register_autograd(differentiate, setup_context=keep)
 
@@ -176,7 +177,8 @@ class _Plan:
     def likenesses(self) -> Hook:
         """The function that makes gradients without numbers: as the arguments of the backward to which they belong.
 
-        That of a state is as that of the final one. Raises DeclarationError where the backward takes neither.
+        That of a state is as that of the final one, that of what is None empty. Raises DeclarationError where the
+        backward takes neither.
         """
         places = {name: place for place, name in enumerate(self.backward_takes)}
         likes = {one: places.get(one, places.get(f"grad_final_{one}")) for one in self.differentiated}
@@ -188,28 +190,23 @@ class _Plan:
         find = _getter([like for like in likes.values() if like is not None])
 
         def make(*arguments: Any) -> Any:
-            made = tuple(tensor.new_empty(tensor.shape) for tensor in find(arguments))
+            found = find(arguments)
+            made = tuple(found[0].new_empty(0) if one is None else one.new_empty(one.shape) for one in found)
             return made if len(made) > 1 else made[0]
 
         return make
 
-    def keeping(self) -> Callable[[Any, tuple[Any, ...], Any], None]:
-        """The function that puts into `ctx` what the backward takes, from inputs and output."""
-        saved, options, aside, absentable = self._saved, self._options, self._aside, self._absentable
-        one_result, materialized, of_output = self._one_result, self._materialized, _getter(aside)
-
-        def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            everything = (*inputs, output) if one_result else (*inputs, *output)
-            ctx.save_for_backward(*saved(everything))
-            ctx.options = options(everything)
-            if aside:
-                ctx.mark_non_differentiable(*of_output(output))
-            if not materialized:
-                ctx.set_materialize_grads(False)
-            if absentable:
-                ctx.absent = [index for index, place in absentable if inputs[place] is None]
-
-        return keep
+    def keep(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Put into `ctx` what the backward takes."""
+        everything = (*inputs, output) if self._one_result else (*inputs, *output)
+        ctx.save_for_backward(*self._saved(everything))
+        ctx.options = self._options(everything)
+        if self._aside:
+            ctx.mark_non_differentiable(*(output[index] for index in self._aside))
+        if not self._materialized:
+            ctx.set_materialize_grads(False)
+        if self._absentable:
+            ctx.absent = [index for index, place in self._absentable if inputs[place] is None]
 
     def differentiating(self, backward: Hook) -> Callable[..., tuple[Tensor | None, ...]]:
         """The function that gives the gradient of each argument, None where there is none, from the results'."""
@@ -227,15 +224,39 @@ class _Plan:
         return differentiate
 
 
-def _body(modules: Callable[..., Any], run: str | Hook, takes: dict[str, str]) -> Hook:
+def _body(modules: Callable[..., Any], run: str | Hook, takes: dict[str, str], bundled: Hook) -> Hook:
     """The function that calls an implementation: `run`, or the module's function of that name."""
     if isinstance(run, str):
         find = functools.cache(lambda *implementation: getattr(modules(*implementation), run))
     else:
         find = functools.cache(lambda *implementation: functools.partial(run, modules(*implementation)))
     if "implementation" in takes:
-        return lambda *arguments: find(arguments[-1])(*arguments[:-1])
-    return lambda *arguments: find()(*arguments)
+        return lambda *arguments: find(arguments[-1])(*bundled(arguments[:-1]))
+    return lambda *arguments: find()(*bundled(arguments))
+
+
+def _bundling(name: str, takes: dict[str, str], bundles: Sequence[Any]) -> Callable[[tuple[Any, ...]], Sequence[Any]]:
+    """The function that makes one of the arguments that are the fields of a bundle."""
+    places, there = [], list(takes)
+    for bundle in bundles:
+        if bundle._fields[0] in takes:
+            begin = there.index(bundle._fields[0])
+            end = begin + len(bundle._fields)
+            if there[begin:end] != list(bundle._fields):
+                raise DeclarationError(
+                    f"{name}: {bundle.__name__} is {', '.join(bundle._fields)}, which do not follow one another in "
+                    f"{', '.join(there)}"
+                )
+            places.append((begin, end, bundle._make))
+    places.sort(reverse=True)  # so that what comes before a bundle is still in its place
+
+    def bundled(arguments: tuple[Any, ...]) -> Sequence[Any]:
+        parts = list(arguments)
+        for begin, end, make in places:
+            parts[begin:end] = [None if parts[begin] is None else make(parts[begin:end])]
+        return parts
+
+    return bundled if places else lambda arguments: arguments
 
 
 def _sides(name: str, schema: str) -> tuple[str, str]:

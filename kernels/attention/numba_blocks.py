@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.attention.reference import by_token
 from kernels.cpu import PIECES, kernel, most_threads, rows, run
-from kernels.cpu.functions import ONE, ZERO, exp, f32, given, inlined, row, stride, thread
+from kernels.cpu.functions import ONE, ZERO, copy_row, exp, f32, given, inlined, row, stride, thread
 from kernels.cpu.products import add_product, after, clear
 from kernels.cpu.table import Integers, Rows
 
@@ -71,8 +71,7 @@ def _forward(
                     for i in range(queries):
                         if begins[start + i] > begin + j:
                             weights[j * AT_ONCE + i] = NEVER
-            for i in range(AT_ONCE):
-                shrinks[i] = tops[i]
+            copy_row(shrinks, tops, 0, AT_ONCE)
             for j in range(keys):
                 of_key = after(weights, j * AT_ONCE)
                 for i in range(AT_ONCE):

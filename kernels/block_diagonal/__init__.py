@@ -28,20 +28,23 @@ def block_diagonal(x: Tensor, weight: Tensor, *, implementation: Implementation 
     expect_shape(name, "x", x, (*x.shape[:-1], blocks * width), "(…, blocks * width)")
     x, weight = cast_for_autocast(x, weight)
     weight = weight.to(x.dtype)
-    chosen = choose(name, implementation, x, lambda: _triton_obstacle(width), lambda: _cpu_obstacle(x, weight))
+    chosen = choose(
+        name,
+        implementation,
+        x,
+        lambda: _modules("triton").shape_obstacle(width),
+        lambda: cpu_obstacle(width, x, weight),
+    )
     if chosen == "reference":
         return block_diagonal_reference(x, weight)
     return _block_diagonal(x, weight, chosen)
 
 
-def _triton_obstacle(width: int) -> str | None:
-    return _modules("triton").shape_obstacle(width)
-
-
-def _cpu_obstacle(x: Tensor, weight: Tensor) -> str | None:
-    if weight.shape[-1] != CPU_WIDTH:
-        return f"blocks of width {weight.shape[-1]} are not supported; those of width {CPU_WIDTH} are"
-    return cpu.obstacle(x, weight)
+def cpu_obstacle(width: int, *operands: Tensor) -> str | None:
+    """Why the kernels for CPUs refuse blocks of this width, or these operands; None where they do not."""
+    if width != CPU_WIDTH:
+        return f"blocks of width {width} are not supported; those of width {CPU_WIDTH} are"
+    return cpu.obstacle(*operands)
 
 
 def _flops(x: tuple[int, ...], weight: tuple[int, ...]) -> int:

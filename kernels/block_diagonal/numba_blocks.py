@@ -12,8 +12,8 @@ from kernels.cpu.table import Rows
 
 
 @inlined
-def multiply(y, x, w, blocks, adding):
-    """y[n, o] (+)= sum_i w[o, i, n] x[n, i] for one token; the weights' planes lie one behind the other."""
+def multiply(y, x, w, blocks):
+    """y[n, o] = sum_i w[o, i, n] x[n, i] for one token; the weights' planes lie one behind the other."""
     n = blocks
     for b in range(blocks):
         x0, x1, x2, x3 = x[4 * b], x[4 * b + 1], x[4 * b + 2], x[4 * b + 3]
@@ -21,8 +21,6 @@ def multiply(y, x, w, blocks, adding):
         y1 = w[4 * n + b] * x0 + w[5 * n + b] * x1 + w[6 * n + b] * x2 + w[7 * n + b] * x3
         y2 = w[8 * n + b] * x0 + w[9 * n + b] * x1 + w[10 * n + b] * x2 + w[11 * n + b] * x3
         y3 = w[12 * n + b] * x0 + w[13 * n + b] * x1 + w[14 * n + b] * x2 + w[15 * n + b] * x3
-        if adding:
-            y0, y1, y2, y3 = y0 + y[4 * b], y1 + y[4 * b + 1], y2 + y[4 * b + 2], y3 + y[4 * b + 3]
         y[4 * b], y[4 * b + 1], y[4 * b + 2], y[4 * b + 3] = y0, y1, y2, y3
 
 
@@ -69,8 +67,8 @@ def add_weight_gradient_of_planes(grad_w, grad_y, x, blocks):
 
 
 @inlined
-def multiply_transposed(x, y, w, blocks, adding):
-    """x[n, i] (+)= sum_o w[o, i, n] y[n, o] for one token."""
+def multiply_transposed(x, y, w, blocks):
+    """x[n, i] = sum_o w[o, i, n] y[n, o] for one token."""
     n = blocks
     for b in range(blocks):
         y0, y1, y2, y3 = y[4 * b], y[4 * b + 1], y[4 * b + 2], y[4 * b + 3]
@@ -78,8 +76,6 @@ def multiply_transposed(x, y, w, blocks, adding):
         x1 = w[n + b] * y0 + w[5 * n + b] * y1 + w[9 * n + b] * y2 + w[13 * n + b] * y3
         x2 = w[2 * n + b] * y0 + w[6 * n + b] * y1 + w[10 * n + b] * y2 + w[14 * n + b] * y3
         x3 = w[3 * n + b] * y0 + w[7 * n + b] * y1 + w[11 * n + b] * y2 + w[15 * n + b] * y3
-        if adding:
-            x0, x1, x2, x3 = x0 + x[4 * b], x1 + x[4 * b + 1], x2 + x[4 * b + 2], x3 + x[4 * b + 3]
         x[4 * b], x[4 * b + 1], x[4 * b + 2], x[4 * b + 3] = x0, x1, x2, x3
 
 
@@ -100,7 +96,7 @@ def add_weight_gradient(grad_w, grad_y, x, blocks):
 def _forward(first, last, tokens: int, blocks: int, xs: Rows, weight: Rows, ys: Rows):
     """Tensors are (tokens, channels), but `weight` (out * in, blocks)."""
     for token in range(tokens * first // PIECES, tokens * last // PIECES):
-        multiply(row(ys, token), row(xs, token), row(weight), blocks, False)
+        multiply(row(ys, token), row(xs, token), row(weight), blocks)
 
 
 @kernel
@@ -111,7 +107,7 @@ def _backward(
     for piece in range(first, last):
         for token in range(tokens * piece // PIECES, tokens * (piece + 1) // PIECES):
             grad_y = row(grad_ys, token)
-            multiply_transposed(row(grad_xs, token), grad_y, row(weight), blocks, False)
+            multiply_transposed(row(grad_xs, token), grad_y, row(weight), blocks)
             add_weight_gradient(row(grad_weights, piece), grad_y, row(xs, token), blocks)
 
 

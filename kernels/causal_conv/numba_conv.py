@@ -9,8 +9,8 @@ those before it, needs no agreement between threads.
 import torch
 from torch import Tensor
 
-from kernels.cpu import kernel, rows, run
-from kernels.cpu.functions import ONE, given, own_channels, row, sigmoid
+from kernels.cpu import kernel, pieces_of, rows, run
+from kernels.cpu.functions import ONE, copy_row, given, own_channels, row, sigmoid
 from kernels.cpu.table import Argument, Integers, Rows
 
 CHANNELS_AT_ONCE = 128
@@ -27,8 +27,7 @@ def _forward(
         bias = row(weights, taps)
         for t in range(time):
             pre, y = row(pres, sequence, t), row(ys, sequence, t)
-            for d in range(begin, end):
-                pre[d] = bias[d]
+            copy_row(pre, bias, begin, end)
             for lag in range(taps):
                 if lag <= t:
                     seen = row(xs, sequence, t - lag)
@@ -84,10 +83,6 @@ def _backward(
                         into[d] += weight[d] * grad[d]
 
 
-def _pieces(x: Tensor) -> int:
-    return x.shape[0] * -(-x.shape[2] // CHANNELS_AT_ONCE)
-
-
 def _shared(
     x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None, pre: Tensor
 ) -> dict[str, Argument]:
@@ -100,7 +95,7 @@ def _shared(
 def forward(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
     """y, and the sum before the SiLU, which the backward starts from."""
     y, pre = x.new_empty(x.shape), x.new_empty(x.shape)
-    run(_forward, _pieces(x), **_shared(x, weight, bias, past, documents, pre), ys=y)
+    run(_forward, pieces_of(x, CHANNELS_AT_ONCE), **_shared(x, weight, bias, past, documents, pre), ys=y)
     return y, pre
 
 
@@ -112,6 +107,14 @@ def backward(
     grad_x, grad_past = x.new_empty(x.shape), past.new_zeros(past.shape)
     by_tap = x.new_zeros(batch, weight.shape[1] + 1, channels)
     shared = _shared(x, weight, bias, past, documents, pre)
-    run(_backward, _pieces(x), **shared, grad_ys=rows(grad_y), grad_xs=grad_x, grad_weights=by_tap, grad_past=grad_past)
+    run(
+        _backward,
+        pieces_of(x, CHANNELS_AT_ONCE),
+        **shared,
+        grad_ys=rows(grad_y),
+        grad_xs=grad_x,
+        grad_weights=by_tap,
+        grad_past=grad_past,
+    )
     *grad_weight, grad_bias = by_tap.sum(0)
     return grad_x, torch.stack(grad_weight, dim=1), grad_bias, grad_past

@@ -86,6 +86,11 @@ def run(kernel: Kernel, pieces: int, **arguments: Argument) -> None:
     _parallel()(kernel.address, table, min(most_threads(), pieces), 0)
 
 
+def pieces_of(x: Tensor, at_once: int) -> int:
+    """How many pieces of work (batch, time, channels) are, so many channels of a sequence each."""
+    return x.shape[0] * -(-x.shape[2] // at_once)
+
+
 def most_threads() -> int:
     """How many threads a kernel may run on."""
     return torch.get_num_threads()

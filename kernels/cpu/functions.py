@@ -92,6 +92,20 @@ def row(view, i=0, j=0, l=0, n=0):
 
 
 @inlined
+def clear_row(out, begin, end):
+    """Zeros from number `begin` of a row to the one before `end`."""
+    for d in range(begin, end):
+        out[d] = ZERO
+
+
+@inlined
+def copy_row(out, x, begin, end):
+    """A row's numbers from `begin` to the one before `end` as those of another."""
+    for d in range(begin, end):
+        out[d] = x[d]
+
+
+@inlined
 def nth(views, n):
     """Tensor n of a list."""
     at = 5 * n

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels import cpu
-from kernels.delta_rule.reference import delta_rule_reference
+from kernels.delta_rule.reference import Inputs, delta_rule_reference
 from kernels.dispatch import Implementation, cast_for_autocast, choose, modules
 from kernels.gated_linear_attention.arguments import checked_state, pairs_and_states, results
 from kernels.operator import Operator
@@ -41,7 +41,7 @@ def delta_rule(
         raise ValueError(f"{name}: q, k, v, a and b are {', '.join(str(x.dtype) for x in (q, k, v, a, b))}, not alike")
     chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, a, b, g))
     if chosen == "reference":
-        return delta_rule_reference(q, k, v, a, b, g, state, resets)
+        return delta_rule_reference(Inputs(q, k, v, a, b, g), state, resets)
     o, final_state, _ = _delta_rule(q, k, v, a, b, g, state, resets, chosen)
     return o, final_state
 
@@ -59,6 +59,7 @@ _delta_rule = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_o, grad_final_state, q, k, v, a, b, g, resets, starts, implementation)"
     " -> (q, k, v, a, b, g, state)",
     modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
+    bundles=[Inputs],
     results=results,
     flops=_flops,
 )

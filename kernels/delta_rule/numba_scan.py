@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu.functions import ZERO, exp, given, row, thread
+from kernels.cpu.functions import ZERO, clear_row, copy_row, exp, given, row, thread
 from kernels.cpu.table import Flags, Rows
+from kernels.delta_rule.reference import Inputs
 from kernels.gated_linear_attention.numba_scan import COLUMNS
 from kernels.gated_linear_attention.reference import CHUNK
 
@@ -30,14 +31,10 @@ def _forward(
         for t in range(time):
             if t % CHUNK == 0:
                 for i in range(key_dim):
-                    state, start = row(states, piece, i), row(starts, t // CHUNK, piece, i)
-                    for j in range(value_dim):
-                        start[j] = state[j]
+                    copy_row(row(starts, t // CHUNK, piece, i), row(states, piece, i), 0, value_dim)
             if given(resets) and row(resets, sequence)[t]:
                 for i in range(key_dim):
-                    state = row(states, piece, i)
-                    for j in range(value_dim):
-                        state[j] = ZERO
+                    clear_row(row(states, piece, i), 0, value_dim)
             q, k = row(qs, sequence, t, head), row(ks, sequence, t, head)
             a, b = row(as_, sequence, t, head), row(bs, sequence, t, head)
             g, v = row(gs, sequence, t, head), row(vs, sequence, t, head)
@@ -81,13 +78,11 @@ def _backward(
                     k, a = row(ks, sequence, t, head), row(as_, sequence, t, head)
                     b, g, v = row(bs, sequence, t, head), row(gs, sequence, t, head), row(vs, sequence, t, head)
                     found = row(work, mine, t - begin)
-                    for j in range(width):
-                        found[j] = ZERO
+                    clear_row(found, 0, width)
                     for i in range(key_dim):
                         kept, a_i = row(before, mine, t - begin, i), a[i]
                         if given(resets) and row(resets, sequence)[t] != 0:
-                            for j in range(width):
-                                kept[j] = ZERO
+                            clear_row(kept, 0, width)
                         for j in range(width):
                             found[j] += a_i * kept[j]
                     if t + 1 < end:
@@ -132,14 +127,12 @@ def _backward(
                             grad[left + j] += a_i * grad_found[j]
                         grad_a[i] += of_a
                         if given(resets) and row(resets, sequence)[t] != 0:
-                            for j in range(width):
-                                grad[left + j] = ZERO
+                            clear_row(grad, left, left + width)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, heads, value_dim), final state, and the states before each chunk."""
+    q, k, v, a, b, g = inputs
     batch, time, heads, key_dim = q.shape
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
     final = state.clone(memory_format=torch.contiguous_format)
@@ -154,18 +147,10 @@ def forward(
 
 
 def backward(
-    grad_o: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    g: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_o: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, a, b, g and the initial state."""
+    q, k, v, a, b, g = inputs
     batch, time, heads, key_dim = q.shape
     grad_q, grad_k, grad_a, grad_b, grad_g = (
         torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, a, b, g)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.delta_rule.reference import Inputs
+from kernels.gated_linear_attention import reference as linear_attention
 from kernels.gated_linear_attention.torch_chunked import PYTORCH, Chunks, Parts, chunks_of, cut, join
 
 
@@ -41,24 +43,18 @@ class _Rule(NamedTuple):
         return torch.linalg.solve_triangular(matrix, right, upper=product, unitriangular=True)
 
 
-def _rule(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g: Tensor, resets: Tensor | None, dtype: torch.dtype,
-    by: Parts,
-) -> _Rule:  # fmt: skip
-    of_q = chunks_of(q, k, v, g, None, resets, dtype, by.shortest_piece)
+def _rule(inputs: Inputs, resets: Tensor | None, dtype: torch.dtype, by: Parts) -> _Rule:
+    q, k, v, a, b, g = inputs
+    of_q = chunks_of(linear_attention.Inputs(q, k, v, g, None), resets, dtype, by.shortest_piece)
     tokens = of_q.q.shape[2]
     earlier = F.pad(of_q.b[:, :, :-1], (0, 0, 1, 0))
     of_a = of_q._replace(q=cut(a, tokens, dtype), k=cut(b, tokens, dtype), a=earlier)
-    pairs = Chunks(
-        torch.cat((of_q.q, of_q.q, of_a.q, of_a.q)),
-        torch.cat((of_q.k, of_a.k, of_q.k, of_a.k)),
-        of_q.v,
-        of_q.b.repeat(4, 1, 1, 1),
-        torch.cat((of_q.a, of_q.a, earlier, earlier)),
-        None,
-        None if of_q.segment is None else of_q.segment.repeat(4, 1, 1),
-        of_q.piece,
-        of_q.dtype,
+    pairs = of_q._replace(
+        q=torch.cat((of_q.q, of_q.q, of_a.q, of_a.q)),
+        k=torch.cat((of_q.k, of_a.k, of_q.k, of_a.k)),
+        b=of_q.b.repeat(4, 1, 1, 1),
+        a=torch.cat((of_q.a, of_q.a, earlier, earlier)),
+        segment=None if of_q.segment is None else of_q.segment.repeat(4, 1, 1),
     )
     qk, qb, ak, ab = by.scores(pairs).chunk(4)
     for matrix, keys in ((qk, of_q.k), (qb, of_a.k)):
@@ -67,19 +63,9 @@ def _rule(
     return _Rule(of_q, of_a, pairs, qk, qb, ak, ab, write)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    g: Tensor,
-    state: Tensor,
-    resets: Tensor | None,
-    by: Parts = PYTORCH,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None, by: Parts = PYTORCH) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state, and the states before each chunk; arguments as in the package's public function."""
-    r = _rule(q, k, v, a, b, g, resets, state.dtype, by)
+    r = _rule(inputs, resets, state.dtype, by)
     values, dtype = r.q.v, r.q.dtype
     key_dim = r.q.q.shape[-1]
     solved = r.solve(torch.cat((r.a.read(), by.product(r.ak, values, dtype)), dim=-1))
@@ -95,27 +81,17 @@ def forward(
     before, u = torch.stack(starts, dim=1), torch.stack(us, dim=1)
     o = by.product(r.qk, values, dtype) + by.product(r.qb, u, dtype) + by.product(r.q.read(), before, dtype)
     kept = before.movedim(1, 0).unflatten(1, state.shape[:2]).contiguous()
-    return join(o, v), s.view(state.shape).clone(), kept
+    return join(o, inputs.v), s.view(state.shape).clone(), kept
 
 
 def backward(
-    grad_o: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    g: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
-    by: Parts = PYTORCH,
+    grad_o: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor, by: Parts = PYTORCH
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, a, b, g and the initial state.
 
     With R the right side of the solve: dU = A_qb^T dO + (b exp(W_L - W)) dS', dR = (I - A_ab)^-T dU, dA_ab = dR U^T.
     """
-    r = _rule(q, k, v, a, b, g, resets, starts.dtype, by)
+    r = _rule(inputs, resets, starts.dtype, by)
     values, dtype = r.q.v, r.q.dtype
     do = cut(grad_o, values.shape[2], starts.dtype)
     before = starts.movedim(0, 2).flatten(0, 1)
@@ -152,12 +128,12 @@ def backward(
     stored = (r.q.k * written_k + r.a.k * written_b).double()
     carried = (after * before).sum(-1, keepdim=True).mul_(carry).mT
     earlier = F.pad(stored[:, :, :-1].cumsum(2), (0, 0, 1, 0))
-    dg = join(later.flip(2).cumsum(2).flip(2).add_(earlier).add_(carried), g)
+    dg = join(later.flip(2).cumsum(2).flip(2).add_(earlier).add_(carried), inputs.g)
     if resets is not None:
         dg.masked_fill_(resets[..., None, None], 0.0)
 
     dq += own_k * r.q.k + own_b * r.a.k
     dk += written_k + own_k * r.q.q
     db += written_b + own_b * r.q.q
-    grads_in = (join(one, like) for one, like in ((dq, q), (dk, k), (dv, v), (da, a), (db, b)))
+    grads_in = (join(one, like) for one, like in zip((dq, dk, dv, da, db), inputs[:5], strict=True))
     return *grads_in, dg, ds.view(grad_state.shape).clone()  # type: ignore[return-value]

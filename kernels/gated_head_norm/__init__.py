@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kernels import cpu
 from kernels.dispatch import Chosen, Implementation, choose, expect_shape, modules, state_dtype
-from kernels.gated_head_norm.reference import gated_head_norm_reference
+from kernels.gated_head_norm.reference import Inputs, gated_head_norm_reference
 from kernels.operator import Operator
 
 __all__ = ["gated_head_norm"]
@@ -39,15 +39,14 @@ def gated_head_norm(
     if skip is not None and skipped is not None:
         expect_shape(name, "skip", skip, (channels,), "(heads * head_dim,)")
         expect_shape(name, "skipped", skipped, (batch, time, channels), "(batch, time, heads * head_dim)")
-    operands = [t for t in (h, weight, gate, skipped, skip) if t is not None]
-    chosen = choose(name, implementation, h, lambda: _triton_obstacle(h), lambda: cpu.obstacle(*operands))
+    inputs = Inputs(h, weight, gate, skipped, skip)
+    operands = [t for t in inputs if t is not None]
+    chosen = choose(
+        name, implementation, h, lambda: _modules("triton").shape_obstacle(head_dim), lambda: cpu.obstacle(*operands)
+    )
     if chosen == "reference":
-        return gated_head_norm_reference(h, weight, gate, skipped, skip, eps)
-    return _gated_head_norm(h, weight, gate, skipped, skip, eps, chosen)[0]
-
-
-def _triton_obstacle(h: Tensor) -> str | None:
-    return _modules("triton").shape_obstacle(h.shape[-1])
+        return gated_head_norm_reference(inputs, eps)
+    return _gated_head_norm(*inputs, eps, chosen)[0]
 
 
 def _results(h: Tensor, gate: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,16 +54,7 @@ def _results(h: Tensor, gate: Tensor, implementation: Chosen) -> tuple[Tensor, T
     return gate.new_empty(gate.shape), h.new_empty(shape, dtype=dtype), h.new_empty(shape, dtype=dtype)
 
 
-def _gradients(
-    h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
-    grad_skip = weight.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-    return h.new_empty(h.shape), weight.new_empty(weight.shape), gate.new_empty(gate.shape), grad_skipped, grad_skip
-
-
-# `mean` and `deviation`, the reciprocal one, are what the implementation keeps for its backward, or nothing. Without a
-# skip, its gradients are empty.
+# `mean` and `deviation`, the reciprocal one, are what the implementation keeps for its backward, or nothing.
 _modules = modules(__name__, torch="torch_fused", numba="numba_norm", triton="triton_norm")
 _gated_head_norm = Operator[tuple[Tensor, Tensor, Tensor]](
     "gated_head_norm",
@@ -73,7 +63,7 @@ _gated_head_norm = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_y, h, weight, gate, skipped, skip, mean, deviation, eps, implementation)"
     " -> (h, weight, gate, skipped, skip)",
     modules=_modules,
+    bundles=[Inputs],
     results=_results,
-    gradients=_gradients,
     flops=0,  # as all norms and activations
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from kernels.cpu import PIECES, kernel, rows, run
 from kernels.cpu.functions import ONE, ZERO, f32, given, row, sigmoid
 from kernels.cpu.table import Rows
+from kernels.gated_head_norm.reference import Inputs
 
 
 @kernel
@@ -96,10 +97,9 @@ def _backward(
                     grad_h[d] = (grad_h[d] - total - (h[d] - mean) * deviation * along) * deviation
 
 
-def forward(
-    h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The result; mean and reciprocal deviation of each head, (batch, time, heads, 1)."""
+    h, weight, gate, skipped, skip = inputs
     batch, time, heads, head_dim = h.shape
     y = gate.new_empty(gate.shape)
     mean, deviation = (h.new_empty(batch, time, heads, 1) for _ in range(2))
@@ -112,20 +112,13 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    mean: Tensor,
-    deviation: Tensor,
-    eps: float,
+    grad_y: Tensor, inputs: Inputs, mean: Tensor, deviation: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, weight, gate, skipped and skip; the last two are empty without a skip."""
+    h, weight, gate, skipped, skip = inputs
     batch, time, heads, head_dim = h.shape
     grad_h, grad_gate = h.new_empty(h.shape), gate.new_empty(gate.shape)
-    grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
+    grad_skipped = h.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
     grad_weight, grad_skip = (weight.new_zeros(PIECES, weight.shape[0]) for _ in range(2))
     seen, scale = (None if t is None else rows(t) for t in (skipped, skip))
     run(

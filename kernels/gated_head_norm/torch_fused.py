@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import state_dtype
+from kernels.gated_head_norm.reference import Inputs
 
 TILE_NUMBERS = 2**19
 """Numbers of a tile of one tensor: 2 MiB in float32."""
@@ -29,10 +30,9 @@ def _tiles(h: Tensor) -> Iterator[Tile]:
             yield slice(first, first + sequences), slice(start, start + tokens)
 
 
-def forward(
-    h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The result in the gate's dtype; mean and reciprocal deviation of each head, (batch, time, heads, 1)."""
+    h, weight, gate, skipped, skip = inputs
     dtype = state_dtype(h)
     y = gate.new_empty(gate.shape)
     mean, deviation = (h.new_empty(*h.shape[:-1], 1, dtype=dtype) for _ in range(2))
@@ -47,22 +47,15 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    mean: Tensor,
-    deviation: Tensor,
-    eps: float,
+    grad_y: Tensor, inputs: Inputs, mean: Tensor, deviation: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, weight, gate, skipped and skip; the last two are empty without a skip."""
+    h, weight, gate, skipped, skip = inputs
     dtype = mean.dtype
     wide_weight = weight.to(dtype)
     grad_h, grad_gate = h.new_empty(h.shape), gate.new_empty(gate.shape)
     grad_weight, grad_skip = (torch.zeros_like(wide_weight) for _ in range(2))
-    grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
+    grad_skipped = h.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
     for tile in _tiles(h):
         grad, z = grad_y[tile].to(dtype), gate[tile].to(dtype)
         wide_h = h[tile].to(dtype).contiguous()  # (sequences, tokens, heads, head_dim)
@@ -84,5 +77,5 @@ def backward(
         grad_h[tile] = torch.ops.aten.native_layer_norm_backward(
             through, wide_h, h.shape[-1:], mean[tile], deviation[tile], None, None, [True, False, False]
         )[0]
-    grad_skip = grad_skip.to(weight.dtype) if skip is not None else weight.new_empty(0)
+    grad_skip = grad_skip.to(weight.dtype) if skip is not None else h.new_empty(0)
     return grad_h, grad_weight.to(weight.dtype), grad_gate, grad_skipped, grad_skip

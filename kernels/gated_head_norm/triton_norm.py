@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gated_head_norm.reference import Inputs
+from kernels.rms_norm.triton_norm import ROWS_PER_SUM, tiling_of
 from kernels.strides import by_row, dense_rows
 
 RUN_TIME = ["time", "rows", "eps"]
 """Arguments whose values must not compile a kernel anew."""
-TOKENS_PER_SUM = 64
-"""Tokens of one program in the backward."""
 LARGEST_HEAD = 4096
 
 
@@ -24,12 +24,6 @@ def shape_obstacle(head_dim: int) -> str | None:
     if head_dim > LARGEST_HEAD:
         return f"heads of {head_dim} channels are larger than {LARGEST_HEAD}"
     return None
-
-
-def tiling_of(head_dim: int) -> dict[str, int]:
-    """Channels of a head, the power of two that holds them, and how many tokens make a tile of about 2048 numbers."""
-    width = triton.next_power_of_2(head_dim)
-    return {"D": head_dim, "BD": width, "BT": max(1, min(TOKENS_PER_SUM, 2048 // width))}
 
 
 @triton.jit
@@ -114,10 +108,9 @@ def backward_kernel(
     tl.store(at_part + heads * D, sum_skip, mask=d < D)
 
 
-def forward(
-    h: Tensor, weight: Tensor, gate: Tensor, skipped: Tensor | None, skip: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `torch_fused.forward`; nothing is kept for the backward."""
+    h, weight, gate, skipped, skip = inputs
     h = dense_rows(h)
     heads, gates = h.shape[2], by_row(gate)
     seen = gates if skipped is None else by_row(skipped)
@@ -132,29 +125,22 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    gate: Tensor,
-    skipped: Tensor | None,
-    skip: Tensor | None,
-    mean: Tensor,
-    deviation: Tensor,
-    eps: float,
+    grad_y: Tensor, inputs: Inputs, mean: Tensor, deviation: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_fused.backward`, from the inputs alone."""
+    h, weight, gate, skipped, skip = inputs
     h = dense_rows(h)
     heads, gates, grads = h.shape[2], by_row(gate), by_row(grad_y)
     seen = gates if skipped is None else by_row(skipped)
     grad_h, grad_gate = h.new_empty(h.shape), gate.new_empty(gate.shape)
-    grad_skipped = gate.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
-    stretches = triton.cdiv(gates.shape[0], TOKENS_PER_SUM)
+    grad_skipped = h.new_empty(0) if skipped is None else skipped.new_empty(skipped.shape)
+    stretches = triton.cdiv(gates.shape[0], ROWS_PER_SUM)
     parts = h.new_empty(stretches, 2, weight.shape[0], dtype=torch.float32)
     backward_kernel[(stretches, heads)](
         grads, h, weight.contiguous(), gates, seen, weight if skip is None else skip.contiguous(),
         grad_h, grad_gate, grad_skipped, parts,
         grads.stride(0), *h.stride()[:3], gates.stride(0), seen.stride(0), h.shape[1], gates.shape[0], eps,
-        SKIP=skip is not None, ROWS=TOKENS_PER_SUM, **tiling_of(h.shape[-1]),
+        SKIP=skip is not None, ROWS=ROWS_PER_SUM, **tiling_of(h.shape[-1]),
     )  # fmt: skip
-    grad_skip = weight.new_empty(0) if skip is None else parts[:, 1].sum(0).to(skip.dtype)
+    grad_skip = h.new_empty(0) if skip is None else parts[:, 1].sum(0).to(skip.dtype)
     return grad_h, parts[:, 0].sum(0).to(weight.dtype), grad_gate, grad_skipped, grad_skip

@@ -5,7 +5,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, modules
 from kernels.gated_linear_attention.arguments import checked_state, pairs_and_states, results
-from kernels.gated_linear_attention.reference import gated_linear_attention_reference
+from kernels.gated_linear_attention.reference import Inputs, gated_linear_attention_reference
 from kernels.operator import Operator
 
 __all__ = ["gated_linear_attention"]
@@ -42,16 +42,9 @@ def gated_linear_attention(
         raise ValueError(f"{name}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
     chosen = choose(name, implementation, q, cpu_obstacle=lambda: cpu.obstacle(q, k, v, g))
     if chosen == "reference":
-        return gated_linear_attention_reference(q, k, v, g, bonus, state, resets)
+        return gated_linear_attention_reference(Inputs(q, k, v, g, bonus), state, resets)
     o, final_state, _ = _attention(q, k, v, g, bonus, state, resets, chosen)
     return o, final_state
-
-
-def _gradients(
-    grad_final_state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None
-) -> tuple[Tensor, ...]:
-    grad_bonus = g.new_empty(0) if bonus is None else bonus.new_empty(bonus.shape)
-    return *(x.new_empty(x.shape) for x in (q, k, v, g)), grad_bonus, grad_final_state.new_empty(grad_final_state.shape)
 
 
 def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
@@ -60,7 +53,6 @@ def _flops(k: tuple[int, ...], v: tuple[int, ...]) -> int:
     return 2 * pairs * (k[-1] + v[-1]) + 4 * keys * v[-1]
 
 
-# Without a bonus, its gradient is empty.
 _attention = Operator[tuple[Tensor, Tensor, Tensor]](
     "gated_linear_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor? bonus, Tensor state, Tensor? resets, str implementation)"
@@ -68,7 +60,7 @@ _attention = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_o, grad_final_state, q, k, v, g, bonus, resets, starts, implementation)"
     " -> (q, k, v, g, bonus, state)",
     modules=modules(__name__, torch="torch_chunked", numba="numba_scan", triton="triton_chunked"),
+    bundles=[Inputs],
     results=results,
-    gradients=_gradients,
     flops=_flops,
 )

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels.dispatch import expect_resets, expect_shape, state_dtype
-from kernels.gated_linear_attention.reference import CHUNK, zero_state
+from kernels.gated_linear_attention.reference import CHUNK
 
 
 def checked_state(
@@ -19,10 +19,9 @@ def checked_state(
     if time == 0:
         raise ValueError(f"{name}: the sequence is empty, expected at least one token")
     expect_resets(name, resets, batch, time)
-    state = zero_state(q, v) if initial_state is None else initial_state.to(state_dtype(v))
-    expect_shape(
-        name, "initial_state", state, (batch, heads, key_dim, v.shape[-1]), "(batch, heads, key_dim, value_dim)"
-    )
+    shape, dtype = (batch, heads, key_dim, v.shape[-1]), state_dtype(v)
+    state = q.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    expect_shape(name, "initial_state", state, shape, "(batch, heads, key_dim, value_dim)")
     return state
 
 

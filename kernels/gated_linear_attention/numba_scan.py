@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu.functions import ZERO, exp, given, row, thread
+from kernels.cpu.functions import ZERO, clear_row, copy_row, exp, given, row, thread
 from kernels.cpu.table import Flags, Rows
-from kernels.gated_linear_attention.reference import CHUNK
+from kernels.gated_linear_attention.reference import CHUNK, Inputs
 
 COLUMNS = 64
 """Columns of a head's state that the backward takes at a time."""
@@ -32,14 +32,10 @@ def _forward(
         for t in range(time):
             if t % CHUNK == 0:
                 for i in range(key_dim):
-                    state, start = row(states, piece, i), row(starts, t // CHUNK, piece, i)
-                    for j in range(value_dim):
-                        start[j] = state[j]
+                    copy_row(row(starts, t // CHUNK, piece, i), row(states, piece, i), 0, value_dim)
             if given(resets) and row(resets, sequence)[t]:
                 for i in range(key_dim):
-                    state = row(states, piece, i)
-                    for j in range(value_dim):
-                        state[j] = ZERO
+                    clear_row(row(states, piece, i), 0, value_dim)
             q, k = row(qs, sequence, t, head), row(ks, sequence, t, head)
             g, v = row(gs, sequence, t, head), row(vs, sequence, t, head)
             o = row(outputs, sequence, t, head)
@@ -90,8 +86,7 @@ def _backward(
                     for i in range(key_dim):
                         kept = row(before, mine, t - begin, i)
                         if forget:
-                            for j in range(width):
-                                kept[j] = ZERO
+                            clear_row(kept, 0, width)
                         if t + 1 < end:
                             following, decay, k_i = row(before, mine, t - begin + 1, i), exp(g[i]), k[i]
                             for j in range(width):
@@ -141,14 +136,12 @@ def _backward(
                         grad_k[i] += of_k
                         grad_g[i] += of_g
                         if forget:
-                            for j in range(width):
-                                grad[left + j] = ZERO
+                            clear_row(grad, left, left + width)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, heads, value_dim), final state, and the states before each chunk."""
+    q, k, v, g, bonus = inputs
     batch, time, heads, key_dim = q.shape
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
     final = state.clone(memory_format=torch.contiguous_format)
@@ -163,17 +156,10 @@ def forward(
 
 
 def backward(
-    grad_o: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    bonus: Tensor | None,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_o: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, the bonus (empty without one) and the initial state."""
+    q, k, v, g, bonus = inputs
     batch, time, heads, key_dim = q.shape
     grad_q, grad_k, grad_g = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, g))
     grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -187,5 +173,5 @@ def backward(
         grad_states=grad_initial.flatten(0, 1), grad_qs=grad_q, grad_ks=grad_k, grad_vs=grad_v, grad_gs=grad_g,
         grad_bonuses=by_sequence, before=before,
     )  # fmt: skip
-    grad_bonus = g.new_empty(0) if by_sequence is None else by_sequence.view(batch, heads, key_dim).sum(0)
+    grad_bonus = q.new_empty(0) if by_sequence is None else by_sequence.view(batch, heads, key_dim).sum(0)
     return grad_q, grad_k, grad_v, grad_g, grad_bonus, grad_initial

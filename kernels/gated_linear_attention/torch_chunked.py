@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.gated_linear_attention.reference import CHUNK
+from kernels.gated_linear_attention.reference import CHUNK, Inputs
 
 PIECE = 16
 """Tokens of a piece."""
@@ -95,17 +95,9 @@ class Parts(NamedTuple):
     shortest_piece: int
 
 
-def chunks_of(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    bonus: Tensor | None,
-    resets: Tensor | None,
-    dtype: torch.dtype,
-    shortest_piece: int,
-) -> Chunks:
+def chunks_of(inputs: Inputs, resets: Tensor | None, dtype: torch.dtype, shortest_piece: int) -> Chunks:
     """A sequence in chunks of CHUNK tokens, or of all there are in whole pieces."""
+    q, k, v, g, bonus = inputs
     batch, time, heads, _ = q.shape
     piece = max(min(PIECE, time), shortest_piece)
     tokens = min(CHUNK, -(-time // piece) * piece)
@@ -210,39 +202,22 @@ def pass_back(read: Tensor, carry: Tensor, grad: Tensor) -> tuple[Tensor, Tensor
 PYTORCH = Parts(scores, scores_backward, pass_on, pass_back, lambda left, right, _: left @ right, 1)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    bonus: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    by: Parts = PYTORCH,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None, by: Parts = PYTORCH) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state, and the states before each chunk; arguments as in the package's public function."""
-    c = chunks_of(q, k, v, g, bonus, resets, state.dtype, by.shortest_piece)
+    c = chunks_of(inputs, resets, state.dtype, by.shortest_piece)
     starts, final = by.pass_on(by.product(c.write().mT, c.v, c.dtype), c.carry(), state)
     o = by.product(by.scores(c), c.v, c.dtype)
     o.addcmul_((c.q * c.weigh(c.k)).sum(-1, keepdim=True), c.v)
     o += by.product(c.read(), starts.movedim(0, 2).flatten(0, 1), c.dtype)
-    return join(o, v), final.clone(), starts
+    return join(o, inputs.v), final.clone(), starts
 
 
 def backward(
-    grad_o: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    bonus: Tensor | None,
-    resets: Tensor | None,
-    starts: Tensor,
-    by: Parts = PYTORCH,
+    grad_o: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor, by: Parts = PYTORCH
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, the bonus (empty without one) and the initial state."""
-    c = chunks_of(q, k, v, g, bonus, resets, starts.dtype, by.shortest_piece)
+    q, k, v, g, bonus = inputs
+    c = chunks_of(inputs, resets, starts.dtype, by.shortest_piece)
     do = cut(grad_o, c.q.shape[2], starts.dtype)
     before = starts.movedim(0, 2).flatten(0, 1)  # (rows, chunks, key_dim, value_dim)
     read, write, carry = c.read(), c.write(), c.carry()
@@ -274,7 +249,7 @@ def backward(
     own_grad = (do * c.v).sum(-1, keepdim=True)
     dk += dk_write
     if c.w is None:
-        du = g.new_empty(0)
+        du = q.new_empty(0)
     else:
         assert bonus is not None
         du = (c.q * c.k * own_grad).sum((1, 2)).unflatten(0, (q.shape[0], -1)).sum(0).to(bonus.dtype)

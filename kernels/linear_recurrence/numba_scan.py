@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from kernels.cpu import kernel, rows, run
+from kernels.cpu import kernel, pieces_of, rows, run
 from kernels.cpu.functions import ONE, ZERO, exp, given, own_channels, row
 from kernels.cpu.table import Flags, Rows
 
@@ -53,16 +53,12 @@ def _backward(
                 grad[d] = keep * into
 
 
-def _pieces(x: Tensor) -> int:
-    return x.shape[0] * -(-x.shape[2] // CHANNELS_AT_ONCE)
-
-
 def forward(x: Tensor, g: Tensor, state: Tensor, resets: Tensor | None) -> Tensor:
     """Every state, (batch, time, channels)."""
     h = torch.empty_like(x, memory_format=torch.contiguous_format)
     run(
-        _forward, _pieces(x), time=x.shape[1], channels=x.shape[2], xs=rows(x), gs=rows(g), initial=rows(state),
-        resets=None if resets is None else rows(resets), hs=h,
+        _forward, pieces_of(x, CHANNELS_AT_ONCE), time=x.shape[1], channels=x.shape[2], xs=rows(x), gs=rows(g),
+        initial=rows(state), resets=None if resets is None else rows(resets), hs=h,
     )  # fmt: skip
     return h
 
@@ -74,8 +70,8 @@ def backward(
     grad_x, grad_g = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (x, g))
     grad_state = torch.zeros_like(state, memory_format=torch.contiguous_format)
     run(
-        _backward, _pieces(x), time=x.shape[1], channels=x.shape[2], gs=rows(g), initial=rows(state),
-        resets=None if resets is None else rows(resets), hs=h, grad_hs=rows(grad_h), grad_xs=grad_x, grad_gs=grad_g,
-        grad_states=grad_state,
+        _backward, pieces_of(x, CHANNELS_AT_ONCE), time=x.shape[1], channels=x.shape[2], gs=rows(g),
+        initial=rows(state), resets=None if resets is None else rows(resets), hs=h, grad_hs=rows(grad_h),
+        grad_xs=grad_x, grad_gs=grad_g, grad_states=grad_state,
     )  # fmt: skip
     return grad_x, grad_g, grad_state

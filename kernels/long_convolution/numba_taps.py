@@ -18,8 +18,8 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
 
-from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu.functions import ZERO, given, inlined, row, thread
+from kernels.cpu import kernel, most_threads, pieces_of, rows, run
+from kernels.cpu.functions import clear_row, copy_row, given, inlined, row, thread
 from kernels.cpu.products import FLAGS, after
 from kernels.cpu.table import Flags, Rows
 
@@ -83,11 +83,9 @@ def _add(out, known, factors, begin, end):
 def _pack(out, view, sequence, begin, end, left, width, reverse):
     """Rows of a tensor from `begin` to `end`, or the last row first, a vector each, and zeros for a tile beyond."""
     for t in range(begin, end):
-        x, place = row(view, sequence, t), (end - 1 - t if reverse else t - begin) * LANES
-        for c in range(width):
-            out[place + c] = x[left + c]
-    for place in range((end - begin) * LANES, (end - begin + ROWS) * LANES):
-        out[place] = ZERO
+        place = (end - 1 - t if reverse else t - begin) * LANES
+        copy_row(after(out, place), after(row(view, sequence, t), left), 0, width)
+    clear_row(out, (end - begin) * LANES, (end - begin + ROWS) * LANES)
 
 
 @inlined
@@ -121,13 +119,10 @@ def _forward(
             end = _document(resets, sequence, begin, time)
             _pack(known, xs, sequence, begin, end, left, width, False)
             for t in range(0, end - begin, ROWS):
-                for place in range(ROWS * LANES):
-                    out[place] = ZERO
+                clear_row(out, 0, ROWS * LANES)
                 _add(out, after(known, t * LANES), factors, 0, min(taps, t + ROWS))
                 for r in range(min(ROWS, end - begin - t)):
-                    y, place = row(ys, sequence, begin + t + r), r * LANES
-                    for c in range(width):
-                        y[left + c] = out[place + c]
+                    copy_row(after(row(ys, sequence, begin + t + r), left), after(out, r * LANES), 0, width)
             begin = end
 
 
@@ -146,8 +141,7 @@ def _backward(
         sequence, left = piece // blocks, piece % blocks * LANES
         width = min(LANES, channels - left)
         _pack(factors, filters, 0, 0, taps, left, width, False)
-        for place in range((taps + ROWS) * LANES):
-            of_filters[place] = ZERO
+        clear_row(of_filters, 0, (taps + ROWS) * LANES)
         begin = 0
         while begin < time:
             end = _document(resets, sequence, begin, time)
@@ -156,20 +150,17 @@ def _backward(
             _pack(known, xs, sequence, begin, end, left, width, True)
             _pack(grads, grad_ys, sequence, begin, end, left, width, False)
             for t in range(0, length, ROWS):
-                for place in range(ROWS * LANES):
-                    out[place] = ZERO
+                clear_row(out, 0, ROWS * LANES)
                 _add(out, after(upstream, t * LANES), factors, 0, min(taps, t + ROWS))
                 for r in range(min(ROWS, length - t)):
-                    grad_x, place = row(grad_xs, sequence, end - 1 - t - r), r * LANES
-                    for c in range(width):
-                        grad_x[left + c] = out[place + c]
+                    grad_x = row(grad_xs, sequence, end - 1 - t - r)
+                    copy_row(after(grad_x, left), after(out, r * LANES), 0, width)
             for lag in range(0, min(taps, length), ROWS):  # sum over t of grads[t] * known[length - 1 + lag - t]
                 _add(after(of_filters, lag * LANES), after(known, (length - 1) * LANES), grads, lag, length)
             begin = end
         for lag in range(taps):
-            grad, place = row(grad_filters, sequence, lag), lag * LANES
-            for c in range(width):
-                grad[left + c] = of_filters[place + c]
+            grad = row(grad_filters, sequence, lag)
+            copy_row(after(grad, left), after(of_filters, lag * LANES), 0, width)
 
 
 def _shared(x: Tensor, filters: Tensor, resets: Tensor | None, buffers: int) -> dict[str, Any]:
@@ -182,14 +173,10 @@ def _shared(x: Tensor, filters: Tensor, resets: Tensor | None, buffers: int) -> 
     }  # fmt: skip
 
 
-def _pieces(x: Tensor) -> int:
-    return x.shape[0] * -(-x.shape[2] // LANES)
-
-
 def forward(x: Tensor, filters: Tensor, resets: Tensor | None) -> Tensor:
     """Arguments as in the package's public function."""
     y = x.new_empty(x.shape)
-    run(_forward, _pieces(x), **_shared(x, filters[: x.shape[1]], resets, 3), ys=y)
+    run(_forward, pieces_of(x, LANES), **_shared(x, filters[: x.shape[1]], resets, 3), ys=y)
     return y
 
 
@@ -198,7 +185,7 @@ def backward(grad_y: Tensor, x: Tensor, filters: Tensor, resets: Tensor | None) 
     used = filters[: x.shape[1]]
     grad_x, by_sequence = x.new_empty(x.shape), x.new_empty(x.shape[0], *used.shape)
     run(
-        _backward, _pieces(x), **_shared(x, used, resets, 6), grad_ys=rows(grad_y), grad_xs=grad_x,
+        _backward, pieces_of(x, LANES), **_shared(x, used, resets, 6), grad_ys=rows(grad_y), grad_xs=grad_x,
         grad_filters=by_sequence,
     )  # fmt: skip
     grad_filters = torch.zeros_like(filters, memory_format=torch.contiguous_format)

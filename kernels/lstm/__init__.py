@@ -50,4 +50,4 @@ def lstm(
     if time == 0:
         return torch.zeros(batch, 0, channels, dtype=x.dtype, device=x.device), initial_state
     operate = lstm_reference if implementation == "reference" else torch_fused.forward
-    return operate(x, weight_input, weight_hidden, bias_input, bias_hidden, initial_state, resets)
+    return operate(x, [weight_input, weight_hidden, bias_input, bias_hidden], initial_state, resets)

@@ -17,15 +17,10 @@ class LSTMState(NamedTuple):
 
 
 def lstm_reference(
-    x: Tensor,
-    weight_input: Tensor,
-    weight_hidden: Tensor,
-    bias_input: Tensor,
-    bias_hidden: Tensor,
-    state: LSTMState,
-    resets: Tensor | None,
+    x: Tensor, weights: list[Tensor], state: LSTMState, resets: Tensor | None
 ) -> tuple[Tensor, LSTMState]:
-    """The whole sequence, token by token; arguments as in `kernels.lstm.lstm`."""
+    """The whole sequence, token by token; arguments as in `kernels.lstm.lstm`, weights and biases in its order."""
+    weight_input, weight_hidden, bias_input, bias_hidden = weights
     h, c = state
     outputs = []
     for t in range(x.shape[1]):

@@ -10,17 +10,8 @@ from torch import Tensor
 from kernels.lstm.reference import LSTMState
 
 
-def forward(
-    x: Tensor,
-    weight_input: Tensor,
-    weight_hidden: Tensor,
-    bias_input: Tensor,
-    bias_hidden: Tensor,
-    state: LSTMState,
-    resets: Tensor | None,
-) -> tuple[Tensor, LSTMState]:
-    """The whole sequence; arguments as in `kernels.lstm.lstm`."""
-    weights = [weight_input, weight_hidden, bias_input, bias_hidden]
+def forward(x: Tensor, weights: list[Tensor], state: LSTMState, resets: Tensor | None) -> tuple[Tensor, LSTMState]:
+    """The whole sequence; arguments as those of the reference."""
     train = torch.is_grad_enabled()
     if resets is None:
         y, h, c = torch.lstm(x, (state.h[None], state.c[None]), weights, True, 1, 0.0, train, False, True)

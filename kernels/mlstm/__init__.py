@@ -16,7 +16,7 @@ from kernels.dispatch import (
     modules,
     state_dtype,
 )
-from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, mlstm_reference, zero_state
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, Upstream, mlstm_reference, zero_state
 from kernels.mlstm.torch_chunkwise import default_chunk_size
 from kernels.operator import Operator
 
@@ -63,8 +63,8 @@ def mlstm(
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"mlstm: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
     chosen = choose(
-        "mlstm", implementation, q, lambda: _triton_obstacle(q, v, chunk_size), lambda: cpu.obstacle(q, k, v, i, f),
-        of_products=True,
+        "mlstm", implementation, q, lambda: _modules("triton").shape_obstacle(key_dim, v.shape[-1], chunk_size),
+        lambda: cpu.obstacle(q, k, v, i, f), of_products=True,
     )  # fmt: skip
     default = _modules("triton").default_chunk_size if chosen == "triton" else default_chunk_size
     chunk = chunk_size or default(time, key_dim, v.shape[-1])
@@ -78,24 +78,24 @@ def mlstm(
     return h, MLSTMState(*after)
 
 
-def _triton_obstacle(q: Tensor, v: Tensor, chunk: int | None) -> str | None:
-    return _modules("triton").shape_obstacle(q.shape[-1], v.shape[-1], chunk)
+def _forward(
+    module: Any, inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
+) -> tuple[Tensor, ...]:
+    h, *final, states_C, states_n, s = module.forward(inputs, state, resets, options, save_states)
+    if not save_states:
+        states_C, states_n = states_C[:0].clone(), states_n[:0].clone()
+    return h, *(part.unflatten(0, inputs.q.shape[:2]) for part in final), states_C, states_n, s
 
 
-def _forward(module: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs, (resets, *options, save_states) = Inputs(*arguments[:5]), arguments[8:]
-    state = None if arguments[5] is None else MLSTMState(*arguments[5:8])
-    return module.forward(inputs, state, resets, Options(*options), save_states)
-
-
-def _backward(module: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    (grad_h, *grads), inputs, (m, resets) = arguments[:3], Inputs(*arguments[3:8]), arguments[8:10]
-    saved, options = Saved(*arguments[10:14]), Options(*arguments[14:])
+def _backward(
+    module: Any, grad_h: Tensor | None, grad_C: Tensor | None, grad_n: Tensor | None, inputs: Inputs, m: Tensor | None,
+    resets: Tensor | None, saved: Saved, options: Options,
+) -> tuple[Tensor, ...]:  # fmt: skip
     if saved.states_C.shape[0] == 0:
         raise RuntimeError("scaling::mlstm was called with save_states=False on tensors that need gradients")
-    if grad_h is None:
-        grad_h = torch.zeros_like(saved.h)
-    return module.backward(grad_h, *grads, inputs, m, resets, saved, options)
+    upstream = Upstream(torch.zeros_like(saved.h) if grad_h is None else grad_h, grad_C, grad_n)
+    *of_inputs, dC, dn = module.backward(upstream, inputs, m, resets, saved, options)
+    return *of_inputs, *(part.unflatten(0, inputs.q.shape[:2]) for part in (dC, dn))
 
 
 def _results(
@@ -156,6 +156,7 @@ _mlstm = Operator[tuple[Tensor, ...]](
     backward="(grad_h?, grad_last_C?, grad_last_n?, q, k, v, i, f, m, resets, h, states_C, states_n, s,"
     " input_gate, normalize, eps, chunk, implementation) -> (q, k, v, i, f, C, n)",
     modules=_modules,
+    bundles=[Inputs, MLSTMState, Saved, Options],
     run_forward=_forward,
     run_backward=_backward,
     results=_results,

@@ -15,7 +15,7 @@ from kernels.mlstm import numba_passes as passes
 from kernels.mlstm import numba_passes_back as passes_back
 from kernels.mlstm.numba_heads import copied
 from kernels.mlstm.numba_passes import KEYS_AT_ONCE
-from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, Upstream
 
 SPAN_ELEMENTS = 2**20
 """Queries and values of a span of chunks: 4 MiB, and a few times that with what is made of them."""
@@ -27,13 +27,13 @@ class _Spans:
     def __init__(self, inputs: Inputs, m: Tensor | None, resets: Tensor | None, options: Options) -> None:
         q, k, v, i, f = inputs
         chunk = options.chunk
-        self.batch, self.heads, self.time, self.key_dim = q.shape
-        self.value_dim, self.chunk, self.rows = v.shape[-1], chunk, q.shape[0] * q.shape[1]
+        batch, heads, self.time, self.key_dim = q.shape
+        self.value_dim, self.chunk, self.rows = v.shape[-1], chunk, batch * heads
         self.chunks = -(-self.time // chunk)
         self.q, self.k, self.v, self.i, self.f = rows(q), rows(k), rows(v), rows(i), rows(f)
         self.resets = None if resets is None else rows(resets)
         self.exponential = options.input_gate == "exponential"
-        self.shape = {"heads": self.heads, "time": self.time, "chunk": chunk}
+        self.shape = {"heads": heads, "time": self.time, "chunk": chunk}
         self.weights = q.new_empty(7, self.rows, self.time)
         self.carry = q.new_empty(self.rows, self.chunks)
         self.m = q.new_empty(self.rows, self.time)
@@ -122,37 +122,23 @@ def forward(
             passes.outputs, span, ys=spans.by_chunk(y), q_reads=spans.by_chunk(q_read), n_states=before_n,
             denominators=sums, hs=h, eps=float(options.eps),
         )  # fmt: skip
-    return (
-        h,
-        final_C.view(spans.batch, spans.heads, *shape[1:]),
-        final_n.view(spans.batch, spans.heads, spans.key_dim),
-        spans.m[:, -1].clone().view(spans.batch, spans.heads),
-        states_C if save_states else states_C[:0].clone(),
-        states_n if save_states else states_n[:0].clone(),
-        s,
-    )
+    return h, final_C, final_n, spans.m[:, -1].clone(), states_C, states_n, s
 
 
 def backward(
-    grad_h: Tensor,
-    grad_C: Tensor | None,
-    grad_n: Tensor | None,
-    inputs: Inputs,
-    m: Tensor | None,
-    resets: Tensor | None,
-    saved: Saved,
-    options: Options,
+    upstream: Upstream, inputs: Inputs, m: Tensor | None, resets: Tensor | None, saved: Saved, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.backward`."""
     if numba_heads.fits(inputs.q, inputs.v):
-        return numba_heads.backward(grad_h, grad_C, grad_n, inputs, m, resets, saved, options)
+        return numba_heads.backward(upstream, inputs, m, resets, saved, options)
     q, k, v, i, f = inputs
+    grad_h, grad_C, grad_n = upstream
     h, states_C, states_n, s = saved
     spans = _Spans(inputs, m, resets, options)
     shape = (spans.rows, spans.key_dim, spans.value_dim)
     dC, dn = copied(grad_C, q, shape), copied(grad_n, q, shape[:2])
     # As the inputs lie, so that none is copied on its way through the block.
-    grads = [empty_rows_like(x) for x in (q, k, v)]
+    grad_q, grad_k, grad_v = (empty_rows_like(x) for x in (q, k, v))
     grad_i, grad_f = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (i, f))
     passing, log_i, reading, writing, grad_s = (q.new_empty(spans.rows, spans.time) for _ in range(5))
     carrying = q.new_empty(-(-spans.key_dim // KEYS_AT_ONCE), spans.rows, spans.chunks)
@@ -192,17 +178,11 @@ def backward(
         by_chunk = {name: spans.by_chunk(part) for name, part in (of_operands | operands).items()}
         spans.run(
             passes_back.operands_back, span, **by_chunk, n_grads=n_grads, n_states=states_n, grad_denominators=grad_s,
-            grad_qs=grads[0], grad_ks=grads[1], grad_vs=grads[2], readings=reading, writings=writing, grad_log_i=log_i,
+            grad_qs=grad_q, grad_ks=grad_k, grad_vs=grad_v, readings=reading, writings=writing, grad_log_i=log_i,
         )  # fmt: skip
     run(
         passes_back.gates_back, spans.rows, **spans.shape, input_gates=spans.i, forget_gates=spans.f,
         resets=spans.resets, passing_pairs=passing, readings=reading, writings=writing, carrying=carrying.sum(0),
         grad_log_i=log_i, grad_input_gates=grad_i, grad_forget_gates=grad_f, exponential=spans.exponential,
     )  # fmt: skip
-    return (
-        *grads,
-        grad_i,
-        grad_f,
-        dC.view(spans.batch, spans.heads, *shape[1:]),
-        dn.view(spans.batch, spans.heads, spans.key_dim),
-    )  # type: ignore[return-value]
+    return grad_q, grad_k, grad_v, grad_i, grad_f, dC, dn

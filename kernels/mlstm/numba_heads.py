@@ -17,7 +17,7 @@ from kernels.cpu.table import Argument, Doubles, Flags, Integers, Rows
 from kernels.mlstm import numba_passes as passes
 from kernels.mlstm import numba_passes_back as passes_back
 from kernels.mlstm.numba_passes import KEYS_AT_ONCE
-from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, Upstream
 
 TILES = 14
 """Matrices of a chunk that a thread keeps, at most."""
@@ -272,37 +272,23 @@ def forward(
     final_C, final_n = copied(C, q, shape), copied(n, q, shape[:2])
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
     s = q.new_empty(num_rows, time if options.normalize else 0)
-    final_m = q.new_empty(batch, heads)
+    final_m = q.new_empty(num_rows)
     run(
         _forward, num_rows, **_shared(inputs, m, resets, options), C_states=states_C.expand(chunks, *shape),
         n_states=states_n.expand(chunks, *shape[:2]), final_C=final_C, final_n=final_n,
-        final_m=final_m.view(-1), sums=s if options.normalize else None, hs=h,
+        final_m=final_m, sums=s if options.normalize else None, hs=h,
     )  # fmt: skip
-    return (
-        h,
-        final_C.view(batch, heads, *shape[1:]),
-        final_n.view(batch, heads, key_dim),
-        final_m,
-        states_C if save_states else states_C[:0].clone(),
-        states_n if save_states else states_n[:0].clone(),
-        s,
-    )
+    return h, final_C, final_n, final_m, states_C, states_n, s
 
 
 def backward(
-    grad_h: Tensor,
-    grad_C: Tensor | None,
-    grad_n: Tensor | None,
-    inputs: Inputs,
-    m: Tensor | None,
-    resets: Tensor | None,
-    saved: Saved,
-    options: Options,
+    upstream: Upstream, inputs: Inputs, m: Tensor | None, resets: Tensor | None, saved: Saved, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.backward`."""
     q, k, v, *_ = inputs
+    grad_h, grad_C, grad_n = upstream
     h, states_C, states_n, s = saved
-    batch, heads, time, key_dim = q.shape
+    batch, heads, time, _ = q.shape
     num_rows, shape = batch * heads, states_C.shape[1:]
     dC, dn = copied(grad_C, q, shape), copied(grad_n, q, shape[:2])
     # As the inputs lie, so that none is copied on its way through the block.
@@ -314,4 +300,4 @@ def backward(
         hs=rows(h), grad_hs=rows(grad_h), grad_qs=grad_q, grad_ks=grad_k, grad_vs=grad_v, grad_gates=grad_gates,
     )  # fmt: skip
     grad_i, grad_f = (grad.clone() for grad in grad_gates)  # none may share another's memory
-    return grad_q, grad_k, grad_v, grad_i, grad_f, dC.view(batch, heads, *shape[1:]), dn.view(batch, heads, key_dim)
+    return grad_q, grad_k, grad_v, grad_i, grad_f, dC, dn

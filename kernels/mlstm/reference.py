@@ -31,6 +31,14 @@ class Inputs(NamedTuple):
     f: Tensor
 
 
+class Upstream(NamedTuple):
+    """Gradients of the outputs and of the final state, which may have none."""
+
+    h: Tensor  # (batch, heads, time, value_dim)
+    C: Tensor | None  # (batch, heads, key_dim, value_dim)
+    n: Tensor | None  # (batch, heads, key_dim)
+
+
 class Saved(NamedTuple):
     """What the forward leaves for the backward. `states_C` is in v's dtype where the Triton kernels have run."""
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import state_dtype
-from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, Upstream
 
 COARSE = 16.0
 """Coarse exponents are multiples of 1/16: exact in float32 up to 2^20, and remainders stay within 1/32."""
@@ -156,7 +156,10 @@ def _chunk(x: Tensor, c: int, chunk: int, dtype: torch.dtype) -> Tensor:
 def forward(
     inputs: Inputs, state: MLSTMState | None, resets: Tensor | None, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """h, the final state (C, n, m), and for the backward: the states before each chunk and s (batch * heads, time)."""
+    """h, the final state (C, n, m), and for the backward: the states before each chunk and s, all but h by row.
+
+    A row is a head of a sequence, (batch * heads, …). Without `save_states`, the states are of no use.
+    """
     q, k, v, chunk = *inputs[:3], options.chunk
     batch, heads, time, key_dim = q.shape
     value_dim, rows, dtype = v.shape[-1], batch * heads, state_dtype(v)
@@ -211,15 +214,7 @@ def forward(
         else:
             torch.bmm(k_write.mT, v_c, out=C_next)
             torch.sum(k_write, 1, out=n_next)
-    return (
-        h,
-        final_C.view(batch, heads, key_dim, value_dim),
-        final_n.view(batch, heads, key_dim),
-        gates.m[:, -1].clone().view(batch, heads),
-        states_C if save_states else states_C[:0].clone(),
-        states_n if save_states else states_n[:0].clone(),
-        s,
-    )
+    return h, final_C, final_n, gates.m[:, -1].clone(), states_C, states_n, s
 
 
 def gate_gradients(
@@ -254,17 +249,11 @@ def gate_gradients(
 
 
 def backward(
-    grad_h: Tensor,
-    grad_C: Tensor | None,
-    grad_n: Tensor | None,
-    inputs: Inputs,
-    m: Tensor | None,
-    resets: Tensor | None,
-    saved: Saved,
-    options: Options,
+    upstream: Upstream, inputs: Inputs, m: Tensor | None, resets: Tensor | None, saved: Saved, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, i, f and of the initial C and n, walking the chunks from the last to the first."""
+    """Gradients of q, k, v, i, f and of the initial C and n, by row, walking the chunks from the last to the first."""
     q, k, v, chunk = *inputs[:3], options.chunk
+    grad_h, grad_C, grad_n = upstream
     h, states_C, states_n, s = saved
     batch, heads, time, key_dim = q.shape
     value_dim, rows, dtype = v.shape[-1], batch * heads, state_dtype(v)
@@ -341,12 +330,4 @@ def backward(
         grad_v[:, :, start:end] = dv.view(batch, heads, size, value_dim)
 
     grad_i, grad_f = gate_gradients(inputs, resets, options, passing, grad_log_i, reading, writing, carrying)
-    return (
-        grad_q,
-        grad_k,
-        grad_v,
-        grad_i,
-        grad_f,
-        dC.view(batch, heads, key_dim, value_dim),
-        dn.view(batch, heads, key_dim),
-    )
+    return grad_q, grad_k, grad_v, grad_i, grad_f, dC, dn

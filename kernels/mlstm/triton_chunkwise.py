@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kernels.cpu import empty_rows_like
 from kernels.mlstm import torch_chunkwise
-from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved
+from kernels.mlstm.reference import Inputs, MLSTMState, Options, Saved, Upstream
 from kernels.mlstm.triton_gates import chunk_gates, gate_gradients
 from kernels.mlstm.triton_gradients import inputs_backward_kernel, scores_backward_kernel
 from kernels.mlstm.triton_operands import keys_kernel, queries_kernel
@@ -99,29 +99,14 @@ def forward(
         q, v, scores, gates.read, s, gates.floor, states_C, h, *_strides(q, v), options.eps, *lengths,
         **_of(tiling, "L BT ST DK SK DV BV"), NORMALIZE=normalize,
     )  # fmt: skip
-    return (
-        h,
-        final_C.view(batch, heads, key_dim, value_dim),
-        final_n.view(batch, heads, key_dim),
-        gates.m.view(batch, heads),
-        states_C if save_states else states_C.new_empty(0, *states_C.shape[1:]),
-        states_n if save_states else states_n.new_empty(0, *states_n.shape[1:]),
-        s,
-    )
+    return h, final_C, final_n, gates.m, states_C, states_n, s
 
 
 def backward(
-    grad_h: Tensor,
-    grad_C: Tensor | None,
-    grad_n: Tensor | None,
-    inputs: Inputs,
-    m: Tensor | None,
-    resets: Tensor | None,
-    saved: Saved,
-    options: Options,
+    upstream: Upstream, inputs: Inputs, m: Tensor | None, resets: Tensor | None, saved: Saved, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `torch_chunkwise.backward`; the gradients of q, k and v lie as these do."""
-    q, k, v, grad_h = (dense_rows(x) for x in (*inputs[:3], grad_h))
+    q, k, v, grad_h = (dense_rows(x) for x in (*inputs[:3], upstream.h))
     h, states_C, states_n, s = saved.h.contiguous(), *saved[1:]
     chunk, normalize = options.chunk, options.normalize
     batch, heads, time, key_dim = q.shape
@@ -148,15 +133,15 @@ def backward(
     reading = q.new_empty(rows, chunks, chunk, key_dim)
     carried_n = v.new_empty(rows, chunks, key_dim // tiling["SK"], **single)
     queries_kernel[(key_dim // tiling["SK"], rows)](
-        q, outer, through_n, gates.carry, states_n, first_n if grad_n is None else grad_n.float().contiguous(),
+        q, outer, through_n, gates.carry, states_n, first_n if upstream.n is None else upstream.n.float().contiguous(),
         reading, grads_n, first_n, carried_n, *_strides(q), *lengths, **_of(tiling, "L ST DK SK"),
-        HAS_GRAD=grad_n is not None,
+        HAS_GRAD=upstream.n is not None,
     )  # fmt: skip
     carried_C = v.new_empty(rows, chunks, (key_dim // BK) * (value_dim // BV), **single)
     states_backward_kernel[(key_dim // BK, value_dim // BV, rows)](
-        reading, grad_h, gates.carry, first_C if grad_C is None else grad_C.float().contiguous(), states_C,
+        reading, grad_h, gates.carry, first_C if upstream.C is None else upstream.C.float().contiguous(), states_C,
         grads_C, first_C, carried_C, *_strides(grad_h), *lengths, **_of(tiling, "L ST DK DV BK BV"),
-        HAS_GRAD=grad_C is not None,
+        HAS_GRAD=upstream.C is not None,
     )  # fmt: skip
 
     grad_q, grad_k, grad_v = (empty_rows_like(x) for x in inputs[:3])
@@ -184,5 +169,4 @@ def backward(
         inputs, resets, options, (row_sums, column_sums, diagonal), (dots_q, dots_k), (carried_C, carried_n),
         tiling["ST"],
     )  # fmt: skip
-    initial = (first_C.view(batch, heads, key_dim, value_dim), first_n.view(batch, heads, key_dim))
-    return grad_q, grad_k, grad_v, grad_i, grad_f, *initial
+    return grad_q, grad_k, grad_v, grad_i, grad_f, first_C, first_n

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import cpu
-from kernels.block_diagonal import CPU_WIDTH, block_diagonal
+from kernels.block_diagonal import block_diagonal, cpu_obstacle
 from kernels.dispatch import Implementation, cast_for_autocast, choose, expect_shape, modules
 from kernels.operator import Operator
 
@@ -46,15 +45,10 @@ def mlstm_inputs(
     if query.shape[0] * query.shape[-1] != channels:
         raise ValueError(f"{name}: query has shape {tuple(query.shape)}, expected blocks * width = {channels} channels")
     operands = cast_for_autocast(convolved, inner, query, key, value, gates, bias)
-
-    def obstacle() -> str | None:
-        if query.shape[-1] != CPU_WIDTH:
-            return f"blocks of width {query.shape[-1]} are not supported; those of width {CPU_WIDTH} are"
-        return cpu.obstacle(*operands)
-
+    width = query.shape[-1]
     # What is asked of the maps is for them to accept or refuse, but for kernels that are of this operator alone.
-    chosen = choose(name, implementation, operands[0], cpu_obstacle=obstacle)
-    fused = chosen == "triton" and _modules("triton").shape_obstacle(query.shape[-1]) is None
+    chosen = choose(name, implementation, operands[0], cpu_obstacle=lambda: cpu_obstacle(width, *operands))
+    fused = chosen == "triton" and _modules("triton").shape_obstacle(width) is None
     if chosen == "numba" or fused:
         return _mlstm_inputs(*operands, chosen)
     q, k, v = (

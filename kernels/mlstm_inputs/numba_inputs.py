@@ -32,9 +32,9 @@ def _forward(
     """Tensors are (tokens, channels), but `weights` (3, out * in, blocks)."""
     for token in range(tokens * first // PIECES, tokens * last // PIECES):
         convolved, inner = row(convolved_rows, token), row(inner_rows, token)
-        multiply(row(qs, token), convolved, row(weights, 0), blocks, False)
-        multiply(row(ks, token), convolved, row(weights, 1), blocks, False)
-        multiply(row(vs, token), inner, row(weights, 2), blocks, False)
+        multiply(row(qs, token), convolved, row(weights, 0), blocks)
+        multiply(row(ks, token), convolved, row(weights, 1), blocks)
+        multiply(row(vs, token), inner, row(weights, 2), blocks)
 
 
 @kernel

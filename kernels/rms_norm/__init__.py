@@ -18,14 +18,13 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, implementation: Im
     """
     name = "rms_norm"
     expect_shape(name, "weight", weight, (x.shape[-1],), "(channels,)")
-    chosen = choose(name, implementation, x, lambda: _triton_obstacle(x), lambda: cpu.obstacle(x, weight), fusible=True)
+    chosen = choose(
+        name, implementation, x, lambda: _modules("triton").shape_obstacle(x.shape[-1]),
+        lambda: cpu.obstacle(x, weight), fusible=True,
+    )  # fmt: skip
     if chosen == "reference":
         return rms_norm_reference(x, weight, eps)
     return _rms_norm(x, weight, eps, chosen)[0]
-
-
-def _triton_obstacle(x: Tensor) -> str | None:
-    return _modules("triton").shape_obstacle(x.shape[-1])
 
 
 _modules = modules(__name__, torch="torch_fused", numba="numba_norm", triton="triton_norm")

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expect_shape, modules, state_dtype
 from kernels.operator import Operator
-from kernels.selective_scan.reference import selective_scan_reference, zero_state
+from kernels.selective_scan.reference import Inputs, selective_scan_reference
 
 __all__ = ["selective_scan"]
 
@@ -45,20 +45,19 @@ def selective_scan(
     expect_shape(name, "A", A, (channels, state_dim), "(channels, state_dim)")
     expect_shape(name, "B", B, (batch, time, state_dim), "(batch, time, state_dim)")
     expect_shape(name, "C", C, (batch, time, state_dim), "(batch, time, state_dim)")
-    state = zero_state(u, A) if initial_state is None else initial_state.to(state_dtype(u))
+    dtype = state_dtype(u)
+    state = u.new_zeros(batch, channels, state_dim, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     expect_shape(name, "initial_state", state, (batch, channels, state_dim), "(batch, channels, state_dim)")
     expect_resets(name, resets, batch, time)
-    chosen = choose(name, implementation, u, lambda: _triton_obstacle(A), lambda: cpu.obstacle(u, delta, A, B, C))
+    chosen = choose(
+        name, implementation, u, lambda: _modules("triton").shape_obstacle(A), lambda: cpu.obstacle(u, delta, A, B, C)
+    )
     if time == 0:
         return torch.zeros_like(u), state
     if chosen == "reference":
-        return selective_scan_reference(u, delta, A, B, C, state, resets)
+        return selective_scan_reference(Inputs(u, delta, A, B, C), state, resets)
     y, final_state, _ = _scan(u, delta, A, B, C, state, resets, chosen)
     return y, final_state
-
-
-def _triton_obstacle(A: Tensor) -> str | None:
-    return _modules("triton").shape_obstacle(A)
 
 
 def _results(u: Tensor, A: Tensor, state: Tensor, implementation: Chosen) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,6 +82,7 @@ _scan = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_y, grad_final_state, u, delta, A, B, C, resets, starts, implementation)"
     " -> (u, delta, A, B, C, state)",
     modules=_modules,
+    bundles=[Inputs],
     results=_results,
     flops=_flops,
 )

@@ -9,9 +9,10 @@ which is all that the forward keeps; states and factors of a segment stay in the
 import torch
 from torch import Tensor
 
-from kernels.cpu import kernel, most_threads, rows, run
-from kernels.cpu.functions import ZERO, exp, given, own_channels, row, thread
+from kernels.cpu import kernel, most_threads, pieces_of, rows, run
+from kernels.cpu.functions import ZERO, clear_row, copy_row, exp, given, own_channels, row, thread
 from kernels.cpu.table import Argument, Flags, Rows
+from kernels.selective_scan.reference import Inputs
 
 CHANNELS_AT_ONCE = 64
 SEGMENT_STEPS = 32
@@ -37,17 +38,12 @@ def _forward(
         for t in range(time):
             if t % SEGMENT_STEPS == 0:
                 for n in range(state_dim):
-                    h, start = row(state, sequence, n), row(starts, t // SEGMENT_STEPS, sequence, n)
-                    for d in range(begin, end):
-                        start[d] = h[d]
+                    copy_row(row(starts, t // SEGMENT_STEPS, sequence, n), row(state, sequence, n), begin, end)
             if given(resets) and row(resets, sequence)[t]:
                 for n in range(state_dim):
-                    h = row(state, sequence, n)
-                    for d in range(begin, end):
-                        h[d] = ZERO
+                    clear_row(row(state, sequence, n), begin, end)
             u, delta, y = row(us, sequence, t), row(deltas, sequence, t), row(ys, sequence, t)
-            for d in range(begin, end):
-                y[d] = ZERO
+            clear_row(y, begin, end)
             for n in range(state_dim):
                 a, h = row(A, n), row(state, sequence, n)
                 b, c = row(B, sequence, t)[n], row(C, sequence, t)[n]
@@ -127,49 +123,36 @@ def _backward(
                     grad_u[d] *= delta[d]
 
 
-def _shared(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, resets: Tensor | None, starts: Tensor
-) -> dict[str, Argument]:
+def _shared(inputs: Inputs, resets: Tensor | None, starts: Tensor) -> dict[str, Argument]:
+    u, delta, A, B, C = inputs
     seen = None if resets is None else rows(resets)
     sizes = {"time": u.shape[1], "channels": u.shape[2], "state_dim": A.shape[1]}
     operands = {"us": rows(u), "deltas": rows(delta), "A": A.t().contiguous(), "B": rows(B), "C": rows(C)}
     return {**sizes, **operands, "resets": seen, "starts": starts}
 
 
-def _blocks(u: Tensor) -> int:
-    return -(-u.shape[2] // CHANNELS_AT_ONCE)
-
-
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state, and the states before each segment."""
+    u = inputs.u
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     h = state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    starts = state.new_empty(shape_of_starts(u, A))
-    run(_forward, u.shape[0] * _blocks(u), **_shared(u, delta, A, B, C, resets, starts), state=h, ys=y)
+    starts = state.new_empty(shape_of_starts(u, inputs.A))
+    run(_forward, pieces_of(u, CHANNELS_AT_ONCE), **_shared(inputs, resets, starts), state=h, ys=y)
     return y, h.transpose(1, 2).contiguous(), starts
 
 
 def backward(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_y: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C and the initial state."""
-    blocks, pieces = _blocks(u), u.shape[0] * _blocks(u)
+    u, delta, A, B, _ = inputs
+    blocks = -(-u.shape[2] // CHANNELS_AT_ONCE)
     grad_u, grad_delta = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta))
     g = grad_state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     grad_A, grad_B, grad_C = torch.zeros_like(g), *B.new_empty(2, blocks, *B.shape)
     states, keeps = u.new_empty(2, most_threads(), SEGMENT_STEPS, A.shape[1], CHANNELS_AT_ONCE)
     run(
-        _backward, pieces, **_shared(u, delta, A, B, C, resets, starts), grad_ys=rows(grad_y), grad_state=g,
+        _backward, u.shape[0] * blocks, **_shared(inputs, resets, starts), grad_ys=rows(grad_y), grad_state=g,
         grad_us=grad_u, grad_deltas=grad_delta, grad_A=grad_A, grad_B=grad_B, grad_C=grad_C, states=states, keeps=keeps,
     )  # fmt: skip
     return (

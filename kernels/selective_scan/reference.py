@@ -4,23 +4,25 @@ Gu & Dao 2023 (arXiv 2312.00752), equation 2a with the discretisation of section
 B). Autograd differentiates it.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from kernels.dispatch import state_dtype
+
+class Inputs(NamedTuple):
+    """What the selective scan sees of a sequence, and its rates."""
+
+    u: Tensor  # (batch, time, channels)
+    delta: Tensor  # (batch, time, channels): positive step sizes
+    A: Tensor  # (channels, state_dim): negative rates
+    B: Tensor  # (batch, time, state_dim)
+    C: Tensor  # (batch, time, state_dim)
 
 
-def zero_state(u: Tensor, A: Tensor) -> Tensor:
-    """The state before the first token: zeros (batch, channels, state_dim), float32, or float64 for float64 inputs."""
-    return torch.zeros(u.shape[0], *A.shape, dtype=state_dtype(u), device=u.device)
-
-
-def selective_scan_reference(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def selective_scan_reference(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
     """The whole sequence, token by token; arguments as in `kernels.selective_scan.selective_scan`."""
-    dtype, output_dtype = state.dtype, u.dtype
-    u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
+    u, delta, A, B, C = (tensor.to(state.dtype) for tensor in inputs)
     outputs = []
     for t in range(u.shape[1]):
         if resets is not None:
@@ -29,4 +31,4 @@ def selective_scan_reference(
         write = (delta[:, t] * u[:, t])[..., None] * B[:, t, None, :]
         state = keep * state + write
         outputs.append(torch.einsum("bcn,bn->bc", state, C[:, t]))
-    return torch.stack(outputs, dim=1).to(output_dtype), state
+    return torch.stack(outputs, dim=1).to(inputs.u.dtype), state

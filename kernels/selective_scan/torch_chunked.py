@@ -9,6 +9,8 @@ so that every operation runs along a long contiguous axis.
 import torch
 from torch import Tensor
 
+from kernels.selective_scan.reference import Inputs
+
 CHUNK_ELEMENTS = 2**18
 """State elements of one chunk (1 MiB in float32): a few such buffers share the cache."""
 
@@ -24,15 +26,12 @@ def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return -(-u.shape[1] // steps_per_chunk(u, A)), u.shape[0], A.shape[1], A.shape[0]
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state, and the states before each chunk, for the backward.
 
     Arguments as in `kernels.selective_scan.selective_scan`; computed in the dtype of `state`.
     """
-    dtype = u.dtype
-    u, delta, A, B, C = (x.to(state.dtype) for x in (u, delta, A, B, C))
+    u, delta, A, B, C = (x.to(state.dtype) for x in inputs)
     length = steps_per_chunk(u, A)
     weights = A.t().contiguous()  # (state_dim, channels)
     h = state.transpose(1, 2).contiguous()  # (batch, state_dim, channels)
@@ -48,19 +47,11 @@ def forward(
         for step, factor in zip(states.unbind(), keep.unbind(), strict=True):
             h = step.addcmul_(factor, h)
         output[:, chunk] = (C_t.unsqueeze(2) @ states).squeeze(2).transpose(0, 1)
-    return output.to(dtype), h.transpose(1, 2).contiguous(), starts
+    return output.to(inputs.u.dtype), h.transpose(1, 2).contiguous(), starts
 
 
 def backward(
-    grad_output: Tensor,
-    grad_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_output: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C and the initial state.
 
@@ -68,8 +59,7 @@ def backward(
     d(delta u)_t = <G_t, B_t>, dB_t = <G_t, delta_t u_t>, and the gradient of log keep_t = delta_t A is
     G_t keep_t h_{t-1}.
     """
-    dtypes = [x.dtype for x in (u, delta, A, B, C)]
-    grad_output, u, delta, A, B, C = (x.to(starts.dtype) for x in (grad_output, u, delta, A, B, C))
+    grad_output, u, delta, A, B, C = (x.to(starts.dtype) for x in (grad_output, *inputs))
     length = steps_per_chunk(u, A)
     weights = A.t().contiguous()
     grad_u, grad_delta, grad_B, grad_C = (
@@ -105,7 +95,7 @@ def backward(
         grad_delta[:, chunk] = decayed.addcmul_(grad_written, u_t).transpose(0, 1)
         grad_weights += grad_log.mul_(delta_t.unsqueeze(2)).sum((0, 1))
     of_inputs = (grad_u, grad_delta, grad_weights.t().contiguous(), grad_B, grad_C)
-    rounded = (grad.to(dtype) for grad, dtype in zip(of_inputs, dtypes, strict=True))
+    rounded = (grad.to(x.dtype) for grad, x in zip(of_inputs, inputs, strict=True))
     return *rounded, g.transpose(1, 2).contiguous()  # type: ignore[return-value]
 
 

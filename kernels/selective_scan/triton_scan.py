@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.linear_recurrence.triton_scan import combine
+from kernels.linear_recurrence.triton_scan import combine, load
+from kernels.selective_scan.reference import Inputs
 from kernels.strides import as_bytes
 
 BLOCK_TIME = 32
@@ -29,29 +30,21 @@ def shape_obstacle(A: Tensor) -> str | None:
 
 
 @triton.jit
-def _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS: tl.constexpr):
+def _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, HAS_RESETS: tl.constexpr):
     """exp(delta_t A), (time, channels, state): 1 outside the sequence, 0 where a document starts."""
-    inside = (t >= 0) & (t < time)
-    delta = tl.load(
-        delta_ptr + (base + t)[:, None] * num_channels + d[None, :], mask=inside[:, None] & mask_d[None, :], other=0.0
-    ).to(tl.float32)
+    delta = load(delta_ptr, base, t, d, time, num_channels)
     keep = tl.exp(delta[:, :, None] * A[None, :, :])
     if HAS_RESETS:
-        resets = tl.load(resets_ptr + base + t, mask=inside, other=0)
+        resets = tl.load(resets_ptr + base + t, mask=(t >= 0) & (t < time), other=0)
         keep = tl.where(resets[:, None, None] != 0, 0.0, keep)
     return delta, keep
 
 
 @triton.jit
-def _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim, mask_d):
+def _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim):
     """u_t (time, channels), B_t (time, state) and delta_t u_t B_t (time, channels, state): 0 outside the sequence."""
-    inside = (t >= 0) & (t < time)
-    u = tl.load(
-        u_ptr + (base + t)[:, None] * num_channels + d[None, :], mask=inside[:, None] & mask_d[None, :], other=0.0
-    ).to(tl.float32)
-    B = tl.load(
-        B_ptr + (base + t)[:, None] * state_dim + n[None, :], mask=inside[:, None] & (n < state_dim)[None, :], other=0.0
-    ).to(tl.float32)
+    u = load(u_ptr, base, t, d, time, num_channels)
+    B = load(B_ptr, base, t, n, time, state_dim)
     return u, B, (delta * u)[:, :, None] * B[:, None, :]
 
 
@@ -74,8 +67,8 @@ def _forward_kernel(
     for chunk in range(num_chunks):
         tl.store(starts_ptr + (row * num_chunks + chunk) * num_channels * state_dim + cell, h, mask=mask)
         t = chunk * BLOCK_T + local
-        delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS)
-        _, _, write = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim, mask_d)
+        delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, HAS_RESETS)
+        _, _, write = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim)
         kept, written = tl.associative_scan((keep, write), 0, combine)
         states = kept * h[None, :, :] + written
         C = tl.load(
@@ -123,14 +116,14 @@ def _backward_kernel(
         # What it alone is needed for is done before the states are found: both do not fit the registers.
         C = tl.load(C_ptr + (base + t)[:, None] * state_dim + n[None, :], mask=inside_n, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + (base + t)[:, None] * num_channels + d[None, :], mask=inside, other=0.0).to(tl.float32)
-        _, keep_after = _keep(delta_ptr, resets_ptr, A, base, time, t + 1, d, num_channels, mask_d, HAS_RESETS)
+        _, keep_after = _keep(delta_ptr, resets_ptr, A, base, time, t + 1, d, num_channels, HAS_RESETS)
         last = (local == BLOCK_T - 1)[:, None, None]
         carried, gathered = tl.associative_scan(
             (tl.where(last, 1.0, keep_after), dy[:, :, None] * C[:, None, :]), 0, combine, reverse=True
         )
         G = carried * g[None, :, :] + gathered
-        delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, mask_d, HAS_RESETS)
-        u, B, _ = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim, mask_d)
+        delta, keep = _keep(delta_ptr, resets_ptr, A, base, time, t, d, num_channels, HAS_RESETS)
+        u, B, _ = _write(delta, u_ptr, B_ptr, base, time, t, d, n, num_channels, state_dim)
         g = tl.sum(tl.where(first, keep * G, 0.0), axis=0)
         dB = tl.sum(G * (delta * u)[:, :, None], axis=1)
         tl.store(dB_ptr + (partial + t)[:, None] * state_dim + n[None, :], dB, mask=inside_n)
@@ -139,12 +132,8 @@ def _backward_kernel(
         tl.store(du_ptr + position, (dwritten * delta).to(du_ptr.dtype.element_ty), mask=inside)
 
         # The state before each step: the scan over the steps one earlier, the chunk's first being the identity.
-        delta_before, keep_before = _keep(
-            delta_ptr, resets_ptr, A, base, time, t - 1, d, num_channels, mask_d, HAS_RESETS
-        )
-        _, _, write_before = _write(
-            delta_before, u_ptr, B_ptr, base, time, t - 1, d, n, num_channels, state_dim, mask_d
-        )
+        delta_before, keep_before = _keep(delta_ptr, resets_ptr, A, base, time, t - 1, d, num_channels, HAS_RESETS)
+        _, _, write_before = _write(delta_before, u_ptr, B_ptr, base, time, t - 1, d, n, num_channels, state_dim)
         kept, written = tl.associative_scan(
             (tl.where(first, 1.0, keep_before), tl.where(first, 0.0, write_before)), 0, combine
         )
@@ -170,12 +159,10 @@ def shape_of_starts(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return u.shape[0], triton.cdiv(u.shape[1], BLOCK_TIME), *A.shape
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state, and the states before each chunk (batch, chunks, channels, state_dim), all contiguous."""
+    u, delta, A, B, C, state = (tensor.contiguous() for tensor in (*inputs, state))
     batch, time, channels = u.shape
-    u, delta, A, B, C, state = (tensor.contiguous() for tensor in (u, delta, A, B, C, state))
     output, final = torch.empty_like(u), torch.empty_like(state)
     starts = state.new_empty(shape_of_starts(u, A))
     block_d, block_n = blocks(A)
@@ -187,20 +174,12 @@ def forward(
 
 
 def backward(
-    grad_output: Tensor,
-    grad_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_output: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C and the initial state, in the dtypes of their tensors."""
-    batch, time, channels = u.shape
     grad_output, grad_state = grad_output.contiguous(), grad_state.contiguous()
-    u, delta, A, B, C = (tensor.contiguous() for tensor in (u, delta, A, B, C))
+    u, delta, A, B, C = (tensor.contiguous() for tensor in inputs)
+    batch, time, channels = u.shape
     block_d, block_n = blocks(A)
     programs = triton.cdiv(channels, block_d)
     grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)

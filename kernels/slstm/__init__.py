@@ -10,6 +10,7 @@ from kernels import cpu
 from kernels.dispatch import Implementation, choose, expect_resets, expect_shape, modules, state_dtype
 from kernels.operator import Operator
 from kernels.slstm.reference import Saved, SLSTMState, slstm_reference, zero_state
+from kernels.slstm.torch_scan import at_unit_scale, collected
 
 __all__ = ["SLSTMState", "slstm"]
 
@@ -42,8 +43,9 @@ def slstm(
         raise ValueError(f"slstm: gradient_clip is {gradient_clip}, expected a positive number or None")
     state = zero_state(gates) if initial_state is None else initial_state
     chosen = choose(
-        "slstm", implementation, gates, lambda: _triton_obstacle(gates), lambda: cpu.obstacle(gates, recurrent)
-    )
+        "slstm", implementation, gates, lambda: _modules("triton").shape_obstacle(head_dim),
+        lambda: cpu.obstacle(gates, recurrent),
+    )  # fmt: skip
     if chosen == "reference":
         return slstm_reference(gates, recurrent, state, resets, gradient_clip)
     hs, c, n, m, *_ = _slstm(gates, recurrent, *state[:3], state.m.detach(), resets, gradient_clip, chosen)
@@ -51,24 +53,30 @@ def slstm(
     return hs.permute(2, 0, 1, 3).to(gates.dtype), SLSTMState(last, c, n, m)
 
 
-def _triton_obstacle(gates: Tensor) -> str | None:
-    return _modules("triton").shape_obstacle(gates.shape[-1])
-
-
 def _forward(
-    module: Any, gates: Tensor, recurrent: Tensor, *arguments: Any
+    module: Any, gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor | None, clip: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *state, resets, _ = arguments
-    saved: Saved = module.forward(gates, recurrent, SLSTMState(*state), resets)
+    saved: Saved = module.forward(gates, recurrent, state, resets)
     c, l = (every[-1].transpose(0, 1).clone(memory_format=torch.contiguous_format) for every in (saved.cs, saved.ls))
     return saved.hs, c, torch.ones_like(c), l, *saved[1:]
 
 
-def _backward(module: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    (grad_h, *grads, recurrent), state, (resets, *saved, clip) = arguments[:4], arguments[4:8], arguments[8:]
-    if grad_h is None:
-        grad_h = torch.zeros_like(saved[0])
-    return module.backward(grad_h, *grads, recurrent, SLSTMState(*state), resets, Saved(*saved), clip)
+def _backward(
+    module: Any, grad_h: Tensor | None, grad_c: Tensor | None, grad_n: Tensor | None, recurrent: Tensor,
+    state: SLSTMState, resets: Tensor | None, saved: Saved, clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the gates (batch, time, 4, heads, head_dim), of the recurrent matrices, and of the initial h, c, n.
+
+    `grad_c` and `grad_n` are those of the final state at its scale n = 1.
+    """
+    grads = saved.hs.new_zeros(2, *saved.hs.shape[1:])  # dc, dn
+    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
+        if grad is not None:
+            part.copy_(grad.transpose(0, 1))
+    upstream = torch.zeros_like(saved.hs) if grad_h is None else grad_h
+    first_c = at_unit_scale(state, saved.hs.dtype)[1]
+    dpre, dh = module.backward(upstream, grads, recurrent, first_c, resets, saved, float(clip or 0.0))
+    return collected(dpre, grads, dh, state, resets, saved)
 
 
 def _results(gates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -96,6 +104,7 @@ _slstm = Operator[tuple[Tensor, ...]](
     backward="(grad_hs?, grad_last_c?, grad_last_n?, recurrent, h, c, n, m, resets, hs, cs, ls, active, gradient_clip,"
     " implementation) -> (gates, recurrent, h, c, n)",
     modules=_modules,
+    bundles=[SLSTMState, Saved],
     run_forward=_forward,
     run_backward=_backward,
     results=_results,

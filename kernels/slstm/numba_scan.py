@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu.functions import ONE, ZERO, add_rows, exp, f32, given, log1p, row, sigmoid, split, tanh
+from kernels.cpu.functions import ONE, ZERO, add_rows, clear_row, exp, f32, given, log1p, row, sigmoid, split, tanh
 from kernels.cpu.table import Doubles, Flags, Rows
 from kernels.slstm.reference import Saved, SLSTMState
-from kernels.slstm.torch_scan import _by_head, at_unit_scale, collected
+from kernels.slstm.torch_scan import _by_head, at_unit_scale
 
 SEQUENCES_AT_ONCE = 4
 EMPTY = -np.inf
@@ -42,8 +42,7 @@ def _forward(
                     for d in range(width):
                         h[d], c[d], l[d] = ZERO, ZERO, EMPTY
                 active = row(actives, t, head, b)
-                for d in range(4 * width):
-                    active[d] = ZERO
+                clear_row(active, 0, 4 * width)
             for j in range(0, width, 8):
                 for b in range(begin, end):
                     h, active = row(state_h, head, b), row(actives, t, head, b)
@@ -126,23 +125,15 @@ def _backward(
                     dh[d] = ZERO
             for j in range(0, 4 * width, 8):
                 for b in range(begin, end):
-                    add_rows(
-                        row(grad_state_h, head, b),
-                        width,
-                        row(dpres, t, head, b),
-                        j,
-                        min(j + 8, 4 * width),
-                        matrix,
-                        width,
-                    )
+                    dh, dpre = row(grad_state_h, head, b), row(dpres, t, head, b)
+                    add_rows(dh, width, dpre, j, min(j + 8, 4 * width), matrix, width)
             for b in range(begin, end):
                 dh = row(grad_state_h, head, b)
                 if clip > ZERO:
                     for d in range(width):
                         dh[d] = min(max(dh[d], -clip), clip)
                 if given(resets) and row(resets, b)[t]:
-                    for d in range(width):
-                        dh[d] = ZERO
+                    clear_row(dh, 0, width)
 
 
 def _group(batch: int, heads: int) -> int:
@@ -168,31 +159,19 @@ def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor 
 
 
 def backward(
-    grad_h: Tensor,
-    grad_c: Tensor | None,
-    grad_n: Tensor | None,
-    recurrent: Tensor,
-    state: SLSTMState,
-    resets: Tensor | None,
-    saved: Saved,
-    gradient_clip: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_h: Tensor, grads: Tensor, recurrent: Tensor, first_c: Tensor, resets: Tensor | None, saved: Saved, clip: float
+) -> tuple[Tensor, Tensor]:
     """As `torch_scan.backward`."""
     hs, cs, _, active = saved
     time, heads, batch, head_dim = hs.shape
     dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
-    grads = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
-    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
-        if grad is not None:
-            part.copy_(grad.transpose(0, 1))
     recurrent_grad = hs.new_zeros(heads, batch, head_dim)
     group = _group(batch, heads)
     run(
         _backward, heads * -(-batch // group), batch=batch, time=time, width=head_dim, group=group,
         matrices=_by_head(recurrent, hs.dtype).mT.contiguous(), resets=None if resets is None else rows(resets),
-        actives=active.flatten(3), all_cs=cs, c_before=at_unit_scale(state, hs.dtype)[1].contiguous(),
+        actives=active.flatten(3), all_cs=cs, c_before=first_c.contiguous(),
         grad_hs=rows(grad_h), grad_state_c=grads[0], grad_state_n=grads[1], grad_state_h=recurrent_grad,
-        dpres=dpre.flatten(3), clip=float(gradient_clip or 0.0),
+        dpres=dpre.flatten(3), clip=clip,
     )  # fmt: skip
-    at = None if resets is None else resets.t()  # (time, batch)
-    return collected(dpre, grads, recurrent_grad, state, at, saved)
+    return dpre, recurrent_grad

@@ -87,40 +87,28 @@ def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor 
     return Saved(hs, cs, ls, active)
 
 
-def shifted(first: Tensor, rest: Tensor, at: Tensor | None) -> Tensor:
-    """What each step finds from the step before it: zeros at resets. `at` (time, batch)."""
+def shifted(first: Tensor, rest: Tensor, resets: Tensor | None) -> Tensor:
+    """What each step finds from the step before it, (time, heads, batch, head_dim): zeros at resets."""
     before = torch.cat([first[None], rest[:-1]])
-    return before if at is None else before.masked_fill(at[:, None, :, None], 0.0)
+    return before if resets is None else before.masked_fill(resets.t()[:, None, :, None], 0.0)
 
 
 def backward(
-    grad_h: Tensor,
-    grad_c: Tensor | None,
-    grad_n: Tensor | None,
-    recurrent: Tensor,
-    state: SLSTMState,
-    resets: Tensor | None,
-    saved: Saved,
-    gradient_clip: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the gates (batch, time, 4, heads, head_dim), of the recurrent matrices, and of the initial h, c, n.
+    grad_h: Tensor, grads: Tensor, recurrent: Tensor, first_c: Tensor, resets: Tensor | None, saved: Saved, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of pre-activations (time, heads, batch, 4, head_dim), and of the initial h (heads, batch, head_dim).
 
-    `grad_h` (time, heads, batch, head_dim) holds all gradients of the outputs; `grad_c`, `grad_n` are those of the
-    final state at its scale n = 1, (batch, heads, head_dim).
+    `grad_h` (time, heads, batch, head_dim) holds all gradients of the outputs; `grads` (2, heads, batch, head_dim) are
+    dc and dn of the final state at its scale n = 1, and then those after the first step; `first_c` (heads, batch,
+    head_dim) is the initial c at that scale; `clip` is 0 where the gradient through R has no bound.
     """
     hs, cs, _, active = saved
-    time, heads, batch, head_dim = hs.shape
-    dtype = hs.dtype
-    transposed = _by_head(recurrent, dtype).mT.contiguous()
+    time = hs.shape[0]
+    transposed = _by_head(recurrent, hs.dtype).mT.contiguous()
     resetting = _resetting(resets, time)
-    at = None if resets is None else resets.t()  # (time, batch)
-    c_before = shifted(at_unit_scale(state, dtype)[1], cs, at)
+    c_before = shifted(first_c, cs, resets)
     dh = grad_h.clone(memory_format=torch.contiguous_format)
     dpre = torch.empty_like(active[:, :, :, :4], memory_format=torch.contiguous_format)
-    grads = hs.new_zeros(2, heads, batch, head_dim)  # dc, dn
-    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
-        if grad is not None:
-            part.copy_(grad.transpose(0, 1))
     dc, dn = grads[0, :, :, None], grads[1, :, :, None]
     keep_next: Tensor | None = None
     recurrent_grad = torch.zeros_like(dh[0])
@@ -151,45 +139,35 @@ def backward(
                 dh_t.add_(recurrent_grad)
             if keep_next is not None:
                 grads.mul_(keep_next)
-                if resetting[t + 1] and at is not None:
-                    grads.masked_fill_(at[t + 1, :, None], 0.0)
+                if resets is not None and resetting[t + 1]:
+                    grads.masked_fill_(resets[:, t + 1, None], 0.0)
             grads.addcmul_(to_state, dh_t)
             torch.mul(from_dc, dc, out=into_zfi)
             into_fi.addcmul_(from_dn, dn)
             torch.mul(to_o, dh_t, out=into_o)
             torch.bmm(pre, transposed, out=recurrent_grad)
-            if gradient_clip is not None:
-                recurrent_grad.clamp_(-gradient_clip, gradient_clip)
-            if resetting[t] and at is not None:
-                recurrent_grad.masked_fill_(at[t, :, None], 0.0)
+            if clip:
+                recurrent_grad.clamp_(-clip, clip)
+            if resets is not None and resetting[t]:
+                recurrent_grad.masked_fill_(resets[:, t, None], 0.0)
             keep_next = keep_t
-
-    return collected(dpre, grads, recurrent_grad, state, at, saved)
+    return dpre, recurrent_grad
 
 
 def collected(
-    dpre: Tensor,
-    grads: Tensor,
-    recurrent_grad: Tensor,
-    state: SLSTMState,
-    at: Tensor | None,
-    saved: Saved,
+    dpre: Tensor, grads: Tensor, dh: Tensor, state: SLSTMState, resets: Tensor | None, saved: Saved
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients `backward` returns, from those of the pre-activations and of the state before the first step.
-
-    `dpre` (time, heads, batch, 4, head_dim); `grads` (2, heads, batch, head_dim), dc and dn after the first step;
-    `recurrent_grad` (heads, batch, head_dim), that of the initial h; `at` (time, batch), the resets.
-    """
+    """Gradients of gates, recurrent matrices and initial h, c and n, from what `backward` gives and from `grads`."""
     hs, _, ls, active = saved
     time, heads, batch, head_dim = hs.shape
     h, _, n, m = (part.to(hs.dtype).transpose(0, 1) for part in state)
     # The initial state stands at a scale of its own: n may be 0 there, the first step's weight of it is finite.
     first = torch.exp(F.logsigmoid(active[0, :, :, 1]) + m - ls[0])
     first = torch.where(n == 0, first, active[0, :, :, 4] / n)
-    if at is not None:
-        first = first.masked_fill(at[0, :, None], 0.0)
-    initial = torch.cat([recurrent_grad[None], grads * first]).transpose(1, 2)
-    h_before = shifted(h, hs, at)
+    if resets is not None:
+        first = first.masked_fill(resets[:, 0, None], 0.0)
+    initial = torch.cat([dh[None], grads * first]).transpose(1, 2)
+    h_before = shifted(h, hs, resets)
     grad_matrices = torch.bmm(
         h_before.transpose(0, 1).reshape(heads, time * batch, head_dim).mT,
         dpre.transpose(0, 1).reshape(heads, time * batch, 4 * head_dim),

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.slstm.reference import Saved, SLSTMState
-from kernels.slstm.torch_scan import at_unit_scale, collected, shifted
+from kernels.slstm.torch_scan import at_unit_scale, shifted
 
 COLUMNS = 16
 """Columns of one program: with its four gates they are the 64 rows that a product of Hopper's warp groups takes."""
@@ -312,34 +312,21 @@ def forward(gates: Tensor, recurrent: Tensor, state: SLSTMState, resets: Tensor 
 
 
 def backward(
-    grad_h: Tensor,
-    grad_c: Tensor | None,
-    grad_n: Tensor | None,
-    recurrent: Tensor,
-    state: SLSTMState,
-    resets: Tensor | None,
-    saved: Saved,
-    gradient_clip: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_h: Tensor, grads: Tensor, recurrent: Tensor, first_c: Tensor, resets: Tensor | None, saved: Saved, clip: float
+) -> tuple[Tensor, Tensor]:
     """As `torch_scan.backward`."""
     hs, cs, _, active = saved
     time, heads, batch, head_dim = hs.shape
-    at = None if resets is None else resets.t()
-    before_cs = shifted(at_unit_scale(state, torch.float32)[1], cs, at)
+    before_cs = shifted(first_c, cs, resets)
     dpre = hs.new_empty(time, heads, batch, 4, head_dim)
-    grads = hs.new_zeros(2, heads, batch, head_dim)
-    for part, grad in zip(grads, (grad_c, grad_n), strict=True):
-        if grad is not None:
-            part.copy_(grad.transpose(0, 1))
     first_h = hs.new_empty(heads, batch, head_dim)
     passed = recurrent.new_empty(2, heads, batch, 4, head_dim)
     tensors = (
         grad_h.contiguous(), recurrent.contiguous(), hs if resets is None else resets.contiguous(),
         cs.contiguous(), before_cs, active, dpre, grads[0], grads[1], first_h, passed,
     )  # fmt: skip
-    flags = {"RESETS": resets is not None, "CLIP": gradient_clip is not None}
-    _launch(backward_kernel, tensors, time + 1, time, passed, clip=float(gradient_clip or 0.0), **flags)
-    return collected(dpre, grads, first_h, state, at, saved)
+    _launch(backward_kernel, tensors, time + 1, time, passed, clip=clip, RESETS=resets is not None, CLIP=clip > 0)
+    return dpre, first_h
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], steps: int, time: int, passed: Tensor, **others: Any) -> None:

@@ -5,7 +5,7 @@
 from torch import Tensor
 
 from kernels.cpu import kernel, rows, run
-from kernels.cpu.functions import ONE, ZERO, given, nth, row
+from kernels.cpu.functions import ONE, ZERO, clear_row, given, nth, row
 from kernels.cpu.table import Argument, Flags, Rows
 
 AT_ONCE = 32
@@ -47,13 +47,10 @@ def _backward(
     for piece in range(first, last):
         b, start = piece // blocks, piece % blocks * AT_ONCE
         for n in range(mixtures):
-            part = row(parts, piece, n)
-            for d in range(channels):
-                part[d] = ZERO
+            clear_row(row(parts, piece, n), 0, channels)
         if start == 0:
             grad_last = row(grad_lasts, b)
-            for d in range(channels):
-                grad_last[d] = ZERO
+            clear_row(grad_last, 0, channels)
             if not (given(resets) and row(resets, b)[0]):
                 for n in range(mixtures):
                     grad, s = row(nth(grads, n), b), row(shares, n)
@@ -68,8 +65,7 @@ def _backward(
                 kept = ZERO
             if t + 1 == time or (given(resets) and row(resets, b)[t + 1]):
                 seen = ZERO
-            for d in range(channels):
-                grad_x[d] = ZERO
+            clear_row(grad_x, 0, channels)
             for n in range(mixtures):
                 s, part, grad = row(shares, n), row(parts, piece, n), row(nth(grads, n), b, t)
                 if kept == ONE:
@@ -88,9 +84,9 @@ def _backward(
 
 
 def _shared(x: Tensor, shares: Tensor, last: Tensor, resets: Tensor | None) -> dict[str, Argument]:
-    seen = None if resets is None else rows(resets)
     sizes = {"time": x.shape[1], "channels": x.shape[2], "mixtures": shares.shape[0]}
-    return {**sizes, "xs": rows(x), "lasts": rows(last), "resets": seen, "shares": rows(shares)}
+    tensors = {"xs": rows(x), "lasts": rows(last), "shares": rows(shares)}
+    return {**sizes, **tensors, "resets": None if resets is None else rows(resets)}
 
 
 def _pieces(x: Tensor) -> int:

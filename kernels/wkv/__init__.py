@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.dispatch import Chosen, Implementation, choose, expect_resets, expect_shape, modules, state_dtype
 from kernels.operator import Operator
-from kernels.wkv.reference import WKVState, wkv_reference, zero_state
+from kernels.wkv.reference import Inputs, WKVState, wkv_reference, zero_state
 
 __all__ = ["WKVState", "wkv"]
 
@@ -49,7 +49,7 @@ def wkv(
     if time == 0:
         return torch.zeros_like(v), state
     if chosen == "reference":
-        return wkv_reference(k, v, decay, bonus, state, resets)
+        return wkv_reference(Inputs(k, v, decay, bonus), state, resets)
     stacked = torch.stack((state.a, state.b, state.m.detach()))
     y, final_state, _ = _wkv(k, v, decay, bonus, stacked, resets, chosen)
     return y, WKVState(final_state[0], final_state[1], final_state[2].detach())
@@ -78,6 +78,7 @@ _wkv = Operator[tuple[Tensor, Tensor, Tensor]](
     backward="(grad_y, grad_final_state, k, v, decay, bonus, resets, starts, implementation)"
     " -> (k, v, decay, bonus, state)",
     modules=_modules,
+    bundles=[Inputs],
     results=_results,
     flops=_flops,
 )

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu import kernel, most_threads, rows, run
+from kernels.cpu import kernel, most_threads, pieces_of, rows, run
 from kernels.cpu.functions import ONE, ZERO, exp, f32, given, inlined, own_channels, row, thread
 from kernels.cpu.table import Flags, Rows
-from kernels.wkv.reference import NOTHING
+from kernels.wkv.reference import NOTHING, Inputs
 
 CHANNELS_AT_ONCE = 64
 SEGMENT_STEPS = 64
@@ -135,44 +135,34 @@ def _backward(
                     grad_b[c] = known * (keep * grad_b[c] - past * p * y)
 
 
-def _pieces(k: Tensor) -> int:
-    return k.shape[0] * -(-k.shape[2] // CHANNELS_AT_ONCE)
-
-
-def forward(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state (3, batch, channels), and the states before each segment."""
+    k, v, decay, bonus = inputs
     y, final = torch.empty_like(v, memory_format=torch.contiguous_format), state.clone()
     starts = state.new_empty(num_segments(k), *state.shape)
     run(
-        _forward, _pieces(k), time=k.shape[1], channels=k.shape[2], ks=rows(k), vs=rows(v), decays=rows(decay),
-        bonuses=rows(bonus), resets=None if resets is None else rows(resets), starts=starts, state=final, ys=y,
+        _forward, pieces_of(k, CHANNELS_AT_ONCE), time=k.shape[1], channels=k.shape[2], ks=rows(k), vs=rows(v),
+        decays=rows(decay), bonuses=rows(bonus), resets=None if resets is None else rows(resets), starts=starts,
+        state=final, ys=y,
     )  # fmt: skip
     return y, final, starts
 
 
 def backward(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    bonus: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_y: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of k, v, decay, bonus and the initial state (3, batch, channels; 0 for the scale)."""
+    k, v, decay, bonus = inputs
     batch, time, channels = k.shape
     grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     grad_initial = grad_state.clone(memory_format=torch.contiguous_format)
     grad_decay, grad_bonus = k.new_zeros(2, batch, channels)
     before = k.new_empty(most_threads(), SEGMENT_STEPS, 3, CHANNELS_AT_ONCE)
     run(
-        _backward, _pieces(k), time=time, channels=channels, ks=rows(k), vs=rows(v), decays=rows(decay),
-        bonuses=rows(bonus), resets=None if resets is None else rows(resets), starts=starts, grad_ys=rows(grad_y),
-        grad_state=grad_initial, grad_ks=grad_k, grad_vs=grad_v, grad_decays=grad_decay, grad_bonuses=grad_bonus,
-        before=before,
+        _backward, pieces_of(k, CHANNELS_AT_ONCE), time=time, channels=channels, ks=rows(k), vs=rows(v),
+        decays=rows(decay), bonuses=rows(bonus), resets=None if resets is None else rows(resets), starts=starts,
+        grad_ys=rows(grad_y), grad_state=grad_initial, grad_ks=grad_k, grad_vs=grad_v, grad_decays=grad_decay,
+        grad_bonuses=grad_bonus, before=before,
     )  # fmt: skip
     grad_initial[2].zero_()
     return grad_k, grad_v, grad_decay.sum(0), grad_bonus.sum(0), grad_initial

@@ -23,6 +23,15 @@ class WKVState(NamedTuple):
     m: Tensor  # (batch, channels): their scale, without gradient
 
 
+class Inputs(NamedTuple):
+    """What WKV sees of a sequence, and what it does with it."""
+
+    k: Tensor  # (batch, time, channels)
+    v: Tensor  # (batch, time, channels)
+    decay: Tensor  # (channels,), negative
+    bonus: Tensor  # (channels,)
+
+
 def zero_state(k: Tensor) -> WKVState:
     """The state before the first token: empty sums."""
     shape = (k.shape[0], k.shape[2])
@@ -30,12 +39,9 @@ def zero_state(k: Tensor) -> WKVState:
     return WKVState(zeros[0], zeros[1], torch.full_like(zeros[0], NOTHING))
 
 
-def wkv_reference(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: WKVState, resets: Tensor | None
-) -> tuple[Tensor, WKVState]:
+def wkv_reference(inputs: Inputs, state: WKVState, resets: Tensor | None) -> tuple[Tensor, WKVState]:
     """The whole sequence, token by token; arguments as in `kernels.wkv.wkv`."""
-    dtype, output_dtype = state.a.dtype, v.dtype
-    k, v, decay, bonus = (tensor.to(dtype) for tensor in (k, v, decay, bonus))
+    k, v, decay, bonus = (tensor.to(state.a.dtype) for tensor in inputs)
     outputs = []
     a, b, m = state.a, state.b, state.m.detach()
     for t in range(k.shape[1]):
@@ -50,4 +56,4 @@ def wkv_reference(
         keep, write = torch.exp(m + decay - m_new), torch.exp(k[:, t] - m_new)
         a, b, m = keep * a + write * v[:, t], keep * b + write, m_new
     y = torch.stack(outputs, dim=1) + 0 * torch.exp(decay)  # of one token, too, y has a gradient for the decay: zero
-    return y.to(output_dtype), WKVState(a, b, m)
+    return y.to(inputs.v.dtype), WKVState(a, b, m)

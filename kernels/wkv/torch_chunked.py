@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.wkv.reference import NOTHING
+from kernels.wkv.reference import NOTHING, Inputs
 
 SEGMENT_ELEMENTS = 2**19
 """Elements of one buffer of a segment (2 MiB in float32): a few of them share the cache."""
@@ -56,10 +56,9 @@ class Segment(NamedTuple):
     denominator: Tensor
 
 
-def run_segment(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, sums: Tensor, scale: Tensor, forget: Tensor | None
-) -> Segment:
-    """One segment from the `sums` (2, batch, channels) and `scale` before it; `k`, `v`, `forget` as `by_piece` cuts."""
+def run_segment(inputs: Inputs, state: Tensor, forget: Tensor | None) -> Segment:
+    """One segment from the `state` (3, batch, channels) before it; `k`, `v` and `forget` as `by_piece` cuts them."""
+    k, v, decay, bonus = inputs
     steps, pieces = k.shape[:2]
     decays = decay if forget is None else torch.where(forget, NOTHING, decay)
     passed = torch.arange(1, steps + 1, dtype=k.dtype, device=k.device)[:, None, None, None] * decay
@@ -74,7 +73,7 @@ def run_segment(
         decay_t = decay if forget is None else decays[t]
         torch.maximum(torch.add(each[t - 1], decay_t, out=each[t]), keys[t], out=each[t])
     incoming = torch.empty_like(own[0])
-    incoming[0] = scale
+    incoming[0] = state[2]
     for piece in range(1, pieces):
         reaching = incoming[piece - 1] + passed[-1].expand_as(incoming)[piece - 1]
         torch.maximum(reaching, own[-1, piece - 1], out=incoming[piece])
@@ -95,7 +94,7 @@ def run_segment(
     for t in range(1, steps):
         inside[t + 1].addcmul_(factors[t], inside[t])
     handed = inside[0]
-    handed[:, 0] = sums
+    handed[:, 0] = state[:2]
     for piece in range(1, pieces):
         torch.addcmul(inside[-1][:, piece - 1], passed[-1, piece - 1], handed[:, piece - 1], out=handed[:, piece])
     all_sums[1:].addcmul_(passed[:, None], handed)
@@ -112,51 +111,40 @@ def run_segment(
     return Segment(k, v, keep, write, sums_before, sums_after, before, after, passed[-1], past, present, y, denominator)
 
 
-def forward(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output (batch, time, channels), final state (3, batch, channels), and the states before each segment.
 
     Arguments as in `kernels.wkv.wkv`; `state`, in whose dtype all is computed, stacks a, b and m.
     """
-    dtype = v.dtype
-    k, v, decay, bonus = (x.to(state.dtype) for x in (k, v, decay, bonus))
+    k, v, decay, bonus = (x.to(state.dtype) for x in inputs)
     output = torch.empty_like(k, memory_format=torch.contiguous_format)
     starts = k.new_empty(num_segments(k), *state.shape)
     for index, (steps, length) in enumerate(segments(k)):
         starts[index] = state
-        cut = (by_piece(k, steps, length), by_piece(v, steps, length))
         forget = None if resets is None else by_piece(resets[..., None], steps, length)
-        segment = run_segment(*cut, decay, bonus, state[:2], state[2], forget)
+        cut = Inputs(by_piece(k, steps, length), by_piece(v, steps, length), decay, bonus)
+        segment = run_segment(cut, state, forget)
         in_order(output, steps, length).copy_(segment.y)
         state = torch.cat((segment.after[-1, :, -1], segment.scale[-1:, -1]))
-    return output.to(dtype), state.clone(), starts
+    return output.to(inputs.v.dtype), state.clone(), starts
 
 
 def backward(
-    grad_output: Tensor,
-    grad_state: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    bonus: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_output: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of k, v, decay, bonus and the initial state (3, batch, channels; 0 for the scale).
 
     With y = num / den and p = dy / den, the gradients of num and den are p and -p y. G_t, the gradient of the sums
     after step t at their scale, follows G_{t-1} = past_t (p_t, -p_t y_t) + keep_t G_t.
     """
-    dtypes = [x.dtype for x in (k, v, decay, bonus)]
-    grad_output, k, v, decay, bonus = (x.to(starts.dtype) for x in (grad_output, k, v, decay, bonus))
+    grad_output, k, v, decay, bonus = (x.to(starts.dtype) for x in (grad_output, *inputs))
     grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     grad_decay, grad_bonus = torch.zeros_like(decay), torch.zeros_like(bonus)
     g = grad_state[:2]
     for (steps, length), start in reversed(list(zip(segments(k), starts.unbind(), strict=True))):
-        cut = (by_piece(k, steps, length), by_piece(v, steps, length))
         forget = None if resets is None else by_piece(resets[..., None], steps, length)
-        s = run_segment(*cut, decay, bonus, start[:2], start[2], forget)
+        cut = Inputs(by_piece(k, steps, length), by_piece(v, steps, length), decay, bonus)
+        s = run_segment(cut, start, forget)
         p = by_piece(grad_output, steps, length).div_(s.denominator)
         grads = _gradients_of_sums(s, p, decay, forget, g)
         g = grads[0, :, 0]
@@ -171,7 +159,7 @@ def backward(
         remembered = torch.addcmul(grad_a * s.before[:, 0], grad_b, s.before[:, 1])
         grad_decay += remembered.mul_(s.keep).sum((0, 1, 2))
     of_inputs = (grad_k, grad_v, grad_decay, grad_bonus)
-    rounded = (grad.to(dtype) for grad, dtype in zip(of_inputs, dtypes, strict=True))
+    rounded = (grad.to(x.dtype) for grad, x in zip(of_inputs, inputs, strict=True))
     return *rounded, torch.cat((g, torch.zeros_like(g[:1])))  # type: ignore[return-value]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.linear_recurrence.triton_scan import load
 from kernels.strides import as_bytes
 from kernels.wkv.reference import NOTHING as _NOTHING
+from kernels.wkv.reference import Inputs
 
 BLOCK_TIME = 32
 BLOCK_CHANNELS = 32
@@ -202,12 +203,10 @@ def num_segments(k: Tensor) -> int:
     return triton.cdiv(k.shape[1], BLOCK_TIME)
 
 
-def forward(
-    k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state (3, batch, channels), and the states before each chunk (chunks, 3, batch, channels)."""
+    k, v, decay, bonus, state = (tensor.contiguous() for tensor in (*inputs, state))
     batch, time, channels = k.shape
-    k, v, decay, bonus, state = (tensor.contiguous() for tensor in (k, v, decay, bonus, state))
     chunks = num_segments(k)
     output, final = torch.empty_like(v), torch.empty_like(state)
     starts = state.new_empty(chunks, *state.shape)
@@ -219,19 +218,12 @@ def forward(
 
 
 def backward(
-    grad_output: Tensor,
-    grad_state: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    bonus: Tensor,
-    resets: Tensor | None,
-    starts: Tensor,
+    grad_output: Tensor, grad_state: Tensor, inputs: Inputs, resets: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of k, v, decay, bonus and the initial state (3, batch, channels; 0 for the scale)."""
-    batch, time, channels = k.shape
     grad_output, grad_state = grad_output.contiguous(), grad_state.contiguous()
-    k, v, decay, bonus = (tensor.contiguous() for tensor in (k, v, decay, bonus))
+    k, v, decay, bonus = (tensor.contiguous() for tensor in inputs)
+    batch, time, channels = k.shape
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
     grad_decay, grad_bonus = starts.new_empty(2, batch, channels)
     grad_initial = torch.empty_like(grad_state)

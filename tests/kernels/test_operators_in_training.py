@@ -86,8 +86,9 @@ def _inputs(convolved: Tensor, inner: Tensor, maps: Tensor, gates: Tensor, bias:
     return torch.cat(mlstm_inputs(convolved, inner, *maps.unbind(0), gates, bias), dim=-1)
 
 
-def _norm(h: Tensor, gate: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
-    return gated_head_norm(h.unflatten(-1, (2, -1)), weight, gate, skipped=h, skip=skip)
+def _norm(h: Tensor, gate: Tensor, weight: Tensor, skip: Tensor | None) -> Tensor:
+    skipped = None if skip is None else h
+    return gated_head_norm(h.unflatten(-1, (2, -1)), weight, gate, skipped=skipped, skip=skip)
 
 
 def _scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, A_log: Tensor) -> Tensor:
@@ -177,6 +178,15 @@ def test_a_compiled_operator_is_the_operator(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     for a, b in zip(gradients(compiled, case), gradients(case.function, case), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_an_operator_compiles_without_what_may_be_absent() -> None:
+    case = cases()["gated_head_norm"]
+    plain = Case(lambda h, gate, weight: _norm(h, gate, weight, None), case.inputs, case.parameters[:1])
+    torch.compiler.reset()
+    compiled = torch.compile(plain.function, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(compiled, plain), gradients(plain.function, plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
