@@ -74,11 +74,16 @@ def update(optimizer: torch.optim.AdamW, rate: float, *, sound: torch.Tensor) ->
 
     AdamW's fused step reads that on the device, by the way that torch.amp.GradScaler tells it of infinities.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get(RATE, 1.0)
+    set_learning_rate(optimizer, rate)
     optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Learning rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATE, 1.0)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
