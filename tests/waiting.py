@@ -1,7 +1,9 @@
 """Waiting for what other processes do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 def wait_until(condition: Callable[[], object], what: Callable[[], str] = str, seconds: float = 300.0) -> None:
@@ -10,3 +12,30 @@ def wait_until(condition: Callable[[], object], what: Callable[[], str] = str, s
     while not condition():
         assert time.monotonic() < deadline, f"what was waited for did not happen in {seconds:.0f} s\n{what()}"
         time.sleep(0.02)
+
+
+@contextmanager
+def patient_with_raylets() -> Iterator[None]:
+    """Raylets that this process starts meanwhile have as long: Ray's 30 seconds may not suffice beside other tests."""
+    from ray._private import services
+
+    at_once = services.get_node
+
+    def in_time(*asked: Any) -> Any:
+        found: list[Any] = []
+
+        def is_there() -> bool:
+            try:
+                found.append(at_once(*asked))
+            except RuntimeError:
+                return False
+            return True
+
+        wait_until(is_there, lambda: "a raylet did not start")
+        return found[0]
+
+    services.get_node = in_time
+    try:
+        yield
+    finally:
+        services.get_node = at_once
