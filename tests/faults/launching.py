@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forking import ForkedRank, fork_rank
+from ports import free_port
 from waiting import wait_until
 
 from xlstm.data import declare, prepare
@@ -176,12 +177,6 @@ def start(
 def losses(run: RunDirectory) -> list[tuple[int, float]]:
     """(step, training loss) of the surviving rows."""
     return [(row["step"], row["train/loss"]) for row in run.metrics() if "train/loss" in row]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def _end_lease(run: RunDirectory) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from gates import held_at
-from launching import free_port, losses, make_run, start
+from launching import losses, make_run, start
 from mlflow.tracking import MlflowClient
+from ports import free_port
 from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace

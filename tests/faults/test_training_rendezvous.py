@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from gates import held_at
-from launching import free_port, make_run
+from launching import make_run
+from ports import free_port
 from waiting import wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
