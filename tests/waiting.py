@@ -16,23 +16,20 @@ def wait_until(condition: Callable[[], object], what: Callable[[], str] = str, s
 
 @contextmanager
 def patient_with_raylets() -> Iterator[None]:
-    """Raylets that this process starts meanwhile have as long: Ray's 30 seconds may not suffice beside other tests."""
+    """Raylets that this process starts meanwhile have a minute: Ray's 30 seconds may not suffice beside other tests."""
     from ray._private import services
 
     at_once = services.get_node
 
     def in_time(*asked: Any) -> Any:
-        found: list[Any] = []
-
-        def is_there() -> bool:
+        deadline = time.monotonic() + 60
+        while True:
             try:
-                found.append(at_once(*asked))
-            except RuntimeError:
-                return False
-            return True
-
-        wait_until(is_there, lambda: "a raylet did not start")
-        return found[0]
+                return at_once(*asked)
+            except RuntimeError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the raylet did not start") from error
+            time.sleep(0.1)
 
     services.get_node = in_time
     try:

@@ -102,6 +102,12 @@ def start_cluster(*nodes: dict[str, Any]) -> Any:
 
 
 def add_node(cluster: Any, **node: Any) -> Any:
-    """One more raylet in a cluster."""
+    """One more raylet in a cluster, at the third try at the latest.
+
+    A raylet ends when its agents, which import much, have not started within 30 seconds, as beside other tests.
+    """
     with patient_with_raylets():
+        for _ in range(2):
+            with suppress(TimeoutError):
+                return cluster.add_node(**node)
         return cluster.add_node(**node)

@@ -22,7 +22,11 @@ def cluster() -> Iterator[Any]:
     from xlstm.data.distributed import start_ray
 
     with patient_with_raylets():
-        start_ray(address="local", num_cpus=2, include_dashboard=False)
+        try:
+            start_ray(address="local", num_cpus=2, include_dashboard=False)
+        except TimeoutError:  # its agents, which import much, have 30 seconds to start
+            ray.shutdown()
+            start_ray(address="local", num_cpus=2, include_dashboard=False)
     yield ray
     ray.shutdown()
 

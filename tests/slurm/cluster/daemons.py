@@ -140,7 +140,8 @@ class Cluster:
             self.start_controller()
         for node in self.nodes:
             if f"slurmd-{node}" not in self._daemons:
-                self.restore_node(node)
+                self.start_node(node)
+            self._wait_for_node(node)
         self.command("scontrol", "update", "partitionname=main", "state=up")
 
     def kill_controller(self) -> None:
@@ -161,6 +162,9 @@ class Cluster:
     def restore_node(self, node: str) -> None:
         """Bring a killed node back and wait until it can be given jobs."""
         self.start_node(node)
+        self._wait_for_node(node)
+
+    def _wait_for_node(self, node: str) -> None:
         # Refused where the node has registered before and is back already, which is waited for.
         with contextlib.suppress(subprocess.CalledProcessError):
             self.command("scontrol", "update", f"nodename={node}", "state=resume")
