@@ -31,6 +31,8 @@ DAEMON_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/x86_64-linu
 START_SECONDS = 300.0
 """For a daemon to come up, beside other tests on a slow machine too."""
 STOP_SECONDS = 20.0
+USABLE = frozenset({"idle", "mixed", "allocated", "completing"})
+"""States of a node that can be given jobs."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -141,7 +143,9 @@ class Cluster:
         for node in self.nodes:
             if f"slurmd-{node}" not in self._daemons:
                 self.start_node(node)
-            self._wait_for_node(node)
+        if not USABLE.issuperset(self._node_states()):
+            for node in self.nodes:
+                self._wait_for_node(node)
         self.command("scontrol", "update", "partitionname=main", "state=up")
 
     def kill_controller(self) -> None:
@@ -168,8 +172,7 @@ class Cluster:
         # Refused where the node has registered before and is back already, which is waited for.
         with contextlib.suppress(subprocess.CalledProcessError):
             self.command("scontrol", "update", f"nodename={node}", "state=resume")
-        usable = {"idle", "mixed", "allocated", "completing"}
-        self._wait(f"{node} to be up", lambda: set(self._node_states(node)) <= usable, f"slurmd-{node}")
+        self._wait(f"{node} to be up", lambda: USABLE.issuperset(self._node_states(node)), f"slurmd-{node}")
 
     def _node_states(self, *nodes: str) -> list[str]:
         only = [f"--nodes={','.join(nodes)}"] if nodes else []
