@@ -155,8 +155,8 @@ def test_a_cancelled_job_is_a_cancelled_run_and_cancelling_leaves_a_checkpoint_a
         assert "cancelled in Slurm" in run.status().reason
         wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
 
-        (again,) = executor.submit([job(run)])
         attempt = run.status().attempt + 1
+        (again,) = executor.submit([job(run)])
         wait_for_attempt(run, attempt)
         assert executor.submit([job(run)]) == [again]
         executor.cancel([again])
