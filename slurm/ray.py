@@ -23,7 +23,7 @@ from orchestrator.execution.command import free_port
 from slurm import commands
 from slurm.job import first_node
 
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 
 
 class RayStartError(RuntimeError):
@@ -89,6 +89,7 @@ def _be_a_node(address: str) -> None:
         _wait_for_head(address)
     kept = commands.environment(os.environ)
     kept.pop("RAY_ADDRESS", None)
+    kept.setdefault("RAY_gcs_server_port_wait_time_s", f"{START_SECONDS:.0f}")  # instead of 30, for a busy node
     os.execve(ray, [ray, "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", *where], kept)
 
 

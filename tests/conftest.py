@@ -18,6 +18,8 @@ if not count_gpus():
 
 # Clusters of the tests live on this machine alone; Ray would leave a token in the home directory, and use it later.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray's head has 30 seconds to start, which may not suffice beside other tests.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
 
 
 LONGEST_FIRST = (
@@ -68,6 +70,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers started from here on take 75 s over each checkpoint, as a large model on a slow disk does."""
+    _begin_with("slow_checkpoints", monkeypatch)
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers started from here on wait where `gates.held_at` says."""
+    _begin_with("gated", monkeypatch)
+
+
+def _begin_with(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every Python that starts from here on execute the `sitecustomize.py` of a folder beside this file."""
     here = Path(__file__).parent
-    path = [str(here / "slow_checkpoints"), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(here / folder), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))

@@ -37,7 +37,7 @@ ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, s
 its handler, so that the second of two signals (schedulers signal every process of a job, and we forward) would end
 it, and its trainers with it, before the checkpoint is written."""
 JOIN_SECONDS = 300.0
-"""How long the other nodes of a run wait for the first one's launch.json."""
+"""How long the other nodes of a run wait for the first one's launch.json, and for its torchrun."""
 
 
 @dataclass
@@ -181,7 +181,8 @@ class Supervisor:
             meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", here]
         else:
             meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", launch.rendezvous]
-            meeting += ["--rdzv-conf", f"is_host={int(self.node_rank == 0)}"]
+            conf = f"is_host={int(self.node_rank == 0)},read_timeout={JOIN_SECONDS:.0f}"
+            meeting += ["--rdzv-conf", conf]
         return [
             *(sys.executable, "-m", "torch.distributed.run", *meeting, "--rdzv-id", launch.token),
             *("--nnodes", str(execution.nodes), "--nproc-per-node", str(execution.devices)),

@@ -29,8 +29,8 @@ COLD_START_VARIABLE = "SCALING_COLD_START"
 on the machine that carries it."""
 PRELOADED = ("xlstm.training.attempt", "torch._dynamo", "scipy.linalg", "numba.typed", "numba.np.polynomial")
 """What trainers import, or the libraries they use for them, beside our models and kernels."""
-START_SECONDS = 120.0
-"""How long importing it all may take, on a busy machine."""
+START_SECONDS = 600.0
+"""How long importing it all may take, on a busy machine: whoever does without the server imports it too."""
 
 
 def can_be_forked(execution: Execution) -> bool:

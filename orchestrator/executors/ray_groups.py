@@ -32,6 +32,8 @@ from xlstm.run.spec import Execution
 
 ANSWER_SECONDS = 5.0
 """How long actors may take to tell the next controller what they carry; those that wait for resources cannot tell."""
+LATE_ANSWER_SECONDS = 60.0
+"""How long they may take where that leaves a run that is held without an actor, or a group with some of its actors."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,7 @@ class WorkerGroup:
             remove_placement_group(placements[name])
         there = {name: [member for member in members if member is not None] for name, members in found.items()}
         told = {name: [member.carried.remote() for member in members] for name, members in there.items()}
-        if answers := [answer for answers in told.values() for answer in answers]:
-            ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
+        _await_answers(told, wanted)
         for name, members in there.items():
             jobs = [_told(answer) for answer in told[name]]
             path, token = next((job for job in jobs if job is not None), ("", ""))
@@ -204,6 +205,21 @@ class WorkerGroup:
                 ray.kill(member)
         if self.placement is not None:
             remove_placement_group(self.placement)
+
+
+def _await_answers(told: Mapping[str, list[Any]], wanted: Mapping[str, RunDirectory]) -> None:
+    """Until the actors have told what they carry, by group, or those that have not told carry no run that is wanted."""
+    answers = [answer for group in told.values() for answer in group]
+    deadline, seconds = time.monotonic() + LATE_ANSWER_SECONDS, ANSWER_SECONDS
+    while answers:
+        late = set(ray.wait(answers, num_returns=len(answers), timeout=seconds)[1])
+        known = {name: [_told(answer) for answer in group if answer not in late] for name, group in told.items()}
+        torn = any(any(known[name]) and not late.isdisjoint(group) for name, group in told.items())
+        paths = {job[0] for jobs in known.values() for job in jobs if job is not None}
+        missed = late and (torn or any(run.is_held() for path, run in wanted.items() if path not in paths))
+        if not missed or time.monotonic() > deadline:
+            return
+        seconds = 1.0
 
 
 def _told(answer: Any) -> tuple[str, str] | None:

@@ -43,7 +43,7 @@ class ForkedRank:
         self.send_signal(signal.SIGKILL)
 
 
-def fork_rank(arguments: list[str], environment: dict[str, str], wrapper: str | None) -> ForkedRank:
+def fork_rank(arguments: list[str], environment: dict[str, str], wrapper: str) -> ForkedRank:
     """Run the trainer's module with these arguments and variables, after the Python of `wrapper`."""
     process = _server().Process(target=_rank, args=(arguments, environment, wrapper))
     process.start()
@@ -68,10 +68,9 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _rank(arguments: list[str], environment: dict[str, str], wrapper: str | None) -> None:
+def _rank(arguments: list[str], environment: dict[str, str], wrapper: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["xlstm.training", *arguments]
-    if wrapper is not None:
-        exec(wrapper, {"__name__": "wrapper"})
+    exec(wrapper, {"__name__": "wrapper"})
     runpy.run_module("xlstm.training", run_name="__main__", alter_sys=True)

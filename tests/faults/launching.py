@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forking import ForkedRank, fork_rank
+from ports import free_port
 from waiting import wait_until
 
 from xlstm.data import declare, prepare
@@ -23,6 +24,7 @@ from xlstm.run.records import Fork, Launch, Result, State, Verdict, write_json
 from xlstm.run.spec import Evaluation, Execution, Optimizer, Physics, RunSpec, Schedule
 
 REPOSITORY = Path(__file__).parents[2]
+GATED = f"import sys; sys.path.append({str(REPOSITORY / 'tests')!r}); import gates; gates.install()"
 CONTEXT, SEQUENCES = 32, 8
 BATCH = CONTEXT * SEQUENCES
 MODEL = LlamaConfig(vocab_size=256, embedding_dim=32, num_blocks=2, num_heads=2)
@@ -129,7 +131,7 @@ def start(
 ) -> Attempt:
     """Begin the next attempt of a run on `ranks` processes. `wrapper` is Python run in each before the trainer.
 
-    Where that must come before torch and Numba are imported, the processes are not to be `forked`.
+    Where that must come before torch and Numba are imported, the processes are not to be `forked`. All wait at gates.
     """
     token = uuid.uuid4().hex
     _end_lease(run)
@@ -149,6 +151,7 @@ def start(
     )
     write_json(run.attempt(lease.attempt) / "launch.json", launch.model_dump(mode="json"))
     port = free_port()
+    program = f"{wrapper or ''}\n{GATED}"
     arguments = [str(run.path), "--attempt", str(lease.attempt), "--token", token]
     processes: list[subprocess.Popen[bytes] | ForkedRank] = []
     for rank in range(ranks):
@@ -163,11 +166,10 @@ def start(
         }
         variables |= environment or {}
         if forked:
-            processes.append(fork_rank(arguments, variables, wrapper))
+            processes.append(fork_rank(arguments, variables, program))
         else:
-            program = f"{wrapper}\nimport runpy\n"
-            program += "runpy.run_module('xlstm.training', run_name='__main__', alter_sys=True)"
-            command = [sys.executable, "-c", program, *arguments]
+            module = "import runpy; runpy.run_module('xlstm.training', run_name='__main__', alter_sys=True)"
+            command = [sys.executable, "-c", f"{program}\n{module}", *arguments]
             processes.append(subprocess.Popen(command, env=variables, cwd=REPOSITORY))
     return Attempt(run, lease.attempt, processes, token)
 
@@ -175,12 +177,6 @@ def start(
 def losses(run: RunDirectory) -> list[tuple[int, float]]:
     """(step, training loss) of the surviving rows."""
     return [(row["step"], row["train/loss"]) for row in run.metrics() if "train/loss" in row]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def _end_lease(run: RunDirectory) -> None:
@@ -207,7 +203,7 @@ def start_under_torchrun(run: RunDirectory, ranks: int = 1) -> Attempt:
     command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
     command += ["-m", "xlstm.training", str(run.path), "--attempt", str(prepared.number), "--token", prepared.token]
     variables = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests" / "gated"), str(REPOSITORY)]),
         "OMP_NUM_THREADS": "1",
         TOKEN_VARIABLE: prepared.token,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gates import held_at
 from typer.testing import CliRunner
 from waiting import wait_until
 
@@ -17,7 +18,7 @@ from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.records import State
 from xlstm.training.checkpoints import complete_checkpoints
 
-pytestmark = [pytest.mark.serial, pytest.mark.slow]
+pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.usefixtures("gated")]
 
 SWEEP = """
 name: kills
@@ -107,14 +108,20 @@ def undisturbed(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_worker_and_a_killed_torchrun_are_replaced_and_leave_no_trace_in_the_result(
     sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    controller = submit(sweep, tmp_path)
-    for attempt, (victim, step) in enumerate([("worker", 25), ("torchrun", 50)], start=1):
-        wait_until(lambda attempt=attempt, step=step: trained_past(tmp_path, step, attempt))
+    def lose(victim: str) -> None:
         processes = processes_of(tmp_path)
+        old = [*processes["worker"], *processes["torchrun"]]
         assert len(processes["worker"]) == 2
         processes[victim][0].send_signal(signal.SIGKILL)
-        old = {process.pid for process in survivors(tmp_path)} - {process.pid for process in processes["supervisor"]}
-        wait_until(lambda old=old: not any(psutil.pid_exists(pid) for pid in old), seconds=60)
+        wait_until(lambda: not any(process.is_running() for process in old))
+
+    with held_at(Workspace(tmp_path), 52):
+        with held_at(Workspace(tmp_path), 27):
+            controller = submit(sweep, tmp_path)
+            wait_until(lambda: trained_past(tmp_path, 25))
+            lose("worker")
+        wait_until(lambda: trained_past(tmp_path, 50, attempt=2))
+        lose("torchrun")
     assert controller.wait(timeout=300) == 0, (tmp_path / "submit.log").read_text()
     assert_same_result(tmp_path, undisturbed, attempts=3)
     assert survivors(tmp_path) == []
@@ -123,11 +130,12 @@ def test_a_killed_worker_and_a_killed_torchrun_are_replaced_and_leave_no_trace_i
 def test_a_killed_controller_takes_everything_along_and_the_next_submit_goes_on(
     sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    controller = submit(sweep, tmp_path)
-    wait_until(lambda: trained_past(tmp_path, 25))
-    controller.send_signal(signal.SIGKILL)
-    controller.wait()
-    wait_until(lambda: not survivors(tmp_path), seconds=60)
+    with held_at(Workspace(tmp_path), 27):
+        controller = submit(sweep, tmp_path)
+        wait_until(lambda: trained_past(tmp_path, 25))
+        controller.send_signal(signal.SIGKILL)
+        controller.wait()
+        wait_until(lambda: not survivors(tmp_path))
     assert the_run(tmp_path).result() is None
     newest = complete_checkpoints(the_run(tmp_path))[0].step
     assert newest >= 20

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from gates import held_at
 from launching import losses, start
 
 from xlstm.data.generated import declare_task
@@ -12,14 +13,6 @@ from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.spec import Evaluation, Execution, Optimizer, Physics, RunSpec
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
-
-SLOWLY = """
-import time
-from xlstm.training import trainer
-original = trainer.Trainer._optimizer_step
-trainer.Trainer._optimizer_step = lambda self: (time.sleep(0.2), original(self))[1]
-"""
-"""Steps long enough for a kill to come between two of them, however fast the machine."""
 
 
 def made(workspace: Workspace) -> RunDirectory:
@@ -50,7 +43,8 @@ def test_ranks_change_rounding_alone_and_a_kill_nothing(tmp_path: Path) -> None:
         assert step == same_step
         assert math.isclose(loss, of_shared, rel_tol=1e-5)
     assert math.isclose(other.validation.loss, expected.validation.loss, rel_tol=1e-5)
-    start(killed, 1, wrapper=SLOWLY).wait_for_step(6).kill()
+    with held_at(killed.workspace, 6):
+        start(killed, 1).wait_for_step(6).kill()
     again = start(killed, 1).completed()
     assert again.attempts == 2
     assert losses(killed) == losses(alone)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from gates import held_at
 from launching import BATCH, CONTEXT, SEQUENCES, losses, make_run, start
 
 from xlstm.models.configs import LlamaConfig, MambaConfig, ModelConfig, XLSTMConfig
@@ -20,15 +21,6 @@ Undisturbed = Callable[[int], RunDirectory]
 
 RELATIVE = 1e-5
 """Twenty steps of sums in another order, in float32."""
-
-
-SLOWLY = """
-import time
-from xlstm.training import trainer
-original = trainer.Trainer._optimizer_step
-trainer.Trainer._optimizer_step = lambda self: (time.sleep(0.2), original(self))[1]
-"""
-"""Steps long enough for a checkpoint to come between two of them, however fast the machine."""
 
 
 def assert_close(run: RunDirectory, reference: RunDirectory) -> None:
@@ -97,7 +89,8 @@ def test_muon_moves_two_ranks_that_were_killed_between_as_it_moves_one(workspace
         for name in ("one", "two")
     )
     start(one, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE).completed()
-    start(two, 2, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE + SLOWLY).wait_for_checkpoint().kill()
+    with held_at(two.workspace, 3):
+        start(two, 2, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE).wait_for_checkpoint().kill()
     assert start(two, 2, wrapper=GRADIENTS_OF_THE_WEIGHTS_ALONE).completed().attempts == 2
     assert_close(two, one)
     assert losses(one)[-1][1] != losses(one)[0][1]
@@ -128,7 +121,8 @@ def test_parameters_with_fewer_rows_than_ranks_are_trained_and_saved_whole(
     workspace: Workspace, model: ModelConfig, ranks: int
 ) -> None:
     run = make_run(workspace, model=model)
-    start(run, ranks).wait_for_checkpoint().kill()
+    with held_at(workspace, 6):
+        start(run, ranks).wait_for_checkpoint().kill()
     copy = Workspace(workspace.root.with_name("copy"))
     shutil.copytree(workspace.root, copy.root)
     start(run, ranks).completed()
@@ -140,7 +134,8 @@ def test_parameters_with_fewer_rows_than_ranks_are_trained_and_saved_whole(
 @pytest.mark.slow
 def test_what_two_ranks_saved_one_and_four_continue(workspace: Workspace, undisturbed: Undisturbed) -> None:
     run = make_run(workspace)
-    start(run, 2).wait_for_checkpoint().kill()
+    with held_at(workspace, 6):
+        start(run, 2).wait_for_checkpoint().kill()
     for ranks in (1, 4):
         copy = Workspace(workspace.root.with_name(f"on-{ranks}"))
         shutil.copytree(workspace.root, copy.root)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
-from ray_processes import start_cluster
+from ray_processes import add_node, give_back, start_cluster
 from typer.testing import CliRunner
 
 from orchestrator.execution.warm import COLD_START_VARIABLE, WarmStart
@@ -59,6 +61,8 @@ class Shell:
     """Calls `scaling` in this process, or as a process of its own."""
 
     workspace: Path
+    started: "list[subprocess.Popen[str]]" = field(default_factory=list)
+    """Those that are processes of their own."""
 
     def __call__(self, *arguments: str) -> Said:
         from orchestrator.cli import app
@@ -69,7 +73,7 @@ class Shell:
         return Said(result.exit_code, result.stdout, result.stderr)
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -77,6 +81,21 @@ class Shell:
             cwd=REPOSITORY,
             env={"PYTHONPATH": str(REPOSITORY)} | os.environ,
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """End what a failed test has left, detached or not: it would take the cores of the next one."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        for one in psutil.process_iter() if self.started else ():
+            with suppress(psutil.Error):
+                if any(word.startswith(str(self.workspace)) for word in one.cmdline()):
+                    one.kill()
 
     def run(self, *arguments: str) -> Said:
         process = self.start(*arguments)
@@ -90,12 +109,14 @@ def _warm_start() -> WarmStart:
 
 
 @pytest.fixture
-def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     # What is submitted in this process is forked from one server: torch is imported once for all tests.
     monkeypatch.setattr(local, "WarmStart", _warm_start)
     monkeypatch.setenv("SCALING_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Shell(tmp_path / "workspace")
+    shell = Shell(tmp_path / "workspace")
+    yield shell
+    shell.end()
 
 
 @pytest.fixture
@@ -203,7 +224,7 @@ def trivial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trivial
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def three_nodes() -> Iterator[Any]:
     """A head without cores, and three nodes with one core each."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
@@ -214,3 +235,14 @@ def cluster() -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.fixture
+def cluster(three_nodes: Any) -> Iterator[Any]:
+    """That cluster; what a failed test asked it for, or has taken from it, the next one finds as at the start."""
+    yield three_nodes
+    if three_nodes.head_node is None:
+        return  # the last test took it down
+    give_back(three_nodes)
+    for _ in range(3 - len(three_nodes.worker_nodes)):
+        add_node(three_nodes, num_cpus=1)

@@ -1,9 +1,10 @@
 """Processes of a Ray cluster on this machine: those that carry runs, those that submit, and whether any is left."""
 
+from contextlib import suppress
 from typing import Any
 
 import psutil
-from waiting import wait_until
+from waiting import patient_with_raylets, wait_until
 
 from xlstm.run.directory import RunDirectory, Workspace
 from xlstm.run.processes import tagged
@@ -70,21 +71,43 @@ def raylet_of(cluster: Any, pid: int) -> Any:
     raise AssertionError(f"process {pid} belongs to no raylet")
 
 
-def start_cluster(*nodes: dict[str, Any]) -> Any:
-    """A cluster of several raylets on this machine, the head first.
+def give_back(cluster: Any) -> None:
+    """End what a failed test has left in a cluster, which is that of the next test too: controllers, actors, groups."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-    Ray gives each 30 seconds to start, which may not suffice beside other tests: it is tried three times.
-    """
+    if nothing_is_left(cluster):
+        return
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        with suppress(ValueError):  # it has ended meanwhile
+            ray.kill(ray.get_actor(**actor))
+    for identity, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+    ray.shutdown()  # with the controllers of this process
+
+
+def start_cluster(*nodes: dict[str, Any]) -> Any:
+    """A cluster of several raylets on this machine, the head first."""
     from ray.cluster_utils import Cluster
 
-    for attempt in range(3):
-        made = Cluster()
-        try:
-            for node in nodes:
-                made.add_node(**node)
-            break
-        except Exception as error:  # Ray raises nothing narrower
-            made.shutdown()
-            if attempt == 2 or "timed out during startup" not in str(error):
-                raise
+    made = Cluster()
+    try:
+        for node in nodes:
+            add_node(made, **node)
+    except BaseException:
+        made.shutdown()
+        raise
     return made
+
+
+def add_node(cluster: Any, **node: Any) -> Any:
+    """One more raylet in a cluster, at the third try at the latest.
+
+    A raylet ends when its agents, which import much, have not started within 30 seconds, as beside other tests.
+    """
+    with patient_with_raylets():
+        for _ in range(2):
+            with suppress(TimeoutError):
+                return cluster.add_node(**node)
+        return cluster.add_node(**node)

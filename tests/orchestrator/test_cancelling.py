@@ -97,7 +97,7 @@ def test_a_supervisor_that_was_on_its_way_does_not_begin_what_was_cancelled(triv
 def test_a_real_sweep_that_is_cancelled_while_its_trunk_trains_starts_nothing_more(
     scaling: Any, write_sweep: WriteSweep
 ) -> None:
-    path = write_sweep(WSD, ("tokens: [2560, 5120]", "tokens: [512000, 768000, 1024000]"))
+    path = write_sweep(WSD, ("tokens: [2560, 5120]", "tokens: [512M, 768M, 1024M]"))  # no fork's step in any minute
     workspace = Workspace(scaling.workspace)
     made = make_plan(Sweep.load(path), workspace)
     trunk, *forks = (workspace.run(run.run_id) for run in made.runs)

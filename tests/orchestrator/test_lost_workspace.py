@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gates import held_at
 from waiting import wait_until
 
 from orchestrator.planning.plan import Plan, make_plan
@@ -37,6 +38,11 @@ def processes_of(workspace: Path) -> list[str]:
     return found
 
 
+def delete(folder: Path, trivial: Any) -> None:
+    """Have it gone at once for whoever looks: a slow machine would show it half deleted, or write into it meanwhile."""
+    shutil.rmtree(folder.rename(trivial.folder / "deleted"))
+
+
 @pytest.fixture
 def planned(scaling: Any, write_sweep: WriteSweep, trivial: Any) -> Plan:
     """Two runs that wait to be told to go on."""
@@ -46,13 +52,18 @@ def planned(scaling: Any, write_sweep: WriteSweep, trivial: Any) -> Plan:
     return made
 
 
+def both_wait(trivial: Any) -> bool:
+    """Whether both runs have come to where they are told to go on."""
+    return (trivial.folder / "executed.log").exists() and list(trivial.executed().values()) == [[1, 2]] * 2
+
+
 def test_a_workspace_deleted_under_a_running_sweep_ends_it_with_a_line(
     scaling: Any, write_sweep: WriteSweep, trivial: Any, planned: Plan
 ) -> None:
     path = write_sweep(trivial.runs(2))
     process = scaling.start("submit", path)
-    wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
-    shutil.rmtree(scaling.workspace)
+    wait_until(lambda: both_wait(trivial))
+    delete(scaling.workspace, trivial)
     (trivial.folder / "go").touch()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
@@ -75,7 +86,7 @@ def test_a_workspace_moved_under_a_running_sweep_ends_it_with_a_line_and_goes_on
 ) -> None:
     path = write_sweep(trivial.runs(2))
     process = scaling.start("submit", path)
-    wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
+    wait_until(lambda: both_wait(trivial))
     scaling.workspace.rename(tmp_path / "moved")
     (trivial.folder / "go").touch()
     out, err = process.communicate(timeout=300)
@@ -96,8 +107,8 @@ def test_a_run_deleted_under_a_running_sweep_is_given_up_by_name_and_the_other_g
 ) -> None:
     gone, other = (planned.workspace.run(run.run_id) for run in planned.runs)
     process = scaling.start("submit", write_sweep(trivial.runs(2)))
-    wait_until(lambda: (trivial.folder / "executed.log").exists() and len(trivial.executed()) == 2)
-    shutil.rmtree(gone.path)
+    wait_until(lambda: both_wait(trivial))
+    delete(gone.path, trivial)
     (trivial.folder / "go").touch()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
@@ -154,6 +165,7 @@ def test_a_workspace_that_may_not_be_written_any_more_ends_a_sweep_with_a_line(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("gated")
 def test_a_sweep_whose_disk_is_full_ends_with_a_line_and_continues_afterwards(
     scaling: Any, write_sweep: WriteSweep, small_disk: Path
 ) -> None:
@@ -161,11 +173,12 @@ def test_a_sweep_whose_disk_is_full_ends_with_a_line_and_continues_afterwards(
     workspace = Workspace(small_disk / "workspace")
     (planned,) = make_plan(Sweep.load(path), workspace).runs
     run = workspace.run(planned.run_id)
-    process = scaling.start("submit", path)
-    wait_until(run.checkpoint_steps)
     filler = small_disk / "filler"
-    fill(filler)
-    out, err = process.communicate(timeout=240)
+    with held_at(workspace, 60):
+        process = scaling.start("submit", path)
+        wait_until(run.checkpoint_steps)
+        fill(filler)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
     assert "Traceback" not in out + err
     assert "tiny was stopped, and its trainers have ended: " in err

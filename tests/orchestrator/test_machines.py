@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from orchestrator.cli import environment
 from orchestrator.display.ui import _await
@@ -33,7 +34,7 @@ def inside(namespace: str, commands: str, **variables: str) -> "subprocess.Compl
         ["unshare", namespace, "bash", "-ec", commands],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         cwd=REPOSITORY,
         env=os.environ | {"SCALING": f"{sys.executable} -P -m orchestrator.cli"} | variables,
         check=False,
@@ -44,7 +45,7 @@ def inside(namespace: str, commands: str, **variables: str) -> "subprocess.Compl
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_machine_whose_name_nobody_knows_trains(scaling: Any, write_sweep: Callable[..., str], ranks: int) -> None:
     path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"), ("set: {", f"set: {{devices: {ranks}, "))
-    said = inside("--uts", f"hostname gpu-17.cluster.invalid; timeout 150 $SCALING submit {path}")
+    said = inside("--uts", f"hostname gpu-17.cluster.invalid; timeout 400 $SCALING submit {path}")
     assert said.returncode == 0, said.stdout + said.stderr
     assert "completed" in said.stdout
 
@@ -55,7 +56,7 @@ def test_a_machine_with_ipv6_alone_trains(scaling: Any, write_sweep: Callable[..
         pytest.skip("needs the command ip, and IPv6")
     path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560]"), ("set: {", "set: {devices: 2, "))
     commands = "ip link set lo up; ip addr del 127.0.0.1/8 dev lo; ip -6 addr show dev lo | grep -q ::1 || exit 77;"
-    said = inside("--net", f"{commands} timeout 150 $SCALING submit {path}")
+    said = inside("--net", f"{commands} timeout 400 $SCALING submit {path}")
     if said.returncode == 77:
         pytest.skip("no IPv6 in a namespace of this machine")
     assert said.returncode == 0, said.stdout + said.stderr
@@ -261,9 +262,7 @@ subprocess.run([sys.executable, "-P", "-c", {child!r}], check=True)
 def test_a_submission_leaves_no_secret(
     scaling: Any, write_sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     store = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'server.db'}"}
     log = open(tmp_path / "server.log", "ab")  # noqa: SIM115

@@ -4,13 +4,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from waiting import wait_until
 
 from orchestrator import Sweep
@@ -45,9 +45,7 @@ def test_the_printed_link_opens_the_runs_with_validation_perplexity_first(
             measured = {"train/loss": 5.0 - step, "validation/loss": 5.0 - step, "validation/perplexity": 9.0 - step}
             run.append_metrics(row | measured)
     assert scaling("sync").code == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     opened = tmp_path / "opened"
     opener = tmp_path / "opener"
     opener.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
@@ -75,7 +73,7 @@ def test_the_printed_link_opens_the_runs_with_validation_perplexity_first(
         ).stdout
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.wait(300)
     shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)))
     for planned in plan.runs:
         assert planned.run_id in shown

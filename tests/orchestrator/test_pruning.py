@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gates import held_at
 from ray_processes import nothing_is_left
 from waiting import wait_until
 
@@ -166,6 +167,12 @@ def searched(write_sweep: Callable[..., str]) -> str:
     )
 
 
+def worse(workspace: Workspace, path: str) -> RunDirectory:
+    """That one."""
+    runs = make_plan(Sweep.load(path), workspace).runs
+    return workspace.run(min(runs, key=lambda run: run.spec.physics.optimizer.learning_rate).run_id)
+
+
 def lost_with_its_checkpoint(workspace: Workspace) -> str:
     """The run of the lower rate, which was pruned before its end, at a step of which it left a checkpoint."""
     won, lost = sorted(look(workspace, "tiny").runs, key=lambda run: -run.planned["learning_rate"])
@@ -180,12 +187,14 @@ def lost_with_its_checkpoint(workspace: Workspace) -> str:
 
 @pytest.mark.serial
 @pytest.mark.slow
+@pytest.mark.usefixtures("gated")
 def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
     scaling: Any, write_sweep: Callable[..., str]
 ) -> None:
-    said = scaling("submit", searched(write_sweep), "--on", "local")
+    workspace, path = Workspace(scaling.workspace), searched(write_sweep)
+    with held_at(worse(workspace, path), 1450):  # however late somebody looks
+        said = scaling.run("submit", path, "--on", "local")
     assert said.code == 0, said
-    workspace = Workspace(scaling.workspace)
     lost_with_its_checkpoint(workspace)
     assert scaling("retry", "tiny").code == 0
     assert look(workspace, "tiny").counts == {State.COMPLETED: 2}
@@ -193,14 +202,15 @@ def test_a_trainer_that_is_pruned_leaves_its_checkpoint_and_the_sweep_ends(
 
 @pytest.mark.serial
 @pytest.mark.slow
+@pytest.mark.usefixtures("gated")
 def test_a_trainer_that_is_pruned_on_a_ray_cluster_leaves_its_checkpoint_there_too(
     cluster: Any, scaling: Any, write_sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    path = searched(write_sweep)
-    said = scaling.run("submit", path, "--on", "ray")
+    workspace, path = Workspace(scaling.workspace), searched(write_sweep)
+    with held_at(worse(workspace, path), 1450):
+        said = scaling.run("submit", path, "--on", "ray")
     assert said.code == 0, said
-    workspace = Workspace(scaling.workspace)
     lost = lost_with_its_checkpoint(workspace)
     wait_until(lambda: nothing_is_left(cluster))
     attempts = workspace.run(lost).status().attempt

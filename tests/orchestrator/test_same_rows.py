@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ import polars as pl
 import pyarrow
 import pytest
 from mlflow.tracking import MlflowClient
+from ports import free_port
 from waiting import wait_until
 
 from analysis.data import runs, tracking_store
@@ -200,10 +200,8 @@ def postgresql() -> Iterator[str]:
         pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
     postgres = Path(initdb).resolve().with_name("postgres")
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        port = free_port()
         (Path(folder) / "password").write_text("s3cretpw")
         for path in (folder, f"{folder}/password"):
             shutil.chown(path, user or os.getuid())

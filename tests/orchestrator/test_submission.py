@@ -70,7 +70,7 @@ def assert_the_plan_was_right(workspace: Workspace, plan: Any) -> None:
 
 def test_ctrl_c_leaves_checkpoints_and_says_how_to_continue(scaling: Any, write_sweep: WriteSweep) -> None:
     workspace = Workspace(scaling.workspace)
-    path = write_sweep(("tokens: [2560, 5120]", "tokens: [1024000]"))
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [100M]"))
     (planned,) = scaling("plan", path, "--json").json["runs"]
     run = workspace.run(planned["run_id"])
     process = scaling.start("submit", path)
@@ -105,7 +105,7 @@ def test_a_run_that_fails_is_reported_and_the_others_are_trained(scaling: Any, w
 
 def test_a_detached_sweep_is_cancelled_with_a_checkpoint(scaling: Any, write_sweep: WriteSweep) -> None:
     workspace = Workspace(scaling.workspace)
-    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560, 1024000]"))
+    path = write_sweep(("tokens: [2560, 5120]", "tokens: [2560, 100M]"))
     assert scaling.run("submit", path, "--detach").code == 0
     short, long = (workspace.run(run["run_id"]) for run in scaling("plan", path, "--json").json["runs"])
     wait_until(

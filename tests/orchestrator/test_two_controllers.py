@@ -82,12 +82,12 @@ def test_a_run_that_two_sweeps_share_is_trained_by_one_and_awaited_by_the_other(
     controllers = [threading.Thread(target=carry_out) for _ in range(2)]
     for controller in controllers:
         controller.start()
-    assert held.wait(60)
+    assert held.wait(300)
     time.sleep(1)
     assert all(controller.is_alive() for controller in controllers)  # the one that does not hold it does not give up
     (trivial.folder / "go").touch()
     for controller in controllers:
-        controller.join(60)
+        controller.join(300)
     assert len(results) == 2
     for statuses in results:
         assert {status.state for status in statuses.values()} == {State.COMPLETED}

@@ -28,12 +28,13 @@ def _started(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def cluster(_started: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The cluster, with this process's Slurm commands pointed at it; no job is left in its queue."""
+    """The cluster, with this process's Slurm commands pointed at it; none of its jobs is left, and no daemon dead."""
     monkeypatch.setenv("SLURM_CONF", _started.environment["SLURM_CONF"])
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield _started
+    _started.mend()  # a failed test leaves the next one the cluster that it had
     _started.clear()
 
 

@@ -37,7 +37,7 @@ def test_the_last_job_of_a_round_has_the_next_one_bought(
     assert "buys the next runs when these have ended" in said
     first = [row["run_id"] for row in workspace.sweep("rounds").decisions() if row["decision"] == "bought"]
     assert len(first) == 2
-    wait_until(lambda: not cluster.command("squeue", "--noheader").strip())
+    wait_until(lambda: not cluster.command("squeue", "--noheader").strip(), seconds=500)
     rows = workspace.sweep("rounds").decisions()
     bought = [row["run_id"] for row in rows if row["decision"] == "bought"]
     assert sorted(bought) == sorted(row["run_id"] for row in rows if row["decision"] == "seen")

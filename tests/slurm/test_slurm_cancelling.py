@@ -25,7 +25,7 @@ def test_a_trunk_and_its_forks_are_cancelled_in_the_queue_and_while_the_trunk_tr
             "name": "trunk",
             "data": {"corpus": f"text:{corpus}", "context_length": 32},
             "sizes": {"tiny": {"llama": {"embedding_dim": 32, "num_blocks": 2, "num_heads": 2}}},
-            "grid": {"model": "llama", "size": "tiny", "tokens": [5_120_000, 7_680_000, 10_240_000]},
+            "grid": {"model": "llama", "size": "tiny", "tokens": [512_000_000, 768_000_000, 1_024_000_000]},
             "train": {
                 "batch_sequences": 8,
                 "learning_rate": 1e-2,
@@ -46,7 +46,7 @@ def test_a_trunk_and_its_forks_are_cancelled_in_the_queue_and_while_the_trunk_tr
         plan.submit(on="slurm", quiet=True)
         assert {run.status().state for run in (trunk, *forks)} == {State.QUEUED}
         assert {run.run_id for run in cancel(workspace, "trunk", "trunk")} == {run.run_id for run in plan.runs}
-        assert not cluster.command("squeue", "--noheader").strip()
+        wait_until(lambda: not cluster.command("squeue", "--noheader").strip(), lambda: cluster.command("squeue"))
     finally:
         cluster.command("scontrol", "update", "partitionname=main", "state=up")
     assert {run.status().state for run in (trunk, *forks)} == {State.CANCELLED}

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
+from gates import held_at
 from tiny_runs import job, last_step, losses, make_run, processes_of, story, wait_for
 from waiting import wait_until
 
@@ -20,7 +22,7 @@ from xlstm.run.executor import Handle, JobState
 from xlstm.run.processes import tagged
 from xlstm.run.records import State, Verdict
 
-pytestmark = [pytest.mark.serial, pytest.mark.slow]
+pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.usefixtures("gated")]
 
 STEPS, EVERY = 120, 10
 """A few seconds of training, and how often it is saved."""
@@ -75,12 +77,13 @@ def all_rows(run: RunDirectory) -> list[dict[str, int]]:
 def test_a_requeued_job_and_a_controller_that_was_away_cost_no_step(
     cluster: Cluster, workspace: Workspace, undisturbed: Callable[[int], list[tuple[int, float]]]
 ) -> None:
-    executor, run, handle = submitted(workspace)
-    cluster.command("scontrol", "requeue", handle.job)
-    wait_for_attempt(run, 2)
-    cluster.kill_controller()
-    assert executor.poll([handle])[0] in (JobState.RUNNING, JobState.ENDED)
-    cluster.start_controller()
+    with held_at(workspace, 25, 55):
+        executor, run, handle = submitted(workspace)
+        cluster.command("scontrol", "requeue", handle.job)
+        wait_for_attempt(run, 2)
+        cluster.kill_controller()
+        assert executor.poll([handle]) == [JobState.RUNNING]
+        cluster.start_controller()
     wait_for(run, State.COMPLETED)
     wait_until(lambda: executor.poll([handle]) == [JobState.ENDED], lambda: story(run))
     assert losses(run) == undisturbed(2)
@@ -91,16 +94,17 @@ def test_a_requeued_job_and_a_controller_that_was_away_cost_no_step(
 def test_five_signals_ahead_of_the_limit_and_a_dead_worker_and_a_run_still_ends_complete(
     cluster: Cluster, workspace: Workspace, undisturbed: Callable[[int], list[tuple[int, float]]]
 ) -> None:
-    _, run, handle = submitted(workspace, devices=1)
-    for attempt in range(1, 6):
-        wait_for_attempt(run, attempt)
-        cluster.command("scancel", "--signal=USR2", handle.job)
-        verdict = verdict_of(run, attempt)
-        assert verdict.state is State.PREEMPTED
-        assert run.has_checkpoint(verdict.step or 0)
-    wait_for_attempt(run, 6)
-    os.kill(a_trainer_of(run), signal.SIGKILL)
-    wait_for_attempt(run, 7)
+    with held_at(workspace, *range(25, 85, 10)):  # a gate for each attempt that is disturbed
+        _, run, handle = submitted(workspace, devices=1)
+        for attempt in range(1, 6):
+            wait_for_attempt(run, attempt)
+            cluster.command("scancel", "--signal=USR2", handle.job)
+            verdict = verdict_of(run, attempt)
+            assert verdict.state is State.PREEMPTED
+            assert run.has_checkpoint(verdict.step or 0)
+        wait_for_attempt(run, 6)
+        os.kill(a_trainer_of(run), signal.SIGKILL)
+        wait_for_attempt(run, 7)
     wait_for(run, State.COMPLETED)
     assert verdict_of(run, 6).state is State.FAILED
     assert losses(run) == undisturbed(1)
@@ -116,19 +120,20 @@ def test_a_time_limit_too_short_costs_another_turn_in_the_queue_and_nothing_else
     run = make_run(workspace, steps=1_000_000, checkpoint_every=1000, slurm=options)  # more than any minute holds
     executor = SlurmExecutor(workspace, "limit")
     (handle,) = executor.submit([job(run)])
-    verdict = verdict_of(run, 1, seconds=150)
+    verdict = verdict_of(run, 1)
     assert verdict.state is State.PREEMPTED
     wait_until(lambda: bool(run.events("resume")), lambda: story(run))
     assert run.events("resume")[0]["step"] == verdict.step
-    assert "Restarts=1" in cluster.command("scontrol", "show", "job", handle.job)
+    assert re.search("Restarts=[1-9]", cluster.command("scontrol", "show", "job", handle.job))
 
 
 def test_a_node_that_dies_takes_no_run_with_it(
     cluster: Cluster, workspace: Workspace, undisturbed: Callable[[int], list[tuple[int, float]]]
 ) -> None:
-    _, run, _ = submitted(workspace)
-    cluster.kill_node("n2")
-    wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
+    with held_at(workspace, 25):
+        _, run, _ = submitted(workspace)
+        cluster.kill_node("n2")
+        wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
     cluster.restore_node("n2")
     wait_for(run, State.COMPLETED)
     assert losses(run) == undisturbed(2)
@@ -138,31 +143,35 @@ def test_a_node_that_dies_takes_no_run_with_it(
 def test_a_cancelled_job_is_a_cancelled_run_and_cancelling_leaves_a_checkpoint_and_no_process(
     cluster: Cluster, workspace: Workspace
 ) -> None:
-    executor, run, handle = submitted(workspace)
-    cluster.command("scancel", handle.job)
-    wait_until(lambda: executor.poll([handle]) == [JobState.ENDED], lambda: story(run))
-    executor.reconcile()
-    assert run.status().state is State.CANCELLED
-    assert "cancelled in Slurm" in run.status().reason
-    wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
+    def is_cancelled() -> bool:
+        executor.reconcile()
+        return run.status().state is State.CANCELLED
 
-    (again,) = executor.submit([job(run)])
-    attempt = run.status().attempt + 1
-    wait_for_attempt(run, attempt)
-    assert executor.submit([job(run)]) == [again]
-    executor.cancel([again])
+    with held_at(workspace, 25, 55):
+        executor, run, handle = submitted(workspace)
+        cluster.command("scancel", handle.job)
+        wait_until(lambda: executor.poll([handle]) == [JobState.ENDED], lambda: story(run))
+        wait_until(is_cancelled, lambda: story(run))
+        assert "cancelled in Slurm" in run.status().reason
+        wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
+
+        attempt = run.status().attempt + 1
+        (again,) = executor.submit([job(run)])
+        wait_for_attempt(run, attempt)
+        assert executor.submit([job(run)]) == [again]
+        executor.cancel([again])
     verdict = verdict_of(run, attempt)
     assert run.status().state is State.CANCELLED
     assert verdict.state is State.PREEMPTED
     assert run.has_checkpoint(verdict.step or 0)
     assert no_step_lost(run)
     wait_until(lambda: not cluster.command("squeue", "--noheader").strip())
-    assert not processes_of(workspace)
+    wait_until(lambda: not processes_of(workspace), lambda: "\n".join(processes_of(workspace)))
 
 
-def verdict_of(run: RunDirectory, attempt: int, seconds: float = 120.0) -> Verdict:
+def verdict_of(run: RunDirectory, attempt: int) -> Verdict:
     """Wait for the verdict of an attempt."""
-    wait_until(lambda: run.verdict(attempt) is not None, lambda: story(run), seconds)
+    wait_until(lambda: run.verdict(attempt) is not None, lambda: story(run))
     verdict = run.verdict(attempt)
     assert verdict is not None
     return verdict

@@ -31,7 +31,9 @@ def test_two_nodes_of_slurm_train_what_two_ranks_train_here_bit_for_bit(cluster:
     assert theirs is not None
     assert theirs.validation == mine.validation
 
-    # An evaluation asked for later is an attempt that trains nothing, and leaves the file of one asked for at once.
+    # An evaluation asked for later, when the job that trained has left the queue, is an attempt that trains nothing,
+    # and leaves the file of one asked for at once.
+    wait_until(lambda: not SlurmExecutor(workspace, "sweep").alive())
     there.create(there.spec().model_copy(update={"evaluations": (asked,)}))
     SlurmExecutor(workspace, "sweep").submit([job(there)])
     wait_until(lambda: not there.unmeasured(there.spec()))

@@ -192,15 +192,14 @@ def test_a_refused_job_says_what_sbatch_said(cluster: Cluster, workspace: Worksp
         SlurmExecutor(workspace, "refused").submit([job(run)])
 
 
+@pytest.mark.usefixtures("nothing_starts")
 def test_a_job_that_vanished_is_told_apart_without_accounting(
     cluster: Cluster, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster.command("scontrol", "update", "partitionname=main", "state=down")
     run = make_run(workspace)
     executor = SlurmExecutor(workspace, "gone")
     (handle,) = executor.submit([job(run)])
     cluster.command("scancel", handle.job)
-    cluster.command("scontrol", "update", "partitionname=main", "state=up")
 
     def no_accounts(numbers: Sequence[str]) -> list[commands.QueuedJob]:
         raise NoAccountingError("Slurm accounting storage is disabled")
@@ -256,22 +255,22 @@ def test_a_fork_does_not_begin_where_its_trunk_was_cancelled_by_hand(cluster: Cl
     """Slurm forgets a waiting job of an array that is cancelled, and starts what was to wait for it."""
     # Long enough for the trunk's first job to be cut after its first fork, and not to come to the second.
     short, middle, long = (
-        make_run(workspace, steps=steps, schedule=WSD, checkpoint_every=5000) for steps in (10, 5004, 8000)
+        make_run(workspace, steps=steps, schedule=WSD, checkpoint_every=500_000) for steps in (10, 500_004, 800_000)
     )
     cluster.command("scontrol", "update", "partitionname=main", "state=down")
     try:
         handles = SlurmExecutor(workspace, "by-hand").submit(
             [
                 job(short, fork=Fork(run_id=long.run_id, step=6)),
-                job(middle, fork=Fork(run_id=long.run_id, step=5000)),
-                job(long, checkpoint_at=(6, 5000)),
+                job(middle, fork=Fork(run_id=long.run_id, step=500_000)),
+                job(long, checkpoint_at=(6, 500_000)),
             ]
         )
         commands.scancel(handles[2].job.split(",")[1:])
     finally:
         cluster.command("scontrol", "update", "partitionname=main", "state=up")
     wait_for(middle, State.CANCELLED)
-    assert f"step 5000 of {long.run_id}, whose job left the queue" in middle.status().reason
+    assert f"step 500000 of {long.run_id}, whose job left the queue" in middle.status().reason
     assert not middle.attempt_numbers()
     wait_for(short, State.COMPLETED)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import patient_with_raylets
 
 from xlstm.data import CorpusError, declare, prepare
 from xlstm.data.preparation import data_folder
@@ -20,7 +21,12 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray.data")
     from xlstm.data.distributed import start_ray
 
-    start_ray(address="local", num_cpus=2, include_dashboard=False)
+    with patient_with_raylets():
+        try:
+            start_ray(address="local", num_cpus=2, include_dashboard=False)
+        except TimeoutError:  # its agents, which import much, have 30 seconds to start
+            ray.shutdown()
+            start_ray(address="local", num_cpus=2, include_dashboard=False)
     yield ray
     ray.shutdown()
 

@@ -33,8 +33,8 @@ class Layout:
     def slurm(self) -> str:
         """slurm.conf. Two partitions share the nodes; jobs of `urgent` preempt those of `main` by requeueing them.
 
-        `cred_expire` is short because Slurm lets a requeued job wait that long; `KillWait` is short so that a test of
-        a job that ignores SIGTERM ends soon.
+        `SlurmdTimeout` is long, so that a node that is only slow keeps its jobs. `cred_expire` is short because Slurm
+        lets a requeued job wait that long; `KillWait` is short so that a test of a job that ignores SIGTERM ends soon.
         """
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus_per_node} "
@@ -66,7 +66,8 @@ SwitchType=switch/none
 ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmctldTimeout=30
-SlurmdTimeout=10
+SlurmdTimeout=300
+MessageTimeout=20
 InactiveLimit=0
 KillWait=10
 CompleteWait=0

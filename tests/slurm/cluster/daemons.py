@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import getpass
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -27,8 +28,11 @@ from cluster.configuration import Layout
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "slurmstepd", "sbatch")
 DAEMON_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/x86_64-linux-gnu/slurm-wlm", "/usr/sbin/slurm")
-START_SECONDS = 60.0
+START_SECONDS = 300.0
+"""For a daemon to come up, beside other tests on a slow machine too."""
 STOP_SECONDS = 20.0
+USABLE = frozenset({"idle", "mixed", "allocated", "completing"})
+"""States of a node that can be given jobs."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,7 +124,7 @@ class Cluster:
         self.command("scancel", user)
         self._wait("the queue to be empty", lambda: not self.command("squeue", "--noheader").strip(), "slurmctld")
 
-    def command(self, *arguments: str, timeout: float = 30.0) -> str:
+    def command(self, *arguments: str, timeout: float = 120.0) -> str:
         """Standard output of one of Slurm's commands on this cluster. CalledProcessError where it fails."""
         run = subprocess.run(
             arguments, env=self.environment, check=True, capture_output=True, text=True, timeout=timeout
@@ -131,6 +135,18 @@ class Cluster:
         """Start slurmctld; after `kill_controller` it comes back with the state it had saved."""
         self._spawn("slurmctld", ["slurmctld", "-D"])
         self._wait("slurmctld to answer", lambda: "UP" in self.command("scontrol", "ping"), "slurmctld")
+
+    def mend(self) -> None:
+        """Bring back what was killed, and have the partition take jobs, as at the start."""
+        if "slurmctld" not in self._daemons:
+            self.start_controller()
+        for node in self.nodes:
+            if f"slurmd-{node}" not in self._daemons:
+                self.start_node(node)
+        if not USABLE.issuperset(self._node_states()):
+            for node in self.nodes:
+                self._wait_for_node(node)
+        self.command("scontrol", "update", "partitionname=main", "state=up")
 
     def kill_controller(self) -> None:
         """SIGKILL slurmctld, as when its machine goes down."""
@@ -150,11 +166,13 @@ class Cluster:
     def restore_node(self, node: str) -> None:
         """Bring a killed node back and wait until it can be given jobs."""
         self.start_node(node)
+        self._wait_for_node(node)
+
+    def _wait_for_node(self, node: str) -> None:
         # Refused where the node has registered before and is back already, which is waited for.
         with contextlib.suppress(subprocess.CalledProcessError):
             self.command("scontrol", "update", f"nodename={node}", "state=resume")
-        usable = {"idle", "mixed", "allocated", "completing"}
-        self._wait(f"{node} to be up", lambda: set(self._node_states(node)) <= usable, f"slurmd-{node}")
+        self._wait(f"{node} to be up", lambda: USABLE.issuperset(self._node_states(node)), f"slurmd-{node}")
 
     def _node_states(self, *nodes: str) -> list[str]:
         only = [f"--nodes={','.join(nodes)}"] if nodes else []
@@ -307,11 +325,18 @@ def _find(name: str) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, of those that no connection is given before a daemon has taken them."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for port in random.sample(range(min(10_000, lowest - 1000), lowest), k=1000):
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                break
+    return found
 
 
 def _listens(port: int) -> bool:

@@ -48,8 +48,12 @@ def commit(path: Path, content: dict[str, object]) -> None:
 
 
 checkpoint = run / "checkpoint.json"
-step = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
+step, line = 0, ""
+if checkpoint.exists():
+    step, line = json.loads(checkpoint.read_text()).values()
 with open(run / "metrics.jsonl", "a") as metrics, open(folder / "executed.log", "a") as executed:
+    if line not in (folder / "executed.log").read_text():
+        executed.write(line)  # whoever executed it was killed before it could say so
     if int(attempt) > 1:
         metrics.write(json.dumps({"event": "resume", "attempt": int(attempt), "step": step}) + "\n")
     while step < STEPS:
@@ -64,8 +68,9 @@ with open(run / "metrics.jsonl", "a") as metrics, open(folder / "executed.log", 
             leave_verdict("FAILED", step, reason="ValueError: poison", traceback="ValueError: poison")
             sys.exit(1)
         step += 1
-        commit(checkpoint, {"step": step})
-        executed.write(f"{run.name} {attempt} {step}\n")
+        line = f"{run.name} {attempt} {step}\n"
+        commit(checkpoint, {"step": step, "line": line})
+        executed.write(line)
         executed.flush()
         row = {"step": step, "time": time.time(), "attempt": int(attempt), "train/loss": 1.0, "progress/tokens": step}
         metrics.write(json.dumps(row) + "\n")
