@@ -65,7 +65,7 @@ def _wait_for_nodes(srun: subprocess.Popen[bytes], address: str, nodes: int) -> 
     while True:
         asked = subprocess.run(
             [sys.executable, "-c", count],
-            env=os.environ | {"RAY_ADDRESS": address},
+            env=os.environ | {"RAY_ADDRESS": address, "RAY_gcs_server_port_wait_time_s": "20"},
             capture_output=True,
             text=True,
             check=False,
