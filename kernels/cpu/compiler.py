@@ -15,6 +15,7 @@ from typing import Any
 import llvmlite.binding
 from numba import cfunc, config, types
 from numba.core.caching import UserWideCacheLocator
+from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.misc.appdirs import AppDirs
@@ -59,6 +60,22 @@ class ByContent(UserWideCacheLocator):  # type: ignore[misc]
         return _stamp() + self._own_file
 
 
+class Alone(JITCodeLibrary):  # type: ignore[misc]
+    """A kernel that calls its own copies of the functions within it, however it was come by.
+
+    Numba's copies are weak: in the process that compiles the first kernel to call a function, they give way to the
+    function as it was compiled by itself, which need not round as they do; a kernel from the cache would call them.
+    """
+
+    def _optimize_final_module(self) -> None:
+        super()._optimize_final_module()
+        functions = list(self._final_module.functions)
+        if any(function.name.startswith("cfunc.") for function in functions):
+            for function in functions:
+                if function.linkage is llvmlite.binding.Linkage.linkonce_odr and not function.is_declaration:
+                    function.linkage = llvmlite.binding.Linkage.internal
+
+
 def prepare() -> None:
     """Have Numba learn all types and functions it knows, which its first kernel does otherwise."""
     cpu_target.typing_context.refresh()
@@ -72,6 +89,8 @@ def compiled(body: Callable[..., None]) -> int:
     """The address of a kernel, from the cache where it can be, and kept there where the folder can be written."""
     with _compiling:  # Numba is told of `ByContent` for the whole process
         before, config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES, f"{__name__}.{ByContent.__name__}"
+        generator = cpu_target.target_context.codegen()
+        library, generator._library_class = generator._library_class, Alone
         try:
             keep = ByContent.from_function(body, inspect.getfile(body)) is not None
             try:
@@ -79,7 +98,7 @@ def compiled(body: Callable[..., None]) -> int:
             except OSError:  # the folder is there, but full
                 return _address(body, keep=False)
         finally:
-            config.CACHE_LOCATOR_CLASSES = before
+            config.CACHE_LOCATOR_CLASSES, generator._library_class = before, library
 
 
 def _address(body: Callable[..., None], keep: bool) -> int:

@@ -236,6 +236,25 @@ def test_a_full_cache_folder_costs_the_cache_alone(monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.rglob("*.nbc"))
 
 
+MLSTM_OF_MANY_HEADS = """
+import sys, torch
+from kernels.mlstm import mlstm
+torch.set_num_threads(1)
+draw = torch.Generator().manual_seed(0)
+shapes = ((1, 16, 100, 64), (1, 16, 100, 64), (1, 16, 100, 48), (1, 16, 100), (1, 16, 100))
+h, _ = mlstm(*(torch.randn(shape, generator=draw) for shape in shapes), implementation="numba")
+sys.stdout.buffer.write(h.numpy().tobytes())
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_rounds_alike_where_it_was_compiled_and_where_it_comes_from_the_cache(tmp_path: Path) -> None:
+    command, variables = [sys.executable, "-c", MLSTM_OF_MANY_HEADS], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, kept = (subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True) for _ in range(2))
+    assert len(compiled.stdout) == 4 * 16 * 100 * 48
+    assert kept.stdout == compiled.stdout
+
+
 def test_kernels_are_compiled_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = numba.config.CACHE_LOCATOR_CLASSES, []
 
