@@ -13,6 +13,22 @@ from xlstm.run.directory import Workspace
 
 pytestmark = pytest.mark.serial
 
+RAY_PROGRAM = """
+import os, psutil, ray
+
+def serves(process):
+    try:
+        ours = process.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]
+        return ours and process.cmdline()[0].endswith("/gcs_server")
+    except (psutil.Error, IndexError):
+        return False
+
+ray.init(log_to_driver=False)
+ask = ray.remote(lambda: os.environ["SLURM_CONF"])
+print("alive", sum(node["Alive"] for node in ray.nodes()), "answered", len(ray.get([ask.remote()] * 2)))
+print("heads", sum(map(serves, psutil.process_iter())))
+"""
+
 
 def processes_naming(*texts: str) -> list[str]:
     """Command lines and environments of processes that name all `texts`."""
@@ -94,16 +110,12 @@ def test_check_says_when_the_controller_is_away(
 def test_ray_runs_on_every_node_of_an_allocation_and_ends_with_its_command(cluster: Cluster, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     program = tmp_path / "program.py"
-    program.write_text(
-        "import os, ray\n"
-        "ray.init(log_to_driver=False)\n"
-        "ask = ray.remote(lambda: os.environ['SLURM_CONF'])\n"
-        "print('alive', sum(node['Alive'] for node in ray.nodes()), 'answered', len(ray.get([ask.remote()] * 2)))\n"
-    )
+    program.write_text(RAY_PROGRAM)
     ran = cluster.command(
         *("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2"),
         *(sys.executable, "-m", "slurm.ray", "--", sys.executable, str(program)),
         timeout=500,
     )
     assert "alive 2 answered 2" in ran
-    wait_until(lambda: not processes_naming("gcs_server", str(cluster.folder)))
+    assert "heads 1" in ran
+    wait_until(lambda: not processes_naming("/gcs_server", str(cluster.folder)))
